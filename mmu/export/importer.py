@@ -1,0 +1,92 @@
+"""Exported TDPs and their importers: who must be told when a translation goes away (reference 1.4, 1.8)."""
+
+from __future__ import annotations
+
+import errno
+from typing import Protocol
+
+from mmu.errors import KvmError
+from mmu.kvm import Kvm
+from mmu.paging.table import RootPage
+from mmu.runtime import Cell
+
+
+class ImporterOps(Protocol):
+    """kvm_tdp_importer_ops. Called under spinlocks, usually under mmu_lock: it must not sleep nor call KVM."""
+
+    def invalidate(self, gfn: int, pages: int) -> None:
+        """Stop using translations of `pages` frames from `gfn` on (`tlb.WHOLE`: all) before returning."""
+        ...
+
+
+class ExportedTdp:
+    """struct kvm_exported_tdp: one exported address space with its root and the importers bound to it."""
+
+    def __init__(self, kvm: Kvm, as_id: int) -> None:
+        self.kvm = kvm
+        self.as_id = as_id
+        self.importer_lock = kvm.sync.spinlock("importer_lock")
+        self.root: Cell[RootPage | None] = kvm.runtime.cell("exported.root", None)
+        self._importers: Cell[tuple[ImporterOps, ...]] = kvm.runtime.cell("exported.importers", ())
+
+    def register(self, ops: ImporterOps) -> None:
+        """register_importer(): -EBUSY when the same ops are registered already."""
+        with self.importer_lock:
+            if ops in self._importers.value:
+                raise KvmError(errno.EBUSY, "this importer is already registered with the TDP FD")
+            self._importers.value = (*self._importers.value, ops)
+
+    def unregister(self, ops: ImporterOps) -> None:
+        """unregister_importer(): on return no callback of `ops` is running and none will run."""
+        with self.importer_lock:
+            self._importers.value = tuple(other for other in self._importers.value if other is not ops)
+
+    def unregister_all(self) -> None:
+        """At release."""
+        with self.importer_lock:
+            self._importers.value = ()
+
+    def importers(self) -> tuple[ImporterOps, ...]:
+        """Who is bound now."""
+        return self._importers.value
+
+    def notify(self, gfn: int, pages: int) -> None:
+        """Call every importer's `invalidate`, under importer_lock."""
+        with self.importer_lock:
+            for ops in self._importers.value:
+                if self.kvm.probe.importer_called is not None:
+                    self.kvm.probe.importer_called(ops, gfn, pages)
+                ops.invalidate(gfn, pages)
+        if self.kvm.probe.importers_notified is not None:
+            self.kvm.probe.importers_notified(self, gfn, pages)
+
+
+class ExportedTdps:
+    """kvm->exported_tdp_list: at most one object an address space."""
+
+    def __init__(self, kvm: Kvm) -> None:
+        self.kvm = kvm
+        self.exported_tdplist_lock = kvm.sync.spinlock("exported_tdplist_lock")
+        self._list: Cell[tuple[ExportedTdp, ...]] = kvm.runtime.cell("exported_tdp_list", ())
+
+    def insert(self, exported: ExportedTdp) -> None:
+        """Check and insert in one critical section (the mend of R1): -EEXIST when the address space is exported."""
+        with self.exported_tdplist_lock:
+            if any(other.as_id == exported.as_id for other in self._list.value):
+                raise KvmError(errno.EEXIST, f"address space {exported.as_id} is exported already: close that TDP FD first")
+            self._list.value = (*self._list.value, exported)
+
+    def remove(self, exported: ExportedTdp) -> None:
+        """Off the list: no notification reaches it any more."""
+        with self.exported_tdplist_lock:
+            self._list.value = tuple(other for other in self._list.value if other is not exported)
+
+    def all(self) -> tuple[ExportedTdp, ...]:
+        """What is exported now."""
+        return self._list.value
+
+    def flush_notify(self, gfn: int, pages: int) -> None:
+        """kvm_tdp_fd_flush_notify(): every importer of every exported TDP of the VM."""
+        with self.exported_tdplist_lock:
+            for exported in self._list.value:
+                exported.notify(gfn, pages)

@@ -1,0 +1,152 @@
+"""The outside walker: an IOMMU domain whose stage-2 root is KVM's, and a device that does DMA through it.
+
+The hardware is modelled as hardware: it looks at R and W bits of the words it finds, caches what it walked, and an
+invalidation is complete only when accesses in flight have drained (reference 1.8, 1.11 R18, 2.16 P16).
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+from mmu.export.tdp_fd import TdpFd
+from mmu.kvm import Kvm
+from mmu.memory.host import HostMemory, tag_of
+from mmu.memory.tlb import WHOLE, TranslationCache
+from mmu.paging.spte import ADDR_MASK, PFN_SHIFT, SPTE_PS, SPTE_R, SPTE_RWX, SPTE_W
+from mmu.paging.table import RootPage, ShadowPage
+from mmu.runtime import Cell
+
+
+class Dma(Enum):
+    """How a DMA access ended."""
+
+    DONE = "done"
+    ABORTED = "aborted"
+    WRONG = "wrong"
+
+
+class Device:
+    """A DMA-capable device with its IOTLB and the walker in front of it.
+
+    `hardware` makes each transaction (translate and access) one unit, which is how invalidation completion sees it: an
+    invalidate waits for the transaction in flight and no later one can use what it removed.
+    """
+
+    def __init__(self, kvm: Kvm, host: HostMemory, name: str) -> None:
+        self.kvm = kvm
+        self.host = host
+        self.name = name
+        self.iotlb = TranslationCache()
+        self.root: Cell[RootPage | None] = kvm.runtime.cell(f"{name}.root", None)
+        self.hardware = kvm.runtime.lock()
+        self.hits = 0
+        self.walks = 0
+        self._shifts = kvm.geometry.shifts()
+        self._mask = kvm.geometry.mask
+
+    def transact(self, gfn: int, write: bool) -> Dma | None:
+        """One DMA access; None when there is no translation (an IO page fault)."""
+        hardware = self.hardware
+        hardware.acquire()
+        try:
+            spte = self._translate(gfn, write)
+            if spte is None:
+                return None
+            if self.kvm.probe.point is not None:
+                self.kvm.probe.point("P16")
+            pfn = (spte & ADDR_MASK) >> PFN_SHIFT
+            if self.host.access(self, pfn, tag_of(0, gfn), write):
+                return Dma.DONE
+            if self.kvm.probe.bad_translation is not None:
+                self.kvm.probe.bad_translation(self.name, gfn, pfn, write, self.walk(gfn))
+            return Dma.WRONG
+        finally:
+            hardware.release()
+
+    def invalidate(self, gfn: int, pages: int) -> None:
+        """IOTLB invalidation with drain: returns when no access uses the removed translations any more."""
+        hardware = self.hardware
+        hardware.acquire()
+        if pages == WHOLE:
+            self.iotlb.flush()
+        else:
+            self.iotlb.flush_range(gfn, pages)
+        hardware.release()
+
+    def attach(self, root: RootPage) -> None:
+        """Program the context entry with a root."""
+        self.root.value = root
+
+    def detach(self) -> None:
+        """Blocked: every access faults and is aborted from now on; the IOTLB is empty."""
+        self.root.value = None
+        self.invalidate(0, WHOLE)
+
+    def _translate(self, gfn: int, write: bool) -> int | None:
+        needed = SPTE_W if write else SPTE_R
+        entries = self.iotlb.entries
+        spte = entries.get(gfn)
+        if spte is not None and spte & needed:
+            self.hits += 1
+            return spte
+        self.walks += 1
+        spte = self.walk(gfn)
+        if not spte & needed:
+            return None
+        entries[gfn] = spte
+        return spte
+
+    def walk(self, gfn: int) -> int:
+        """The hardware walk: the leaf's word, or 0. A present entry is one with R, W or X, whatever KVM means by it."""
+        tables = self.iotlb.tables
+        key = gfn >> self._shifts[2] if len(self._shifts) > 2 else 0
+        sp: ShadowPage | None = tables.get(key)
+        if sp is None:
+            sp = self.root.value
+            if sp is None:
+                return 0
+            level = sp.level
+            while level > 1:
+                spte = sp.spt[(gfn >> self._shifts[level]) & self._mask]
+                if not spte & SPTE_RWX:
+                    return 0
+                if spte & SPTE_PS:
+                    return spte
+                sp = self.kvm.tables.at(spte & ADDR_MASK)
+                level -= 1
+            tables[key] = sp
+        return sp.spt[gfn & self._mask]
+
+
+class KvmHwpt:
+    """IOMMUFD's KVM HWPT: holds a TDP FD, programs its root into a device, hears of flushes, answers IO page faults."""
+
+    def __init__(self, kvm: Kvm, fd: TdpFd, device: Device) -> None:
+        self.kvm = kvm
+        self.fd = fd.get()
+        self.device = device
+        fd.register_importer(self)
+        device.attach(fd.metadata().root)
+        self.live: Cell[bool] = kvm.runtime.cell("hwpt.live", True)
+
+    def invalidate(self, gfn: int, pages: int) -> None:
+        """The importer callback: KVM removed or changed translations (VT-d cache_invalidate_kvm)."""
+        self.device.invalidate(gfn, pages)
+
+    def io_fault(self, gfn: int, write: bool) -> bool:
+        """The IOPF worker's handling of one page request; true answers SUCCESS."""
+        probe = self.kvm.probe
+        if probe.io_fault_begin is not None:
+            probe.io_fault_begin(self.device, gfn, write)
+        start = self.kvm.runtime.now()
+        ok = self.fd.fault(gfn, write)
+        if probe.io_fault_end is not None:
+            probe.io_fault_end(self.device, gfn, write, ok, self.kvm.runtime.now() - start)
+        return ok
+
+    def destroy(self) -> None:
+        """HWPT destroy: detach the hardware, unregister, then give up the TDP FD (the mend of R14)."""
+        self.device.detach()
+        self.fd.unregister_importer(self)
+        self.live.store(False)
+        self.fd.put()

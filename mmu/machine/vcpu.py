@@ -1,0 +1,291 @@
+"""A vCPU: the run loop, requests, guest mode, its TLB, and the roots it holds (arch/x86/kvm/x86.c, mmu.c)."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Protocol
+
+from mmu.kvm import Kvm
+from mmu.memory.host import HostMemory, tag_of
+from mmu.memory.requests import (
+    EXITING_GUEST_MODE,
+    IN_GUEST_MODE,
+    KVM_REQ_MMU_FREE_OBSOLETE_ROOTS,
+    KVM_REQ_TLB_FLUSH,
+    KVM_REQ_TLB_FLUSH_CURRENT,
+    OUTSIDE_GUEST_MODE,
+    Requests,
+    RunState,
+)
+from mmu.memory.tlb import TranslationCache
+from mmu.paging.spte import ADDR_MASK, PFN_SHIFT, SPTE_PS, SPTE_R, SPTE_RWX, SPTE_W
+from mmu.paging.table import RootPage, RootRole, ShadowPage
+from mmu.tdp.fault import EMULATE, FIXED, RETRY, SPURIOUS, Fault, FaultHandler, PageCache, RetPf
+from mmu.tdp.roots import Roots
+
+NO_ACCESS = -1
+
+
+class Exit(Enum):
+    """Why KVM_RUN returned to user space."""
+
+    INTR = "interrupted"
+    MMIO = "mmio"
+
+
+class Guest(Protocol):
+    """What runs in the guest: the next memory access, as gfn << 1 | is_write."""
+
+    def next_access(self) -> int:
+        """Decide on the next access."""
+        ...
+
+
+class VcpuStats:
+    """Counters that only the vCPU's own thread writes."""
+
+    __slots__ = (
+        "accesses",
+        "entries",
+        "kicks",
+        "mmio_exits",
+        "pf_emulate",
+        "pf_fixed",
+        "pf_retry",
+        "pf_spurious",
+        "pf_taken",
+        "root_loads",
+        "tlb_flush",
+        "walks",
+    )
+
+    def __init__(self) -> None:
+        for name in self.__slots__:
+            setattr(self, name, 0)
+
+    accesses: int
+    entries: int
+    kicks: int
+    mmio_exits: int
+    pf_emulate: int
+    pf_fixed: int
+    pf_retry: int
+    pf_spurious: int
+    pf_taken: int
+    root_loads: int
+    tlb_flush: int
+    walks: int
+
+
+class Vcpu:
+    """One virtual CPU, run by one thread. `state` is what other threads see of it; the rest is the thread's own."""
+
+    def __init__(self, kvm: Kvm, number: int, requests: Requests, roots: Roots, faults: FaultHandler, host: HostMemory) -> None:
+        self.kvm = kvm
+        self.number = number
+        self.state = RunState(kvm.runtime, f"vcpu{number}")
+        self.stat = VcpuStats()
+        self.tlb = TranslationCache()
+        self.root: RootPage | None = None
+        self.role = RootRole(0)
+        self.cache = PageCache(kvm)
+        self.immediate_exit = kvm.runtime.cell("vcpu.immediate_exit", False)
+        self._requests = requests
+        self._roots = roots
+        self._faults = faults
+        self._host = host
+        self._pending = NO_ACCESS
+        self._shifts = kvm.geometry.shifts()
+        self._mask = kvm.geometry.mask
+        requests.add(self.state)
+
+    def __str__(self) -> str:
+        return self.state.name
+
+    # KVM_RUN.
+
+    def run(self, guest: Guest, accesses: int = 64) -> Exit:
+        """KVM_RUN: let the guest make up to `accesses` memory accesses. SRCU is held except while in the guest."""
+        srcu = self.kvm.srcu
+        left = accesses
+        token = srcu.read_lock()
+        try:
+            while left > 0 and not self.immediate_exit.value:
+                self.service_requests()
+                self.state.mode.store(IN_GUEST_MODE)
+                srcu.read_unlock(token)
+                if self.kvm.probe.point is not None:
+                    self.kvm.probe.point("P20")
+                if self.exit_request():
+                    self._leave_guest()
+                    token = srcu.read_lock()
+                    continue
+                left, miss = self._run_guest(guest, left)
+                self._leave_guest()
+                token = srcu.read_lock()
+                if miss is not None and not self._handle_violation(*miss):
+                    return Exit.MMIO
+        finally:
+            srcu.read_unlock(token)
+        return Exit.INTR
+
+    def exit_request(self) -> bool:
+        """kvm_vcpu_exit_request(): after guest mode is announced, is there anything to do first?"""
+        return bool(self.state.requests.value) or self.state.mode.value == EXITING_GUEST_MODE
+
+    def service_requests(self) -> None:
+        """The request checks of vcpu_enter_guest(), and kvm_mmu_reload()."""
+        if self.state.requests.value:
+            pending = self.state.requests.fetch_and(0)
+            if pending & KVM_REQ_MMU_FREE_OBSOLETE_ROOTS:
+                self.free_obsolete_roots()
+            if pending & (KVM_REQ_TLB_FLUSH | KVM_REQ_TLB_FLUSH_CURRENT):
+                self.flush_local()
+        if self.root is None:
+            self.load_root()
+
+    def _leave_guest(self) -> None:
+        state = self.state
+        if state.mode.value == EXITING_GUEST_MODE:
+            self.stat.kicks += 1
+        state.exits.value += 1
+        state.mode.store(OUTSIDE_GUEST_MODE)
+
+    # In the guest.
+
+    def _run_guest(self, guest: Guest, left: int) -> tuple[int, tuple[int, bool, bool] | None]:
+        """Accesses until the budget ends, a kick arrives, or a translation is missing: (budget left, the miss)."""
+        stat = self.stat
+        stat.entries += 1
+        probe = self.kvm.probe
+        if probe.guest_enter is not None:
+            probe.guest_enter(self)
+        mode = self.state.mode
+        entries = self.tlb.entries
+        access = self._host.access
+        as_tag = tag_of(self.role.as_id, 0)
+        while left > 0 and mode.value == IN_GUEST_MODE:
+            wanted = self._pending
+            if wanted == NO_ACCESS:
+                wanted = guest.next_access()
+            gfn = wanted >> 1
+            write = wanted & 1
+            needed = SPTE_W if write else SPTE_R
+            spte = entries.get(gfn, 0)
+            if not spte & needed:
+                spte = self.walk(gfn)
+                if not spte & needed:
+                    self._pending = wanted
+                    return left, (gfn, bool(write), bool(spte & SPTE_R))
+                entries[gfn] = spte
+            self._pending = NO_ACCESS
+            left -= 1
+            stat.accesses += 1
+            pfn = (spte & ADDR_MASK) >> PFN_SHIFT
+            if not access(self, pfn, as_tag | gfn, bool(write)) and probe.bad_translation is not None:
+                probe.bad_translation(str(self), gfn, pfn, bool(write), self.walk(gfn))
+        return left, None
+
+    def walk(self, gfn: int) -> int:
+        """The hardware walk of the loaded root: the leaf's word, or 0. Partial walks are cached, as hardware does."""
+        self.stat.walks += 1
+        tables = self.tlb.tables
+        key = gfn >> self._shifts[2] if len(self._shifts) > 2 else 0
+        sp: ShadowPage | None = tables.get(key)
+        if sp is None:
+            sp = self.root
+            if sp is None:
+                return 0
+            level = sp.level
+            while level > 1:
+                spte = sp.spt[(gfn >> self._shifts[level]) & self._mask]
+                if not spte & SPTE_RWX:
+                    return 0
+                if spte & SPTE_PS:
+                    return spte
+                sp = self.kvm.tables.at(spte & ADDR_MASK)
+                level -= 1
+            tables[key] = sp
+        return sp.spt[gfn & self._mask]
+
+    # Exits.
+
+    def _handle_violation(self, gfn: int, write: bool, present: bool) -> bool:
+        """An EPT violation. False when user space must emulate the access (it is then done with)."""
+        probe = self.kvm.probe
+        timed = probe.fault_done is not None
+        start = self.kvm.runtime.now() if timed else 0
+        result = self.page_fault(gfn, write, present)
+        if timed and probe.fault_done is not None:
+            probe.fault_done(self, result, self.kvm.runtime.now() - start)
+        if result is EMULATE:
+            self.stat.mmio_exits += 1
+            self._pending = NO_ACCESS
+            return False
+        if result is RETRY:
+            self.kvm.runtime.relax()
+        return True
+
+    def page_fault(self, gfn: int, write: bool, present: bool = False) -> RetPf:
+        """kvm_mmu_do_page_fault() with its statistics; the caller holds SRCU for read and has a root loaded."""
+        stat = self.stat
+        stat.pf_taken += 1
+        root = self.root
+        assert root is not None
+        fault = Fault()
+        fault.gfn = gfn
+        fault.write = write
+        fault.present = present
+        fault.as_id = self.role.as_id
+        result = self._faults.page_fault(root, self.cache, fault, self)
+        if result is FIXED:
+            stat.pf_fixed += 1
+        elif result is RETRY:
+            stat.pf_retry += 1
+        elif result is SPURIOUS:
+            stat.pf_spurious += 1
+        else:
+            stat.pf_emulate += 1
+        return result
+
+    # Roots.
+
+    def load_root(self) -> None:
+        """kvm_mmu_load(): find or make the root of the vCPU's role, then flush the local TLB."""
+        self.cache.topup()
+        self.kvm.mmu_lock.write_lock()
+        self.root = self._roots.get_vcpu_root(self.role)
+        self.kvm.mmu_lock.write_unlock()
+        self.stat.root_loads += 1
+        self.flush_local()
+
+    def free_obsolete_roots(self) -> None:
+        """kvm_mmu_free_obsolete_roots(): drop the root if it was invalidated."""
+        if self.root is not None and self.root.invalid.value:
+            self.unload()
+
+    def unload(self) -> None:
+        """kvm_mmu_unload(): drop the root."""
+        root, self.root = self.root, None
+        if root is not None:
+            self.kvm.mmu_lock.write_lock()
+            self._roots.put_root(root, shared=False)
+            self.kvm.mmu_lock.write_unlock()
+
+    def set_smm(self, smm: bool) -> None:
+        """Enter or leave system management mode: another address space, hence another root (kvm_mmu_reset_context)."""
+        self.unload()
+        self.role = RootRole(1 if smm else 0)
+        self._pending = NO_ACCESS
+
+    def flush_local(self) -> None:
+        """kvm_vcpu_flush_tlb_*(): this vCPU's translations only."""
+        self.stat.tlb_flush += 1
+        self.tlb.flush()
+
+    def destroy(self) -> None:
+        """kvm_arch_vcpu_destroy(): off the VM's list, root dropped, caches emptied."""
+        self._requests.remove(self.state)
+        self.unload()
+        self.tlb.flush()
+        self.cache.drain()

@@ -1,0 +1,86 @@
+"""Translation caches, and the remote flush that empties them."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from mmu.kvm import Kvm
+from mmu.memory.requests import KVM_REQ_TLB_FLUSH, Requests
+from mmu.paging.table import ShadowPage
+
+WHOLE = -1
+"""A page count that stands for the whole address space."""
+
+
+class TranslationCache:
+    """A TLB with its paging-structure cache. Owned by one vCPU, or by a device's hardware under its transaction lock.
+
+    `entries` maps gfn to the leaf SPTE that was walked, `tables` maps an aligned gfn to the last-level table (a partial
+    walk), as real hardware caches them.
+    """
+
+    __slots__ = ("entries", "tables")
+
+    def __init__(self) -> None:
+        self.entries: dict[int, int] = {}
+        self.tables: dict[int, ShadowPage] = {}
+
+    def flush(self) -> None:
+        """Drop everything."""
+        self.entries.clear()
+        self.tables.clear()
+
+    def flush_range(self, gfn: int, pages: int) -> None:
+        """Drop the leaves of a range and, as VT-d and EPT do, every partial walk."""
+        self.tables.clear()
+        if pages > len(self.entries):
+            for cached in [cached for cached in self.entries if gfn <= cached < gfn + pages]:
+                del self.entries[cached]
+        else:
+            for cached in range(gfn, gfn + pages):
+                self.entries.pop(cached, None)
+
+
+class FlushListener(Protocol):
+    """Who is told of a flush after the vCPUs: the exported TDPs' importers."""
+
+    def flush_notify(self, gfn: int, pages: int) -> None:
+        """Invalidate `pages` pages from `gfn` on; `pages` is `WHOLE` for everything."""
+        ...
+
+
+class RemoteTlb:
+    """kvm_flush_remote_tlbs*(): vCPUs first (waiting for those in guest mode), then the importers (reference 1.8)."""
+
+    def __init__(self, kvm: Kvm, requests: Requests, listener: FlushListener | None) -> None:
+        self.kvm = kvm
+        self.requests = requests
+        self.listener = listener
+
+    def flush(self, reason: str) -> None:
+        """kvm_flush_remote_tlbs()."""
+        self._flush(reason, 0, WHOLE)
+
+    def flush_range(self, reason: str, gfn: int, pages: int) -> None:
+        """kvm_flush_remote_tlbs_range(): `pages` frames from `gfn` on."""
+        self._flush(reason, gfn, pages)
+
+    def _flush(self, reason: str, gfn: int, pages: int) -> None:
+        kvm = self.kvm
+        probe = kvm.probe
+        if probe.flush_begin is not None:
+            probe.flush_begin(reason, gfn, pages)
+        start = kvm.runtime.now()
+        kvm.stat.remote_tlb_flush_requests.fetch_add(1)
+        if self.requests.make_all_cpus_request(KVM_REQ_TLB_FLUSH):
+            kvm.stat.remote_tlb_flush.fetch_add(1)
+        if probe.point is not None:
+            probe.point("P15")
+        self.notify_importers(gfn, pages)
+        if probe.flush_end is not None:
+            probe.flush_end(reason, gfn, pages, kvm.runtime.now() - start)
+
+    def notify_importers(self, gfn: int, pages: int) -> None:
+        """kvm_tdp_fd_flush_notify(): tell every importer (patch 42)."""
+        if self.listener is not None:
+            self.listener.flush_notify(gfn, pages)

@@ -1,0 +1,124 @@
+"""The one window into the model: named events that observers may attach to.
+
+A hook that nobody wants is `None`, and the model pays one test for it. Events carry the kernel's tracepoint name where
+one exists. The idea is trio's `Instrument`: an observer is any object that has methods named after hooks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+Hook = Callable[..., Any] | None
+
+HOOKS: dict[str, str] = {
+    "spte_changed": "(sp, gfn, level, old, new, shared) kvm_tdp_mmu_spte_changed: after the write, in handle_changed_spte",
+    "spte_zapped": "(sp, gfn, level, old, new, shared) the part of kvm_tdp_mmu_spte_changed in which `old` was present",
+    "spte_mapping": "(root, gfn, vcpu_or_none) under mmu_lock(read), after the stale check, before the walk installs anything",
+    "root_allocated": "(root) a new root is on the list",
+    "root_invalidated": "(root) role.invalid was set",
+    "roots_kicked": "(roots) every running vCPU has acknowledged FREE_OBSOLETE_ROOTS for these roots",
+    "root_zapped": "(root) a scheduled root was zapped, its gifted reference is about to be put",
+    "root_freed": "(root) the last reference went",
+    "zap_all_fast": "(old_valid_gen) kvm_mmu_zap_all_fast: on entry, before the generation flips",
+    "exported_zapped": "(root, leaves) one exported root's leaf zap ended, still under mmu_lock(write)",
+    "prepare_zap_page": "(sp, shared) kvm_mmu_prepare_zap_page: a table was unlinked",
+    "frozen_met": "(gfn) a fault met a REMOVED (frozen) SPTE",
+    "fault_stale": "(vcpu_or_none, gfn, why) a fault has to be retried",
+    "fault_done": "(vcpu, result, ns) a vCPU fault was handled",
+    "flush_begin": "(reason, gfn, pages) remote flush requested; pages < 0 means all",
+    "flush_end": "(reason, gfn, pages, ns) all running vCPUs and importers are done",
+    "importers_notified": "(exported, gfn, pages) every importer of one exported TDP was told",
+    "mmu_write_locked": "() mmu_lock was just taken for write",
+    "mmu_write_unlocking": "() mmu_lock, held for write, is about to be released",
+    "guest_enter": "(vcpu) a vCPU is in guest mode and has seen no pending request",
+    "memslot_begin": "(change, slot) a memslot call took slots_lock",
+    "memslot_gone": "(slot) DELETE or MOVE: the old range must be unmapped now; slots_lock is still held",
+    "memslot_end": "(change, slot, parts) a memslot call returns; parts maps phase to nanoseconds",
+    "io_fault_begin": "(device, gfn, write) an IO page fault was taken from the queue",
+    "io_fault_answered": "(gfn, write, ok, mappable) decided, slots_lock still held; mappable as the slots say now",
+    "io_fault_end": "(device, gfn, write, ok, ns) the page response was sent",
+    "bad_translation": "(who, gfn, pfn, write, spte) an access reached memory that is not the gfn's",
+    "grace_period": "(ns, callbacks) one RCU grace period ended and its callbacks ran",
+    "importer_called": "(importer, gfn, pages) an importer's invalidate callback is about to run",
+    "point": "(name) a preemption point P1..P20 of the reference was reached",
+}
+"""Every hook with its arguments and meaning."""
+
+ErrorSink = Callable[[str, BaseException], None]
+
+
+class Probe:
+    """Dispatch table of hooks; `attach` fills it in before the VM runs."""
+
+    spte_changed: Hook
+    spte_zapped: Hook
+    spte_mapping: Hook
+    root_allocated: Hook
+    root_invalidated: Hook
+    roots_kicked: Hook
+    root_zapped: Hook
+    root_freed: Hook
+    zap_all_fast: Hook
+    exported_zapped: Hook
+    prepare_zap_page: Hook
+    frozen_met: Hook
+    fault_stale: Hook
+    fault_done: Hook
+    flush_begin: Hook
+    flush_end: Hook
+    importers_notified: Hook
+    mmu_write_locked: Hook
+    mmu_write_unlocking: Hook
+    guest_enter: Hook
+    memslot_begin: Hook
+    memslot_gone: Hook
+    memslot_end: Hook
+    io_fault_begin: Hook
+    io_fault_answered: Hook
+    io_fault_end: Hook
+    bad_translation: Hook
+    grace_period: Hook
+    importer_called: Hook
+    point: Hook
+
+    __slots__ = (*HOOKS, "_on_error", "_wanted")
+
+    def __init__(self, on_error: ErrorSink | None = None) -> None:
+        """`on_error(hook, exception)` is told when an observer raises; without it the exception propagates."""
+        self._on_error = on_error
+        self._wanted: dict[str, list[Callable[..., Any]]] = {}
+        for name in HOOKS:
+            setattr(self, name, None)
+
+    def attach(self, *observers: object) -> None:
+        """Connect every method of `observers` that is named after a hook. Call it before threads run."""
+        for observer in observers:
+            for name in HOOKS:
+                method = getattr(observer, name, None)
+                if callable(method):
+                    self._wanted.setdefault(name, []).append(method)
+        for name, methods in self._wanted.items():
+            setattr(self, name, self._dispatcher(name, tuple(methods)))
+
+    def _dispatcher(self, name: str, methods: tuple[Callable[..., Any], ...]) -> Callable[..., None]:
+        on_error = self._on_error
+        if on_error is None:
+            return methods[0] if len(methods) == 1 else _fan_out(methods)
+        target = methods[0] if len(methods) == 1 else _fan_out(methods)
+
+        def guarded(*args: Any) -> None:
+            try:
+                target(*args)
+            except Exception as error:
+                on_error(name, error)
+
+        return guarded
+
+
+def _fan_out(methods: tuple[Callable[..., Any], ...]) -> Callable[..., None]:
+    def fan_out(*args: Any) -> None:
+        for method in methods:
+            method(*args)
+
+    return fan_out

@@ -1,0 +1,126 @@
+"""Reports of broken rules: values that look like the kernel's own splats.
+
+A report is not an exception. The model goes on where a kernel with `WARN_ON` would go on, so that one run can show
+what a first mistake leads to. Equal reports (same `signature`) are counted, not repeated.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Iterable
+
+from attrs import evolve, frozen
+
+RULES = {
+    "O1": "STALE-TLB: a translation was used after the flush that had to remove it",
+    "O2": "UAF-PT: a page-table page or slot was touched after it was freed",
+    "O3": "RCU-RULE: RCU or SRCU discipline broken",
+    "O4": "REFCOUNT: a reference was lost, doubled or dropped too early",
+    "O5": "LOCKDEP: wrong lock, wrong mode, wrong order or wrong context",
+    "O6": "STALE-MAP: a present leaf maps memory that the slot layout no longer has",
+    "O7": "SPTE-TRANSITION: an SPTE changed in a way that is never legal",
+    "O10": "LIVENESS: no progress, or a bound on holding a lock or a read section exceeded",
+    "O11": "TEARDOWN-LEAK: something outlived the VM",
+    "O12": "ROOT-VALIDITY: an obsolete root was used, or an exported root became invalid",
+    "O16": "NOTIFY: an importer was not told, told too late, or an IO fault was answered wrongly",
+    "INV": "INVARIANT: the state is wrong at a quiescent point (appendix A of the reference)",
+}
+"""The oracle catalogue: what each rule that can be reported means."""
+
+
+@frozen
+class Section:
+    """A titled block of lines in a report, such as one thread's stack or the locks held."""
+
+    title: str
+    lines: tuple[str, ...]
+
+
+@frozen
+class Report:
+    """One broken rule with its evidence.
+
+    `rule` is a number from `RULES`; `code` names the check; `headline` is what the kernel would print after
+    `WARNING:` or `BUG:`; `sentence` states the rule; `source` the kernel text, commit or section it comes from;
+    `subject` (lock names, function) tells apart two reports of the same check. `gfn` is the guest frame it is about,
+    where there is one, so that an observer can add what happened to it.
+    """
+
+    rule: str
+    code: str
+    headline: str
+    sentence: str
+    source: str
+    task: str = ""
+    subject: str = ""
+    sections: tuple[Section, ...] = ()
+    gfn: int | None = None
+    count: int = 1
+
+    @property
+    def signature(self) -> str:
+        """What makes two reports the same finding."""
+        return f"{self.rule}/{self.code}/{self.subject}"
+
+    def render(self) -> str:
+        """The splat: headline, rule, source, then each section indented like a kernel stack."""
+        bar = "=" * max(54, min(len(self.headline) + 9, 100))
+        lines = [bar, self.headline, "-" * len(bar)]
+        lines.append(f"rule {self.rule} ({self.code}): {self.sentence}")
+        lines.append(f"source: {self.source}")
+        if self.task:
+            lines.append(f"task: {self.task}" + (f"   seen {self.count} times" if self.count > 1 else ""))
+        for section in self.sections:
+            lines += ["", f"{section.title}:", *(f" {line}" for line in section.lines)]
+        return "\n".join([*lines, bar])
+
+
+def section(title: str, lines: Iterable[str]) -> Section:
+    """A `Section` from any iterable of lines."""
+    return Section(title, tuple(lines))
+
+
+Sink = Callable[[Report], None]
+Enricher = Callable[[Report], Report]
+
+
+def print_report(report: Report) -> None:
+    """The default sink: the splat on stderr, as the kernel's console would show it."""
+    print(report.render(), file=sys.stderr, flush=True)
+
+
+class Reporter:
+    """Collects reports from any thread; new ones go to `sink`, repeated ones are only counted."""
+
+    def __init__(self, sink: Sink | None = print_report) -> None:
+        self._sink = sink
+        self._lock = threading.Lock()
+        self._found: dict[str, Report] = {}
+        self.enrich: Enricher | None = None
+
+    def emit(self, report: Report) -> None:
+        """Record `report`; pass it on to the sink when no equal one was seen before."""
+        with self._lock:
+            known = self._found.get(report.signature)
+            if known is not None:
+                self._found[report.signature] = evolve(known, count=known.count + 1)
+                return
+            self._found[report.signature] = report
+        if self.enrich is not None:
+            report = self.enrich(report)
+            with self._lock:
+                count = self._found[report.signature].count
+                self._found[report.signature] = evolve(report, count=count)
+        if self._sink is not None:
+            self._sink(report)
+
+    @property
+    def reports(self) -> tuple[Report, ...]:
+        """Everything reported so far, first seen first, with counts."""
+        with self._lock:
+            return tuple(self._found.values())
+
+    def rules(self) -> set[str]:
+        """The rule numbers that were reported."""
+        return {report.rule for report in self.reports}

@@ -1,0 +1,51 @@
+"""Call stacks as small values: cheap to capture, formatted only when a report is printed."""
+
+from __future__ import annotations
+
+import sys
+from types import CodeType, FrameType
+
+Stack = tuple[tuple[CodeType, int], ...]
+"""Innermost frame first; each entry is a code object and the line it was executing."""
+
+_HIDDEN = ("mmu/report.py", "mmu/sync/lockdep.py", "mmu/sync/locks.py", "mmu/sync/poison.py", "threading.py", "mmu/stack.py")
+_PACKAGES = ("mmu/", "stress/", "tests/")
+
+
+def capture(skip: int = 1, limit: int = 12) -> Stack:
+    """The caller's stack, innermost first, without the `skip` youngest frames; at most `limit` frames."""
+    return of_frame(sys._getframe(skip), limit)
+
+
+def of_frame(frame: FrameType | None, limit: int = 12) -> Stack:
+    """The stack that ends in `frame`; used for other threads through `sys._current_frames`."""
+    frames: list[tuple[CodeType, int]] = []
+    while frame is not None and len(frames) < limit:
+        frames.append((frame.f_code, frame.f_lineno))
+        frame = frame.f_back
+    return tuple(frames)
+
+
+def of_thread(ident: int | None, limit: int = 16) -> Stack:
+    """What the thread `ident` is executing at this moment; empty when it is gone."""
+    return of_frame(sys._current_frames().get(ident or -1), limit)
+
+
+def short_path(filename: str) -> str:
+    """`filename` from the package directory on, so that reports read the same on every machine."""
+    for package in _PACKAGES:
+        start = filename.rfind("/" + package)
+        if start >= 0:
+            return filename[start + 1 :]
+    return filename.rsplit("/", 1)[-1]
+
+
+def render(stack: Stack) -> list[str]:
+    """One line a frame, `Class.function (file:line)`; the machinery that took the stack is left out."""
+    lines = []
+    for code, line in stack:
+        path = short_path(code.co_filename)
+        if path not in _HIDDEN:
+            lines.append(f"{code.co_qualname.replace('<locals>.', '')} ({path}:{line})")
+    return lines or ["(no frames)"]
+

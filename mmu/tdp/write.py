@@ -1,0 +1,194 @@
+"""Writing SPTEs: atomic and exclusive setters, the bookkeeping of a change, and removal of tables (reference 2.6)."""
+
+from __future__ import annotations
+
+from mmu.kvm import Kvm
+from mmu.paging.spte import ADDR_MASK, HOST_WRITABLE, MMU_WRITABLE, REMOVED_SPTE, SPTE_PS, SPTE_W, describe
+from mmu.paging.table import RootPage, ShadowPage
+from mmu.sync.lockdep import READ, WRITE
+from mmu.tdp.iter import TdpIter
+
+_W_HOSTW = SPTE_W | HOST_WRITABLE
+
+
+class SpteWriter:
+    """The only code that changes SPTEs, and the only place that knows what a change means."""
+
+    def __init__(self, kvm: Kvm) -> None:
+        self.kvm = kvm
+        self._layout = kvm.layout
+        self._present = kvm.layout.present
+        self._shifts = kvm.geometry.shifts()
+        self._unaligned = tuple((1 << shift) - 1 for shift in self._shifts)
+        self._pages_4k = kvm.stat.pages_4k.local
+        self._mmu_lock_local = kvm.mmu_lock.local
+        self._probe = kvm.probe
+
+    # Setters.
+
+    def set_spte_atomic(self, sp: ShadowPage, index: int, gfn: int, old: int, new: int) -> bool:
+        """tdp_mmu_set_spte_atomic(): compare-exchange under mmu_lock(read); false when somebody else was first."""
+        if self._mmu_lock_local.hold.mode != READ:
+            self.kvm.mmu_lock.assert_held_read()
+        if old == REMOVED_SPTE:
+            self._warn_frozen(sp, gfn, old, "changed by somebody who did not freeze it")
+        if sp.spt.cmpxchg(index, old, new) != old:
+            return False
+        self.handle_changed_spte(sp, index, gfn, old, new, True)
+        return True
+
+    def set_spte(self, sp: ShadowPage, index: int, gfn: int, old: int, new: int) -> int:
+        """tdp_mmu_set_spte(): the writer's setter, under mmu_lock(write); returns the value it replaced."""
+        if self._mmu_lock_local.hold.mode != WRITE:
+            self.kvm.mmu_lock.assert_held_write()
+        if old == REMOVED_SPTE or new == REMOVED_SPTE:
+            self._warn_frozen(sp, gfn, old, "met by an exclusive setter")
+        if self.has_volatile_bits(old, sp.level):
+            old = sp.spt.xchg(index, new)
+        else:
+            sp.spt.store(index, new)
+        self.handle_changed_spte(sp, index, gfn, old, new, False)
+        return old
+
+    def iter_set_spte_atomic(self, it: TdpIter, new: int) -> bool:
+        """Atomic setter at an iterator; a lost race refreshes `it.old_spte`."""
+        self._check_not_yielded(it)
+        if self.set_spte_atomic(it.sp, it.index, it.gfn, it.old_spte, new):
+            return True
+        it.old_spte = it.sp.spt[it.index]
+        return False
+
+    def iter_set_spte(self, it: TdpIter, new: int) -> None:
+        """Exclusive setter at an iterator."""
+        self._check_not_yielded(it)
+        it.old_spte = self.set_spte(it.sp, it.index, it.gfn, it.old_spte, new)
+
+    def has_volatile_bits(self, spte: int, level: int) -> bool:
+        """spte_has_volatile_bits(): whether the CPU or the lockless fault path can change this leaf outside mmu_lock."""
+        if not spte & self._present or not (level == 1 or spte & SPTE_PS):
+            return False
+        return spte & (SPTE_W | MMU_WRITABLE) == MMU_WRITABLE
+
+    # What a change means.
+
+    def handle_changed_spte(self, sp: ShadowPage, index: int, gfn: int, old: int, new: int, shared: bool) -> None:
+        """handle_changed_spte(): checks, event, statistics, and removal of the table that `old` pointed to."""
+        level = sp.level
+        present = self._present
+        if gfn & self._unaligned[level]:
+            self._warn_transition(sp, gfn, old, new, "gfn is not aligned to the level")
+        if (old and old & present) or not new & present:
+            self._changed_from_present(sp, gfn, level, old, new, shared)
+            return
+        if self._probe.spte_changed is not None:
+            self._probe.spte_changed(sp, gfn, level, old, new, shared)
+        if level == 1 or new & SPTE_PS:
+            if new & _W_HOSTW == SPTE_W:
+                self._warn_transition(sp, gfn, old, new, "a writable leaf that the host does not allow to be written")
+            if level == 1:
+                self._pages_4k.shard.n += 1
+            else:
+                self._count_leaf(level, 1)
+
+    def _changed_from_present(self, sp: ShadowPage, gfn: int, level: int, old: int, new: int, shared: bool) -> None:
+        """The rest of handle_changed_spte(): anything but a new present entry where there was none."""
+        was_present = old & self._present
+        is_present = new & self._present
+        was_leaf = was_present and (level == 1 or old & SPTE_PS)
+        is_leaf = is_present and (level == 1 or new & SPTE_PS)
+        if was_leaf and is_leaf and (old ^ new) & ADDR_MASK:
+            self._warn_transition(sp, gfn, old, new, "a leaf's frame changed without passing through non-present")
+        if old == new:
+            return
+        if self._probe.spte_changed is not None:
+            self._probe.spte_changed(sp, gfn, level, old, new, shared)
+        if was_present and self._probe.spte_zapped is not None:
+            self._probe.spte_zapped(sp, gfn, level, old, new, shared)
+        if not was_present and not is_present and new != REMOVED_SPTE:
+            self._warn_transition(sp, gfn, old, new, "non-present to another non-present value that is not frozen")
+        if is_leaf and new & _W_HOSTW == SPTE_W:
+            self._warn_transition(sp, gfn, old, new, "a writable leaf that the host does not allow to be written")
+        if bool(was_leaf) != bool(is_leaf):
+            self._count_leaf(level, 1 if is_leaf else -1)
+        if was_present and not was_leaf and (is_leaf or not is_present):
+            self.handle_removed_pt(self.kvm.tables.at(old & ADDR_MASK), shared)
+
+    def link_sp(self, sp: ShadowPage, index: int, gfn: int, old: int, child: ShadowPage) -> bool:
+        """tdp_mmu_link_sp(): publish a child table by compare-exchange, then account for it."""
+        if not self.set_spte_atomic(sp, index, gfn, old, self._layout.table(child.address)):
+            return False
+        if self._probe.point is not None:
+            self._probe.point("P5")
+        self.kvm.stat.tdp_mmu_pages.fetch_add(1)
+        return True
+
+    def handle_removed_pt(self, sp: ShadowPage, shared: bool) -> None:
+        """handle_removed_pt(): unlink a table, freeze or clear every entry in it, and have RCU free it."""
+        kvm = self.kvm
+        if self._probe.prepare_zap_page is not None:
+            self._probe.prepare_zap_page(sp, shared)
+        kvm.stat.tdp_mmu_pages.fetch_add(-1)
+        step = 1 << self._shifts[sp.level]
+        for index in range(kvm.geometry.entries):
+            gfn = sp.gfn + index * step
+            if shared:
+                old = self._freeze_shared(sp, index)
+            else:
+                old = sp.spt[index]
+                if not old & self._present:
+                    continue
+                if self.has_volatile_bits(old, sp.level):
+                    old = sp.spt.xchg(index, REMOVED_SPTE)
+                else:
+                    sp.spt.store(index, REMOVED_SPTE)
+            self.handle_changed_spte(sp, index, gfn, old, REMOVED_SPTE, shared)
+        self.free_table(sp)
+
+    def free_table(self, sp: ShadowPage) -> None:
+        """call_rcu(tdp_mmu_free_sp_rcu_callback): walkers may still be inside."""
+        sp.retire(sp.describe(), self.kvm.reporter)
+        self.kvm.rcu.call(lambda: self.kvm.tables.free(sp))
+
+    def _freeze_shared(self, sp: ShadowPage, index: int) -> int:
+        """Exchange an entry for the frozen value, spinning while another task has it frozen."""
+        while True:
+            old = sp.spt.xchg(index, REMOVED_SPTE)
+            if old != REMOVED_SPTE:
+                return old
+            self.kvm.runtime.wait_until("frozen SPTE", lambda: sp.spt[index] != REMOVED_SPTE)
+
+    def _count_leaf(self, level: int, amount: int) -> None:
+        """kvm_update_page_stats()."""
+        counter = self.kvm.stat.by_level[level]
+        if counter is not None:
+            counter.local.shard.n += amount
+
+    def _check_not_yielded(self, it: TdpIter) -> None:
+        if it.yielded:
+            self.kvm.warn(
+                "O7",
+                "set-after-yield",
+                "WARNING: SPTE written through an iterator that has yielded",
+                "after a yield the iterator's SPTE and its snapshot are stale: go on with the next step",
+                "WARN_ON_ONCE(iter->yielded); reference 2.5",
+            )
+
+    def _warn_frozen(self, sp: ShadowPage, gfn: int, old: int, how: str) -> None:
+        self._warn_transition(sp, gfn, old, old, f"a frozen (REMOVED) entry was {how}")
+
+    def _warn_transition(self, sp: ShadowPage, gfn: int, old: int, new: int, why: str) -> None:
+        self.kvm.warn(
+            "O7",
+            "spte-transition",
+            f"BUG: illegal SPTE change at gfn {gfn:#x} level {sp.level}: {why}",
+            why,
+            "handle_changed_spte(); reference 2.6",
+            subject=why,
+            extra=(("SPTE", [f"old {describe(old, self._layout)}", f"new {describe(new, self._layout)}"]),),
+        )
+
+
+def root_of(sp: ShadowPage) -> RootPage:
+    """The root of the tree that a visible page stands in."""
+    assert sp.root is not None
+    return sp.root

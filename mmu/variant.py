@@ -1,0 +1,55 @@
+"""Policies, mutants and a user's own ideas are one thing: subclasses of parts that override a small method.
+
+`assemble` builds, for each part of a VM, one class out of the part and every variant of it. Two variants of one part
+compose when they override different methods; the later one wins where they meet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TypeVar
+
+from attrs import field, frozen
+
+P = TypeVar("P")
+
+
+@frozen
+class Variant:
+    """A named change to the VM.
+
+    `parts` are subclasses of the parts they replace. For a known-broken variant `expects` lists the rules of which at
+    least one must fire, `rule` is what it breaks in one sentence, `origin` the upstream commit, section or defect it
+    stands for, `story` the smallest interleaving that shows it, a step a line.
+    """
+
+    name: str
+    title: str
+    parts: tuple[type, ...]
+    expects: tuple[str, ...] = ()
+    rule: str = ""
+    origin: str = ""
+    story: tuple[str, ...] = field(default=())
+
+
+class Parts:
+    """The class to use for each part."""
+
+    def __init__(self, bases: Iterable[type], variants: Iterable[Variant] = ()) -> None:
+        replacements = [part for variant in variants for part in variant.parts]
+        self._chosen: dict[type, type] = {}
+        for base in bases:
+            mine = [part for part in replacements if issubclass(part, base)]
+            if not mine:
+                self._chosen[base] = base
+            elif len(mine) == 1:
+                self._chosen[base] = mine[0]
+            else:
+                self._chosen[base] = type("+".join(part.__name__ for part in mine), tuple(reversed(mine)), {})
+        unplaced = [part.__name__ for part in replacements if not any(issubclass(part, base) for base in self._chosen)]
+        if unplaced:
+            known = ", ".join(base.__name__ for base in self._chosen)
+            raise TypeError(f"{', '.join(unplaced)} is no subclass of a part; parts are {known}")
+
+    def __getitem__(self, base: type[P]) -> type[P]:
+        return self._chosen[base]
