@@ -112,10 +112,10 @@ class Vcpu:
         try:
             while left > 0 and not self.immediate_exit.value:
                 self.service_requests()
-                self.state.mode.store(IN_GUEST_MODE)
-                srcu.read_unlock(token)
                 if self.kvm.probe.point is not None:
                     self.kvm.probe.point("P20")
+                self.state.mode.store(IN_GUEST_MODE)
+                srcu.read_unlock(token)
                 if self.exit_request():
                     self._leave_guest()
                     token = srcu.read_lock()

@@ -200,5 +200,7 @@ class Zapper:
             kvm.probe.point("P7")
         kvm.mmu_lock.cond_resched(shared)
         kvm.rcu.read_lock()
+        if kvm.probe.zap_yielded is not None:
+            kvm.probe.zap_yielded()
         it.yielded = True
         return True

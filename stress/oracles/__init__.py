@@ -1,1 +1,21 @@
-"""."""
+"""Oracles: who judges a run. Rules that the model's own primitives enforce (O2-O5, O7, O11) need no observer."""
+
+from __future__ import annotations
+
+from mmu.machine.vm import VirtualMachine
+from stress.oracles.base import Oracle
+from stress.oracles.flush import FlushOracle
+from stress.oracles.importers import ImporterOracle
+from stress.oracles.roots import RootOracle
+from stress.oracles.slots import SlotOracle
+from stress.oracles.translation import TranslationOracle
+
+ORACLES: tuple[type[Oracle], ...] = (TranslationOracle, FlushOracle, SlotOracle, RootOracle, ImporterOracle)
+"""Every oracle that observes; all are on by default."""
+
+
+def attach_all(vm: VirtualMachine) -> list[Oracle]:
+    """Make every oracle for `vm` and connect it."""
+    oracles = [oracle(vm) for oracle in ORACLES]
+    vm.kvm.probe.attach(*oracles)
+    return oracles

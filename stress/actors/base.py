@@ -1,0 +1,81 @@
+"""What an actor is: one thread with a part to play, made of steps."""
+
+from __future__ import annotations
+
+import random
+
+from mmu.machine.vm import VirtualMachine
+from stress.actors.layout import Layout
+from stress.engines.control import Control
+from stress.observe.counts import Counts
+from stress.scenario.types import Scenario
+
+
+class Stage:
+    """What actors share: the VM, where its memory lies, the scenario, the counters and the engine's flags."""
+
+    def __init__(self, vm: VirtualMachine, layout: Layout, scenario: Scenario, seed: int, counts: Counts, control: Control) -> None:
+        self.vm = vm
+        self.layout = layout
+        self.scenario = scenario
+        self.seed = seed
+        self.counts = counts
+        self.control = control
+
+    def dice(self, name: str) -> random.Random:
+        """The random generator of an actor: its choices follow from the seed and its name alone."""
+        return random.Random(f"{self.seed}/{name}")
+
+
+class Actor:
+    """One thread. `begin` runs before the common start, `step` again and again, `end` after the last step.
+
+    `progress` counts steps; the watchdog calls an actor stuck when it stands still. `parks` says whether the actor
+    stands still during a pause; one that only serves others does not need to.
+    """
+
+    parks = True
+
+    def __init__(self, stage: Stage, name: str) -> None:
+        self.stage = stage
+        self.name = name
+        self.progress = 0
+        self.done = False
+
+    def body(self) -> None:
+        """What the thread runs."""
+        self.begin()
+        control = self.stage.control
+        control.wait_for_start()
+        try:
+            while not self.finished():
+                if self.parks and control.pausing.value:
+                    control.checkpoint()
+                    continue
+                self.step()
+                self.progress += 1
+        finally:
+            self.done = True
+            self.end()
+
+    def finished(self) -> bool:
+        """Whether the loop ends."""
+        return self.stage.control.stopping.value
+
+    def begin(self) -> None:
+        """Get ready."""
+
+    def step(self) -> None:
+        """Do one thing."""
+        raise NotImplementedError
+
+    def end(self) -> None:
+        """Clean up."""
+
+    def figures(self) -> dict[str, int]:
+        """This actor's own counters, for the report; may be read while it runs."""
+        return {"steps": self.progress}
+
+    def totals(self) -> dict[str, int]:
+        """Its share of the run's counters, by the names of `stress.observe.counters`."""
+        return {}

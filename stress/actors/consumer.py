@@ -1,0 +1,164 @@
+"""The consumer of the exported root: a device that does DMA, and the worker that answers its IO page faults."""
+
+from __future__ import annotations
+
+from mmu.export.iommu import Dma, KvmHwpt
+from mmu.export.tdp_fd import TdpFd
+from mmu.runtime import Cell
+from stress.actors.base import Actor, Stage
+
+PATTERN = 4096
+
+
+class _Request:
+    """One IO page fault on its way to the worker and back."""
+
+    __slots__ = ("answer", "gfn", "hwpt", "write")
+
+    def __init__(self, stage: Stage, hwpt: KvmHwpt, gfn: int, write: bool) -> None:
+        self.hwpt = hwpt
+        self.gfn = gfn
+        self.write = write
+        self.answer = stage.vm.kvm.runtime.cell("page_response", "")
+
+
+class IopfWorker(Actor):
+    """The IO page fault workqueue of one device: takes requests in order, asks KVM, responds."""
+
+    parks = False
+
+    def __init__(self, stage: Stage, name: str) -> None:
+        super().__init__(stage, name)
+        self.queue = stage.vm.kvm.runtime.queue()
+        self.closed = stage.vm.kvm.runtime.cell("iopf.closed", False)
+
+    def finished(self) -> bool:
+        """When the device is gone and its last request answered."""
+        return self.closed.value and not len(self.queue)
+
+    def step(self) -> None:
+        """Wait for a request, handle it."""
+        if not len(self.queue):
+            self.stage.vm.kvm.runtime.wait_until("an IO page fault", lambda: len(self.queue) > 0 or self.closed.value)
+        request = self.queue.take()
+        if request is not None:
+            ok = request.hwpt.io_fault(request.gfn, request.write)
+            request.answer.store("SUCCESS" if ok else "FAILURE")
+
+
+class SharedTdpFd:
+    """The VMM's file descriptor of the exported TDP: opened by the first device, closed by the last."""
+
+    def __init__(self, stage: Stage) -> None:
+        self._stage = stage
+        self._lock = stage.vm.kvm.sync.mutex("vmm->tdp_fd")
+        self._fd: Cell[TdpFd | None] = stage.vm.kvm.runtime.cell("vmm.tdp_fd", None)
+        self._users = stage.vm.kvm.runtime.counter("vmm.tdp_fd.users")
+
+    def open(self) -> TdpFd:
+        """The fd, created if need be."""
+        with self._lock:
+            fd = self._fd.value
+            if fd is None:
+                fd = self._stage.vm.create_tdp_fd(0)
+                self._fd.value = fd
+                self._stage.counts["exports"].add(1)
+            self._users.fetch_add(1)
+        return fd
+
+    def close(self) -> None:
+        """One device less; the last one closes the fd, which un-exports the root."""
+        with self._lock:
+            fd = self._fd.value
+            assert fd is not None
+            if self._users.fetch_add(-1) == 1:
+                self._fd.value = None
+                fd.put()
+                self._stage.counts["unexports"].add(1)
+
+
+class Consumer(Actor):
+    """One device: opens the TDP FD, attaches, does DMA; closes and reopens now and then."""
+
+    def __init__(self, stage: Stage, number: int, worker: IopfWorker, fds: SharedTdpFd) -> None:
+        super().__init__(stage, f"device{number}")
+        self._fds = fds
+        config = stage.scenario.actors.consumer
+        self._dice = stage.dice(self.name)
+        self._worker = worker
+        self._accesses = stage.layout.accesses(
+            self._dice,
+            0,
+            PATTERN,
+            write=config.write_share,
+            churn=config.churn_share,
+            unmapped=0.01,
+            window=config.window_pages,
+        )
+        self._position = 0
+        self._reexport_ns = int(1e9 / config.reexports_per_s) if config.reexports_per_s and number == 0 else 0
+        self._exported_at = 0
+        self.device = stage.vm.create_device(self.name)
+        self.hwpt: KvmHwpt | None = None
+        self.accesses = 0
+        self.aborts = 0
+
+    def begin(self) -> None:
+        """Open and attach before the run starts."""
+        self._attach()
+
+    def step(self) -> None:
+        """A burst of DMA; now and then a new TDP FD."""
+        runtime = self.stage.vm.kvm.runtime
+        if self._reexport_ns and runtime.now() - self._exported_at > self._reexport_ns:
+            self._detach()
+            self._attach()
+        for _ in range(16):
+            access = self._accesses[self._position]
+            self._position = (self._position + 1) % PATTERN
+            self._dma(access >> 1, bool(access & 1))
+
+    def end(self) -> None:
+        """Detach, close, let the worker go."""
+        self._detach()
+        self._worker.closed.store(True)
+
+    def _dma(self, gfn: int, write: bool) -> None:
+        runtime = self.stage.vm.kvm.runtime
+        hwpt = self.hwpt
+        assert hwpt is not None
+        for _ in range(8):
+            done = self.device.transact(gfn, write)
+            if done is not None:
+                self.accesses += done is Dma.DONE
+                return
+            request = _Request(self.stage, hwpt, gfn, write)
+            self._worker.queue.put(request)
+            answer = request.answer
+            runtime.wait_until("a page response", lambda answer=answer: answer.value != "")  # type: ignore[misc]
+            if answer.value == "FAILURE":
+                break
+        self.aborts += 1
+
+    def _attach(self) -> None:
+        self.hwpt = self.stage.vm.attach(self.device, self._fds.open())
+        self._exported_at = self.stage.vm.kvm.runtime.now()
+
+    def _detach(self) -> None:
+        if self.hwpt is not None:
+            hwpt, self.hwpt = self.hwpt, None
+            hwpt.destroy()
+            self._fds.close()
+
+    def figures(self) -> dict[str, int]:
+        """The device's counters."""
+        return {
+            "accesses": self.accesses,
+            "aborts": self.aborts,
+            "iotlb_hits": self.device.hits,
+            "iotlb_walks": self.device.walks,
+        }
+
+    def totals(self) -> dict[str, int]:
+        """Its share of the run's counters."""
+        return {"device_accesses": self.accesses, "device_aborts": self.aborts, "device_iotlb_hits": self.device.hits}

@@ -1,0 +1,100 @@
+"""Where guest memory lies: which gfns the actors use, and which memslots come and go there."""
+
+from __future__ import annotations
+
+import random
+
+from attrs import frozen
+
+from mmu.memory.host import Region, tag_of
+from mmu.memory.memslots import MemoryRegion
+from mmu.machine.vm import VirtualMachine
+from mmu.runtime import Cell
+from stress.scenario.types import Memory, Vm
+
+
+BURST = 48
+"""Accesses that a guest or device makes in one window before it goes elsewhere."""
+
+
+@frozen
+class Place:
+    """A run of guest frames in an address space."""
+
+    as_id: int
+    gfn: int
+    pages: int
+
+
+class ChurnSlot:
+    """A memslot that the memslot worker creates, moves and deletes. `homes` are the places it moves between."""
+
+    def __init__(self, vm: VirtualMachine, slot: int, homes: tuple[Place, Place]) -> None:
+        self.slot = slot
+        self.homes = homes
+        self.home: Cell[int] = vm.kvm.runtime.cell(f"churn[{slot}].home", 0)
+        self.region: Cell[Region | None] = vm.kvm.runtime.cell(f"churn[{slot}].region", None)
+        self.flags: Cell[int] = vm.kvm.runtime.cell(f"churn[{slot}].flags", 0)
+
+    def place(self) -> Place:
+        """Where the slot is, or would be created."""
+        return self.homes[self.home.value]
+
+
+class Layout:
+    """The plan of guest memory for one scenario; everything follows from the scenario, nothing from chance."""
+
+    def __init__(self, vm: VirtualMachine, config: Vm, memory: Memory) -> None:
+        self.vm = vm
+        stride = _stride(config, memory)
+        self.fixed = [Place(0, 0, memory.fixed_pages)]
+        if memory.smm_pages:
+            self.fixed.append(Place(1, 0, memory.smm_pages))
+        self.churn: list[ChurnSlot] = []
+        for number in range(memory.churn_slots):
+            first = stride * (1 + 2 * number)
+            homes = (Place(0, first, memory.churn_pages), Place(0, first + stride, memory.churn_pages))
+            self.churn.append(ChurnSlot(vm, 10 + number, homes))
+        if memory.smm_pages and memory.smm_churn_pages:
+            homes = (Place(1, stride, memory.smm_churn_pages), Place(1, 2 * stride, memory.smm_churn_pages))
+            self.churn.append(ChurnSlot(vm, 10, homes))
+        self._last = vm.kvm.geometry.max_gfn
+
+    def create_fixed(self) -> None:
+        """Give KVM the slots that stay."""
+        for number, place in enumerate(self.fixed):
+            region = self.vm.host.mmap(place.pages)
+            self.vm.host.assign(region, tag_of(place.as_id, place.gfn))
+            self.vm.set_user_memory_region(MemoryRegion(number, place.gfn, place.pages, region, 0, place.as_id))
+
+    def accesses(
+        self, dice: random.Random, as_id: int, count: int, *, write: float, churn: float, unmapped: float, window: int
+    ) -> list[int]:
+        """A list of accesses (gfn << 1 | write) with the given shares of writes, churning and unmapped gfns.
+
+        Accesses come in bursts within a window of pages, as programs make them, so that translations get reused.
+        """
+        fixed = [place for place in self.fixed if place.as_id == as_id]
+        moving = [home for slot in self.churn for home in slot.homes if home.as_id == as_id]
+        accesses: list[int] = []
+        while len(accesses) < count:
+            place = dice.choice(moving if moving and (dice.random() < churn or not fixed) else fixed)
+            first = dice.randrange(place.pages)
+            for _ in range(BURST):
+                gfn = place.gfn + (first + dice.randrange(window)) % place.pages
+                if dice.random() < unmapped:
+                    gfn = self._last - dice.randrange(4)
+                accesses.append(gfn << 1 | (dice.random() < write))
+        return accesses
+
+
+def _stride(config: Vm, memory: Memory) -> int:
+    """Distance between places: a whole last-level table at least, so that deleting a slot can empty tables."""
+    largest = max(memory.fixed_pages, memory.churn_pages, memory.smm_pages, memory.smm_churn_pages)
+    stride = config.entries
+    while stride < largest:
+        stride *= 2
+    needed = stride * (2 + 2 * memory.churn_slots)
+    if needed > config.entries**config.levels - 8:
+        stride = largest
+    return stride

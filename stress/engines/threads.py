@@ -1,0 +1,161 @@
+"""The thread engine: every actor is a real OS thread; they start together, stand still together and stop together."""
+
+from __future__ import annotations
+
+import sys
+import time
+import traceback
+from collections.abc import Callable
+
+from attrs import define
+
+from mmu import invariants
+from mmu.runtime import Runtime
+from mmu.task import Task
+from stress.engines.session import Session
+from stress.engines.watchdog import Watchdog
+from stress.observe.resources import Resources
+
+TICK_S = 0.05
+
+
+@define
+class Outcome:
+    """How a run went, apart from what it found. `completed`: the budget was used, or a finding ended it; `clean_end`:
+    every thread came to its end and the VM was destroyed; times in seconds."""
+
+    completed: bool = False
+    clean_end: bool = False
+    interrupted: bool = False
+    setup_s: float = 0.0
+    run_s: float = 0.0
+
+
+class ThreadEngine:
+    """Runs a session. The main thread only watches: it takes none of the model's locks."""
+
+    def __init__(self, session: Session, resources: Resources, on_tick: Callable[[float], None]) -> None:
+        self.session = session
+        self.runtime: Runtime = session.runtime
+        self.resources = resources
+        self.outcome = Outcome()
+        self._on_tick = on_tick
+        self._limits = session.scenario.limits
+        self._tasks: list[Task] = []
+        self._checked_in_run = 0
+
+    def run(self) -> Outcome:
+        """The whole run: set up, start, watch, stop, check, take down."""
+        session = self.session
+        self.runtime.on_task_error = self._task_failed
+        interval = sys.getswitchinterval()
+        sys.setswitchinterval(session.scenario.disturbances.switch_interval_s)
+        try:
+            if self._in_task("setup", session.set_up):
+                self._start()
+                try:
+                    self._watch()
+                    self.outcome.completed = True
+                except KeyboardInterrupt:
+                    self.outcome.interrupted = True
+                self._finish()
+        finally:
+            sys.setswitchinterval(interval)
+        return self.outcome
+
+    def _start(self) -> None:
+        session = self.session
+        self._tasks = [self.runtime.spawn(actor.name, actor.body) for actor in session.actors]
+        control = session.control
+        expected = len(session.actors)
+        self._wait(lambda: control.ready.value >= expected or bool(session.errors()))
+        self.outcome.setup_s = session.elapsed()
+        control.started.store(True)
+
+    def _watch(self) -> None:
+        """Until the budget is used, enough was found, or the harness failed."""
+        session = self.session
+        budget = session.scenario.budget
+        watchdog = Watchdog(self.runtime, self._limits.stall_s)
+        start = time.monotonic()
+        next_sample = 0.0
+        stutter = session.scenario.disturbances.stutter_every_s
+        next_stutter = stutter
+        while True:
+            time.sleep(TICK_S)
+            elapsed = time.monotonic() - start
+            self.outcome.run_s = elapsed
+            for report in watchdog.tick(session.actors):
+                session.reporter.emit(report)
+            if elapsed >= next_sample:
+                self.resources.sample(elapsed)
+                next_sample = elapsed + 0.25
+            self._on_tick(elapsed)
+            if session.errors() or elapsed >= budget.duration_s or self._found_enough():
+                return
+            if elapsed >= next_stutter:
+                self._stand_still()
+                next_stutter = time.monotonic() - start + stutter
+
+    def _found_enough(self) -> bool:
+        findings = self.session.findings()
+        budget = self.session.scenario.budget
+        if not findings:
+            return False
+        return len(findings) >= budget.max_findings or self.session.elapsed() - findings[0].at_s >= budget.settle_s
+
+    def _stand_still(self) -> None:
+        """Stutter: everybody stops between two steps, the invariants are checked, everybody goes on."""
+        session, control = self.session, self.session.control
+        parking = sum(1 for actor in session.actors if actor.parks)
+        control.pausing.store(True)
+        session.interrupt_vcpus(True)
+        if self._wait(lambda: control.parked.value >= parking, self._limits.stall_s):
+            invariants.check(session.vm)
+            session.counts["quiescent_checks"].add(1)
+        session.interrupt_vcpus(False)
+        control.pausing.store(False)
+        self._wait(lambda: control.parked.value == 0, self._limits.stall_s)
+
+    def _finish(self) -> None:
+        """Stop everybody, check the invariants at rest, destroy the VM."""
+        session = self.session
+        session.control.stopping.store(True)
+        session.interrupt_vcpus(True)
+        deadline = time.monotonic() + self._limits.stall_s
+        for task in self._tasks:
+            self.runtime.join(task, max(0.1, deadline - time.monotonic()))
+        left = [task for task in self._tasks if not self.runtime.join(task, 0)]
+        if left:
+            watchdog = Watchdog(self.runtime, self._limits.stall_s)
+            for task in left:
+                session.reporter.emit(watchdog.report(task.name, self._limits.stall_s))
+            return
+        if session.errors():
+            return
+        invariants.check(session.vm)
+        session.counts["quiescent_checks"].add(1)
+        if self._in_task("teardown", session.take_down):
+            self.outcome.clean_end = session.vm.destroyed.value
+
+    def _in_task(self, name: str, body: Callable[[], None]) -> bool:
+        """Run `body` in a thread of its own, so that the main thread never blocks in a lock; whether it ended well."""
+        task = self.runtime.spawn(name, body)
+        if not self.runtime.join(task, max(self._limits.stall_s, 30.0)):
+            self.session.reporter.emit(Watchdog(self.runtime, self._limits.stall_s).report(name, self._limits.stall_s))
+            return False
+        return task.error is None
+
+    def _wait(self, predicate: Callable[[], bool], timeout: float = 60.0) -> bool:
+        deadline = time.monotonic() + timeout
+        while not predicate():
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.001)
+        return True
+
+    def _task_failed(self, task: Task, error: BaseException) -> None:
+        """An actor or model thread raised: a finding if a broken rule made it, a harness error otherwise."""
+        trace = "".join(traceback.format_exception(error))
+        if not self.session.reporter.reports:
+            self.session.fail(f"task {task} raised {error!r}\n{trace}")

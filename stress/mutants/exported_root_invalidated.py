@@ -1,0 +1,14 @@
+"""The exported root is invalidated like any other: the negative control (policy C)."""
+
+from mmu.export.policies import INVALIDATE_IN_PLACE
+from mmu.variant import Variant
+
+VARIANT = Variant(
+    name="exported-root-invalidated",
+    title="the exported root is invalidated like any other",
+    parts=INVALIDATE_IN_PLACE.parts,
+    expects=("O12",),
+    rule=INVALIDATE_IN_PLACE.rule,
+    origin="the state before the seed patch; reference 1.10",
+    story=INVALIDATE_IN_PLACE.story,
+)

@@ -1,0 +1,35 @@
+"""The exported zap moved behind write_unlock."""
+
+from mmu.memory.requests import KVM_REQ_MMU_FREE_OBSOLETE_ROOTS
+from mmu.tdp.zap import Zapper
+from mmu.variant import Variant
+
+
+class ZapAfterUnlock(Zapper):
+    """zap_all_fast() with steps 7 and 8 exchanged."""
+
+    def zap_all_fast(self) -> None:
+        """Release mmu_lock first, zap the exported roots then."""
+        kvm = self.kvm
+        kvm.mmu_lock.write_lock()
+        self.toggle_valid_gen()
+        self.roots.invalidate_all_roots()
+        self.requests.make_all_cpus_request(KVM_REQ_MMU_FREE_OBSOLETE_ROOTS)
+        kvm.mmu_lock.write_unlock()
+        self.zap_exported_roots()
+        self.zap_invalidated_roots()
+
+
+VARIANT = Variant(
+    name="exported-zap-after-unlock",
+    title="the exported zap runs after write_unlock",
+    parts=(ZapAfterUnlock,),
+    expects=("O5",),
+    rule="tdp_mmu_zap_leafs() needs mmu_lock held for write",
+    origin="reference 2.7 order of steps 7 and 8, 2.14",
+    story=(
+        "memslot worker: write_unlock, then starts the leaf zap",
+        "vCPU: takes mmu_lock for read and installs a leaf behind the zapper",
+        "memslot worker: plain stores race with the vCPU's compare-exchange",
+    ),
+)

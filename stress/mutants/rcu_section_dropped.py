@@ -1,0 +1,26 @@
+"""The exported zap without its RCU read section."""
+
+from mmu.tdp.zap import Zapper
+from mmu.variant import Variant
+
+
+class NoRcu(Zapper):
+    """Relies on mmu_lock alone."""
+
+    def zap_exported_roots(self) -> None:
+        """Walk the root list and the tables outside any read section."""
+        self.kvm.mmu_lock.assert_held_write()
+        for root in self.roots.each_rcu():
+            if root.exported.value:
+                self.zap_exported_root(root)
+
+
+VARIANT = Variant(
+    name="rcu-section-dropped",
+    title="the RCU read section around the exported zap is dropped",
+    parts=(NoRcu,),
+    expects=("O3",),
+    rule="roots and SPTEs are RCU-protected, whatever locks are held",
+    origin="B32 (14f6fec2e8e0, 70fb3e41a97a); reference 2.3, 2.4",
+    story=("memslot worker: walks tdp_mmu_roots without rcu_read_lock()", "a root or table may be freed under the walk"),
+)

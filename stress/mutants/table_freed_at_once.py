@@ -1,0 +1,24 @@
+"""Page-table pages freed directly instead of through call_rcu()."""
+
+from mmu.paging.table import ShadowPage
+from mmu.tdp.write import SpteWriter
+from mmu.variant import Variant
+
+
+class FreeAtOnce(SpteWriter):
+    """No grace period."""
+
+    def free_table(self, sp: ShadowPage) -> None:
+        """Free the page while walkers may be inside."""
+        self.kvm.tables.free(sp)
+
+
+VARIANT = Variant(
+    name="table-freed-at-once",
+    title="a removed page-table page is freed at once instead of through RCU",
+    parts=(FreeAtOnce,),
+    expects=("O3", "O2"),
+    rule="a page-table page that was visible is freed only after a grace period",
+    origin="B31 (7cca2d0b7e7d)",
+    story=("vCPU: lockless walk stands in table T", "memslot worker: zaps T's parent entry and frees T", "vCPU: reads T"),
+)

@@ -1,0 +1,36 @@
+"""Delays at preemption points: the cheap way to make a rare interleaving common on real threads."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Callable
+
+from mmu.runtime import PerThreadCounter, Runtime
+from mmu.task import current
+from stress.scenario.types import Disturbances
+
+
+class _Dice(threading.local):
+    def __init__(self, seed: int) -> None:
+        self.random = random.Random(f"{seed}/delay/{current.task.name}")
+
+
+class Delays:
+    """A probe observer that sometimes waits at P1..P20 (reference 2.16); each thread has a generator of its own."""
+
+    def __init__(self, runtime: Runtime, config: Disturbances, seed: int, counter: PerThreadCounter) -> None:
+        self._sleep = runtime.sleep
+        self._share = config.delay_share
+        self._longest = config.delay_s
+        self._points = frozenset(config.points)
+        self._dice = _Dice(seed)
+        self._counter = counter
+        self.point: Callable[[str], None] | None = self._point if self._share and self._points else None
+
+    def _point(self, name: str) -> None:
+        if name in self._points:
+            dice = self._dice.random
+            if dice.random() < self._share:
+                self._counter.add(1)
+                self._sleep(dice.random() * self._longest)

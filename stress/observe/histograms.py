@@ -1,0 +1,150 @@
+"""Latencies: integer buckets a thread while the run goes on, HdrHistogram form when it is over."""
+
+from __future__ import annotations
+
+import threading
+
+from attrs import frozen
+from hdrh.histogram import HdrHistogram
+
+from mmu.memory.memslots import Change
+from mmu.runtime import Runtime
+
+SUB_BITS = 4
+"""16 buckets an octave: a value is known within 6 %."""
+_BUCKETS = (64 - SUB_BITS) << SUB_BITS
+_HIGHEST_NS = 3_600_000_000_000
+
+OPERATIONS = {
+    "fault": "one EPT violation handled by KVM",
+    "memslot": "one memslot call, from slots_lock on",
+    "memslot_srcu": "its waits for SRCU readers",
+    "memslot_flush_shadow": "its unmapping (zap_all_fast)",
+    "flush": "one remote flush, importers included",
+    "io_fault": "one IO page fault, from queue to answer",
+    "grace_period": "one RCU grace period with its callbacks",
+    "mmu_lock_write_hold": "mmu_lock held for write",
+}
+"""What is timed, in nanoseconds."""
+
+
+def bucket_of(value: int) -> int:
+    """The bucket of a duration."""
+    if value < 1 << SUB_BITS:
+        return max(value, 0)
+    shift = value.bit_length() - SUB_BITS - 1
+    return min(((shift + 1) << SUB_BITS) + (value >> shift) - (1 << SUB_BITS), _BUCKETS - 1)
+
+
+def middle_of(bucket: int) -> int:
+    """A duration in the middle of a bucket."""
+    if bucket < 1 << SUB_BITS:
+        return bucket
+    shift = (bucket >> SUB_BITS) - 1
+    low = ((bucket & ((1 << SUB_BITS) - 1)) + (1 << SUB_BITS)) << shift
+    return low + (1 << shift) // 2
+
+
+@frozen
+class Latency:
+    """The distribution of one operation, in nanoseconds."""
+
+    operation: str
+    count: int
+    p50: int
+    p90: int
+    p99: int
+    p999: int
+    max: int
+    encoded: str
+
+
+class _Local(threading.local):
+    def __init__(self, owner: Histograms) -> None:
+        self.buckets: dict[str, list[int]] = {name: [0] * _BUCKETS for name in OPERATIONS}
+        self.highest: dict[str, int] = dict.fromkeys(OPERATIONS, 0)
+        self.write_locked_at = 0
+        owner.enlist(self.buckets, self.highest)
+
+
+class Histograms:
+    """A probe observer that times operations; `longest_write_hold` also serves the liveness bound."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._now = runtime.now
+        self._lock = threading.Lock()
+        self._parts: list[tuple[dict[str, list[int]], dict[str, int]]] = []
+        self._local = _Local(self)
+
+    def enlist(self, buckets: dict[str, list[int]], highest: dict[str, int]) -> None:
+        """A thread records for the first time."""
+        with self._lock:
+            self._parts.append((buckets, highest))
+
+    def record(self, operation: str, ns: int) -> None:
+        """Add one duration."""
+        local = self._local
+        local.buckets[operation][bucket_of(ns)] += 1
+        if ns > local.highest[operation]:
+            local.highest[operation] = ns
+
+    def fault_done(self, vcpu: object, result: object, ns: int) -> None:
+        """One vCPU fault."""
+        self.record("fault", ns)
+
+    def memslot_end(self, change: Change, slot: object, parts: dict[str, int]) -> None:
+        """One memslot call with its parts."""
+        self.record("memslot", parts["total"])
+        for part in ("srcu", "flush_shadow"):
+            if part in parts:
+                self.record(f"memslot_{part}", parts[part])
+
+    def flush_end(self, reason: str, gfn: int, pages: int, ns: int) -> None:
+        """One remote flush."""
+        self.record("flush", ns)
+
+    def io_fault_end(self, device: object, gfn: int, write: bool, ok: bool, ns: int) -> None:
+        """One IO page fault."""
+        self.record("io_fault", ns)
+
+    def grace_period(self, ns: int, callbacks: int) -> None:
+        """One grace period."""
+        self.record("grace_period", ns)
+
+    def mmu_write_locked(self) -> None:
+        """mmu_lock taken for write."""
+        self._local.write_locked_at = self._now()
+
+    def mmu_write_unlocking(self) -> None:
+        """mmu_lock about to be released."""
+        self.record("mmu_lock_write_hold", self._now() - self._local.write_locked_at)
+
+    def latencies(self) -> list[Latency]:
+        """The distributions so far, those of operations that happened."""
+        with self._lock:
+            parts = list(self._parts)
+        return [latency for name in OPERATIONS if (latency := _merge(name, parts)) is not None]
+
+
+def _merge(name: str, parts: list[tuple[dict[str, list[int]], dict[str, int]]]) -> Latency | None:
+    histogram = HdrHistogram(1, _HIGHEST_NS, 2)
+    highest = max(part[1][name] for part in parts)
+    total = 0
+    for buckets, _ in parts:
+        for bucket, count in enumerate(buckets[name]):
+            if count:
+                histogram.record_value(max(1, min(middle_of(bucket), highest)), count)
+                total += count
+    if not total:
+        return None
+    at = histogram.get_value_at_percentile
+    return Latency(
+        name,
+        total,
+        min(int(at(50)), highest),
+        min(int(at(90)), highest),
+        min(int(at(99)), highest),
+        min(int(at(99.9)), highest),
+        highest,
+        histogram.encode().decode("ascii"),
+    )

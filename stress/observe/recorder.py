@@ -1,0 +1,133 @@
+"""The flight recorder: each thread's last events, merged when a report wants to show what led to it."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+
+from attrs import evolve
+
+from mmu.memory.memslots import Change, Memslot
+from mmu.memory.tlb import WHOLE
+from mmu.paging.spte import SpteLayout, describe
+from mmu.paging.table import RootPage, ShadowPage
+from mmu.report import Report, section
+from mmu.runtime import Runtime
+from mmu.task import current
+
+KEPT = 512
+"""Events kept a thread; older ones are dropped."""
+SHOWN = 14
+
+Event = tuple[int, str, int, tuple[object, ...]]
+"""(time in ns, kind, gfn or -1, details): nothing is formatted before somebody reads it."""
+
+
+class _Ring(threading.local):
+    def __init__(self, owner: Recorder) -> None:
+        self.events: deque[Event] = deque(maxlen=KEPT)
+        owner.enlist(str(current.task), self.events)
+
+
+class Recorder:
+    """A probe observer that keeps the newest events of every thread."""
+
+    def __init__(self, runtime: Runtime, layout: SpteLayout) -> None:
+        self._now = runtime.now
+        self._layout = layout
+        self._lock = threading.Lock()
+        self._rings: list[tuple[str, deque[Event]]] = []
+        self._ring = _Ring(self)
+
+    def enlist(self, task: str, events: deque[Event]) -> None:
+        """A thread records for the first time."""
+        with self._lock:
+            self._rings.append((task, events))
+
+    # Hooks.
+
+    def spte_changed(self, sp: ShadowPage, gfn: int, level: int, old: int, new: int, shared: bool) -> None:
+        """kvm_tdp_mmu_spte_changed."""
+        self._ring.events.append((self._now(), "spte", gfn, (level, old, new, shared)))
+
+    def zap_all_fast(self, gen: int) -> None:
+        """kvm_mmu_zap_all_fast."""
+        self._note("kvm_mmu_zap_all_fast", -1, f"mmu_valid_gen {gen}")
+
+    def root_allocated(self, root: RootPage) -> None:
+        """A new root."""
+        self._note("root_allocated", -1, root.describe())
+
+    def root_invalidated(self, root: RootPage) -> None:
+        """A root became invalid."""
+        self._note("root_invalidated", -1, root.describe())
+
+    def root_zapped(self, root: RootPage) -> None:
+        """A root was zapped."""
+        self._note("root_zapped", -1, root.describe())
+
+    def root_freed(self, root: RootPage) -> None:
+        """A root's last reference went."""
+        self._note("root_freed", -1, root.describe())
+
+    def exported_zapped(self, root: RootPage, leaves: int) -> None:
+        """The exported-leaf zap of one root."""
+        self._note("exported_zap", -1, f"{leaves} leaves of {root.describe()}")
+
+    def flush_begin(self, reason: str, gfn: int, pages: int) -> None:
+        """A remote flush starts."""
+        self._note("flush_begin", -1, f"{reason}, {'everything' if pages == WHOLE else f'{pages} pages from {gfn:#x}'}")
+
+    def flush_end(self, reason: str, gfn: int, pages: int, ns: int) -> None:
+        """A remote flush is complete."""
+        self._note("flush_end", -1, reason)
+
+    def importers_notified(self, exported: object, gfn: int, pages: int) -> None:
+        """Importers were told."""
+        self._note("importers_notified", -1, "everything" if pages == WHOLE else f"{pages} pages from {gfn:#x}")
+
+    def memslot_begin(self, change: Change, slot: Memslot) -> None:
+        """A memslot call."""
+        self._note(f"memslot_{change.value}_begin", -1, slot.describe())
+
+    def memslot_end(self, change: Change, slot: Memslot, parts: object) -> None:
+        """A memslot call returns."""
+        self._note(f"memslot_{change.value}_end", -1, slot.describe())
+
+    def io_fault_end(self, device: object, gfn: int, write: bool, ok: bool, ns: int) -> None:
+        """An IO page fault was answered."""
+        self._note("io_fault", gfn, "SUCCESS" if ok else "FAILURE")
+
+    def _note(self, kind: str, gfn: int, text: str) -> None:
+        self._ring.events.append((self._now(), kind, gfn, (text,)))
+
+    # Reading.
+
+    def last(self, gfn: int | None, count: int = SHOWN) -> list[str]:
+        """The newest events of all threads, those of other gfns left out when `gfn` is given; oldest first."""
+        with self._lock:
+            rings = [(task, ring.copy()) for task, ring in self._rings]
+        merged = sorted(
+            (event, task) for task, ring in rings for event in ring if gfn is None or event[2] in (-1, gfn)
+        )[-count:]
+        if not merged:
+            return []
+        end = merged[-1][0][0]
+        return [f"{(event[0] - end) / 1e6:10.3f} ms  {task:<18} {self._text(event)}" for event, task in merged]
+
+    def enrich(self, report: Report) -> Report:
+        """Add the last events to a report."""
+        lines = self.last(report.gfn)
+        title = "last events" if report.gfn is None else f"last events on gfn {report.gfn:#x}"
+        return evolve(report, sections=(*report.sections, section(title, lines))) if lines else report
+
+    def _text(self, event: Event) -> str:
+        _, kind, gfn, details = event
+        if kind == "spte":
+            level, old, new, shared = details
+            assert isinstance(old, int)
+            assert isinstance(new, int)
+            how = "shared" if shared else "exclusive"
+            return f"spte_changed gfn {gfn:#x} level {level} {describe(old, self._layout)} -> {describe(new, self._layout)} {how}"
+        where = f" gfn {gfn:#x}" if gfn >= 0 else ""
+        return f"{kind}{where} {details[0]}"

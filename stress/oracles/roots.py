@@ -1,0 +1,68 @@
+"""O12: nobody uses an obsolete root, and an exported root stays valid."""
+
+from __future__ import annotations
+
+import threading
+
+from mmu.machine.vcpu import Vcpu
+from mmu.machine.vm import VirtualMachine
+from mmu.paging.table import RootPage
+from stress.oracles.base import Oracle
+
+
+class RootOracle(Oracle):
+    """Watches invalidation, mapping and guest entry."""
+
+    rules = ("O12",)
+    title = "no vCPU runs or maps with an obsolete root; an exported root never becomes invalid"
+
+    def __init__(self, vm: VirtualMachine) -> None:
+        super().__init__(vm)
+        self._lock = threading.Lock()
+        self._obsolete: frozenset[int] = frozenset()
+
+    def root_invalidated(self, root: RootPage) -> None:
+        """An exported root may not be invalidated."""
+        if root.exported.value:
+            self.kvm.warn(
+                "O12",
+                "exported-root-invalid",
+                f"BUG: {root.describe()} was invalidated while an importer walks it",
+                "an importer has no request and no kick: its root must stay valid until it is un-exported",
+                "RFC PATCH 36/42, invariant I5; reference 1.10",
+            )
+
+    def roots_kicked(self, roots: list[RootPage]) -> None:
+        """From here on no vCPU may be in the guest with one of these roots."""
+        if roots:
+            with self._lock:
+                self._obsolete = self._obsolete | {root.address for root in roots}
+
+    def root_freed(self, root: RootPage) -> None:
+        """Nobody can use it any more."""
+        with self._lock:
+            self._obsolete = self._obsolete - {root.address}
+
+    def guest_enter(self, vcpu: Vcpu) -> None:
+        """Entered with an obsolete root after the request was acknowledged?"""
+        root = vcpu.root
+        if root is not None and self._obsolete and root.address in self._obsolete:
+            self.kvm.warn(
+                "O12",
+                "guest-on-obsolete-root",
+                f"BUG: {vcpu} runs the guest on obsolete {root.describe()}",
+                "after KVM_REQ_MMU_FREE_OBSOLETE_ROOTS was acknowledged, no vCPU may enter the guest on an invalidated root",
+                "kvm_vcpu_exit_request(), reference 2.8 root load, P20",
+            )
+
+    def spte_mapping(self, root: RootPage, gfn: int, vcpu: object) -> None:
+        """A fault is about to map, under mmu_lock."""
+        if root.invalid.value:
+            self.kvm.warn(
+                "O12",
+                "map-in-obsolete-root",
+                f"BUG: a fault maps gfn {gfn:#x} in obsolete {root.describe()}",
+                "after mmu_lock is taken, a fault whose root was invalidated must be repeated",
+                "is_page_fault_stale(), B36 (a955cad84cda)",
+                gfn=gfn,
+            )

@@ -1,0 +1,218 @@
+"""Loading a scenario: TOML in, `Scenario` out, or one error that lists everything that is wrong with it."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import attrs
+from cattrs import ClassValidationError, Converter, ForbiddenExtraKeysError, IterableValidationError
+from cattrs.gen import make_dict_structure_fn
+
+from mmu.export.policies import POLICIES
+from mmu.report import RULES
+from stress.errors import ConfigError, Problem
+from stress.mutants import MUTANTS
+from stress.observe.counters import COUNTERS
+from stress.scenario import types
+from stress.scenario.types import Scenario
+
+
+class _Invalid(ValueError):
+    """A value that does not fit: carries what was expected and the nearest valid name."""
+
+    def __init__(self, value: object, expected: str, hint: str = "") -> None:
+        super().__init__(expected)
+        self.value = value
+        self.expected = expected
+        self.hint = hint
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> Scenario:
+    """The scenario in `path` with `key=value` overrides applied; raises `ConfigError` with every problem."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise ConfigError([Problem(str(path), "file", str(reason), "a readable TOML scenario", "see 'stress list scenarios'")]) from None
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError([Problem(str(path), "syntax", str(error), "valid TOML")]) from None
+    places = {key: f"{path}:{line}" for key, line in key_lines(text).items()}
+    problems = [problem for override in overrides if (problem := _override(data, places, override)) is not None]
+    scenario, found = structure(data, places, str(path))
+    problems += found
+    if problems or scenario is None:
+        raise ConfigError(problems)
+    return scenario
+
+
+def structure(data: dict[str, Any], places: dict[str, str], source: str) -> tuple[Scenario | None, list[Problem]]:
+    """Turn a TOML tree into a scenario, or into the list of what is wrong; `places` maps dotted keys to file:line."""
+    try:
+        scenario = _converter().structure(data, Scenario)
+    except ClassValidationError as error:
+        return None, list(_problems(error, "", places, source))
+    return scenario, list(_cross_checks(scenario, places, source))
+
+
+def unstructure(scenario: Scenario) -> dict[str, Any]:
+    """The effective scenario as plain data."""
+    return attrs.asdict(scenario)
+
+
+def key_lines(text: str) -> dict[str, int]:
+    """The line of every key of a TOML text, by dotted path; enough of TOML for pointing at things."""
+    lines: dict[str, int] = {}
+    prefix = ""
+    for number, line in enumerate(text.splitlines(), 1):
+        header = re.match(r"\s*\[+\s*([^\]]+?)\s*\]+", line)
+        if header:
+            prefix = header.group(1).replace('"', "").replace(" ", "") + "."
+            lines[prefix[:-1]] = number
+            continue
+        key = re.match(r"""\s*["']?([A-Za-z0-9_.-]+)["']?\s*=""", line)
+        if key:
+            lines[prefix + key.group(1)] = number
+    return lines
+
+
+def _override(data: dict[str, Any], places: dict[str, str], override: str) -> Problem | None:
+    """Apply one `--set key=value`; the value is TOML, or text where it is none."""
+    key, separator, text = override.partition("=")
+    if not separator or not key.strip():
+        return Problem("--set", override, "no '='", "key=value, such as --set vm.vcpus=4")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    *tables, last = key.strip().split(".")
+    target = data
+    for name in tables:
+        target = target.setdefault(name, {})
+        if not isinstance(target, dict):
+            return Problem("--set", key, f"{name} is a value", "a table on the way to a key")
+    target[last] = value
+    places[key.strip()] = "--set"
+    return None
+
+
+def _cross_checks(scenario: Scenario, places: dict[str, str], source: str) -> Iterable[Problem]:
+    """What no single key can show."""
+    vm, memory = scenario.vm, scenario.memory
+
+    def at(key: str) -> str:
+        return _place(key, places, source)
+
+    if vm.entries < 2 or vm.entries & (vm.entries - 1):
+        yield Problem(at("vm.entries"), "vm.entries", str(vm.entries), "a power of two from 2 on")
+        return
+    if not 2 <= vm.levels <= 5:
+        yield Problem(at("vm.levels"), "vm.levels", str(vm.levels), "2 to 5")
+        return
+    pages = memory.fixed_pages + memory.churn_slots * memory.churn_pages + memory.smm_pages + memory.smm_churn_pages
+    if vm.frames < 2 * pages + 64:
+        yield Problem(at("vm.frames"), "vm.frames", str(vm.frames), f"at least {2 * pages + 64}", "twice the guest's pages, and 64")
+    room = vm.entries**vm.levels
+    if 4 * pages > room:
+        yield Problem(at("vm.levels"), "vm.levels", f"{room} guest frames", f"at least {4 * pages}", "more levels or entries")
+    for name in scenario.obligations:
+        if name not in COUNTERS:
+            yield Problem(at(f"obligations.{name}"), f"obligations.{name}", "unknown counter", "a counter", _nearest(name, COUNTERS))
+
+
+def _converter() -> Converter:
+    converter = Converter(forbid_extra_keys=True, detailed_validation=True)
+    converter.register_structure_hook_func(attrs.has, lambda data, cls: _structure_table(converter, data, cls))
+    converter.register_structure_hook_func(lambda kind: get_origin(kind) is Literal, _structure_choice)
+    hooks: list[tuple[Any, Callable[[Any, Any], Any]]] = [
+        (bool, lambda value, _: _typed(value, bool, "true or false")),
+        (str, lambda value, _: _typed(value, str, "a text")),
+        (types.Count, lambda value, _: _whole(value, 0)),
+        (types.Positive, lambda value, _: _whole(value, 1)),
+        (types.Share, lambda value, _: _number(value, 0, 1, "a number from 0 to 1")),
+        (types.Rate, lambda value, _: _number(value, 0, None, "a number from 0 on")),
+        (types.Seconds, lambda value, _: _number(value, 1e-9, None, "a number of seconds above 0")),
+        (types.PolicyName, lambda value, _: _name(value, POLICIES, "a policy")),
+        (types.VariantName, lambda value, _: _name(value, MUTANTS, "a variant")),
+        (types.RuleName, lambda value, _: _name(value, RULES, "a rule")),
+    ]
+    for kind, hook in hooks:
+        converter.register_structure_hook_func(lambda cls, kind=kind: cls is kind, hook)
+    return converter
+
+
+def _structure_table(converter: Converter, data: Any, cls: Any) -> Any:
+    if not isinstance(data, dict):
+        raise _Invalid(data, f"a table [{cls.__name__.lower()}]")
+    return make_dict_structure_fn(cls, converter, _cattrs_forbid_extra_keys=True, _cattrs_detailed_validation=True)(data, cls)
+
+
+def _structure_choice(value: Any, kind: Any) -> Any:
+    return _name(value, get_args(kind), "a choice")
+
+
+def _typed(value: Any, kind: type, expected: str) -> Any:
+    if type(value) is not kind:
+        raise _Invalid(value, expected)
+    return value
+
+
+def _whole(value: Any, least: int) -> int:
+    if type(value) is not int or value < least:
+        raise _Invalid(value, f"a whole number from {least} on")
+    return value
+
+
+def _number(value: Any, least: float, most: float | None, expected: str) -> float:
+    if type(value) not in (int, float) or not value >= least or (most is not None and value > most):
+        raise _Invalid(value, expected)
+    return float(value)
+
+
+def _name(value: Any, known: Iterable[str], what: str) -> str:
+    names = list(known)
+    if not isinstance(value, str) or value not in names:
+        shown = ", ".join(names) if len(names) <= 8 else f"{what} (see 'stress list')"
+        raise _Invalid(value, f"one of {shown}" if len(names) <= 8 else shown, _nearest(value, names))
+    return value
+
+
+def _nearest(value: Any, names: Iterable[str]) -> str:
+    close = difflib.get_close_matches(str(value), list(names), 1, 0.5)
+    return f"did you mean {close[0]}?" if close else ""
+
+
+def _problems(error: BaseException, path: str, places: dict[str, str], source: str) -> Iterable[Problem]:
+    """Flatten cattrs' tree of errors into problems with their places."""
+    if isinstance(error, (ClassValidationError, IterableValidationError)):
+        with_notes, without = error.group_exceptions()
+        for inner, note in with_notes:
+            name = str(note.index) if isinstance(error, IterableValidationError) else note.name
+            yield from _problems(inner, f"{path}.{name}" if path else name, places, source)
+        for inner in without:
+            yield from _problems(inner, path, places, source)
+    elif isinstance(error, ForbiddenExtraKeysError):
+        known = [attribute.name for attribute in attrs.fields(error.cl)]
+        for name in sorted(error.extra_fields):
+            key = f"{path}.{name}" if path else name
+            expected = "one of " + ", ".join(known)
+            yield Problem(_place(key, places, source), key, "unknown key", expected, _nearest(name, known))
+    elif isinstance(error, _Invalid):
+        yield Problem(_place(path, places, source), path, f"found {error.value!r}", error.expected, error.hint)
+    else:
+        yield Problem(_place(path, places, source), path, str(error), "a value of the right type")
+
+
+def _place(key: str, places: dict[str, str], source: str) -> str:
+    """The file and line of `key`, or of the nearest table above it."""
+    while key:
+        if key in places:
+            return places[key]
+        key = key.rpartition(".")[0]
+    return source
