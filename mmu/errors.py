@@ -1,8 +1,8 @@
 """Errors that the model raises when going on would hang or corrupt it; broken rules are reports, not errors.
 
-    MmuError
-      SelfDeadlock     a thread would wait for itself for ever
-      KvmError         an ioctl refused, with the kernel's errno
+MmuError
+  SelfDeadlock     a thread would wait for itself for ever
+  KvmError         an ioctl refused, with the kernel's errno
 """
 
 from __future__ import annotations

@@ -87,7 +87,7 @@ def i1_roots_are_referenced(state: State) -> Iterator[str]:
 
 
 def i3_refcounts_are_exact(state: State) -> Iterator[str]:
-    """refcount = the TDP MMU's own (until zapped) + one a vCPU that has it loaded + the exporter's."""
+    """Refcount = the TDP MMU's own (until zapped) + one a vCPU that has it loaded + the exporter's."""
     for root in state.roots:
         own = 0 if root.zapped.value else 1
         loaded = sum(1 for vcpu in state.vm.vcpus() if vcpu.root is root)
@@ -97,7 +97,7 @@ def i3_refcounts_are_exact(state: State) -> Iterator[str]:
 
 
 def i5_exported_roots_are_valid(state: State) -> Iterator[str]:
-    """exported implies valid, and exactly one exporter stands behind the flag."""
+    """Exported implies valid, and exactly one exporter stands behind the flag."""
     exported = [item.root.value for item in state.vm.exported_tdps.all()]
     for root in state.roots:
         if root.exported.value and root.invalid.value:
@@ -130,7 +130,7 @@ def i7_leaves_are_right(state: State) -> Iterator[str]:
             stamp = host.stamp[pfn_of(leaf.spte)]
             if stamp not in (tag_of(as_id, leaf.gfn), MOVING):
                 yield f"leaf of {tree.root.describe()} at gfn {leaf.gfn:#x} maps frame {pfn_of(leaf.spte):#x}, which is not its own"
-            if leaf.spte & SPTE_W and not leaf.spte & MMU_WRITABLE or leaf.spte & MMU_WRITABLE and not leaf.spte & HOST_WRITABLE:
+            if (leaf.spte & SPTE_W and not leaf.spte & MMU_WRITABLE) or (leaf.spte & MMU_WRITABLE and not leaf.spte & HOST_WRITABLE):
                 yield f"leaf at gfn {leaf.gfn:#x}: W without MMU-writable, or MMU-writable without host-writable"
 
 

@@ -14,7 +14,6 @@ Hook = Callable[..., Any] | None
 HOOKS: dict[str, str] = {
     "spte_changed": "(sp, gfn, level, old, new, shared) kvm_tdp_mmu_spte_changed: after the write, in handle_changed_spte",
     "spte_zapped": "(sp, gfn, level, old, new, shared) the part of kvm_tdp_mmu_spte_changed in which `old` was present",
-    "spte_mapping": "(root, gfn, vcpu_or_none) under mmu_lock(read), after the stale check, before the walk installs anything",
     "root_allocated": "(root) a new root is on the list",
     "root_invalidated": "(root) role.invalid was set",
     "roots_kicked": "(roots) every running vCPU has acknowledged FREE_OBSOLETE_ROOTS for these roots",
@@ -54,7 +53,6 @@ class Probe:
 
     spte_changed: Hook
     spte_zapped: Hook
-    spte_mapping: Hook
     root_allocated: Hook
     root_invalidated: Hook
     roots_kicked: Hook

@@ -108,12 +108,20 @@ class Reporter:
                 return
             self._found[report.signature] = report
         if self.enrich is not None:
-            report = self.enrich(report)
-            with self._lock:
-                count = self._found[report.signature].count
-                self._found[report.signature] = evolve(report, count=count)
+            report = self._enriched(report)
         if self._sink is not None:
             self._sink(report)
+
+    def _enriched(self, report: Report) -> Report:
+        """The report with what the enricher adds; a report must get through whatever happens to its decoration."""
+        assert self.enrich is not None
+        try:
+            richer = self.enrich(report)
+        except Exception as error:
+            richer = evolve(report, sections=(*report.sections, section("could not be enriched", [repr(error)])))
+        with self._lock:
+            self._found[report.signature] = evolve(richer, count=self._found[report.signature].count)
+        return richer
 
     @property
     def reports(self) -> tuple[Report, ...]:

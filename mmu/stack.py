@@ -8,7 +8,16 @@ from types import CodeType, FrameType
 Stack = tuple[tuple[CodeType, int], ...]
 """Innermost frame first; each entry is a code object and the line it was executing."""
 
-_HIDDEN = ("mmu/report.py", "mmu/sync/lockdep.py", "mmu/sync/locks.py", "mmu/sync/poison.py", "threading.py", "mmu/stack.py")
+_HIDDEN = (
+    "mmu/report.py",
+    "mmu/sync/lockdep.py",
+    "mmu/sync/locks.py",
+    "mmu/sync/poison.py",
+    "threading.py",
+    "mmu/stack.py",
+    "mmu/probe.py",
+)
+_HIDDEN_FOLDERS = ("stress/oracles/",)
 _PACKAGES = ("mmu/", "stress/", "tests/")
 
 
@@ -45,7 +54,6 @@ def render(stack: Stack) -> list[str]:
     lines = []
     for code, line in stack:
         path = short_path(code.co_filename)
-        if path not in _HIDDEN:
+        if path not in _HIDDEN and not path.startswith(_HIDDEN_FOLDERS):
             lines.append(f"{code.co_qualname.replace('<locals>.', '')} ({path}:{line})")
     return lines or ["(no frames)"]
-

@@ -29,6 +29,21 @@ class MakeSync(Protocol):
     def __call__(self, **options: Any) -> Sync: ...
 
 
+class BoundedRuntime(Runtime):
+    """The thread runtime, but a wait that outlasts the patience of a test is an error in its thread, so nothing hangs."""
+
+    def wait_until(self, what: str, predicate: Callable[[], bool], **options: Any) -> None:
+        """Wait as ever, and look at the clock beside."""
+        deadline = time.monotonic() + PATIENCE
+
+        def in_time() -> bool:
+            done = predicate()
+            assert done or time.monotonic() < deadline, f"waits for ever: {what}"
+            return done
+
+        super().wait_until(what, in_time, **options)
+
+
 @pytest.fixture
 def reporter() -> Reporter:
     """Collects reports and prints none."""
@@ -41,8 +56,8 @@ def make_sync(reporter: Reporter) -> Iterator[MakeSync]:
     made: list[Sync] = []
 
     def make(**options: Any) -> Sync:
-        options.setdefault("stall_seconds", 10 * PATIENCE)
-        made.append(Sync(reporter=reporter, **options))
+        defaults: dict[str, Any] = {"runtime": BoundedRuntime(), "stall_seconds": 10 * PATIENCE}
+        made.append(Sync(reporter=reporter, **(defaults | options)))
         return made[-1]
 
     forget_held_locks()

@@ -40,6 +40,7 @@ class Recorder:
     """An observer that writes down what happens, in order, as (hook, arguments). By default it listens to every hook."""
 
     def __init__(self, *hooks: str) -> None:
+        assert set(hooks) <= set(HOOKS), f"no such hook: {set(hooks) - set(HOOKS)}"
         self.events: list[tuple[str, tuple[Any, ...]]] = []
         for hook in hooks or HOOKS:
             setattr(self, hook, self._note(hook))
@@ -115,6 +116,7 @@ class Machine:
 
     def on(self, **hooks: Callable[..., None]) -> None:
         """Call these functions at these hooks."""
+        assert set(hooks) <= set(HOOKS), f"no such hook: {set(hooks) - set(HOOKS)}"
         self.probe.attach(SimpleNamespace(**hooks))
 
     def record(self, *hooks: str) -> Recorder:
@@ -205,7 +207,7 @@ class Machine:
             fault = Fault()
             fault.gfn, fault.pfn, fault.host_writable = gfn, gfn + 1 if pfn is None else pfn, True
             with reading(self.mmu_lock):
-                assert self.vm.faults.map(root, self._cache, fault, None) is RetPf.FIXED
+                assert self.vm.faults.map(root, self._cache, fault) is RetPf.FIXED
 
     def leaves(self, root: RootPage) -> dict[int, int]:
         """What a root maps: gfn to frame."""
@@ -289,8 +291,6 @@ def machine_of(geometry: Geometry = SMALL, variants: Iterable[Variant] = (), **c
         yield machine
     except BaseException:
         machine.kvm.rcu.shutdown()
-        raise
-    else:
-        machine.close()
-    finally:
         forget_held_locks()
+        raise
+    machine.close()

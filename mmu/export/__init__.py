@@ -1,1 +1,1 @@
-"""."""
+"""The exported root: TDP FD, importers, the outside walker, and policies."""

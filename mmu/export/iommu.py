@@ -55,7 +55,7 @@ class Device:
             if self.kvm.probe.point is not None:
                 self.kvm.probe.point("P16")
             pfn = (spte & ADDR_MASK) >> PFN_SHIFT
-            if self.host.access(self, pfn, tag_of(0, gfn), write):
+            if self.host.access(pfn, tag_of(0, gfn), write):
                 return Dma.DONE
             if self.kvm.probe.bad_translation is not None:
                 self.kvm.probe.bad_translation(self.name, gfn, pfn, write, self.walk(gfn))

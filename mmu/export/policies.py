@@ -18,7 +18,7 @@ KEEP_VALID = Variant(
 class _InvalidateExported(Roots):
     """The exported root is invalidated like any other."""
 
-    def keeps_valid(self, root: RootPage) -> bool:
+    def keeps_valid(self, root: RootPage) -> bool:  # noqa: ARG002 - no root is special
         """No root is spared."""
         return False
 

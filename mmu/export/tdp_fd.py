@@ -196,6 +196,6 @@ class Exporter:
                     kvm.probe.fault_stale(None, fault.gfn, "root" if root.invalid.value else "notifier")
                 result = RetPf.RETRY
             else:
-                result = self.faults.map(root, self._cache, fault, None)
+                result = self.faults.map(root, self._cache, fault)
             kvm.mmu_lock.read_unlock()
         return result

@@ -1,1 +1,1 @@
-"""."""
+"""The VM and its vCPUs: what ties the parts together."""

@@ -182,7 +182,7 @@ class Vcpu:
             left -= 1
             stat.accesses += 1
             pfn = (spte & ADDR_MASK) >> PFN_SHIFT
-            if not access(self, pfn, as_tag | gfn, bool(write)) and probe.bad_translation is not None:
+            if not access(pfn, as_tag | gfn, bool(write)) and probe.bad_translation is not None:
                 probe.bad_translation(str(self), gfn, pfn, bool(write), self.walk(gfn))
         return left, None
 

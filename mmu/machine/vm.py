@@ -19,6 +19,7 @@ from mmu.report import Reporter
 from mmu.runtime import Cell, Runtime
 from mmu.sync import Sync
 from mmu.sync.rcu import Rcu, Srcu
+from mmu.sync.unchecked import BareSync
 from mmu.tdp.fault import FaultHandler
 from mmu.tdp.roots import Roots
 from mmu.tdp.write import SpteWriter
@@ -66,7 +67,10 @@ class VirtualMachine:
         reporter = reporter or Reporter()
         probe = probe or Probe()
         self.parts = parts = Parts(PART_BASES, variants)
-        sync = Sync(runtime, reporter, probe, config.rcu_stall_seconds, parts[Rcu], parts[Srcu])
+        if config.checked:
+            sync = Sync(runtime, reporter, probe, config.rcu_stall_seconds, parts[Rcu], parts[Srcu])
+        else:
+            sync = BareSync(runtime, reporter, probe)
         self.kvm = kvm = Kvm(config, runtime, reporter, probe, sync, parts[PageTableMemory])
         self.requests = parts[Requests](kvm)
         self.host = parts[HostMemory](runtime, sync, probe, config.frames)
@@ -77,9 +81,7 @@ class VirtualMachine:
         self.zapper = parts[Zapper](kvm, self.roots, self.writer, self.tlb, self.requests)
         self.memslots = parts[Memslots](kvm, self.zapper)
         self.faults = parts[FaultHandler](kvm, self.memslots, self.host, self.writer)
-        self.exporter = parts[Exporter](
-            kvm, self.exported_tdps, self.roots, self.zapper, self.tlb, self.memslots, self.faults, self.put
-        )
+        self.exporter = parts[Exporter](kvm, self.exported_tdps, self.roots, self.zapper, self.tlb, self.memslots, self.faults, self.put)
         self._vcpus: Cell[tuple[Vcpu, ...]] = kvm.runtime.cell("vm.vcpus", ())
         self._vcpu_numbers = kvm.runtime.counter("vm.vcpu_numbers")
         self.destroyed: Cell[bool] = kvm.runtime.cell("vm.destroyed", False)

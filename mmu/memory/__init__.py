@@ -1,1 +1,1 @@
-"""."""
+"""What the TDP MMU stands on: host memory, memslots, requests and TLBs."""

@@ -119,7 +119,7 @@ class HostMemory:
                 pfn = self._allocate(region, index)
         return pfn
 
-    def access(self, who: object, pfn: int, tag: int, write: bool) -> bool:
+    def access(self, pfn: int, tag: int, write: bool) -> bool:
         """One load or store by a vCPU or device that translated `tag` to `pfn`; whether the translation is right."""
         stamp = self.stamp[pfn]
         if stamp != tag and not (stamp == MOVING and self._moving(pfn, tag)):
@@ -128,7 +128,7 @@ class HostMemory:
             self.word[pfn] = tag
             return True
         seen = self.word[pfn]
-        return seen == tag or seen == 0 or stamp == MOVING or self.stamp[pfn] == MOVING
+        return seen in (tag, 0) or stamp == MOVING or self.stamp[pfn] == MOVING
 
     def _mapped(self, region: Region) -> list[tuple[int, int]]:
         return [(index, pfn) for index, pfn in enumerate(region.ptes) if pfn]

@@ -72,6 +72,4 @@ class Requests:
     def _wait_for_exit(self, state: RunState, before: int) -> None:
         """The IPI's acknowledgement."""
         mode, exits = state.mode, state.exits
-        self._kvm.runtime.wait_until(
-            f"{state.name} to leave guest mode", lambda: exits.value != before or mode.value == OUTSIDE_GUEST_MODE
-        )
+        self._kvm.runtime.wait_until(f"{state.name} to leave guest mode", lambda: exits.value != before or mode.value == OUTSIDE_GUEST_MODE)

@@ -1,1 +1,1 @@
-"""."""
+"""Page tables: geometry, SPTE encoding, table pages."""

@@ -99,9 +99,7 @@ class PageTableMemory:
 
     QUARANTINE = 1024
 
-    def __init__(
-        self, runtime: Runtime, rcu: Rcu, reporter: Reporter, layout: SpteLayout, entries: int, *, poisoning: bool = True
-    ) -> None:
+    def __init__(self, runtime: Runtime, rcu: Rcu, reporter: Reporter, layout: SpteLayout, entries: int, *, poisoning: bool = True) -> None:
         self._runtime = runtime
         self._rcu = rcu
         self._reporter = reporter

@@ -103,9 +103,7 @@ class _Edge:
         """Whether this edge and the next can block each other at the lock between them (a strong path)."""
         shared_hold = following.before_mode == READ
         recursive_wait = self.after_mode == READ and self.after.recursive_read
-        if recursive_wait and shared_hold:
-            return False
-        return True
+        return not (recursive_wait and shared_hold)
 
 
 class LockDep:

@@ -68,8 +68,13 @@ class EpochDomain:
         return self.local.reader.depth
 
     def inside(self) -> Snapshot:
-        """The readers inside a section now, each with the number of its section."""
-        return tuple((reader, reader.sections) for reader in self._readers if reader.epoch.value != IDLE)
+        """The readers inside a section now, each with the number of its section.
+
+        The number is read before the epoch: a section that is only about to be announced is not "inside", and a grace
+        period need not wait for it.
+        """
+        numbered = [(reader, reader.sections) for reader in self._readers]
+        return tuple((reader, number) for reader, number in numbered if reader.epoch.value != IDLE)
 
     def wait_for_readers(self) -> None:
         """Wait until every section that was open when the call began is closed: the heart of a grace period."""
@@ -93,7 +98,14 @@ class EpochDomain:
                 )
 
     def report(
-        self, code: str, headline: str, sentence: str, source: str, subject: str, extra: tuple[str, list[str]] | None = None, rule: str = "O3"
+        self,
+        code: str,
+        headline: str,
+        sentence: str,
+        source: str,
+        subject: str,
+        extra: tuple[str, list[str]] | None = None,
+        rule: str = "O3",
     ) -> None:
         """Emit an RCU-rule report with the caller's stack."""
         parts = [section("call trace", stacks.render(stacks.capture(2)))]

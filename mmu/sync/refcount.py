@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mmu.report import Report, Reporter, section
-from mmu.runtime import Runtime
+from mmu.runtime import Cell, Runtime
 from mmu.stack import Stack, capture, render
 from mmu.task import current
 
@@ -17,7 +17,8 @@ class Refcount:
         self.name = name
         self._count = runtime.counter(name, value)
         self._reporter = reporter
-        self._last_put = runtime.cell(f"{name}.last_put", ("", ()))
+        nobody: tuple[str, Stack] = ("", ())
+        self._last_put: Cell[tuple[str, Stack]] = runtime.cell(f"{name}.last_put", nobody)
 
     def read(self) -> int:
         """refcount_read()."""
@@ -48,7 +49,7 @@ class Refcount:
         here = capture(3)
         parts = [section("call trace", render(here))]
         if task:
-            parts.append(section(f"reached zero in {task}", render(_as_stack(stack))))
+            parts.append(section(f"reached zero in {task}", render(stack)))
         self._reporter.emit(
             Report(
                 "O4",
@@ -61,7 +62,3 @@ class Refcount:
                 tuple(parts),
             )
         )
-
-
-def _as_stack(value: object) -> Stack:
-    return value if isinstance(value, tuple) else ()

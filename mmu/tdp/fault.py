@@ -75,9 +75,7 @@ class PageCache:
 
 def _descents(geometry: Geometry) -> tuple[tuple[tuple[int, int], ...], ...]:
     """For every goal level the (level, shift) steps of a walk from the root down to the table that holds it."""
-    return tuple(
-        tuple((level, geometry.shift(level)) for level in range(geometry.levels, goal, -1)) for goal in range(geometry.levels + 1)
-    )
+    return tuple(tuple((level, geometry.shift(level)) for level in range(geometry.levels, goal, -1)) for goal in range(geometry.levels + 1))
 
 
 class FaultHandler:
@@ -127,7 +125,7 @@ class FaultHandler:
                 probe.fault_stale(vcpu, fault.gfn, "root" if root.invalid.value else "notifier")
             result = RETRY
         else:
-            result = self.map(root, cache, fault, vcpu)
+            result = self.map(root, cache, fault)
         mmu_lock.read_unlock()
         return result
 
@@ -155,13 +153,13 @@ class FaultHandler:
         """is_page_fault_stale(): under mmu_lock - the root was invalidated, or the pfn may be out of date."""
         return root.invalid.value or self._seq.value != fault.mmu_seq or self._in_progress.value != 0
 
-    def map(self, root: RootPage, cache: PageCache, fault: Fault, vcpu: object) -> RetPf:
+    def map(self, root: RootPage, cache: PageCache, fault: Fault) -> RetPf:
         """kvm_tdp_mmu_map(): walk to the goal level under RCU, linking tables on the way, and install the leaf.
 
         The walk is the iterator's walk over [gfn, gfn + 1): it only ever steps down.
         """
-        if self._probe.spte_mapping is not None:
-            self._probe.spte_mapping(root, fault.gfn, vcpu)
+        if root.invalid.value:
+            self._warn_obsolete(root, fault)
         rcu = self._rcu
         rcu.read_lock()
         gfn = fault.gfn
@@ -217,7 +215,7 @@ class FaultHandler:
         found = self.get_last_sptep(root, fault.gfn)
         if found is None:
             return None
-        sp, index, spte = found
+        sp, _, spte = found
         if not spte & self._present or not (sp.level == 1 or spte & SPTE_PS):
             return None
         if not fault.write or spte & SPTE_W:
@@ -256,6 +254,16 @@ class FaultHandler:
             return child
         self.kvm.tables.discard(child)
         return None
+
+    def _warn_obsolete(self, root: RootPage, fault: Fault) -> None:
+        self.kvm.warn(
+            "O12",
+            "map-in-obsolete-root",
+            f"BUG: a fault maps gfn {fault.gfn:#x} in obsolete {root.describe()}",
+            "after mmu_lock is taken, a fault whose root was invalidated must be repeated",
+            "is_page_fault_stale(), reference 2.8, B36 (a955cad84cda)",
+            gfn=fault.gfn,
+        )
 
     def _met_frozen(self, fault: Fault) -> RetPf:
         """Somebody is busy with the entry: let the access fault again (B41)."""

@@ -47,6 +47,8 @@ class TdpIter:
         self.end = end
         self.next_last_level_gfn = start
         self.path: list[ShadowPage] = []
+        self.gfn = 0
+        self.index = 0
         self.restart()
 
     def restart(self) -> None:

@@ -34,20 +34,20 @@ class SpteWriter:
             self._warn_frozen(sp, gfn, old, "changed by somebody who did not freeze it")
         if sp.spt.cmpxchg(index, old, new) != old:
             return False
-        self.handle_changed_spte(sp, index, gfn, old, new, True)
+        self.handle_changed_spte(sp, gfn, old, new, True)
         return True
 
     def set_spte(self, sp: ShadowPage, index: int, gfn: int, old: int, new: int) -> int:
         """tdp_mmu_set_spte(): the writer's setter, under mmu_lock(write); returns the value it replaced."""
         if self._mmu_lock_local.hold.mode != WRITE:
             self.kvm.mmu_lock.assert_held_write()
-        if old == REMOVED_SPTE or new == REMOVED_SPTE:
+        if REMOVED_SPTE in (old, new):
             self._warn_frozen(sp, gfn, old, "met by an exclusive setter")
         if self.has_volatile_bits(old, sp.level):
             old = sp.spt.xchg(index, new)
         else:
             sp.spt.store(index, new)
-        self.handle_changed_spte(sp, index, gfn, old, new, False)
+        self.handle_changed_spte(sp, gfn, old, new, False)
         return old
 
     def iter_set_spte_atomic(self, it: TdpIter, new: int) -> bool:
@@ -71,17 +71,18 @@ class SpteWriter:
 
     # What a change means.
 
-    def handle_changed_spte(self, sp: ShadowPage, index: int, gfn: int, old: int, new: int, shared: bool) -> None:
+    def handle_changed_spte(self, sp: ShadowPage, gfn: int, old: int, new: int, shared: bool) -> None:
         """handle_changed_spte(): checks, event, statistics, and removal of the table that `old` pointed to."""
         level = sp.level
         present = self._present
-        if gfn & self._unaligned[level]:
+        if level != 1 and gfn & self._unaligned[level]:
             self._warn_transition(sp, gfn, old, new, "gfn is not aligned to the level")
         if (old and old & present) or not new & present:
             self._changed_from_present(sp, gfn, level, old, new, shared)
             return
-        if self._probe.spte_changed is not None:
-            self._probe.spte_changed(sp, gfn, level, old, new, shared)
+        changed = self._probe.spte_changed
+        if changed is not None:
+            changed(sp, gfn, level, old, new, shared)
         if level == 1 or new & SPTE_PS:
             if new & _W_HOSTW == SPTE_W:
                 self._warn_transition(sp, gfn, old, new, "a writable leaf that the host does not allow to be written")
@@ -141,7 +142,7 @@ class SpteWriter:
                     old = sp.spt.xchg(index, REMOVED_SPTE)
                 else:
                     sp.spt.store(index, REMOVED_SPTE)
-            self.handle_changed_spte(sp, index, gfn, old, REMOVED_SPTE, shared)
+            self.handle_changed_spte(sp, gfn, old, REMOVED_SPTE, shared)
         self.free_table(sp)
 
     def free_table(self, sp: ShadowPage) -> None:

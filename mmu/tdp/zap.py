@@ -24,7 +24,7 @@ class Zapper:
         self.tlb = tlb
         self.requests = requests
 
-    def flush_shadow_memslot(self, slot: Memslot) -> None:
+    def flush_shadow_memslot(self, slot: Memslot) -> None:  # noqa: ARG002 - zap-all is the ABI, whatever the slot
         """kvm_arch_flush_shadow_memslot(): a deleted or moved slot is unmapped by zapping everything (the ABI)."""
         self.zap_all_fast()
 

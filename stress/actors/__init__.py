@@ -1,1 +1,1 @@
-"""."""
+"""Actors: one thread each, with a part to play."""

@@ -6,12 +6,11 @@ import random
 
 from attrs import frozen
 
+from mmu.machine.vm import VirtualMachine
 from mmu.memory.host import Region, tag_of
 from mmu.memory.memslots import MemoryRegion
-from mmu.machine.vm import VirtualMachine
 from mmu.runtime import Cell
 from stress.scenario.types import Memory, Vm
-
 
 BURST = 48
 """Accesses that a guest or device makes in one window before it goes elsewhere."""
@@ -91,7 +90,7 @@ class Layout:
 def _stride(config: Vm, memory: Memory) -> int:
     """Distance between places: a whole last-level table at least, so that deleting a slot can empty tables."""
     largest = max(memory.fixed_pages, memory.churn_pages, memory.smm_pages, memory.smm_churn_pages)
-    stride = config.entries
+    stride: int = config.entries
     while stride < largest:
         stride *= 2
     needed = stride * (2 + 2 * memory.churn_slots)

@@ -16,7 +16,7 @@ class MemslotWorker(Actor):
         self._dice = stage.dice(self.name)
         config = stage.scenario.actors.memslot_worker
         self._pause = config.pause_s
-        self._weights = [config.delete_weight, config.move_weight, config.flags_weight]
+        self._weights: list[float] = [config.delete_weight, config.move_weight, config.flags_weight]
         if not any(self._weights):
             self._weights = [1.0, 0.0, 0.0]
         self._operations = [self.delete, self.move, self.flags]
@@ -54,9 +54,7 @@ class MemslotWorker(Actor):
         assert region is not None
         target = churn.homes[1 - churn.home.value]
         vm.host.begin_move(region, tag_of(target.as_id, target.gfn))
-        vm.set_user_memory_region(
-            MemoryRegion(churn.slot, target.gfn, target.pages, region, churn.flags.value, target.as_id)
-        )
+        vm.set_user_memory_region(MemoryRegion(churn.slot, target.gfn, target.pages, region, churn.flags.value, target.as_id))
         churn.home.value = 1 - churn.home.value
         vm.host.end_move(region)
 

@@ -1,1 +1,1 @@
-"""."""
+"""Benchmarks: ratios taken within one process."""

@@ -1,1 +1,1 @@
-"""."""
+"""Engines: how a scenario's actors get to run."""

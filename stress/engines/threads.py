@@ -80,7 +80,7 @@ class ThreadEngine:
         start = time.monotonic()
         next_sample = 0.0
         stutter = session.scenario.disturbances.stutter_every_s
-        next_stutter = stutter
+        next_stutter: float = stutter
         while True:
             time.sleep(TICK_S)
             elapsed = time.monotonic() - start
@@ -91,7 +91,8 @@ class ThreadEngine:
                 self.resources.sample(elapsed)
                 next_sample = elapsed + 0.25
             self._on_tick(elapsed)
-            if session.errors() or elapsed >= budget.duration_s or self._found_enough():
+            broken = session.errors() and not session.findings()
+            if broken or elapsed >= budget.duration_s or self._found_enough():
                 return
             if elapsed >= next_stutter:
                 self._stand_still()
@@ -155,7 +156,6 @@ class ThreadEngine:
         return True
 
     def _task_failed(self, task: Task, error: BaseException) -> None:
-        """An actor or model thread raised: a finding if a broken rule made it, a harness error otherwise."""
+        """A thread raised: its part is over, so the run is not what was asked for. A finding still weighs more."""
         trace = "".join(traceback.format_exception(error))
-        if not self.session.reporter.reports:
-            self.session.fail(f"task {task} raised {error!r}\n{trace}")
+        self.session.fail(f"task {task} raised {error!r}\n{trace}")

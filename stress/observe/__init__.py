@@ -1,1 +1,1 @@
-"""."""
+"""Observers: counters, histograms, the flight recorder, disturbances, resources."""

@@ -1,11 +1,14 @@
-"""Latencies: integer buckets a thread while the run goes on, HdrHistogram form when it is over."""
+"""Latencies: integer buckets a thread while the run goes on, one distribution an operation when somebody asks.
+
+The buckets are log-linear, as HdrHistogram's are, so nothing is lost in converting them. The conversion is left to
+reports: `hdrhistogram`'s C module turns the GIL back on when it is imported on a free-threaded build.
+"""
 
 from __future__ import annotations
 
 import threading
 
 from attrs import frozen
-from hdrh.histogram import HdrHistogram
 
 from mmu.memory.memslots import Change
 from mmu.runtime import Runtime
@@ -13,7 +16,6 @@ from mmu.runtime import Runtime
 SUB_BITS = 4
 """16 buckets an octave: a value is known within 6 %."""
 _BUCKETS = (64 - SUB_BITS) << SUB_BITS
-_HIGHEST_NS = 3_600_000_000_000
 
 OPERATIONS = {
     "fault": "one EPT violation handled by KVM",
@@ -47,7 +49,7 @@ def middle_of(bucket: int) -> int:
 
 @frozen
 class Latency:
-    """The distribution of one operation, in nanoseconds."""
+    """The distribution of one operation in nanoseconds; `buckets` are (middle of a bucket, count), smallest first."""
 
     operation: str
     count: int
@@ -56,7 +58,7 @@ class Latency:
     p99: int
     p999: int
     max: int
-    encoded: str
+    buckets: tuple[tuple[int, int], ...]
 
 
 class _Local(threading.local):
@@ -85,8 +87,7 @@ class Histograms:
         """Add one duration."""
         local = self._local
         local.buckets[operation][bucket_of(ns)] += 1
-        if ns > local.highest[operation]:
-            local.highest[operation] = ns
+        local.highest[operation] = max(local.highest[operation], ns)
 
     def fault_done(self, vcpu: object, result: object, ns: int) -> None:
         """One vCPU fault."""
@@ -127,24 +128,21 @@ class Histograms:
 
 
 def _merge(name: str, parts: list[tuple[dict[str, list[int]], dict[str, int]]]) -> Latency | None:
-    histogram = HdrHistogram(1, _HIGHEST_NS, 2)
-    highest = max(part[1][name] for part in parts)
-    total = 0
-    for buckets, _ in parts:
-        for bucket, count in enumerate(buckets[name]):
-            if count:
-                histogram.record_value(max(1, min(middle_of(bucket), highest)), count)
-                total += count
-    if not total:
+    sums = [sum(counts) for counts in zip(*(part[0][name] for part in parts), strict=True)]
+    buckets = tuple((middle_of(bucket), count) for bucket, count in enumerate(sums) if count)
+    if not buckets:
         return None
-    at = histogram.get_value_at_percentile
-    return Latency(
-        name,
-        total,
-        min(int(at(50)), highest),
-        min(int(at(90)), highest),
-        min(int(at(99)), highest),
-        min(int(at(99.9)), highest),
-        highest,
-        histogram.encode().decode("ascii"),
-    )
+    highest = max(part[1][name] for part in parts)
+    p50, p90, p99, p999 = (min(_percentile(buckets, share), highest) for share in (0.5, 0.9, 0.99, 0.999))
+    return Latency(name, sum(sums), p50, p90, p99, p999, highest, buckets)
+
+
+def _percentile(buckets: tuple[tuple[int, int], ...], share: float) -> int:
+    """The value that `share` of all counts do not exceed."""
+    wanted = share * sum(count for _, count in buckets)
+    seen = 0
+    for value, count in buckets:
+        seen += count
+        if seen >= wanted:
+            return value
+    return buckets[-1][0]

@@ -15,18 +15,22 @@ from mmu.report import Report, section
 from mmu.runtime import Runtime
 from mmu.task import current
 
-KEPT = 512
+KEPT = 2048
 """Events kept a thread; older ones are dropped."""
 SHOWN = 14
 
-Event = tuple[int, str, int, tuple[object, ...]]
-"""(time in ns, kind, gfn or -1, details): nothing is formatted before somebody reads it."""
+Event = tuple[int, int, str, int, int, int, bool]
+"""(time in ns, gfn or -1, text or empty, then of an SPTE change: level, old, new, shared).
+
+Nothing is formatted before somebody reads it: this is the one hook that every fault calls.
+"""
 
 
 class _Ring(threading.local):
     def __init__(self, owner: Recorder) -> None:
-        self.events: deque[Event] = deque(maxlen=KEPT)
-        owner.enlist(str(current.task), self.events)
+        events: deque[Event] = deque(maxlen=KEPT)
+        self.append = events.append
+        owner.enlist(str(current.task), events)
 
 
 class Recorder:
@@ -48,7 +52,7 @@ class Recorder:
 
     def spte_changed(self, sp: ShadowPage, gfn: int, level: int, old: int, new: int, shared: bool) -> None:
         """kvm_tdp_mmu_spte_changed."""
-        self._ring.events.append((self._now(), "spte", gfn, (level, old, new, shared)))
+        self._ring.append((self._now(), gfn, "", level, old, new, shared))
 
     def zap_all_fast(self, gen: int) -> None:
         """kvm_mmu_zap_all_fast."""
@@ -99,17 +103,18 @@ class Recorder:
         self._note("io_fault", gfn, "SUCCESS" if ok else "FAILURE")
 
     def _note(self, kind: str, gfn: int, text: str) -> None:
-        self._ring.events.append((self._now(), kind, gfn, (text,)))
+        self._ring.append((self._now(), gfn, f"{kind} {text}", 0, 0, 0, False))
 
     # Reading.
 
     def last(self, gfn: int | None, count: int = SHOWN) -> list[str]:
-        """The newest events of all threads, those of other gfns left out when `gfn` is given; oldest first."""
+        """The newest events of all threads: half of them about `gfn`, the rest about the VM as a whole; oldest first."""
         with self._lock:
-            rings = [(task, ring.copy()) for task, ring in self._rings]
-        merged = sorted(
-            (event, task) for task, ring in rings for event in ring if gfn is None or event[2] in (-1, gfn)
-        )[-count:]
+            rings = [(task, _copy(ring)) for task, ring in self._rings]
+        found = [(event, task) for task, ring in rings for event in ring]
+        local = sorted(item for item in found if item[0][1] == gfn) if gfn is not None else []
+        others = sorted(item for item in found if item[0][1] == -1)
+        merged = sorted(local[-count // 2 :] + others[-(count - min(len(local), count // 2)) :])
         if not merged:
             return []
         end = merged[-1][0][0]
@@ -122,12 +127,18 @@ class Recorder:
         return evolve(report, sections=(*report.sections, section(title, lines))) if lines else report
 
     def _text(self, event: Event) -> str:
-        _, kind, gfn, details = event
-        if kind == "spte":
-            level, old, new, shared = details
-            assert isinstance(old, int)
-            assert isinstance(new, int)
-            how = "shared" if shared else "exclusive"
-            return f"spte_changed gfn {gfn:#x} level {level} {describe(old, self._layout)} -> {describe(new, self._layout)} {how}"
-        where = f" gfn {gfn:#x}" if gfn >= 0 else ""
-        return f"{kind}{where} {details[0]}"
+        _, gfn, text, level, old, new, shared = event
+        if text:
+            return text if gfn < 0 else f"gfn {gfn:#x} {text}"
+        how = "shared" if shared else "exclusive"
+        return f"spte_changed gfn {gfn:#x} level {level} {describe(old, self._layout)} -> {describe(new, self._layout)} {how}"
+
+
+def _copy(ring: deque[Event]) -> list[Event]:
+    """A ring's events while its thread goes on adding: on a free-threaded build a copy can be disturbed, so try again."""
+    for _ in range(100):
+        try:
+            return list(ring)
+        except RuntimeError:
+            continue
+    return []

@@ -11,10 +11,10 @@ from stress.oracles.base import Oracle
 
 
 class RootOracle(Oracle):
-    """Watches invalidation, mapping and guest entry."""
+    """Watches invalidation and guest entry; the model itself refuses to map into an invalid root unseen."""
 
     rules = ("O12",)
-    title = "no vCPU runs or maps with an obsolete root; an exported root never becomes invalid"
+    title = "no vCPU runs on an obsolete root; an exported root never becomes invalid"
 
     def __init__(self, vm: VirtualMachine) -> None:
         super().__init__(vm)
@@ -53,16 +53,4 @@ class RootOracle(Oracle):
                 f"BUG: {vcpu} runs the guest on obsolete {root.describe()}",
                 "after KVM_REQ_MMU_FREE_OBSOLETE_ROOTS was acknowledged, no vCPU may enter the guest on an invalidated root",
                 "kvm_vcpu_exit_request(), reference 2.8 root load, P20",
-            )
-
-    def spte_mapping(self, root: RootPage, gfn: int, vcpu: object) -> None:
-        """A fault is about to map, under mmu_lock."""
-        if root.invalid.value:
-            self.kvm.warn(
-                "O12",
-                "map-in-obsolete-root",
-                f"BUG: a fault maps gfn {gfn:#x} in obsolete {root.describe()}",
-                "after mmu_lock is taken, a fault whose root was invalidated must be repeated",
-                "is_page_fault_stale(), B36 (a955cad84cda)",
-                gfn=gfn,
             )

@@ -24,7 +24,11 @@ class TranslationOracle(Oracle):
         verb = "write" if write else "read"
         evidence = (
             "translation",
-            [f"{who} used gfn {gfn:#x} -> frame {pfn:#x} for a {verb}", f"frame {pfn:#x} {state}", f"SPTE now: {describe(spte, self.kvm.layout)}"],
+            [
+                f"{who} used gfn {gfn:#x} -> frame {pfn:#x} for a {verb}",
+                f"frame {pfn:#x} {state}",
+                f"SPTE now: {describe(spte, self.kvm.layout)}",
+            ],
         )
         if mapped:
             self.kvm.warn(

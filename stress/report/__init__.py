@@ -1,1 +1,1 @@
-"""."""
+"""Reports: pure functions of a stored run."""

@@ -1,1 +1,1 @@
-"""."""
+"""The store: run directories and the record in them."""

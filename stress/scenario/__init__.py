@@ -1,1 +1,1 @@
-"""."""
+"""Scenarios: what a TOML file may say, and loading it."""

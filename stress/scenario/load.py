@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import difflib
+import json
+import math
 import re
 import tomllib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, cast, get_args, get_origin
 
 import attrs
-from cattrs import ClassValidationError, Converter, ForbiddenExtraKeysError, IterableValidationError
+from cattrs import AttributeValidationNote, ClassValidationError, Converter, ForbiddenExtraKeysError, IterableValidationError
 from cattrs.gen import make_dict_structure_fn
 
 from mmu.export.policies import POLICIES
@@ -63,7 +65,7 @@ def structure(data: dict[str, Any], places: dict[str, str], source: str) -> tupl
 
 def unstructure(scenario: Scenario) -> dict[str, Any]:
     """The effective scenario as plain data."""
-    return attrs.asdict(scenario)
+    return cast(dict[str, Any], json.loads(json.dumps(attrs.asdict(scenario))))
 
 
 def key_lines(text: str) -> dict[str, int]:
@@ -129,7 +131,7 @@ def _cross_checks(scenario: Scenario, places: dict[str, str], source: str) -> It
 def _converter() -> Converter:
     converter = Converter(forbid_extra_keys=True, detailed_validation=True)
     converter.register_structure_hook_func(attrs.has, lambda data, cls: _structure_table(converter, data, cls))
-    converter.register_structure_hook_func(lambda kind: get_origin(kind) is Literal, _structure_choice)
+    converter.register_structure_hook_func(_is_choice, _structure_choice)
     hooks: list[tuple[Any, Callable[[Any, Any], Any]]] = [
         (bool, lambda value, _: _typed(value, bool, "true or false")),
         (str, lambda value, _: _typed(value, str, "a text")),
@@ -143,7 +145,7 @@ def _converter() -> Converter:
         (types.RuleName, lambda value, _: _name(value, RULES, "a rule")),
     ]
     for kind, hook in hooks:
-        converter.register_structure_hook_func(lambda cls, kind=kind: cls is kind, hook)
+        converter.register_structure_hook_func(_is(kind), hook)
     return converter
 
 
@@ -151,6 +153,14 @@ def _structure_table(converter: Converter, data: Any, cls: Any) -> Any:
     if not isinstance(data, dict):
         raise _Invalid(data, f"a table [{cls.__name__.lower()}]")
     return make_dict_structure_fn(cls, converter, _cattrs_forbid_extra_keys=True, _cattrs_detailed_validation=True)(data, cls)
+
+
+def _is_choice(kind: Any) -> bool:
+    return str(get_origin(kind)) == "typing.Literal"
+
+
+def _is(wanted: Any) -> Callable[[Any], bool]:
+    return lambda kind: kind is wanted
 
 
 def _structure_choice(value: Any, kind: Any) -> Any:
@@ -170,7 +180,8 @@ def _whole(value: Any, least: int) -> int:
 
 
 def _number(value: Any, least: float, most: float | None, expected: str) -> float:
-    if type(value) not in (int, float) or not value >= least or (most is not None and value > most):
+    in_range = type(value) in (int, float) and math.isfinite(value) and value >= least
+    if not in_range or (most is not None and value > most):
         raise _Invalid(value, expected)
     return float(value)
 
@@ -193,7 +204,7 @@ def _problems(error: BaseException, path: str, places: dict[str, str], source: s
     if isinstance(error, (ClassValidationError, IterableValidationError)):
         with_notes, without = error.group_exceptions()
         for inner, note in with_notes:
-            name = str(note.index) if isinstance(error, IterableValidationError) else note.name
+            name = note.name if isinstance(note, AttributeValidationNote) else str(note.index)
             yield from _problems(inner, f"{path}.{name}" if path else name, places, source)
         for inner in without:
             yield from _problems(inner, path, places, source)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from collections.abc import Generator, Iterable, Iterator
 from typing import Any, Protocol
 
 import pytest
 
 from mmu.paging.geometry import Geometry
 from mmu.variant import Variant
-from tests.model import SMALL, Machine, machine_of
+from tests.conftest import forget_held_locks
+from tests.model import SMALL, Machine
+
+FAILED = pytest.StashKey[bool]()
 
 
 class MakeMachine(Protocol):
@@ -19,11 +21,32 @@ class MakeMachine(Protocol):
     def __call__(self, geometry: Geometry = SMALL, variants: Iterable[Variant] = (), **config: Any) -> Machine: ...
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Remember a failure, so that its error is the only one: a machine that stopped half-way cannot be taken down."""
+    report = yield
+    if call.when == "call":
+        item.stash[FAILED] = report.failed
+    return report
+
+
 @pytest.fixture
-def make_machine() -> Iterator[MakeMachine]:
+def make_machine(request: pytest.FixtureRequest) -> Iterator[MakeMachine]:
     """Make a machine with options; afterwards it is taken down and must have reported nothing unexpected."""
-    with ExitStack() as machines:
-        yield lambda geometry=SMALL, variants=(), **config: machines.enter_context(machine_of(geometry, variants, **config))
+    made: list[Machine] = []
+
+    def make(geometry: Geometry = SMALL, variants: Iterable[Variant] = (), **config: Any) -> Machine:
+        made.append(Machine(geometry, variants, **config))
+        return made[-1]
+
+    forget_held_locks()
+    yield make
+    forget_held_locks()
+    for machine in made:
+        if request.node.stash.get(FAILED, False):
+            machine.kvm.rcu.shutdown()
+        else:
+            machine.close()
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from operator import methodcaller
 
 import pytest
 
@@ -13,6 +14,7 @@ from mmu.probe import Probe
 from mmu.report import Reporter
 from mmu.sync import Mutex, RwLock, SpinLock, Sync
 from mmu.sync.lockdep import READ, WRITE
+from mmu.task import Task
 from tests.conftest import (
     PATIENCE,
     MakeSync,
@@ -137,21 +139,20 @@ def test_lock_and_unlock_take_the_mode_as_an_argument(mmu_lock: RwLock) -> None:
 
 
 def test_the_probe_hears_of_write_holds_only(make_sync: MakeSync) -> None:
-    heard: list[str] = []
+    heard, probe = [], Probe()
+    mmu_lock = make_sync(probe=probe).rwlock("mmu_lock")
 
     class Observer:
         def mmu_write_locked(self) -> None:
             heard.append("locked")
 
         def mmu_write_unlocking(self) -> None:
-            heard.append(f"unlocking in mode {lock.held_mode()}")
+            heard.append(f"unlocking in mode {mmu_lock.held_mode()}")
 
-    probe = Probe()
     probe.attach(Observer())
-    lock = make_sync(probe=probe).rwlock("mmu_lock")
-    with reading(lock):
+    with reading(mmu_lock):
         pass
-    with writing(lock):
+    with writing(mmu_lock):
         pass
     assert heard == ["locked", f"unlocking in mode {WRITE}"]
 
@@ -159,11 +160,17 @@ def test_the_probe_hears_of_write_holds_only(make_sync: MakeSync) -> None:
 # A thread in its own way
 
 
+# These run in threads of their own: should a lock be broken, the test fails and does not hang.
+
+
 def test_a_lock_inside_itself_is_a_report_and_raises(sync: Sync, reporter: Reporter, lock: Mutex) -> None:
-    with lock:
-        with pytest.raises(SelfDeadlock, match="already holds a_lock"):
-            lock.acquire()
-        assert lock.held()
+    def take_twice() -> None:
+        with lock:
+            with pytest.raises(SelfDeadlock, match="already holds a_lock"):
+                lock.acquire()
+            assert lock.held()
+
+    together(sync.runtime, take_twice)
     assert the_report(reporter, "recursive-lock").subject == "a_lock"
     assert_works(sync, lock)
 
@@ -180,19 +187,22 @@ NEVER_GRANTED = {
 def test_what_can_never_be_granted_is_a_report_and_raises(sync: Sync, reporter: Reporter, code: str, preference: str) -> None:
     lock = sync.rwlock("mmu_lock", preference)
     outer, inner, mode = NEVER_GRANTED[code]
-    with outer(lock):
-        with pytest.raises(SelfDeadlock, match="release it first"):
-            inner(lock)
-        assert lock.held_mode() == mode
+
+    def take_twice() -> None:
+        with outer(lock):
+            with pytest.raises(SelfDeadlock, match="release it first"):
+                inner(lock)
+            assert lock.held_mode() == mode
+
+    together(sync.runtime, take_twice)
     assert the_report(reporter, code).subject == "mmu_lock"
     assert_rw_works(sync, lock)
 
 
 @each_mode
 def test_an_error_from_a_self_deadlock_releases_what_was_held(sync: Sync, reporter: Reporter, mmu_lock: RwLock, shared: bool) -> None:
-    with pytest.raises(SelfDeadlock), reading(mmu_lock) if shared else writing(mmu_lock):
-        mmu_lock.write_lock()
-    assert mmu_lock.held_mode() == 0
+    with pytest.raises(SelfDeadlock):
+        together(sync.runtime, take(reading(mmu_lock) if shared else writing(mmu_lock), mmu_lock.write_lock))
     assert_rw_works(sync, mmu_lock)
 
 
@@ -216,12 +226,17 @@ def test_a_read_inside_a_read_is_no_report_on_a_reader_preferring_lock(sync: Syn
 @each_preference
 def test_a_read_inside_a_read_does_not_hang_while_a_writer_waits(sync: Sync, preference: str) -> None:
     lock, wrote = sync.rwlock("mmu_lock", preference), threading.Event()
-    with reading(lock):
-        writer = blocked(sync.runtime, take(writing(lock), wrote.set))
+
+    def read_twice() -> None:
         with reading(lock):
-            assert not wrote.is_set()
-        assert not wrote.is_set(), "the inner unlock must not release the outer read"
-    finish(sync.runtime, writer)
+            writers.append(blocked(sync.runtime, take(writing(lock), wrote.set)))
+            with reading(lock):
+                assert not wrote.is_set()
+            assert not wrote.is_set(), "the inner unlock must not release the outer read"
+
+    writers: list[Task] = []
+    together(sync.runtime, read_twice)
+    finish(sync.runtime, *writers)
     assert wrote.is_set()
 
 
@@ -269,9 +284,7 @@ def test_an_unlock_by_another_thread_leaves_a_reader_alone(sync: Sync, reporter:
 
 
 @each_mode
-def test_an_unlock_in_the_wrong_mode_is_a_report_and_keeps_the_lock(
-    sync: Sync, reporter: Reporter, mmu_lock: RwLock, shared: bool
-) -> None:
+def test_an_unlock_in_the_wrong_mode_is_a_report_and_keeps_the_lock(sync: Sync, reporter: Reporter, mmu_lock: RwLock, shared: bool) -> None:
     mmu_lock.lock(shared)
     mmu_lock.unlock(not shared)
     assert mmu_lock.held_mode() == (READ if shared else WRITE)
@@ -341,9 +354,7 @@ def test_assert_held_mode_wants_the_mode_that_shared_says(reporter: Reporter, mm
     assert "it has it held for read" in the_report(reporter, "assert-held-for-write").sentence
 
 
-@pytest.mark.parametrize(
-    "check", [RwLock.assert_held_read, lambda lock: lock.assert_held_mode(True)], ids=["assert_held_read", "assert_held_mode"]
-)
+@pytest.mark.parametrize("check", [methodcaller("assert_held_read"), methodcaller("assert_held_mode", True)], ids=str)
 def test_a_failed_assertion_is_told_apart_by_the_function_that_made_it(
     reporter: Reporter, mmu_lock: RwLock, check: Callable[[RwLock], None]
 ) -> None:

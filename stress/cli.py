@@ -1,0 +1,160 @@
+"""The command line: verbs only; each calls one function elsewhere."""
+
+from __future__ import annotations
+
+import secrets
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+
+import click
+from attrs import evolve
+from rich.console import Console
+
+from mmu.variant import Variant
+from stress.bench.figures import run_bench
+from stress.errors import ConfigError, Problem, StressError, VariantError
+from stress.report import catalogue, console, html
+from stress.report.live import display_for
+from stress.results.record import to_json
+from stress.results.store import CONSOLE_TXT, REPORT_HTML, RunDirectory
+from stress.run import RunRequest, execute
+from stress.scenario.load import load
+from stress.scenario.types import Count, Scenario
+from stress.variants import load_variants
+from stress.verdict import ExitCode, Verdict
+
+RESULTS = Path("results")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="tdp-stress", prog_name="stress")
+def cli() -> None:
+    """Stress KVM's TDP MMU model with an exported root, and judge it.
+
+    Exit codes: 0 PASS, 1 FAIL, 2 INCONCLUSIVE, 3 HARNESS_ERROR, 4 usage or configuration, 5 regression.
+    """
+
+
+@cli.command()
+@click.option("--config", "-c", required=True, type=click.Path(path_type=Path), help="Scenario to run (TOML).")
+@click.option("--seed", type=click.IntRange(0), help="Seed of every random choice; by default the scenario's, else a new one.")
+@click.option("--duration", type=click.FloatRange(0, min_open=True), help="Seconds to run, instead of the scenario's.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a key, such as vm.vcpus=4. May be repeated.")
+@click.option("--variant", "files", multiple=True, type=click.Path(path_type=Path), help="Python file with a Variant. May be repeated.")
+@click.option("--results", type=click.Path(path_type=Path), default=RESULTS, show_default=True, help="Where result directories go.")
+@click.option("--quiet", "-q", is_flag=True, help="Print the verdict line only.")
+@click.option("--json", "as_json", is_flag=True, help="Print the stored run as JSON, nothing else.")
+def run(
+    config: Path,
+    seed: int | None,
+    duration: float | None,
+    overrides: tuple[str, ...],
+    files: tuple[Path, ...],
+    results: Path,
+    quiet: bool,
+    as_json: bool,
+) -> ExitCode:
+    """Run a scenario and judge it."""
+    if duration is not None:
+        overrides = (*overrides, f"budget.duration_s={duration}")
+    scenario, variants = load_all(config, overrides, files)
+    if seed is None:
+        seed = scenario.seed if scenario.seed is not None else secrets.randbelow(1 << 31)
+    request = RunRequest(evolve(scenario, seed=Count(seed)), config.stem, seed, variants, results)
+    with display_for(Console(), quiet=quiet or as_json) as display:
+        record, directory = execute(request, display.show)
+    publish(directory)
+    if as_json:
+        click.echo(to_json(record), nl=False)
+    elif quiet:
+        click.echo(console.verdict_line(record))
+    else:
+        click.echo(console.summary(record), nl=False)
+        click.echo(f"results: {directory.path}")
+    return Verdict[record.verdict].exit_code
+
+
+@cli.command()
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print the stored run as JSON, nothing else.")
+def report(directory: Path, as_json: bool) -> ExitCode:
+    """Rebuild the reports of a stored run, also of one that was killed."""
+    stored = RunDirectory(directory)
+    record = stored.read()
+    publish(stored)
+    click.echo(to_json(record) if as_json else console.summary(record), nl=False)
+    if not as_json:
+        click.echo(f"report: {stored.path / REPORT_HTML}")
+    return ExitCode.PASS
+
+
+@cli.command("list")
+@click.argument("what", type=click.Choice(["all", *catalogue.KINDS]), default="all")
+def list_things(what: str) -> ExitCode:
+    """List scenarios, policies, oracles, variants or counters."""
+    click.echo(catalogue.listing(what), nl=False)
+    return ExitCode.PASS
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
+@click.option("--quick", is_flag=True, help="Fewer repetitions: a first impression.")
+def bench(as_json: bool, quick: bool) -> ExitCode:
+    """Measure the checked paths as ratios within one process."""
+    click.echo(run_bench(quick=quick, as_json=as_json), nl=False)
+    return ExitCode.PASS
+
+
+def load_all(config: Path, overrides: tuple[str, ...], files: tuple[Path, ...]) -> tuple[Scenario, tuple[Variant, ...]]:
+    """The scenario and the variants from files; everything that is wrong with any of them in one error."""
+    problems: list[Problem] = []
+    variants: list[Variant] = []
+    scenario = None
+    try:
+        scenario = load(config, overrides)
+    except ConfigError as error:
+        problems += error.problems
+    for file in files:
+        try:
+            variants += load_variants(file)
+        except VariantError as error:
+            problems.append(Problem("--variant", str(file), str(error), "a Python file that defines VARIANT = Variant(...)"))
+    if problems or scenario is None:
+        raise ConfigError(problems)
+    return scenario, tuple(variants)
+
+
+def publish(directory: RunDirectory) -> None:
+    """Write the console text and the HTML page of a stored run."""
+    record = directory.read()
+    directory.write_text(CONSOLE_TXT, console.summary(record))
+    directory.write_text(REPORT_HTML, html.render(record))
+
+
+def main() -> None:
+    """Entry point of the `stress` command."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    sys.exit(invoke(sys.argv[1:]))
+
+
+def invoke(arguments: list[str]) -> int:
+    """Run the command line; every user error is one message on stderr and exit code 4."""
+    try:
+        code = cli.main(arguments, prog_name="stress", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        return ExitCode.USAGE
+    except StressError as error:
+        click.echo(f"stress: {error}", err=True)
+        return ExitCode.USAGE
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("stress: interrupted", err=True)
+        return ExitCode.INCONCLUSIVE
+    return int(code) if isinstance(code, int) else ExitCode.PASS
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    """SIGTERM ends a run like Ctrl-C: everybody stops, the results are written."""
+    raise KeyboardInterrupt

@@ -1,0 +1,95 @@
+"""Live progress: one line that redraws itself on a terminal, plain lines now and then anywhere else."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Protocol
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from stress.run import Progress
+
+PLAIN_EVERY_S = 2.0
+
+
+class Display(Protocol):
+    """Shows progress while a run goes on."""
+
+    def show(self, progress: Progress) -> None:
+        """Something changed."""
+        ...
+
+    def __enter__(self) -> Display: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
+
+
+class Silent:
+    """Shows nothing."""
+
+    def show(self, progress: Progress) -> None:
+        """Nothing."""
+
+    def __enter__(self) -> Silent:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        pass
+
+
+class Plain(Silent):
+    """A line every two seconds, for logs and pipes."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._next = PLAIN_EVERY_S
+
+    def show(self, progress: Progress) -> None:
+        """Print when it is time."""
+        if progress.elapsed_s >= self._next:
+            self._next = progress.elapsed_s + PLAIN_EVERY_S
+            self._console.print(line_of(progress), highlight=False, markup=False, soft_wrap=True)
+
+
+class Terminal(Silent):
+    """A line that is redrawn four times a second."""
+
+    def __init__(self, console: Console) -> None:
+        self._live = Live(Text("starting"), console=console, refresh_per_second=4, transient=True)
+        self._next = 0.0
+
+    def show(self, progress: Progress) -> None:
+        """Redraw."""
+        now = time.monotonic()
+        if now >= self._next:
+            self._next = now + 0.25
+            style = "bold red" if progress.findings else ""
+            self._live.update(Text(line_of(progress), style=style))
+
+    def __enter__(self) -> Terminal:
+        self._live.__enter__()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._live.__exit__(kind, error, trace)
+
+
+def display_for(console: Console, *, quiet: bool) -> Display:
+    """The display that suits where the output goes."""
+    if quiet:
+        return Silent()
+    return Terminal(console) if console.is_terminal else Plain(console)
+
+
+def line_of(progress: Progress) -> str:
+    """The progress line."""
+    counts = progress.counters
+    return (
+        f"{progress.elapsed_s:5.1f}/{progress.duration_s:g} s  faults {counts['vcpu_faults']:,}  "
+        f"deletes {counts['memslot_deletes']:,}  exported zaps {counts['exported_zaps']:,}  "
+        f"DMA {counts['device_accesses']:,}  IO faults {counts['io_faults']:,}  "
+        f"GPs {counts['rcu_grace_periods']:,}  findings {progress.findings}"
+    )

@@ -1,0 +1,122 @@
+"""The stored form of a run: one frozen value that every report is a pure function of."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import cattrs
+from attrs import field, frozen
+
+from stress.errors import ResultError
+from stress.observe.histograms import Latency
+from stress.observe.resources import Sample
+
+SCHEMA = "tdp-stress/run/1"
+"""Name and version of the format; the number goes up when a reader of the old one would misread the new one."""
+
+
+@frozen
+class StoredFinding:
+    """A finding as it is kept: identity, when and how often it was seen, and the whole splat."""
+
+    rule: str
+    code: str
+    signature: str
+    headline: str
+    sentence: str
+    source: str
+    task: str
+    at_s: float
+    count: int
+    splat: str
+
+
+@frozen
+class StoredObligation:
+    """A counter that had to reach a number."""
+
+    counter: str
+    needed: int
+    reached: int
+
+
+@frozen
+class Environment:
+    """Where the run took place: versions, interpreter, machine."""
+
+    version: str
+    python: str
+    implementation: str
+    free_threaded_build: bool
+    gil_enabled: bool
+    packages: dict[str, str]
+    platform: str
+    cpu: str
+    cpus: int
+    memory_bytes: int
+
+
+@frozen
+class RunRecord:
+    """Everything known about a run. `status` is running, finished or interrupted; a run that was killed stays running.
+
+    Times are seconds, latencies nanoseconds, memory bytes. `pid` and `pid_started` identify the process that wrote it.
+    """
+
+    schema: str
+    id: str
+    status: str
+    verdict: str
+    reasons: tuple[str, ...]
+    name: str
+    scenario: dict[str, Any]
+    seed: int
+    expected_rules: tuple[str, ...]
+    variants: tuple[str, ...]
+    command: str
+    started: str
+    setup_s: float
+    run_s: float
+    pid: int
+    pid_started: float
+    environment: Environment
+    counters: dict[str, int] = field(factory=dict)
+    obligations: tuple[StoredObligation, ...] = ()
+    actors: dict[str, dict[str, int]] = field(factory=dict)
+    latencies: tuple[Latency, ...] = ()
+    findings: tuple[StoredFinding, ...] = ()
+    harness_errors: tuple[str, ...] = ()
+    resources: tuple[Sample, ...] = ()
+    memory_growth: int | None = None
+    lock_orders: tuple[tuple[str, str, str, str], ...] = ()
+
+    @property
+    def expected_seen(self) -> tuple[str, ...]:
+        """The expected rules that fired."""
+        fired = {finding.rule for finding in self.findings}
+        return tuple(rule for rule in self.expected_rules if rule in fired)
+
+
+_converter = cattrs.Converter()
+
+
+def to_json(record: RunRecord) -> str:
+    """The record as JSON text."""
+    return json.dumps(_converter.unstructure(record), indent=1, sort_keys=False) + "\n"
+
+
+def from_json(text: str, where: str) -> RunRecord:
+    """The record in a JSON text; `ResultError` says what is wrong with it."""
+    try:
+        data = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ResultError(f"{where} is not valid JSON ({error}); the run directory is damaged") from None
+    schema = data.get("schema") if isinstance(data, dict) else None
+    if schema != SCHEMA:
+        raise ResultError(f"{where} has schema {schema!r}; this version reads {SCHEMA!r}")
+    try:
+        return _converter.structure(data, RunRecord)
+    except cattrs.BaseValidationError as error:
+        details = "; ".join(cattrs.transform_error(error))
+        raise ResultError(f"{where} does not fit {SCHEMA}: {details}") from None

@@ -1,0 +1,73 @@
+"""Result directories: made when a run starts, written so that a killed run can still be read."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import time
+from pathlib import Path
+
+import psutil
+
+from stress.errors import ResultError
+from stress.results.record import RunRecord, from_json, to_json
+
+RUN_JSON = "run.json"
+CONSOLE_TXT = "console.txt"
+REPORT_HTML = "report.html"
+
+
+class RunDirectory:
+    """One run's directory."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def create(cls, root: Path, name: str, seed: int) -> RunDirectory:
+        """A new directory under `root`, named after the time, the scenario and the seed; `latest` points to it."""
+        stamp = time.strftime("%Y-%m-%dT%H-%M-%SZ", time.gmtime())
+        path = root / f"{stamp}-{name}-s{seed}-{secrets.token_hex(3)}"
+        try:
+            path.mkdir(parents=True)
+            link = root / f".latest-{secrets.token_hex(3)}"
+            link.symlink_to(path.name)
+            link.replace(root / "latest")
+        except OSError as error:
+            raise ResultError(f"cannot create a result directory under {root}: {error.strerror}; choose another with --results") from None
+        return cls(path)
+
+    def write(self, record: RunRecord) -> None:
+        """Replace run.json as a whole: a reader, or a kill, sees the old one or the new one."""
+        self.write_text(RUN_JSON, to_json(record))
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a file of the directory atomically."""
+        temporary = self.path / f".{name}.{os.getpid()}"
+        try:
+            temporary.write_text(text, encoding="utf-8")
+            temporary.replace(self.path / name)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise ResultError(f"cannot write {self.path / name}: {error.strerror}") from None
+
+    def read(self) -> RunRecord:
+        """The stored run."""
+        path = self.path / RUN_JSON
+        try:
+            text = path.read_text(encoding="utf-8")
+        except OSError as error:
+            raise ResultError(f"{path}: {error.strerror}; give a run directory, such as results/latest") from None
+        return from_json(text, str(path))
+
+
+def was_killed(record: RunRecord) -> bool:
+    """Whether a run that never came to its end is not running any more."""
+    if record.status != "running":
+        return False
+    try:
+        return bool(abs(psutil.Process(record.pid).create_time() - record.pid_started) > 1)
+    except psutil.Error:
+        return True

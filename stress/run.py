@@ -1,0 +1,172 @@
+"""One run from start to end: session, engine, stored record, verdict."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import psutil
+from attrs import evolve, frozen
+
+from mmu.runtime import Runtime
+from mmu.variant import Variant
+from stress.engines.session import Session
+from stress.engines.threads import Outcome, ThreadEngine
+from stress.errors import ResultError, VariantError
+from stress.observe.resources import Resources
+from stress.results import environment
+from stress.results.record import SCHEMA, RunRecord, StoredFinding, StoredObligation
+from stress.results.store import RunDirectory
+from stress.scenario.load import unstructure
+from stress.scenario.types import Scenario
+from stress.verdict import Evidence, Judgement, Obligation, Verdict, judge
+
+SAVE_EVERY_S = 1.0
+
+
+@frozen
+class RunRequest:
+    """What to run: the scenario and its short name, the seed, variants from files, and where results go."""
+
+    scenario: Scenario
+    name: str
+    seed: int
+    variants: tuple[Variant, ...]
+    results: Path
+
+
+@frozen
+class Progress:
+    """What a live display shows: seconds into the run, the counters, the number of findings so far."""
+
+    elapsed_s: float
+    duration_s: float
+    counters: dict[str, int]
+    findings: int
+
+
+def execute(request: RunRequest, on_progress: Callable[[Progress], None]) -> tuple[RunRecord, RunDirectory]:
+    """Run the scenario and store it; returns the finished record and its directory."""
+    try:
+        session = Session(request.scenario, request.seed, Runtime(), request.variants)
+    except TypeError as error:
+        raise VariantError(f"the variants do not fit together: {error}") from None
+    directory = RunDirectory.create(request.results, request.name, request.seed)
+    keeper = _Keeper(request, session, directory, on_progress)
+    keeper.save()
+    engine = ThreadEngine(session, keeper.resources, keeper.tick)
+    outcome = engine.run()
+    record = keeper.final(outcome)
+    directory.write(record)
+    return record, directory
+
+
+class _Keeper:
+    """Keeps the stored record up to date while the run goes on."""
+
+    def __init__(self, request: RunRequest, session: Session, directory: RunDirectory, on_progress: Callable[[Progress], None]) -> None:
+        self.resources = Resources()
+        self._request = request
+        self._session = session
+        self._directory = directory
+        self._on_progress = on_progress
+        self._next_save = SAVE_EVERY_S
+        self._known_findings = 0
+        self._base = RunRecord(
+            schema=SCHEMA,
+            id=directory.path.name,
+            status="running",
+            verdict=Verdict.INCONCLUSIVE.name,
+            reasons=("the run has not finished",),
+            name=request.name,
+            scenario=unstructure(request.scenario),
+            seed=request.seed,
+            variants=(*request.scenario.vm.variants, *(variant.name for variant in request.variants)),
+            expected_rules=request.scenario.expect.rules,
+            command=shlex.join(["stress", *sys.argv[1:]]),
+            started=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            setup_s=0.0,
+            run_s=0.0,
+            pid=os.getpid(),
+            pid_started=psutil.Process().create_time(),
+            environment=environment.observe(),
+        )
+
+    def tick(self, elapsed: float) -> None:
+        """Called often: shows progress; saves now and then, and at once when something was found."""
+        found = len(self._session.findings())
+        totals = self._session.totals()
+        self._on_progress(Progress(elapsed, self._request.scenario.budget.duration_s, totals, found))
+        if elapsed >= self._next_save or found > self._known_findings:
+            self._next_save = elapsed + SAVE_EVERY_S
+            self._known_findings = found
+            self.save(elapsed)
+
+    def save(self, elapsed: float = 0.0) -> None:
+        """Write what is known now; a full disk must not end the run."""
+        with contextlib.suppress(ResultError):
+            self._directory.write(self._snapshot(elapsed))
+
+    def final(self, outcome: Outcome) -> RunRecord:
+        """The record of the finished run, with its verdict."""
+        self.resources.sample(outcome.run_s)
+        judgement = self._judge(outcome)
+        record = self._snapshot(outcome.run_s)
+        status = "interrupted" if outcome.interrupted else "finished"
+        return evolve(record, status=status, verdict=judgement.verdict.name, reasons=judgement.reasons, setup_s=round(outcome.setup_s, 3))
+
+    def _judge(self, outcome: Outcome) -> Judgement:
+        session = self._session
+        totals = session.totals()
+        return judge(
+            Evidence(
+                findings=len(session.findings()),
+                harness_errors=session.errors(),
+                obligations=tuple(Obligation(name, needed, totals[name]) for name, needed in self._request.scenario.obligations.items()),
+                completed=outcome.completed and not outcome.interrupted,
+                clean_end=outcome.clean_end,
+                quiescent_checks=totals["quiescent_checks"],
+            )
+        )
+
+    def _snapshot(self, elapsed: float) -> RunRecord:
+        session = self._session
+        totals = session.totals()
+        return evolve(
+            self._base,
+            run_s=round(elapsed, 3),
+            counters=totals,
+            obligations=tuple(StoredObligation(name, needed, totals[name]) for name, needed in self._request.scenario.obligations.items()),
+            actors={actor.name: actor.figures() for actor in session.actors},
+            latencies=tuple(session.histograms.latencies()),
+            findings=stored_findings(session),
+            harness_errors=session.errors(),
+            resources=tuple(self.resources.samples),
+            memory_growth=self.resources.growth(),
+            lock_orders=tuple(session.vm.kvm.sync.lockdep.orders()),
+        )
+
+
+def stored_findings(session: Session) -> tuple[StoredFinding, ...]:
+    """The session's findings in stored form."""
+    found: Sequence[StoredFinding] = [
+        StoredFinding(
+            rule=item.report.rule,
+            code=item.report.code,
+            signature=item.report.signature,
+            headline=item.report.headline,
+            sentence=item.report.sentence,
+            source=item.report.source,
+            task=item.report.task,
+            at_s=item.at_s,
+            count=item.report.count,
+            splat=item.report.render(),
+        )
+        for item in session.findings()
+    ]
+    return tuple(found)

@@ -1,0 +1,187 @@
+"""The real command, as a user types it: exit codes, outputs, and what is left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+QUICK = ROOT / "configs" / "quick.toml"
+SMALL = ["--set", "obligations={vcpu_faults=10}", "--set", "vm.vcpus=2"]
+
+
+def stress(*arguments: str | Path, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "stress", *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_a_passing_run_exits_0_and_leaves_a_complete_result(tmp_path: Path) -> None:
+    done = stress("run", "--config", QUICK, "--duration", "1.5", "--seed", "3", "--results", tmp_path, *SMALL)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "PASS  quick, seed 3" in done.stdout
+    directory = (tmp_path / "latest").resolve()
+    assert {path.name for path in directory.iterdir()} == {"run.json", "console.txt", "report.html"}
+    data = json.loads((directory / "run.json").read_text())
+    assert data["schema"] == "tdp-stress/run/1"
+    assert data["status"] == "finished"
+    assert data["scenario"]["seed"] == 3
+    assert data["counters"]["exported_zaps"] > 0
+    assert data["latencies"]
+    assert data["environment"]["gil_enabled"] in (True, False)
+    assert "PASS  quick" in (directory / "console.txt").read_text()
+    assert "<title>PASS: quick" in (directory / "report.html").read_text()
+
+
+def test_unmet_obligations_are_inconclusive(tmp_path: Path) -> None:
+    done = stress("run", "-c", QUICK, "--duration", "0.5", "--results", tmp_path, "--set", "obligations={io_faults=1000000000}", "-q")
+    assert done.returncode == 2
+    assert "io_faults:" in done.stdout
+    assert len(done.stdout.splitlines()) == 1
+
+
+def test_a_busted_scenario_exits_1_and_names_the_expected_rule(tmp_path: Path) -> None:
+    config = ROOT / "configs" / "BUSTED" / "no-flush-after-exported-zap.toml"
+    done = stress("run", "--config", config, "--seed", "1", "--results", tmp_path)
+    assert done.returncode == 1
+    assert "expected O1: seen O1" in done.stdout
+    assert "call trace:" in done.stdout
+    assert "locks held by" in done.stdout
+
+
+def test_all_mistakes_of_a_file_in_one_message_exit_4_and_nothing_left(tmp_path: Path) -> None:
+    config = tmp_path / "wrong.toml"
+    config.write_text('[vm]\nvcpu = 1\nlevels = "4"\npolicy = "keep"\n[actors.consumer]\nreexports_per_s = -1\n')
+    done = stress("run", "--config", config, "--variant", tmp_path / "none.py", "--results", tmp_path / "results")
+    assert done.returncode == 4
+    assert done.stdout == ""
+    for part in ("5 problems", "wrong.toml:2: vm.vcpu", "wrong.toml:3: vm.levels", "wrong.toml:4: vm.policy", "wrong.toml:6", "none.py"):
+        assert part in done.stderr
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["run"], "Missing option"),
+        (["run", "--config", "no-such-file.toml"], "No such file"),
+        (["run", "--config", str(QUICK), "--duration", "0"], "--duration"),
+        (["run", "--config", str(QUICK), "--seed", "x"], "--seed"),
+        (["dance"], "No such command"),
+        (["report", "no-such-directory"], "no-such-directory"),
+        (["list", "everything"], "everything"),
+    ],
+)
+def test_usage_errors_exit_4(tmp_path: Path, arguments: list[str], reason: str) -> None:
+    done = stress(*arguments, cwd=tmp_path)
+    assert done.returncode == 4
+    assert reason in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_json_is_the_record_and_nothing_else(tmp_path: Path) -> None:
+    done = stress("run", "-c", QUICK, "--duration", "0.5", "--results", tmp_path, "--json", *SMALL)
+    assert json.loads(done.stdout)["name"] == "quick"
+
+
+def test_a_variant_from_a_file_takes_part(tmp_path: Path) -> None:
+    variant = tmp_path / "idea.py"
+    variant.write_text(
+        "from mmu.tdp.zap import Zapper\n"
+        "from mmu import Variant\n"
+        "class Forgetful(Zapper):\n"
+        "    def flush_exported(self):\n"
+        "        pass\n"
+        "VARIANT = Variant(name='forgetful', title='forgets to flush', parts=(Forgetful,))\n"
+    )
+    done = stress("run", "-c", QUICK, "--seed", "1", "--variant", variant, "--results", tmp_path, "-q")
+    assert done.returncode == 1
+    assert "forgetful" in json.loads((tmp_path / "latest" / "run.json").read_text())["variants"]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("x = 1\n", "defines no variant"),
+        ("1/0\n", "ZeroDivisionError"),
+        ("from mmu import Variant\nVARIANT = Variant(name='x', title='x', parts=(int,))\n", "int is no subclass of a part"),
+    ],
+)
+def test_a_variant_file_that_cannot_be_used_says_why(tmp_path: Path, text: str, reason: str) -> None:
+    variant = tmp_path / "idea.py"
+    variant.write_text(text)
+    done = stress("run", "-c", QUICK, "--variant", variant, "--results", tmp_path / "results")
+    assert done.returncode == 4
+    assert reason in done.stderr
+    assert not (tmp_path / "results").exists()
+
+
+def start(tmp_path: Path) -> subprocess.Popen[str]:
+    """A long run that has begun to write its results."""
+    command = [sys.executable, "-m", "stress", "run", "-c", str(QUICK), "--duration", "60", "--results", str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        path = tmp_path / "latest" / "run.json"
+        if path.exists() and json.loads(path.read_text())["counters"].get("memslot_deletes", 0) > 0:
+            return process
+        time.sleep(0.05)
+    process.kill()
+    pytest.fail("the run never wrote its results")
+
+
+def test_a_killed_run_can_still_be_reported(tmp_path: Path) -> None:
+    process = start(tmp_path)
+    process.kill()
+    process.communicate()
+    done = stress("report", tmp_path / "latest")
+    assert done.returncode == 0
+    assert "was killed" in done.stdout
+    assert "INCONCLUSIVE (killed)" in done.stdout
+    assert "memslot deletes" in done.stdout
+    assert "(killed)" in (tmp_path / "latest" / "report.html").read_text()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_ends_in_order_and_is_inconclusive(tmp_path: Path, number: signal.Signals) -> None:
+    process = start(tmp_path)
+    process.send_signal(number)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 2, output + errors
+    assert "interrupted before its budget was used" in output
+    assert json.loads((tmp_path / "latest" / "run.json").read_text())["status"] == "interrupted"
+
+
+def test_list_names_everything_there_is() -> None:
+    done = stress("list")
+    assert done.returncode == 0
+    for part in ("configs/quick.toml", "keep-valid", "O12", "put-before-zap", "vcpu_faults"):
+        assert part in done.stdout
+
+
+def test_help_and_version() -> None:
+    assert "Exit codes" in stress("--help").stdout
+    assert stress("--version").returncode == 0
+
+
+def test_the_same_seed_gives_actors_the_same_programs() -> None:
+    from mmu.runtime import Runtime
+    from stress.engines.session import Session
+    from tests.engine import small
+
+    def programs(seed: int) -> list[list[int]]:
+        session = Session(small(), seed, Runtime())
+        session.set_up()
+        session.vm.kvm.rcu.shutdown()
+        return [actor._programs[0]._accesses for actor in session.actors[:2]]  # type: ignore[attr-defined]
+
+    assert programs(5) == programs(5)
+    assert programs(5) != programs(6)

@@ -1,0 +1,123 @@
+"""The house rules that a machine can check: floors, file sizes, docstrings, and where shared state may live."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SOURCES = sorted([*ROOT.glob("mmu/**/*.py"), *ROOT.glob("stress/**/*.py")])
+ALL = sorted([*SOURCES, *ROOT.glob("tests/**/*.py")])
+
+OWN_STATE = {
+    # Classes whose attributes change after construction, each with the one thread or lock that changes them.
+    "Fault": "made, filled and dropped by one fault",
+    "Hold": "its thread; `mode` is read by others as a hint",
+    "_RwHold": "as Hold",
+    "Reader": "its thread; others read the epoch cell",
+    "Task": "its thread; read by the watchdog for display",
+    "_Shard": "its thread; sums are exact at rest",
+    "TdpIter": "the walk that made it",
+    "ShadowPage": "its allocator, before it is visible; its obituary, after it is not",
+    "Memslot": "its obituary, after it was replaced",
+    "RcuHead": "the task that retired it",
+    "Vcpu": "the thread that runs it",
+    "VcpuStats": "the thread that runs the vCPU; read by others as a hint",
+    "Device": "whoever holds the hardware lock",
+    "TranslationCache": "its vCPU's thread, or the device's hardware lock",
+    "Probe": "whoever assembles the VM, before threads run",
+    "Reporter": "whoever assembles the VM, before threads run",
+    "Rcu": "the worker lock",
+    "EpochDomain": "the readers lock",
+    "RwLock": "the holds lock",
+    "Obituary": "the task that frees the object",
+    "Runtime": "whoever assembles the VM, before threads run",
+    "PageCache": "its vCPU's thread, or the exporter's cache mutex",
+    "Cell": "the word itself",
+    "Counter": "the word itself",
+    "Table": "the words themselves",
+}
+
+
+@pytest.mark.parametrize("path", ALL, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_file_passes_600_lines(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 600
+
+
+def imports_of(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+
+
+def test_mmu_never_imports_stress() -> None:
+    for path in ROOT.glob("mmu/**/*.py"):
+        assert not [name for name in imports_of(path) if name.split(".")[0] == "stress"], path
+
+
+def test_the_model_makes_no_threading_primitive_of_its_own() -> None:
+    """Locks, threads and sleeps come from the runtime; plain locks guard only registries, never the model's words."""
+    allowed = {"runtime.py", "task.py", "report.py", "lockdep.py", "locks.py", "rcu.py", "table.py"}
+    for path in ROOT.glob("mmu/**/*.py"):
+        if path.name not in allowed:
+            assert not {"threading", "time", "_thread"} & set(imports_of(path)), path
+
+
+def late_assignments(path: Path) -> Iterator[tuple[str, str, int]]:
+    """Attributes of self, or of anything else, assigned outside a constructor: (class, target, line)."""
+    for owner in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(owner, ast.ClassDef):
+            continue
+        for method in owner.body:
+            if isinstance(method, ast.FunctionDef) and method.name != "__init__":
+                for node in ast.walk(method):
+                    targets = (
+                        node.targets
+                        if isinstance(node, ast.Assign)
+                        else [node.target]
+                        if isinstance(node, ast.AugAssign | ast.AnnAssign)
+                        else []
+                    )
+                    for target in targets:
+                        for part in target.elts if isinstance(target, ast.Tuple) else [target]:
+                            if isinstance(part, ast.Attribute) and isinstance(part.value, ast.Name) and part.value.id == "self":
+                                yield owner.name, part.attr, part.lineno
+
+
+def test_shared_state_lives_in_runtime_objects() -> None:
+    """A field that changes after construction belongs to one thread, which OWN_STATE names, or it is a cell."""
+    strays = [
+        f"{path.relative_to(ROOT)}:{line}: {owner}.{attribute}"
+        for path in ROOT.glob("mmu/**/*.py")
+        for owner, attribute, line in late_assignments(path)
+        if owner not in OWN_STATE
+    ]
+    assert strays == []
+
+
+def test_only_words_without_read_modify_writes_are_assigned() -> None:
+    """A cell on which an atomic read-modify-write is used must be stored with `store`, or the store could be lost."""
+    modified: set[str] = set()
+    assigned: dict[str, str] = {}
+    for path in ROOT.glob("mmu/**/*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and isinstance(node.func.value, ast.Attribute):
+                if node.func.attr in {"cmpxchg", "xchg", "fetch_add", "fetch_or", "fetch_and", "inc_not_zero"}:
+                    modified.add(node.func.value.attr)
+            if isinstance(node, ast.Assign):
+                for target in node.targets:
+                    if isinstance(target, ast.Attribute) and target.attr == "value" and isinstance(target.value, ast.Attribute):
+                        assigned[target.value.attr] = f"{path.relative_to(ROOT)}:{node.lineno}"
+    assert {name: place for name, place in assigned.items() if name in modified} == {}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_public_names_have_docstrings(path: Path) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    assert ast.get_docstring(tree), "module docstring"
+    assert ast.get_docstring(tree) != "."

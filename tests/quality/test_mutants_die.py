@@ -1,0 +1,43 @@
+"""The detectors detect: every shipped broken variant is caught on real threads, by a rule that it names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from attrs import evolve
+
+from stress.mutants import MUTANTS
+from stress.scenario.load import load
+from stress.scenario.types import Seconds
+from tests.engine import run_scenario
+
+BUSTED = Path(__file__).parents[2] / "configs" / "BUSTED"
+SCENARIOS = sorted(BUSTED.glob("*.toml"))
+
+
+def test_every_variant_has_its_scenario_and_every_scenario_its_variant() -> None:
+    assert {path.stem for path in SCENARIOS} == set(MUTANTS)
+    for path in SCENARIOS:
+        assert load(path).vm.variants == (path.stem,)
+        assert load(path).expect.rules == MUTANTS[path.stem].expects
+
+
+def test_every_variant_explains_itself() -> None:
+    for variant in MUTANTS.values():
+        assert variant.title
+        assert variant.rule
+        assert variant.origin
+        assert len(variant.story) >= 2
+
+
+@pytest.mark.parametrize("path", SCENARIOS, ids=lambda path: path.stem)
+def test_a_broken_variant_is_caught_by_the_rule_it_names(path: Path) -> None:
+    scenario = load(path)
+    for seed in (1, 2, 3):
+        session, _ = run_scenario(evolve(scenario, budget=evolve(scenario.budget, settle_s=Seconds(0.2))), seed)
+        fired = {finding.report.rule for finding in session.findings()}
+        assert fired, f"nothing fired with seed {seed}"
+        if fired & set(scenario.expect.rules):
+            return
+    pytest.fail(f"only {sorted(fired)} fired, expected one of {scenario.expect.rules}")

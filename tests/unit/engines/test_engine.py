@@ -1,0 +1,134 @@
+"""The thread engine and its watchdog: actors start and stop together, and a hang becomes a finding that says who waits."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from mmu.report import Report
+from mmu.runtime import Runtime
+from stress.actors.base import Actor
+from stress.engines.session import Session
+from stress.engines.threads import ThreadEngine
+from stress.engines.watchdog import Watchdog
+from stress.observe.resources import Resources
+from stress.scenario.types import Budget, Disturbances, Limits, Scenario, Seconds
+from tests.engine import run_scenario, small
+
+
+def test_a_small_run_is_clean_and_counts_what_happens() -> None:
+    session, outcome = run_scenario(small())
+    assert session.findings() == []
+    assert session.errors() == ()
+    assert outcome.completed
+    assert outcome.clean_end
+    totals = session.totals()
+    for counter in ("vcpu_faults", "memslot_deletes", "exported_zaps_nonempty", "device_accesses", "io_faults", "rcu_grace_periods"):
+        assert totals[counter] > 0, counter
+
+
+def test_stutter_checks_the_invariants_during_the_run() -> None:
+    scenario = small(disturbances=Disturbances(stutter_every_s=Seconds(0.2)), budget=Budget(duration_s=Seconds(1.0)))
+    session, _ = run_scenario(scenario)
+    assert session.totals()["quiescent_checks"] >= 2
+
+
+@pytest.mark.parametrize("preference", ["fair", "reader", "writer"])
+def test_every_kind_of_mmu_lock_runs_clean(preference: str) -> None:
+    from attrs import evolve
+
+    scenario = small()
+    session, outcome = run_scenario(evolve(scenario, vm=evolve(scenario.vm, mmu_lock=preference)))
+    assert [finding.report.headline for finding in session.findings()] == []
+    assert outcome.clean_end
+
+
+def test_without_ad_bits_faults_try_the_lockless_path_first() -> None:
+    from attrs import evolve
+
+    scenario = small()
+    session, outcome = run_scenario(evolve(scenario, vm=evolve(scenario.vm, ad_bits=False)))
+    assert [finding.report.headline for finding in session.findings()] == []
+    assert outcome.clean_end
+
+
+def test_an_actor_that_hangs_is_found_with_what_it_waits_for() -> None:
+    release = threading.Event()
+    scenario = small(limits=Limits(stall_s=Seconds(0.5)), budget=Budget(duration_s=Seconds(5.0), settle_s=Seconds(0.1)))
+    session = Session(scenario, 1, Runtime())
+
+    class Hung(Actor):
+        def step(self) -> None:
+            self.stage.vm.kvm.runtime.wait_until("Godot", release.is_set)
+
+    set_up = session.set_up
+
+    def set_up_with_hung_actor() -> None:
+        set_up()
+        session.actors.append(Hung(session.actors[0].stage, "estragon0"))
+
+    session.set_up = set_up_with_hung_actor  # type: ignore[method-assign]
+    engine = ThreadEngine(session, Resources(), lambda _: release.set() if session.findings() else None)
+    engine.run()
+    report = session.findings()[0].report
+    assert (report.rule, report.code) == ("O10", "hung-task")
+    assert "estragon0" in report.headline
+    assert "waiting for Godot" in report.headline
+    assert "Hung.step" in report.render()
+
+
+def test_the_watchdog_ignores_time_in_which_it_was_not_served() -> None:
+    class Still:
+        progress, done, parks, name = 1, False, True, "still0"
+
+    watchdog = Watchdog(Runtime(), stall_s=0.9)
+    actor: list[Actor] = [Still()]  # type: ignore[list-item]
+    assert watchdog.tick(actor) == []
+    watchdog._last_tick -= 3600
+    assert watchdog.tick(actor) == []
+    watchdog._last_tick -= 3600
+    assert watchdog.tick(actor) != []
+
+
+def test_an_observer_that_raises_is_a_harness_error() -> None:
+    scenario = small()
+    session = Session(scenario, 1, Runtime())
+
+    class Broken:
+        def zap_all_fast(self, generation: int) -> None:
+            raise ZeroDivisionError("a broken observer")
+
+    session.probe.attach(Broken())
+    ThreadEngine(session, Resources(), lambda _: None).run()
+    assert any("a broken observer" in error and "zap_all_fast" in error for error in session.errors())
+
+
+def test_a_task_that_raises_is_a_harness_error() -> None:
+    session = Session(small(), 1, Runtime())
+    set_up = session.set_up
+
+    class Dying(Actor):
+        def step(self) -> None:
+            raise ZeroDivisionError("an actor died")
+
+    def set_up_with_dying_actor() -> None:
+        set_up()
+        session.actors.append(Dying(session.actors[0].stage, "dying0"))
+
+    session.set_up = set_up_with_dying_actor  # type: ignore[method-assign]
+    ThreadEngine(session, Resources(), lambda _: None).run()
+    assert any("an actor died" in error for error in session.errors())
+
+
+def test_a_failing_enrichment_does_not_lose_the_finding() -> None:
+    session = Session(small(), 1, Runtime())
+
+    def explode(report: Report) -> Report:
+        raise RuntimeError("no decoration today")
+
+    session.reporter.enrich = explode
+    session.vm.kvm.warn("O5", "test", "BUG: a test", "a rule", "a source")
+    assert [finding.report.code for finding in session.findings()] == ["test"]
+    assert "no decoration today" in session.findings()[0].report.render()
+    session.vm.kvm.rcu.shutdown()

@@ -1,0 +1,253 @@
+"""Invariants: silent on a sound VM whatever it did, and each of them sees the damage it is there for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from mmu.invariants import INVARIANTS, check, violations
+from mmu.memory.memslots import KVM_MEM_READONLY
+from mmu.paging.spte import HOST_WRITABLE, MMU_WRITABLE, REMOVED_SPTE, SPTE_W
+from mmu.paging.table import RootPage, RootRole
+from tests.conftest import writing
+from tests.model import Machine
+from tests.unit.conftest import MakeMachine
+
+
+@pytest.fixture
+def busy(machine: Machine) -> Machine:
+    """A machine in the middle of its life: two slots, two vCPUs, gfns 1, 2 and 33 mapped, and a read-only slot at 48."""
+    machine.add_slot(0, 16, slot=1)
+    machine.add_slot(32, 16, slot=2)
+    machine.add_slot(48, 4, slot=3, flags=KVM_MEM_READONLY)
+    for vcpu in (machine.vcpu(), machine.vcpu()):
+        machine.run(vcpu, 1, 2, 33, 49)
+    return machine
+
+
+def broken(machine: Machine) -> set[str]:
+    """The invariants that do not hold."""
+    return {violation.invariant for violation in violations(machine.vm)}
+
+
+def change_leaf(machine: Machine, gfn: int, change: Callable[[int], int]) -> None:
+    """Write a leaf behind everybody's back, TLBs included."""
+    sp, index = machine.entry(machine.root(), gfn)
+    sp.spt.store(index, change(sp.spt[index]))
+    forget(machine)
+
+
+def forget(machine: Machine) -> None:
+    """Empty the TLBs, so that only the tables are judged."""
+    for vcpu in machine.vm.vcpus():
+        vcpu.tlb.flush()
+
+
+# Sound.
+
+
+def test_a_new_vm_is_sound(machine: Machine) -> None:
+    machine.assert_sound()
+    assert check(machine.vm) == 0
+
+
+def test_a_busy_vm_is_sound(busy: Machine) -> None:
+    busy.assert_sound()
+    busy.delete_slot(2)
+    busy.assert_sound()
+    busy.move_slot(16, slot=1)
+    busy.assert_sound()
+    assert check(busy.vm) == 0
+
+
+def test_a_pending_flush_excuses_a_stale_tlb(busy: Machine) -> None:
+    busy.vm.tlb.flush("test")
+    change_leaf(busy, 1, lambda spte: spte)
+    for vcpu in busy.vm.vcpus():
+        vcpu.tlb.entries[1] = 0xBAD
+    busy.assert_sound()
+
+
+def test_every_invariant_says_what_it_is() -> None:
+    assert all((holds.__doc__ or "").endswith(".") for holds in INVARIANTS.values())
+    assert all(name.startswith("I") and name[1:].isdigit() for name in INVARIANTS)
+
+
+# Broken.
+
+
+def reference_lost(machine: Machine) -> None:
+    """The TDP MMU's own and both vCPUs' references."""
+    for _ in range(3):
+        machine.root().refcount.put()
+
+
+def mapped_behind_the_zapper(machine: Machine) -> None:
+    """A root that is said to be zapped."""
+    machine.root().zapped.value = True
+
+
+def exported_flag(machine: Machine) -> None:
+    """A flag without an exporter."""
+    machine.root().exported.value = True
+
+
+def exported_and_invalid(machine: Machine) -> None:
+    """What an importer must never meet."""
+    machine.export().metadata().root.invalid.value = True
+
+
+def linked_twice(machine: Machine) -> None:
+    """One table under two entries."""
+    root = machine.root()
+    root.spt.store(1, root.spt[0])
+
+
+def linked_to_a_freed_page(machine: Machine) -> None:
+    """A table that was freed but not unlinked."""
+    root = machine.root()
+    table = machine.kvm.tables.by_spte[root.spt[0]]
+    machine.kvm.rcu.call(lambda: machine.kvm.tables.free(table))
+    machine.kvm.rcu.barrier()
+
+
+def somebody_elses_frame(machine: Machine) -> None:
+    """The leaf of gfn 1 maps gfn 2's frame."""
+    sp, index = machine.entry(machine.root(), 2)
+    other = sp.spt[index]
+    change_leaf(machine, 1, lambda _: other)
+
+
+def released_frame(machine: Machine) -> None:
+    """The host took the memory away and nobody told KVM."""
+    machine.vm.host.munmap(machine.regions[0, 1])
+
+
+def writable_without_permission(machine: Machine) -> None:
+    """W, but not MMU-writable."""
+    change_leaf(machine, 1, lambda spte: spte & ~MMU_WRITABLE)
+
+
+def mmu_writable_without_the_host(machine: Machine) -> None:
+    """MMU-writable, but not host-writable."""
+    change_leaf(machine, 1, lambda spte: spte & ~(HOST_WRITABLE | SPTE_W))
+
+
+def writable_in_a_read_only_slot(machine: Machine) -> None:
+    """More rights than the slot gives, consistent as they may look."""
+    change_leaf(machine, 49, lambda spte: spte | SPTE_W | MMU_WRITABLE | HOST_WRITABLE)
+
+
+def leaf_without_a_slot(machine: Machine) -> None:
+    """Gfn 60 belongs to nobody."""
+    machine.plant(machine.root(), 60)
+    machine.vm.host.stamp.store(61, 60)
+
+
+def stale_tlb(machine: Machine) -> None:
+    """A vCPU remembers what the tables no longer say, and nobody will remind it."""
+    machine.vm.vcpus()[0].tlb.entries[1] ^= SPTE_W
+
+
+def frozen_at_rest(machine: Machine) -> None:
+    """A freezer forgot its entry."""
+    sp, index = machine.entry(machine.root(), 5 if machine.kvm.geometry.entries > 4 else 3)
+    sp.spt.store(index, REMOVED_SPTE)
+
+
+def junk_at_rest(machine: Machine) -> None:
+    """Neither present nor zero nor frozen."""
+    machine.root().spt.store(1, 0x40)
+
+
+def miscounted_tables(machine: Machine) -> None:
+    """tdp_mmu_pages went astray."""
+    machine.kvm.stat.tdp_mmu_pages.fetch_add(1)
+
+
+def miscounted_leaves(machine: Machine) -> None:
+    """pages_4k went astray."""
+    machine.kvm.stat.pages_4k.add(-1)
+
+
+DAMAGE: list[tuple[Callable[[Machine], None], set[str]]] = [
+    (reference_lost, {"I1", "I3"}),
+    (mapped_behind_the_zapper, {"I2", "I3"}),
+    (exported_flag, {"I5"}),
+    (exported_and_invalid, {"I5"}),
+    (linked_twice, {"I6"}),
+    (linked_to_a_freed_page, {"I6"}),
+    (somebody_elses_frame, {"I7"}),
+    (released_frame, {"I7"}),
+    (writable_without_permission, {"I7"}),
+    (mmu_writable_without_the_host, {"I7"}),
+    (writable_in_a_read_only_slot, {"I7"}),
+    (leaf_without_a_slot, {"I8"}),
+    (stale_tlb, {"I9"}),
+    (frozen_at_rest, {"I11"}),
+    (junk_at_rest, {"I11"}),
+    (miscounted_tables, {"I13"}),
+    (miscounted_leaves, {"I13"}),
+]
+
+
+@pytest.mark.parametrize(("damage", "expected"), DAMAGE, ids=lambda value: value.__name__ if callable(value) else "")
+def test_each_damage_is_seen(busy: Machine, damage: Callable[[Machine], None], expected: set[str]) -> None:
+    busy.abandon()
+    damage(busy)
+    assert broken(busy) >= expected
+    busy.news()
+
+
+def test_every_invariant_is_tried() -> None:
+    assert set().union(*(expected for _, expected in DAMAGE)) == set(INVARIANTS)
+
+
+def test_an_exporter_without_the_flag_is_seen(busy: Machine) -> None:
+    root = busy.export().metadata().root
+    root.exported.value = False
+    assert broken(busy) == {"I5"}
+    root.exported.value = True
+
+
+def test_too_many_references_are_seen_too(busy: Machine) -> None:
+    root = busy.root()
+    root.refcount.get()
+    assert broken(busy) == {"I3"}
+    with writing(busy.mmu_lock):
+        busy.vm.roots.put_root(root, shared=False)
+    busy.assert_sound()
+
+
+# Telling.
+
+
+def test_a_broken_invariant_is_reported_once_with_everything_found(busy: Machine) -> None:
+    busy.abandon()
+    busy.vm.host.munmap(busy.regions[0, 1])
+    count = check(busy.vm)
+    assert count == 2, "the leaves of gfns 1 and 2"
+    busy.expect("INV I7")
+    (report,) = busy.reporter.reports
+    assert report.sections[0].title == "2 found"
+    assert len(report.sections[0].lines) == 2
+    assert "appendix A I7" in report.source
+
+
+def test_checking_changes_nothing(busy: Machine) -> None:
+    roots: list[RootPage] = busy.vm.roots.snapshot()
+    before = [(root.refcount.read(), list(root.spt)) for root in roots]
+    check(busy.vm)
+    assert [(root.refcount.read(), list(root.spt)) for root in busy.vm.roots.snapshot()] == before
+
+
+def test_roots_of_every_role_are_looked_at(make_machine: MakeMachine) -> None:
+    machine = make_machine()
+    with writing(machine.mmu_lock):
+        nested = machine.vm.roots.get_vcpu_root(RootRole(0, guest_mode=True))
+    nested.spt.store(0, REMOVED_SPTE)
+    assert broken(machine) == {"I3", "I11"}
+    nested.spt.store(0, 0)
+    with writing(machine.mmu_lock):
+        machine.vm.roots.put_root(nested, shared=False)
