@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
+from hypothesis import HealthCheck, settings
+
 from mmu.export.iommu import Device, KvmHwpt
 from mmu.export.tdp_fd import TdpFd
 from mmu.invariants import Tree, violations
@@ -34,6 +36,9 @@ SMALL = Geometry(levels=3, entries=4)
 
 REAL = Geometry()
 """What the hardware has: four levels of 512."""
+
+LAW = settings(deadline=None, database=None, derandomize=True, max_examples=80, suppress_health_check=[HealthCheck.too_slow])
+"""How the laws are tried: the same examples everywhere, and no clock."""
 
 
 class Recorder:
@@ -223,6 +228,10 @@ class Machine:
         while sp.level > level:
             sp = self.kvm.tables.by_spte[sp.spt[self.kvm.geometry.index(gfn, sp.level)]]
         return sp, self.kvm.geometry.index(gfn, level)
+
+    def spare_tables(self) -> list[Any]:
+        """The pages that `plant` has set aside and not used."""
+        return self._cache.pages
 
     @contextmanager
     def zapping(self) -> Iterator[None]:

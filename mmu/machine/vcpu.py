@@ -95,6 +95,7 @@ class Vcpu:
         self._faults = faults
         self._host = host
         self._pending = NO_ACCESS
+        self._fault = Fault()
         self._shifts = kvm.geometry.shifts()
         self._mask = kvm.geometry.mask
         requests.add(self.state)
@@ -106,6 +107,7 @@ class Vcpu:
 
     def run(self, guest: Guest, accesses: int = 64) -> Exit:
         """KVM_RUN: let the guest make up to `accesses` memory accesses. SRCU is held except while in the guest."""
+        self.vcpu_load()
         srcu = self.kvm.srcu
         left = accesses
         token = srcu.read_lock()
@@ -128,6 +130,11 @@ class Vcpu:
         finally:
             srcu.read_unlock(token)
         return Exit.INTR
+
+    def vcpu_load(self) -> None:
+        """vcpu_load(): the calling thread runs this vCPU from now on."""
+        self._fault.hold = self.kvm.mmu_lock.local.hold
+        self._fault.reader = self.kvm.rcu.local.reader
 
     def exit_request(self) -> bool:
         """kvm_vcpu_exit_request(): after guest mode is announced, is there anything to do first?"""
@@ -232,7 +239,7 @@ class Vcpu:
         stat.pf_taken += 1
         root = self.root
         assert root is not None
-        fault = Fault()
+        fault = self._fault
         fault.gfn = gfn
         fault.write = write
         fault.present = present

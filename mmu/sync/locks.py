@@ -112,7 +112,7 @@ class SpinLock(Mutex):
     sleeping = False
 
 
-class _RwHold(Hold):
+class RwHold(Hold):
     """A thread's record of a reader-writer lock, with its own pair of `readerwriterlock` handles.
 
     The handles keep the lock's state, so each thread has its own and never takes one twice.
@@ -131,7 +131,7 @@ class _RwHold(Hold):
 
 class _RwLocal(threading.local):
     def __init__(self, lock: RwLock) -> None:
-        self.hold = _RwHold(lock)
+        self.hold = RwHold(lock)
         lock.enlist(self.hold)
 
 
@@ -158,19 +158,23 @@ class RwLock:
         self._root = lockdep.root
         self._read_key = self.lock_class.key(READ)
         self._write_key = self.lock_class.key(WRITE)
-        self._holds: tuple[_RwHold, ...] = ()
+        self._holds: tuple[RwHold, ...] = ()
         self._holds_lock = threading.Lock()
         self.local = _RwLocal(self)
         """`local.hold` is the calling thread's record."""
 
-    def enlist(self, hold: _RwHold) -> None:
+    def enlist(self, hold: RwHold) -> None:
         """Remember a thread's record, for `needbreak`."""
         with self._holds_lock:
             self._holds = (*self._holds, hold)
 
-    def read_lock(self) -> None:
-        """read_lock(): shared with other readers, not recursive."""
-        hold = self.local.hold
+    def read_lock(self, hold: RwHold | None = None) -> None:
+        """read_lock(): shared with other readers, not recursive.
+
+        `hold` is the calling thread's own record, `local.hold`, from a caller that has it at hand.
+        """
+        if hold is None:
+            hold = self.local.hold
         if hold.mode:
             self._nested(hold, READ)
             return
@@ -181,9 +185,10 @@ class RwLock:
         hold.read_acquire()
         hold.mode = READ
 
-    def read_unlock(self) -> None:
-        """read_unlock()."""
-        hold = self.local.hold
+    def read_unlock(self, hold: RwHold | None = None) -> None:
+        """read_unlock(); `hold` as in `read_lock`."""
+        if hold is None:
+            hold = self.local.hold
         if hold.mode != READ:
             report_bad_unlock(self._lockdep, self.name, hold.mode, READ)
             return
@@ -283,7 +288,7 @@ class RwLock:
         if self.local.hold.mode:
             report_not_held(self._lockdep, self.name, "not held", self.local.hold.mode)
 
-    def _nested(self, hold: _RwHold, wanted: int) -> None:
+    def _nested(self, hold: RwHold, wanted: int) -> None:
         """The thread already holds the lock: count a read in a read, refuse what can never be granted."""
         if hold.mode == READ and wanted == READ:
             if self.preference != "reader":
@@ -293,7 +298,7 @@ class RwLock:
         self._report_nesting(hold, wanted, "the thread would wait for itself for ever; there is no upgrade and no downgrade")
         raise SelfDeadlock(f"{hold.task} holds {self.name} for {MODES[hold.mode]} and asks for {MODES[wanted]}: release it first")
 
-    def _report_nesting(self, hold: _RwHold, wanted: int, why: str) -> None:
+    def _report_nesting(self, hold: RwHold, wanted: int, why: str) -> None:
         self._lockdep.report(
             f"{MODES[wanted]}-in-{MODES[hold.mode]}",
             f"WARNING: possible recursive locking detected: {self.name} ({MODES[wanted]} inside {MODES[hold.mode]})",

@@ -85,9 +85,13 @@ class EpochDomain:
                 self._wait_for(reader, target)
 
     def check_outlasted(self, snapshot: Snapshot, what: str) -> None:
-        """Report any section of `snapshot` that is still open: the grace period was too short for it."""
+        """Report any section of `snapshot` that is still open: the grace period was too short for it.
+
+        The epoch is read before the number: the other way round, a section that begins in between would be taken for
+        the old one.
+        """
         for reader, number in snapshot:
-            if reader.sections == number and reader.epoch.value != IDLE:
+            if reader.epoch.value != IDLE and reader.sections == number:
                 self.report(
                     "grace-period-too-short",
                     f"WARNING: {self.name} grace period ended with a pre-existing reader inside",
@@ -161,18 +165,20 @@ class Rcu(EpochDomain):
         self._has_worker = False
         self.grace_periods = runtime.counter("rcu.grace_periods")
 
-    def read_lock(self) -> None:
-        """rcu_read_lock()."""
-        reader = self.local.reader
+    def read_lock(self, reader: Reader | None = None) -> None:
+        """rcu_read_lock(). `reader` is the calling thread's own record, `local.reader`, if the caller has it at hand."""
+        if reader is None:
+            reader = self.local.reader
         depth = reader.depth
         if not depth:
             reader.sections += 1
             reader.epoch.value = self.gp_seq.value
         reader.depth = depth + 1
 
-    def read_unlock(self) -> None:
-        """rcu_read_unlock()."""
-        reader = self.local.reader
+    def read_unlock(self, reader: Reader | None = None) -> None:
+        """rcu_read_unlock(); `reader` as in `read_lock`."""
+        if reader is None:
+            reader = self.local.reader
         depth = reader.depth
         if depth == 1:
             reader.depth = 0

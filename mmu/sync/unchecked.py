@@ -7,7 +7,7 @@ from mmu.report import Reporter
 from mmu.runtime import Runtime
 from mmu.sync import Sync
 from mmu.sync.lockdep import READ, WRITE
-from mmu.sync.locks import Mutex, RwLock, SpinLock
+from mmu.sync.locks import Mutex, RwHold, RwLock, SpinLock
 from mmu.sync.rcu import Rcu, Snapshot, Srcu
 
 
@@ -36,15 +36,17 @@ class BareMutex(SpinLock):
 class BareRwLock(RwLock):
     """A raw reader-writer lock with `RwLock`'s interface."""
 
-    def read_lock(self) -> None:
+    def read_lock(self, hold: RwHold | None = None) -> None:
         """Take it shared."""
-        hold = self.local.hold
+        if hold is None:
+            hold = self.local.hold
         hold.read_acquire()
         hold.mode = READ
 
-    def read_unlock(self) -> None:
+    def read_unlock(self, hold: RwHold | None = None) -> None:
         """Give it back."""
-        hold = self.local.hold
+        if hold is None:
+            hold = self.local.hold
         hold.mode = 0
         hold.read_release()
 

@@ -10,6 +10,8 @@ from mmu.memory.memslots import KVM_MEM_READONLY, KVM_MEMSLOT_INVALID, Memslot, 
 from mmu.paging.geometry import Geometry
 from mmu.paging.spte import ADDR_MASK, PFN_SHIFT, REMOVED_SPTE, SPTE_PS, SPTE_W
 from mmu.paging.table import RootPage, ShadowPage
+from mmu.sync.locks import RwHold
+from mmu.sync.rcu import Reader
 from mmu.tdp.write import SpteWriter
 
 
@@ -28,9 +30,10 @@ CONTINUE, RETRY, EMULATE, FIXED, SPURIOUS = RetPf.CONTINUE, RetPf.RETRY, RetPf.E
 
 
 class Fault:
-    """struct kvm_page_fault: what was accessed, and what was found out so far. Made afresh for every attempt.
+    """struct kvm_page_fault: what was accessed, and what was found out so far.
 
-    Made without arguments and filled in by its maker: a constructor call costs as much as half a table walk.
+    A vCPU has one and renews it at every exit, so nothing is carried over from an earlier fault (R8); anybody else
+    makes a fresh one. `hold` and `reader` are the records of the thread that handles it, if it knows them.
     """
 
     gfn = 0
@@ -42,6 +45,8 @@ class Fault:
     pfn = 0
     host_writable = False
     mmu_seq = 0
+    hold: RwHold | None = None
+    reader: Reader | None = None
 
 
 _SPECIAL = KVM_MEMSLOT_INVALID | KVM_MEM_READONLY
@@ -73,9 +78,16 @@ class PageCache:
             self._kvm.tables.discard(self.pages.pop())
 
 
-def _descents(geometry: Geometry) -> tuple[tuple[tuple[int, int], ...], ...]:
-    """For every goal level the (level, shift) steps of a walk from the root down to the table that holds it."""
-    return tuple(tuple((level, geometry.shift(level)) for level in range(geometry.levels, goal, -1)) for goal in range(geometry.levels + 1))
+Descent = tuple[tuple[tuple[int, int], ...], int]
+"""The (level, shift) steps of a walk down to a goal level, and the shift of the goal level itself."""
+
+
+def _descents(geometry: Geometry) -> tuple[Descent, ...]:
+    """The descent to every goal level, indexed by level; that to level 0 is unused."""
+    shifts = geometry.shifts()
+    return tuple(
+        (tuple((level, shifts[level]) for level in range(geometry.levels, goal, -1)), shifts[goal]) for goal in range(geometry.levels + 1)
+    )
 
 
 class FaultHandler:
@@ -98,7 +110,7 @@ class FaultHandler:
         self._probe = kvm.probe
         self._mmu_lock = kvm.mmu_lock
         self._ad_bits = kvm.config.ad_bits
-        self._descent = _descents(kvm.geometry)
+        self._descents = _descents(kvm.geometry)
         self._leaf_read_only = layout.leaf(0, 1, writable=False, host_writable=False)
         self._leaf_writable = layout.leaf(0, 1, writable=True, host_writable=True)
 
@@ -119,14 +131,14 @@ class FaultHandler:
         if probe.point is not None:
             probe.point("P2")
         mmu_lock = self._mmu_lock
-        mmu_lock.read_lock()
+        mmu_lock.read_lock(fault.hold)
         if self.is_page_fault_stale(root, fault):
             if probe.fault_stale is not None:
                 probe.fault_stale(vcpu, fault.gfn, "root" if root.invalid.value else "notifier")
             result = RETRY
         else:
             result = self.map(root, cache, fault)
-        mmu_lock.read_unlock()
+        mmu_lock.read_unlock(fault.hold)
         return result
 
     def faultin_pfn(self, fault: Fault) -> RetPf:
@@ -161,24 +173,26 @@ class FaultHandler:
         if root.invalid.value:
             self._warn_obsolete(root, fault)
         rcu = self._rcu
-        rcu.read_lock()
+        reader = fault.reader
+        rcu.read_lock(reader)
         gfn = fault.gfn
         mask = self._mask
         tables = self._tables
         sp: ShadowPage = root
-        for level, shift in self._descent[fault.goal_level]:
+        descent, leaf_shift = self._descents[fault.goal_level]
+        for level, shift in descent:
             spte = sp.spt[(gfn >> shift) & mask]
             try:
                 sp = tables[spte]
             except KeyError:
                 child = self._link_child(sp, spte, cache, fault, level)
                 if child is None:
-                    rcu.read_unlock()
+                    rcu.read_unlock(reader)
                     return RETRY
                 sp = child
-        index = (gfn >> self._shifts[fault.goal_level]) & mask
+        index = (gfn >> leaf_shift) & mask
         result = self.map_handle_target_level(sp, index, fault, sp.spt[index])
-        rcu.read_unlock()
+        rcu.read_unlock(reader)
         return result
 
     def map_handle_target_level(self, sp: ShadowPage, index: int, fault: Fault, old: int) -> RetPf:

@@ -72,6 +72,7 @@ class Bed:
         """Fault every page of [first, last) for write, through the vCPU's whole fault path."""
         srcu = self.vm.kvm.srcu
         token = srcu.read_lock()
+        vcpu.vcpu_load()
         page_fault = vcpu.page_fault
         for gfn in range(first, last):
             page_fault(gfn, True)

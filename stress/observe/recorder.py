@@ -19,8 +19,8 @@ KEPT = 2048
 """Events kept a thread; older ones are dropped."""
 SHOWN = 14
 
-Event = tuple[int, int, str, int, int, int, bool]
-"""(time in ns, gfn or -1, text or empty, then of an SPTE change: level, old, new, shared).
+Event = tuple[int, int, int, int, int] | tuple[int, int, str]
+"""An SPTE change (time in ns, gfn, level, old, new), or a note (time in ns, gfn or -1, text).
 
 Nothing is formatted before somebody reads it: this is the one hook that every fault calls.
 """
@@ -52,7 +52,7 @@ class Recorder:
 
     def spte_changed(self, sp: ShadowPage, gfn: int, level: int, old: int, new: int, shared: bool) -> None:
         """kvm_tdp_mmu_spte_changed."""
-        self._ring.append((self._now(), gfn, "", level, old, new, shared))
+        self._ring.append((self._now(), gfn, level, old, new))
 
     def zap_all_fast(self, gen: int) -> None:
         """kvm_mmu_zap_all_fast."""
@@ -103,7 +103,7 @@ class Recorder:
         self._note("io_fault", gfn, "SUCCESS" if ok else "FAILURE")
 
     def _note(self, kind: str, gfn: int, text: str) -> None:
-        self._ring.append((self._now(), gfn, f"{kind} {text}", 0, 0, 0, False))
+        self._ring.append((self._now(), gfn, f"{kind} {text}"))
 
     # Reading.
 
@@ -112,9 +112,9 @@ class Recorder:
         with self._lock:
             rings = [(task, _copy(ring)) for task, ring in self._rings]
         found = [(event, task) for task, ring in rings for event in ring]
-        local = sorted(item for item in found if item[0][1] == gfn) if gfn is not None else []
-        others = sorted(item for item in found if item[0][1] == -1)
-        merged = sorted(local[-count // 2 :] + others[-(count - min(len(local), count // 2)) :])
+        local = sorted((item for item in found if item[0][1] == gfn), key=_when) if gfn is not None else []
+        others = sorted((item for item in found if item[0][1] == -1), key=_when)
+        merged = sorted(local[-count // 2 :] + others[-(count - min(len(local), count // 2)) :], key=_when)
         if not merged:
             return []
         end = merged[-1][0][0]
@@ -127,11 +127,10 @@ class Recorder:
         return evolve(report, sections=(*report.sections, section(title, lines))) if lines else report
 
     def _text(self, event: Event) -> str:
-        _, gfn, text, level, old, new, shared = event
-        if text:
-            return text if gfn < 0 else f"gfn {gfn:#x} {text}"
-        how = "shared" if shared else "exclusive"
-        return f"spte_changed gfn {gfn:#x} level {level} {describe(old, self._layout)} -> {describe(new, self._layout)} {how}"
+        if len(event) == 3:
+            return event[2] if event[1] < 0 else f"gfn {event[1]:#x} {event[2]}"
+        _, gfn, level, old, new = event
+        return f"spte_changed gfn {gfn:#x} level {level} {describe(old, self._layout)} -> {describe(new, self._layout)}"
 
 
 def _copy(ring: deque[Event]) -> list[Event]:
@@ -142,3 +141,7 @@ def _copy(ring: deque[Event]) -> list[Event]:
         except RuntimeError:
             continue
     return []
+
+
+def _when(item: tuple[Event, str]) -> int:
+    return item[0][0]

@@ -152,7 +152,7 @@ def stale_tlb(machine: Machine) -> None:
 
 def frozen_at_rest(machine: Machine) -> None:
     """A freezer forgot its entry."""
-    sp, index = machine.entry(machine.root(), 5 if machine.kvm.geometry.entries > 4 else 3)
+    sp, index = machine.entry(machine.root(), 3)
     sp.spt.store(index, REMOVED_SPTE)
 
 

@@ -71,6 +71,8 @@ def test_the_walk_stays_at_or_above_the_lowest_level_asked_for(machine: Machine,
         (22, 63, []),
         (63, 64, [63]),
         (0, 0, []),
+        (1, 1, []),
+        (2, 1, []),
     ],
 )
 def test_only_leaves_inside_the_range_are_visited(machine: Machine, root: RootPage, start: int, end: int, leaves: list[int]) -> None:
