@@ -57,3 +57,8 @@ def render(stack: Stack) -> list[str]:
         if path not in _HIDDEN and not path.startswith(_HIDDEN_FOLDERS):
             lines.append(f"{code.co_qualname.replace('<locals>.', '')} ({path}:{line})")
     return lines or ["(no frames)"]
+
+
+def caller() -> str:
+    """The function, outside the synchronisation primitives, on whose behalf the caller runs."""
+    return render(capture(2))[0].split(" (")[0]

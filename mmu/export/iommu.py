@@ -43,6 +43,7 @@ class Device:
         self.walks = 0
         self._shifts = kvm.geometry.shifts()
         self._mask = kvm.geometry.mask
+        self._max_gfn = kvm.geometry.max_gfn
 
     def transact(self, gfn: int, write: bool) -> Dma | None:
         """One DMA access; None when there is no translation (an IO page fault)."""
@@ -98,6 +99,8 @@ class Device:
 
     def walk(self, gfn: int) -> int:
         """The hardware walk: the leaf's word, or 0. A present entry is one with R, W or X, whatever KVM means by it."""
+        if gfn > self._max_gfn:
+            return 0
         tables = self.iotlb.tables
         key = gfn >> self._shifts[2] if len(self._shifts) > 2 else 0
         sp: ShadowPage | None = tables.get(key)

@@ -123,10 +123,14 @@ class Exporter:
             kvm.mmu_lock.write_unlock()
 
     def release(self, exported: ExportedTdp) -> None:
-        """kvm_tdp_fd_release(): the last file reference is gone."""
-        self.exported_tdps.remove(exported)
+        """kvm_tdp_fd_release(): the last file reference is gone.
+
+        The object leaves the list last: as long as it is there nobody can export the same root again, and have the
+        `exported` flag cleared behind his back (the other half of the mend of R1; the posted order is list first).
+        """
         exported.unregister_all()
         self.put_exported_tdp(exported)
+        self.exported_tdps.remove(exported)
         self._put_vm()
 
     def put_exported_tdp(self, exported: ExportedTdp) -> None:

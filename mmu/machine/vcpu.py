@@ -20,10 +20,14 @@ from mmu.memory.requests import (
 from mmu.memory.tlb import TranslationCache
 from mmu.paging.spte import ADDR_MASK, PFN_SHIFT, SPTE_PS, SPTE_R, SPTE_RWX, SPTE_W
 from mmu.paging.table import RootPage, RootRole, ShadowPage
+from mmu.sync.lockdep import Hold
 from mmu.tdp.fault import EMULATE, FIXED, RETRY, SPURIOUS, Fault, FaultHandler, PageCache, RetPf
 from mmu.tdp.roots import Roots
 
 NO_ACCESS = -1
+
+Miss = tuple[int, bool, bool]
+"""An access without a translation: gfn, whether it is a write, whether the gfn can be read."""
 
 
 class Exit(Enum):
@@ -96,8 +100,10 @@ class Vcpu:
         self._host = host
         self._pending = NO_ACCESS
         self._fault = Fault()
+        self._srcu_token = Hold(kvm.srcu.lock_class)
         self._shifts = kvm.geometry.shifts()
         self._mask = kvm.geometry.mask
+        self._max_gfn = kvm.geometry.max_gfn
         requests.add(self.state)
 
     def __str__(self) -> str:
@@ -110,26 +116,30 @@ class Vcpu:
         self.vcpu_load()
         srcu = self.kvm.srcu
         left = accesses
-        token = srcu.read_lock()
+        self._srcu_token = srcu.read_lock()
         try:
             while left > 0 and not self.immediate_exit.value:
                 self.service_requests()
-                if self.kvm.probe.point is not None:
-                    self.kvm.probe.point("P20")
-                self.state.mode.store(IN_GUEST_MODE)
-                srcu.read_unlock(token)
-                if self.exit_request():
-                    self._leave_guest()
-                    token = srcu.read_lock()
-                    continue
-                left, miss = self._run_guest(guest, left)
-                self._leave_guest()
-                token = srcu.read_lock()
+                left, miss = self._enter_guest(guest, left)
                 if miss is not None and not self._handle_violation(*miss):
                     return Exit.MMIO
         finally:
-            srcu.read_unlock(token)
+            srcu.read_unlock(self._srcu_token)
         return Exit.INTR
+
+    def _enter_guest(self, guest: Guest, left: int) -> tuple[int, Miss | None]:
+        """vcpu_enter_guest(): announce guest mode, look at the requests once more, run, and leave - whatever happens."""
+        if self.kvm.probe.point is not None:
+            self.kvm.probe.point("P20")
+        self.state.mode.store(IN_GUEST_MODE)
+        self.kvm.srcu.read_unlock(self._srcu_token)
+        try:
+            if self.exit_request():
+                return left, None
+            return self._run_guest(guest, left)
+        finally:
+            self._leave_guest()
+            self._srcu_token = self.kvm.srcu.read_lock()
 
     def vcpu_load(self) -> None:
         """vcpu_load(): the calling thread runs this vCPU from now on."""
@@ -160,7 +170,7 @@ class Vcpu:
 
     # In the guest.
 
-    def _run_guest(self, guest: Guest, left: int) -> tuple[int, tuple[int, bool, bool] | None]:
+    def _run_guest(self, guest: Guest, left: int) -> tuple[int, Miss | None]:
         """Accesses until the budget ends, a kick arrives, or a translation is missing: (budget left, the miss)."""
         stat = self.stat
         stat.entries += 1
@@ -196,6 +206,8 @@ class Vcpu:
     def walk(self, gfn: int) -> int:
         """The hardware walk of the loaded root: the leaf's word, or 0. Partial walks are cached, as hardware does."""
         self.stat.walks += 1
+        if gfn > self._max_gfn:
+            return 0
         tables = self.tlb.tables
         key = gfn >> self._shifts[2] if len(self._shifts) > 2 else 0
         sp: ShadowPage | None = tables.get(key)

@@ -2,8 +2,9 @@
 
 Each frame carries a *stamp*: the tag (address space and gfn) that may use it now, set by whoever owns the memory and
 never by the MMU. An access through a stale or wrong translation meets the wrong stamp, whoever makes it. Each frame
-also has one data *word* with the tag its last writer believed in, so that a write through a stale translation is found
-even when only its victim notices. Frames are reused oldest first, so a freed frame stays recognisable for long.
+also has one data *word* with the tag its last writer believed in (plus one; 0 is untouched), so that a write through
+a stale translation is found even when only its victim notices. Frames are reused oldest first, so a freed frame stays
+recognisable for long.
 """
 
 from __future__ import annotations
@@ -87,6 +88,7 @@ class HostMemory:
         with self.mmap_lock:
             region.base.value = base
             for index, pfn in self._mapped(region):
+                self.word.store(pfn, 0)
                 self.stamp.store(pfn, base + index)
 
     def begin_move(self, region: Region, base: int) -> None:
@@ -103,7 +105,7 @@ class HostMemory:
             assert new is not None
             region.base.value = new
             for index, pfn in self._mapped(region):
-                self.word.cmpxchg(pfn, old + index, 0)
+                self.word.cmpxchg(pfn, _written(old + index), 0)
                 self.stamp.store(pfn, new + index)
             region.moving_to.value = None
 
@@ -125,10 +127,10 @@ class HostMemory:
         if stamp != tag and not (stamp == MOVING and self._moving(pfn, tag)):
             return False
         if write:
-            self.word[pfn] = tag
+            self.word[pfn] = tag + 1
             return True
         seen = self.word[pfn]
-        return seen in (tag, 0) or stamp == MOVING or self.stamp[pfn] == MOVING
+        return seen in (tag + 1, 0) or stamp == MOVING or self.stamp[pfn] == MOVING
 
     def _mapped(self, region: Region) -> list[tuple[int, int]]:
         return [(index, pfn) for index, pfn in enumerate(region.ptes) if pfn]
@@ -138,7 +140,7 @@ class HostMemory:
         if pfn is None:
             raise KvmError(errno.ENOMEM, f"all {self.frames} host frames are in use: give the VM more memory")
         if self.word[pfn] and self._probe.bad_translation is not None:
-            self._probe.bad_translation(None, self.word[pfn], pfn, True, 0)
+            self._probe.bad_translation(None, self.word[pfn] - 1, pfn, True, 0)
         self.word.store(pfn, 0)
         self._page_index.store(pfn, index)
         moving = region.moving_to.value is not None
@@ -154,3 +156,8 @@ class HostMemory:
         index = self._page_index[pfn]
         other = region.moving_to.value
         return tag == region.base.value + index or (other is not None and tag == other + index)
+
+
+def _written(tag: int) -> int:
+    """The data word of a frame that was last written as `tag`."""
+    return tag + 1

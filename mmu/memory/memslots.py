@@ -158,6 +158,10 @@ class Memslots:
     def set_region(self, wanted: MemoryRegion) -> Change:
         """kvm_set_memory_region(): takes slots_lock, classifies the call, does it. Errors are `KvmError`."""
         kvm = self.kvm
+        if not 0 <= wanted.as_id < ADDRESS_SPACES:
+            raise KvmError(errno.EINVAL, f"address space {wanted.as_id} does not exist: 0 (normal) and 1 (SMM) do")
+        if wanted.npages < 0:
+            raise KvmError(errno.EINVAL, f"slot {wanted.slot} cannot have {wanted.npages} pages; 0 deletes it")
         with kvm.slots_lock:
             old = self.active(wanted.as_id).by_id(wanted.slot)
             change, new = self._classify(wanted, old)

@@ -136,8 +136,6 @@ class LockDep:
         if known is not None:
             return known
         recursive = lock_class.recursive_read and mode == READ
-        if lock_class.sleeping and not recursive:
-            self.might_sleep(f"taking {lock_class.name}", node)
         held = node.path()
         if not any(link.lock_class is lock_class for link in held):
             self._add_edges(task, held, lock_class, mode)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from mmu.errors import SelfDeadlock
 from mmu.probe import Probe
 from mmu.runtime import RawLock, RawRwLock, Runtime
-from mmu.stack import capture
+from mmu.stack import caller, capture
 from mmu.sync.lockdep import MODES, READ, WRITE, Hold, LockDep
 
 if TYPE_CHECKING:
@@ -330,7 +330,7 @@ def report_not_held(lockdep: LockDep, name: str, wanted: str, mode: int = 0) -> 
         f"WARNING: lockdep assertion failed: {name} must be {wanted}",
         f"the caller must have {name} {wanted}; it has it {'not held' if not mode else 'held for ' + MODES[mode]}",
         "lockdep_assert_held*(); reference 2.14",
-        subject=f"{name} {wanted} in {capture(3, 1)[0][0].co_qualname}",
+        subject=f"{name} {wanted} in {caller()}",
     )
 
 

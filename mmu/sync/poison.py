@@ -6,6 +6,7 @@ access is a report (who freed it, who queued the free, who touches it). The idea
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from mmu.report import Report, Reporter, section
@@ -57,7 +58,8 @@ def poison(obj: RcuHead, reporter: Reporter) -> None:
     live = type(obj)
     dead = _poisoned.get(live)
     if dead is None:
-        dead = type("Freed" + live.__name__, (live,), {"__slots__": (), "__getattribute__": _touch_attribute})
+        members = {"__slots__": (), "__getattribute__": _touch_attribute, "__setattr__": _touch_by_setting}
+        dead = type("Freed" + live.__name__, (live,), members)
         _poisoned[live] = dead
     obj.__class__ = dead
 
@@ -81,6 +83,10 @@ class FreedTable(Table):
     def __getitem__(self, index: Any) -> Any:
         self._touched("read", index)
         return 0
+
+    def __iter__(self) -> Iterator[int]:
+        self._touched("iterated", "all")
+        return iter([0] * len(self))
 
     def store(self, index: int, value: int) -> None:
         """Report; nothing is stored."""
@@ -126,6 +132,13 @@ def report_touch(note: Obituary, how: str, skip: int = 2) -> None:
             ),
         )
     )
+
+
+def _touch_by_setting(self: RcuHead, name: str, value: object) -> None:  # noqa: ARG001 - a dead object stores nothing
+    """Report; nothing is set."""
+    note = object.__getattribute__(self, "obituary")
+    if note is not None:
+        report_touch(note, f"attribute {name} set")
 
 
 def _touch_attribute(self: RcuHead, name: str) -> Any:

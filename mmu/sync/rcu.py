@@ -215,6 +215,8 @@ class Rcu(EpochDomain):
         """synchronize_rcu(): return after a full grace period."""
         self.lockdep.might_sleep("synchronize_rcu")
         self.forbid_sleep("synchronize_rcu")
+        if self.local.reader.depth:
+            return  # reported; the wait would be for the caller itself
         snapshot = self.inside()
         self.wait_for_readers()
         self.check_outlasted(snapshot, "synchronize_rcu")
@@ -299,7 +301,8 @@ class Srcu(EpochDomain):
     def read_unlock(self, hold: Hold) -> None:
         """srcu_read_unlock() with the token of the matching lock."""
         reader = self.local.reader
-        if reader.depth == 0 or not hold.mode:
+        mine = hold.task is reader.task and hold.lock_class is self.lock_class
+        if reader.depth == 0 or not hold.mode or not mine:
             self._unbalanced()
             return
         hold.mode = 0

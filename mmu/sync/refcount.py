@@ -27,6 +27,7 @@ class Refcount:
     def get(self) -> None:
         """refcount_inc(): the caller knows that the object is alive."""
         if self._count.fetch_add(1) <= 0:
+            self._count.fetch_add(-1)
             self._report("get-on-zero", "refcount_t: addition on 0; use-after-free", "a reference may be taken only on a live object")
 
     def inc_not_zero(self) -> bool:

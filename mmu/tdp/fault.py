@@ -200,15 +200,14 @@ class FaultHandler:
         if old == REMOVED_SPTE:
             return self._met_frozen(fault)
         new = self.make_spte(fault)
+        denied = fault.write and not new & SPTE_W
         if new == old:
-            return SPURIOUS
+            return EMULATE if denied else SPURIOUS
         if self._probe.point is not None:
             self._probe.point("P4")
         if not self.writer.set_spte_atomic(sp, index, fault.gfn, old, new):
             return RETRY
-        if fault.write and not new & SPTE_W:
-            return EMULATE
-        return FIXED
+        return EMULATE if denied else FIXED
 
     def make_spte(self, fault: Fault) -> int:
         """make_spte(): the leaf for this fault; writable as soon as the host and the slot allow it."""
