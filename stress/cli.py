@@ -14,10 +14,10 @@ from rich.console import Console
 
 from mmu.variant import Variant
 from stress.bench.figures import run_bench
-from stress.errors import ConfigError, Problem, StressError, VariantError
+from stress.errors import ConfigError, Problem, ResultError, StressError, VariantError
 from stress.report import catalogue, console, html
 from stress.report.live import display_for
-from stress.results.record import to_json
+from stress.results.record import RunRecord, to_json
 from stress.results.store import CONSOLE_TXT, REPORT_HTML, RunDirectory
 from stress.run import RunRequest, execute
 from stress.scenario.load import load
@@ -65,7 +65,6 @@ def run(
     request = RunRequest(evolve(scenario, seed=Count(seed)), config.stem, seed, variants, results)
     with display_for(Console(), quiet=quiet or as_json) as display:
         record, directory = execute(request, display.show)
-    publish(directory)
     if as_json:
         click.echo(to_json(record), nl=False)
     elif quiet:
@@ -73,7 +72,14 @@ def run(
     else:
         click.echo(console.summary(record), nl=False)
         click.echo(f"results: {directory.path}")
-    return Verdict[record.verdict].exit_code
+    verdict = Verdict[record.verdict]
+    try:
+        directory.write(record)
+        publish(directory, record)
+    except ResultError as error:
+        click.echo(f"stress: the results could not be kept: {error}", err=True)
+        verdict = max(verdict, Verdict.HARNESS_ERROR)
+    return verdict.exit_code
 
 
 @cli.command()
@@ -83,7 +89,7 @@ def report(directory: Path, as_json: bool) -> ExitCode:
     """Rebuild the reports of a stored run, also of one that was killed."""
     stored = RunDirectory(directory)
     record = stored.read()
-    publish(stored)
+    publish(stored, record)
     click.echo(to_json(record) if as_json else console.summary(record), nl=False)
     if not as_json:
         click.echo(f"report: {stored.path / REPORT_HTML}")
@@ -126,9 +132,8 @@ def load_all(config: Path, overrides: tuple[str, ...], files: tuple[Path, ...]) 
     return scenario, tuple(variants)
 
 
-def publish(directory: RunDirectory) -> None:
-    """Write the console text and the HTML page of a stored run."""
-    record = directory.read()
+def publish(directory: RunDirectory, record: RunRecord) -> None:
+    """Write the console text and the HTML page of a run."""
     directory.write_text(CONSOLE_TXT, console.summary(record))
     directory.write_text(REPORT_HTML, html.render(record))
 

@@ -51,7 +51,7 @@ class Progress:
 
 
 def execute(request: RunRequest, on_progress: Callable[[Progress], None]) -> tuple[RunRecord, RunDirectory]:
-    """Run the scenario and store it; returns the finished record and its directory."""
+    """Run the scenario; returns the finished record, still to be written, and the directory kept up to date so far."""
     try:
         session = Session(request.scenario, request.seed, Runtime(), request.variants)
     except TypeError as error:
@@ -61,9 +61,7 @@ def execute(request: RunRequest, on_progress: Callable[[Progress], None]) -> tup
     keeper.save()
     engine = ThreadEngine(session, keeper.resources, keeper.tick)
     outcome = engine.run()
-    record = keeper.final(outcome)
-    directory.write(record)
-    return record, directory
+    return keeper.final(outcome), directory
 
 
 class _Keeper:

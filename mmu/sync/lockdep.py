@@ -277,15 +277,29 @@ class LockDep:
         )
 
 
-def describe_held(task: Task) -> list[str]:
+def held_path(task: Task, pending: str = "") -> list[ChainNode]:
+    """The chain of `task` without the lock called `pending`, if that is what it is waiting for."""
+    path = task.chain.path() if task.chain is not None else []
+    waits_for = pending or task.waiting_for
+    last = path[-1].lock_class if path else None
+    if last is not None and waits_for.split(" (")[0] == last.name:
+        path.pop()
+    return path
+
+
+def describe_held(task: Task, pending: str = "") -> list[str]:
     """The kernel's "locks held by" block for `task`: class and mode from its chain, the place where it is known."""
-    chain = task.chain
-    lines = []
     sites = {hold.lock_class: hold.site for hold in list(task.held)}
-    for depth, node in enumerate(chain.path() if chain is not None else []):
+    lines = []
+    for depth, node in enumerate(held_path(task, pending)):
         assert node.lock_class is not None
         kind = "sleeping" if node.lock_class.sleeping else "spinning"
         site = sites.get(node.lock_class, ())
         where = f", at: {stacks.render(site)[0]}" if site else ""
         lines.append(f"#{depth}: ({node.lock_class.name}){{{MODES[node.mode]}}} {kind}{where}")
     return lines or ["no locks held"]
+
+
+def holds_class(task: Task, name: str, pending: str = "") -> bool:
+    """Whether `task` holds a lock of the class called `name`; `pending` is what it waits for, if that is known."""
+    return any(node.lock_class is not None and node.lock_class.name == name for node in held_path(task, pending))

@@ -15,6 +15,7 @@ from mmu.probe import Probe
 from mmu.runtime import RawLock, RawRwLock, Runtime
 from mmu.stack import caller, capture
 from mmu.sync.lockdep import MODES, READ, WRITE, Hold, LockDep
+from mmu.task import Task
 
 if TYPE_CHECKING:
     from mmu.sync.rcu import Rcu
@@ -248,6 +249,10 @@ class RwLock:
             if hold.mode < 0:
                 return True
         return False
+
+    def waiters(self) -> list[tuple[Task, str]]:
+        """Who waits for the lock now, and in which mode: (task, "read" or "write")."""
+        return [(hold.task, MODES[-hold.mode]) for hold in self._holds if hold.mode < 0]
 
     def cond_resched(self, shared: bool) -> bool:
         """cond_resched_rwlock_read/write(): when contended, drop the lock, let others run, take it again."""

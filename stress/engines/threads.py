@@ -76,7 +76,7 @@ class ThreadEngine:
         """Until the budget is used, enough was found, or the harness failed."""
         session = self.session
         budget = session.scenario.budget
-        watchdog = Watchdog(self.runtime, self._limits.stall_s)
+        watchdog = Watchdog(session.vm.kvm, self._limits.stall_s)
         start = time.monotonic()
         next_sample = 0.0
         stutter = session.scenario.disturbances.stutter_every_s
@@ -128,7 +128,7 @@ class ThreadEngine:
             self.runtime.join(task, max(0.1, deadline - time.monotonic()))
         left = [task for task in self._tasks if not self.runtime.join(task, 0)]
         if left:
-            watchdog = Watchdog(self.runtime, self._limits.stall_s)
+            watchdog = Watchdog(session.vm.kvm, self._limits.stall_s)
             for task in left:
                 session.reporter.emit(watchdog.report(task.name, self._limits.stall_s))
             return
@@ -143,7 +143,7 @@ class ThreadEngine:
         """Run `body` in a thread of its own, so that the main thread never blocks in a lock; whether it ended well."""
         task = self.runtime.spawn(name, body)
         if not self.runtime.join(task, max(self._limits.stall_s, 30.0)):
-            self.session.reporter.emit(Watchdog(self.runtime, self._limits.stall_s).report(name, self._limits.stall_s))
+            self.session.reporter.emit(Watchdog(self.session.vm.kvm, self._limits.stall_s).report(name, self._limits.stall_s))
             return False
         return task.error is None
 

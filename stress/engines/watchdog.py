@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 
 from mmu import stack as stacks
+from mmu.kvm import Kvm
 from mmu.report import Report, section
-from mmu.runtime import Runtime
-from mmu.sync.lockdep import describe_held
+from mmu.sync.lockdep import describe_held, holds_class
 from mmu.task import Task
 from stress.actors.base import Actor
 
@@ -22,8 +22,8 @@ class Watchdog:
     SERVED_S = 0.5
     """A tick that comes later than this after the one before counts as this much only."""
 
-    def __init__(self, runtime: Runtime, stall_s: float) -> None:
-        self._runtime = runtime
+    def __init__(self, kvm: Kvm, stall_s: float) -> None:
+        self._kvm = kvm
         self._stall_s = stall_s
         self._last_tick = time.monotonic()
         self._seen: dict[Actor, tuple[int, float]] = {}
@@ -44,15 +44,22 @@ class Watchdog:
             self._seen[actor] = (actor.progress, still)
         return [self.report(actor.name, self._stall_s) for actor in stuck]
 
+    def _waits(self, tasks: list[Task]) -> dict[Task, str]:
+        """What each task waits for; a reader blocked in mmu_lock says so only in the lock itself."""
+        waits = {task: task.waiting_for for task in tasks if task.waiting_for}
+        for task, mode in self._kvm.mmu_lock.waiters():
+            waits[task] = f"{self._kvm.mmu_lock.name} ({mode})"
+        return waits
+
     def report(self, name: str, seconds: float) -> Report:
         """The finding for one stuck actor, with the state of every task."""
-        tasks = [task for task in self._runtime.tasks() if _alive(task)]
-        culprit = next((task for task in tasks if task.name == name), None)
-        waiting = culprit.waiting_for if culprit is not None else ""
-        parts = [section("waits for", [f"{task}: {task.waiting_for}" for task in tasks if task.waiting_for] or ["nobody waits"])]
+        tasks = [task for task in self._kvm.runtime.tasks() if _alive(task)]
+        waits = self._waits(tasks)
+        waiting = next((what for task, what in waits.items() if task.name == name), "")
+        parts = [section("waits for", _waits_for(tasks, waits) or ["nobody waits"])]
         for task in tasks:
             parts.append(section(f"stack of {task}", stacks.render(stacks.of_thread(task.ident))))
-            parts.append(section(f"locks held by {task}", describe_held(task)))
+            parts.append(section(f"locks held by {task}", describe_held(task, waits.get(task, ""))))
         return Report(
             "O10",
             "hung-task",
@@ -67,3 +74,13 @@ class Watchdog:
 
 def _alive(task: Task) -> bool:
     return task.thread is not None and task.thread.is_alive()
+
+
+def _waits_for(tasks: list[Task], waits: dict[Task, str]) -> list[str]:
+    """One line a waiting task: what it waits for, who holds that, and what those wait for in turn."""
+    lines = []
+    for task, what in waits.items():
+        holders = [other for other in tasks if other is not task and holds_class(other, what.split(" (")[0], waits.get(other, ""))]
+        owners = ", ".join(f"{other}" + (f" (which waits for {waits[other]})" if other in waits else "") for other in holders)
+        lines.append(f"{task} -> {what}" + (f", held by {owners}" if owners else ""))
+    return lines

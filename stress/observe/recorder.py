@@ -9,7 +9,7 @@ from attrs import evolve
 
 from mmu.memory.memslots import Change, Memslot
 from mmu.memory.tlb import WHOLE
-from mmu.paging.spte import SpteLayout, describe
+from mmu.paging.spte import REMOVED_SPTE, SpteLayout, describe
 from mmu.paging.table import RootPage, ShadowPage
 from mmu.report import Report, section
 from mmu.runtime import Runtime
@@ -51,8 +51,9 @@ class Recorder:
     # Hooks.
 
     def spte_changed(self, sp: ShadowPage, gfn: int, level: int, old: int, new: int, shared: bool) -> None:
-        """kvm_tdp_mmu_spte_changed."""
-        self._ring.append((self._now(), gfn, level, old, new))
+        """kvm_tdp_mmu_spte_changed, but for the freezing of entries that held nothing: 512 a table say nothing."""
+        if old or new != REMOVED_SPTE:
+            self._ring.append((self._now(), gfn, level, old, new))
 
     def zap_all_fast(self, gen: int) -> None:
         """kvm_mmu_zap_all_fast."""

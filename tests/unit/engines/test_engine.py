@@ -5,15 +5,18 @@ from __future__ import annotations
 import threading
 
 import pytest
+from attrs import evolve
 
-from mmu.report import Report
+from mmu.machine.vm import VirtualMachine
+from mmu.report import Report, Reporter
 from mmu.runtime import Runtime
-from stress.actors.base import Actor
+from mmu.sync import Mutex
+from stress.actors.base import Actor, Stage
 from stress.engines.session import Session
 from stress.engines.threads import ThreadEngine
 from stress.engines.watchdog import Watchdog
 from stress.observe.resources import Resources
-from stress.scenario.types import Budget, Disturbances, Limits, Scenario, Seconds
+from stress.scenario.types import Budget, Disturbances, Limits, Seconds
 from tests.engine import run_scenario, small
 
 
@@ -36,8 +39,6 @@ def test_stutter_checks_the_invariants_during_the_run() -> None:
 
 @pytest.mark.parametrize("preference", ["fair", "reader", "writer"])
 def test_every_kind_of_mmu_lock_runs_clean(preference: str) -> None:
-    from attrs import evolve
-
     scenario = small()
     session, outcome = run_scenario(evolve(scenario, vm=evolve(scenario.vm, mmu_lock=preference)))
     assert [finding.report.headline for finding in session.findings()] == []
@@ -45,8 +46,6 @@ def test_every_kind_of_mmu_lock_runs_clean(preference: str) -> None:
 
 
 def test_without_ad_bits_faults_try_the_lockless_path_first() -> None:
-    from attrs import evolve
-
     scenario = small()
     session, outcome = run_scenario(evolve(scenario, vm=evolve(scenario.vm, ad_bits=False)))
     assert [finding.report.headline for finding in session.findings()] == []
@@ -82,7 +81,7 @@ def test_the_watchdog_ignores_time_in_which_it_was_not_served() -> None:
     class Still:
         progress, done, parks, name = 1, False, True, "still0"
 
-    watchdog = Watchdog(Runtime(), stall_s=0.9)
+    watchdog = Watchdog(VirtualMachine(reporter=Reporter(sink=None)).kvm, stall_s=0.9)
     actor: list[Actor] = [Still()]  # type: ignore[list-item]
     assert watchdog.tick(actor) == []
     watchdog._last_tick -= 3600
@@ -132,3 +131,35 @@ def test_a_failing_enrichment_does_not_lose_the_finding() -> None:
     assert [finding.report.code for finding in session.findings()] == ["test"]
     assert "no decoration today" in session.findings()[0].report.render()
     session.vm.kvm.rcu.shutdown()
+
+
+def test_a_deadlock_is_shown_with_who_holds_what() -> None:
+    scenario = small(limits=Limits(stall_s=Seconds(0.5)), budget=Budget(duration_s=Seconds(20.0), settle_s=Seconds(0.1)))
+    session = Session(scenario, 1, Runtime())
+    meet = threading.Barrier(2, timeout=30)
+    first, second = session.vm.kvm.sync.mutex("first_lock"), session.vm.kvm.sync.mutex("second_lock")
+
+    class Crossing(Actor):
+        def __init__(self, stage: Stage, name: str, outer: Mutex, inner: Mutex) -> None:
+            super().__init__(stage, name)
+            self.outer, self.inner = outer, inner
+
+        def step(self) -> None:
+            with self.outer:
+                meet.wait()
+                self.inner.acquire()
+
+    set_up = session.set_up
+
+    def set_up_with_crossing_actors() -> None:
+        set_up()
+        stage = session.actors[0].stage
+        session.actors += [Crossing(stage, "left0", first, second), Crossing(stage, "right0", second, first)]
+
+    session.set_up = set_up_with_crossing_actors  # type: ignore[method-assign]
+    ThreadEngine(session, Resources(), lambda _: None).run()
+    by_code = {finding.report.code: finding.report for finding in session.findings()}
+    assert by_code["circular-dependency"].rule == "O5"
+    assert by_code["hung-task"].rule == "O10"
+    waits = by_code["hung-task"].sections[0].lines
+    assert any("-> second_lock, held by right0" in line and "which waits for first_lock" in line for line in waits), waits

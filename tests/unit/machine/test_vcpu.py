@@ -9,8 +9,9 @@ import pytest
 from mmu.machine.vcpu import Exit, Vcpu
 from mmu.memory.memslots import KVM_MEM_READONLY
 from mmu.memory.requests import IN_GUEST_MODE, KVM_REQ_TLB_FLUSH, OUTSIDE_GUEST_MODE
+from mmu.sync.lockdep import READ
 from mmu.tdp.fault import RetPf
-from tests.conftest import PATIENCE, blocked, finish, rcu_section, writing
+from tests.conftest import PATIENCE, blocked, finish, rcu_section, together, writing
 from tests.model import Machine, ParkedGuest, Script, w
 
 
@@ -216,6 +217,24 @@ def test_memory_released_under_a_running_guest_is_wrong_memory(machine: Machine,
     machine.run(vcpu, 1, w(1))
     assert [found[:4] for found in machine.wrong] == [("vcpu0", 1, pfn, False), ("vcpu0", 1, pfn, True)]
     machine.abandon()
+
+
+def test_a_fault_may_be_handled_on_another_thread_than_the_last_run(machine: Machine, vcpu: Vcpu) -> None:
+    """A vCPU is run by one thread at a time, but not always by the same one; its locks are those of the caller."""
+    together(machine.runtime, lambda: machine.run(vcpu, 1))
+    held: list[tuple[int, bool]] = []
+    machine.on(spte_changed=lambda *_: held.append((machine.mmu_lock.held_mode(), machine.kvm.rcu.read_held())))
+    assert machine.fault(vcpu, 2) is RetPf.FIXED
+    assert held == [(READ, True)]
+    machine.expect()
+
+
+def test_runs_move_between_threads(machine: Machine, vcpu: Vcpu) -> None:
+    for gfn in range(4):
+        together(machine.runtime, lambda gfn=gfn: machine.run(vcpu, gfn, w(gfn + 4)))
+    machine.run(vcpu, 9)
+    assert vcpu.stat.pf_fixed == 9
+    machine.assert_sound()
 
 
 # System management mode.

@@ -164,6 +164,20 @@ def test_every_kind_of_mmu_lock_will_do(make_machine: MakeMachine, preference: s
     machine.assert_sound()
 
 
+@pytest.mark.parametrize("preference", ["fair", "reader", "writer"])
+def test_without_its_rules_the_vm_does_the_same(make_machine: MakeMachine, preference: str) -> None:
+    machine = make_machine(checked=False, mmu_lock=preference)
+    machine.add_slot(0, 8)
+    vcpu = machine.vm.create_vcpu()
+    device, hwpt = machine.attach(machine.export())
+    machine.run(vcpu, 1, w(2))
+    assert hwpt.io_fault(3, write=True)
+    assert device.transact(3, write=True) is Dma.DONE
+    machine.delete_slot()
+    assert device.transact(3, write=True) is None
+    machine.assert_sound()
+
+
 # All together.
 
 

@@ -56,6 +56,13 @@ def test_frame_zero_is_nobodys(host: HostMemory) -> None:
     assert sorted(pfns) == list(range(1, host.frames))
 
 
+@pytest.mark.parametrize("gfn", [0, 7])
+def test_frame_zero_is_wrong_for_everybody(host: HostMemory, gfn: int) -> None:
+    """An SPTE without a frame number, such as one whose frame was forgotten, points there."""
+    assert not reads(host, 0, tag_of(0, gfn))
+    assert not writes(host, 0, tag_of(0, gfn))
+
+
 def test_a_full_host_says_so(make_machine: MakeMachine) -> None:
     host = make_machine(frames=3).vm.host
     region = host.mmap(3)
