@@ -126,10 +126,14 @@ def i7_leaves_are_right(state: State) -> Iterator[str]:
     host = state.vm.host
     for tree in state.trees:
         as_id = tree.root.role.as_id
+        slots = state.slots(as_id)
         for leaf in tree.leaves:
             stamp = host.stamp[pfn_of(leaf.spte)]
             if stamp not in (tag_of(as_id, leaf.gfn), MOVING):
                 yield f"leaf of {tree.root.describe()} at gfn {leaf.gfn:#x} maps frame {pfn_of(leaf.spte):#x}, which is not its own"
+            slot = next((slot for slot in slots if slot.base_gfn <= leaf.gfn < slot.end_gfn), None)
+            if leaf.spte & SPTE_W and slot is not None and not slot.host_writable:
+                yield f"leaf at gfn {leaf.gfn:#x} is writable, {slot.describe()} is not"
             if (leaf.spte & SPTE_W and not leaf.spte & MMU_WRITABLE) or (leaf.spte & MMU_WRITABLE and not leaf.spte & HOST_WRITABLE):
                 yield f"leaf at gfn {leaf.gfn:#x}: W without MMU-writable, or MMU-writable without host-writable"
 

@@ -330,6 +330,7 @@ class Runtime:
         def run() -> None:
             task = current.task
             task.name = name
+            task.thread = threading.current_thread()
             box.append(task)
             with self._tasks_lock:
                 self._tasks.append(task)
@@ -347,9 +348,7 @@ class Runtime:
         thread = threading.Thread(target=run, name=name, daemon=True)
         thread.start()
         started.wait()
-        task = box[0]
-        task.thread = thread
-        return task
+        return box[0]
 
     def join(self, task: Task, timeout: float | None = None) -> bool:
         """Wait for a spawned thread to end; whether it did."""

@@ -36,7 +36,7 @@ class Parts:
     """The class to use for each part."""
 
     def __init__(self, bases: Iterable[type], variants: Iterable[Variant] = ()) -> None:
-        replacements = [part for variant in variants for part in variant.parts]
+        replacements = list(dict.fromkeys(part for variant in variants for part in variant.parts))
         self._chosen: dict[type, type] = {}
         for base in bases:
             mine = [part for part in replacements if issubclass(part, base)]

@@ -101,9 +101,7 @@ class Machine:
         self.reporter = Reporter(sink=None)
         self.probe = Probe()
         config.setdefault("rcu_stall_seconds", 10 * PATIENCE)
-        self.vm = VirtualMachine(
-            VmConfig(geometry=geometry, frames=frames, **config), variants, reporter=self.reporter, probe=self.probe
-        )
+        self.vm = VirtualMachine(VmConfig(geometry=geometry, frames=frames, **config), variants, reporter=self.reporter, probe=self.probe)
         self.kvm = self.vm.kvm
         self.runtime = self.kvm.runtime
         self.mmu_lock = self.kvm.mmu_lock
@@ -142,9 +140,7 @@ class Machine:
 
     # What the VMM does.
 
-    def add_slot(
-        self, gfn: int, npages: int, *, slot: int = 0, as_id: int = 0, flags: int = 0, writable: bool = True
-    ) -> Region:
+    def add_slot(self, gfn: int, npages: int, *, slot: int = 0, as_id: int = 0, flags: int = 0, writable: bool = True) -> Region:
         """Map fresh memory and give it to the VM as a memslot."""
         region = self.vm.host.mmap(npages, writable=writable)
         self.vm.host.assign(region, tag_of(as_id, gfn))

@@ -125,6 +125,7 @@ class Vcpu:
                     return Exit.MMIO
         finally:
             srcu.read_unlock(self._srcu_token)
+            self.vcpu_put()
         return Exit.INTR
 
     def _enter_guest(self, guest: Guest, left: int) -> tuple[int, Miss | None]:
@@ -145,6 +146,11 @@ class Vcpu:
         """vcpu_load(): the calling thread runs this vCPU from now on."""
         self._fault.hold = self.kvm.mmu_lock.local.hold
         self._fault.reader = self.kvm.rcu.local.reader
+
+    def vcpu_put(self) -> None:
+        """vcpu_put(): the calling thread is done with it; another one may run it."""
+        self._fault.hold = None
+        self._fault.reader = None
 
     def exit_request(self) -> bool:
         """kvm_vcpu_exit_request(): after guest mode is announced, is there anything to do first?"""

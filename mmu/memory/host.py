@@ -58,9 +58,10 @@ class HostMemory:
         self._page_index = runtime.table(frames)
         self._regions: dict[int, Region] = {}
         self._free: Queue[int] = runtime.queue()
-        for pfn in range(1, frames):
-            self._free.put(pfn)
+        for pfn in range(frames):
             self.stamp[pfn] = FREED
+            if pfn:  # frame 0 stays unused: a page-table entry that lost its frame points there
+                self._free.put(pfn)
 
     def free_frames(self) -> int:
         """How many frames nobody owns."""

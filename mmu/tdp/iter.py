@@ -120,4 +120,5 @@ class TdpIter:
         self.path.append(self.sp)
         self.level -= 1
         self._aim(self.next_last_level_gfn)
+        self.valid = self.gfn < self.end
         return True

@@ -77,6 +77,7 @@ class Bed:
         for gfn in range(first, last):
             page_fault(gfn, True)
         srcu.read_unlock(token)
+        vcpu.vcpu_put()
 
     def zap(self) -> None:
         """Zap and flush all leaves, as the exported zap does."""

@@ -43,7 +43,7 @@ class NotedLock:
         self._lock = lock
         self.awaited = threading.Event()
 
-    def acquire(self) -> bool:
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
         """Take it, noting that it had to be waited for."""
         if not self._lock.acquire(blocking=False):
             self.awaited.set()

@@ -351,9 +351,7 @@ def test_a_memslot_change_waits_for_an_io_fault_and_then_removes_what_it_mapped(
     waiting: list[Any] = []
 
     def delete_meanwhile() -> None:
-        waiting.append(
-            blocked(machine.runtime, lambda: machine.delete_slot(), lambda task: task.waiting_for == "slots_lock")
-        )
+        waiting.append(blocked(machine.runtime, machine.delete_slot, lambda task: task.waiting_for == "slots_lock"))
 
     machine.at("P1", delete_meanwhile)
     assert fd.fault(5, write=False)

@@ -217,7 +217,7 @@ def test_slots_arch_lock_is_released_before_the_wait_for_srcu(machine: Machine) 
 def test_the_swap_waits_for_those_who_look_at_the_old_set(machine: Machine) -> None:
     machine.add_slot(0, 8)
     with elsewhere(machine.runtime, srcu_section(machine.kvm.srcu)):
-        worker = blocked(machine.runtime, lambda: machine.delete_slot(), lambda task: "grace period" in task.waiting_for)
+        worker = blocked(machine.runtime, machine.delete_slot, lambda task: "grace period" in task.waiting_for)
         assert [slot.invalid for slot in slots(machine)] == [True], "published, but not yet zapped"
     finish(machine.runtime, worker)
     assert layout(machine) == []

@@ -48,9 +48,7 @@ def test_a_kick_waits_until_the_vcpu_has_left_the_guest(machine: Machine) -> Non
     vcpu, guest, kicked = machine.vm.create_vcpu(), ParkedGuest(), list[int]()
     runner = machine.runtime.spawn("vcpu", lambda: vcpu.run(guest, 1))
     assert guest.inside.wait(PATIENCE)
-    kicker = blocked(
-        machine.runtime, lambda: kicked.append(machine.vm.requests.make_all_cpus_request(KVM_REQ_TLB_FLUSH)), waits_for_exit
-    )
+    kicker = blocked(machine.runtime, lambda: kicked.append(machine.vm.requests.make_all_cpus_request(KVM_REQ_TLB_FLUSH)), waits_for_exit)
     assert vcpu.state.mode.value == EXITING_GUEST_MODE
     assert kicked == []
     guest.leave.set()
@@ -125,7 +123,7 @@ def test_vcpus_come_and_go(machine: Machine) -> None:
 
 def test_vcpus_that_come_online_together_are_all_known(machine: Machine) -> None:
     count = 8
-    together(machine.runtime, *[lambda: None if machine.vcpu() else None for _ in range(count)])
+    together(machine.runtime, *[machine.vcpu] * count)
     assert len(machine.vm.vcpus()) == count
     assert sorted(vcpu.number for vcpu in machine.vm.vcpus()) == list(range(count))
     machine.vm.requests.make_all_cpus_request(KVM_REQ_TLB_FLUSH)

@@ -38,7 +38,7 @@ def test_a_new_root_belongs_to_its_caller_and_to_the_tdp_mmu(machine: Machine) -
     assert root.refcount.read() == 2
     assert root.root is root
     assert root.level == 3
-    assert not (root.invalid.value or root.exported.value or root.scheduled.value or root.zapped.value)
+    assert [flag.value for flag in (root.invalid, root.exported, root.scheduled, root.zapped)] == [False] * 4
     root.exported.value = root.invalid.value = True
     assert root.describe() == f"root {root.address:#x} (as0 exported invalid, refcount 2)"
     machine.kvm.tables.discard(root)

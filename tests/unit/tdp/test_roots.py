@@ -191,10 +191,8 @@ def test_a_reader_that_stands_on_a_removed_root_can_go_on(machine: Machine, root
 
 def test_the_current_root_and_only_it_is_pinned(machine: Machine, roots: Roots) -> None:
     first, second = get(machine), get(machine, as_id=1)
-    counts = []
     with reading(machine.mmu_lock):
-        for root in roots.each_yield_safe(shared=True):
-            counts.append((root, second.refcount.read(), first.refcount.read()))
+        counts = [(root, second.refcount.read(), first.refcount.read()) for root in roots.each_yield_safe(shared=True)]
     assert counts == [(second, 3, 2), (first, 2, 3)]
     assert (first.refcount.read(), second.refcount.read()) == (2, 2)
     put(machine, first, second)
@@ -234,8 +232,7 @@ def test_a_root_whose_last_other_reference_goes_meanwhile_is_freed_by_the_iterat
 def test_who_leaves_the_loop_early_owns_a_reference(machine: Machine, roots: Roots) -> None:
     root = get(machine)
     with reading(machine.mmu_lock):
-        for pinned in roots.each_yield_safe(shared=True):
-            break
+        pinned = next(roots.each_yield_safe(shared=True))
         assert root.refcount.read() == 3
         roots.put_root(pinned, shared=True)
     put(machine, root)
