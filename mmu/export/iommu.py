@@ -11,9 +11,9 @@ from enum import Enum
 from mmu.export.tdp_fd import TdpFd
 from mmu.kvm import Kvm
 from mmu.memory.host import HostMemory, tag_of
-from mmu.memory.tlb import WHOLE, TranslationCache
-from mmu.paging.spte import ADDR_MASK, PFN_SHIFT, SPTE_PS, SPTE_R, SPTE_RWX, SPTE_W
-from mmu.paging.table import RootPage, ShadowPage
+from mmu.memory.tlb import WHOLE, HardwareWalker, TranslationCache
+from mmu.paging.spte import ADDR_MASK, PFN_SHIFT, SPTE_R, SPTE_W
+from mmu.paging.table import RootPage
 from mmu.runtime import Cell
 
 
@@ -41,9 +41,7 @@ class Device:
         self.hardware = kvm.runtime.lock()
         self.hits = 0
         self.walks = 0
-        self._shifts = kvm.geometry.shifts()
-        self._mask = kvm.geometry.mask
-        self._max_gfn = kvm.geometry.max_gfn
+        self._walker = HardwareWalker(kvm)
 
     def transact(self, gfn: int, write: bool) -> Dma | None:
         """One DMA access; None when there is no translation (an IO page fault)."""
@@ -98,27 +96,8 @@ class Device:
         return spte
 
     def walk(self, gfn: int) -> int:
-        """The hardware walk: the leaf's word, or 0. A present entry is one with R, W or X, whatever KVM means by it."""
-        if gfn > self._max_gfn:
-            return 0
-        tables = self.iotlb.tables
-        key = gfn >> self._shifts[2] if len(self._shifts) > 2 else 0
-        sp: ShadowPage | None = tables.get(key)
-        if sp is None:
-            sp = self.root.value
-            if sp is None:
-                return 0
-            level = sp.level
-            while level > 1:
-                spte = sp.spt[(gfn >> self._shifts[level]) & self._mask]
-                if not spte & SPTE_RWX:
-                    return 0
-                if spte & SPTE_PS:
-                    return spte
-                sp = self.kvm.tables.at(spte & ADDR_MASK)
-                level -= 1
-            tables[key] = sp
-        return sp.spt[gfn & self._mask]
+        """The hardware walk: the leaf's word, or 0."""
+        return self._walker.walk(self.iotlb, self.root.value, gfn)
 
 
 class KvmHwpt:

@@ -17,9 +17,9 @@ from mmu.memory.requests import (
     Requests,
     RunState,
 )
-from mmu.memory.tlb import TranslationCache
-from mmu.paging.spte import ADDR_MASK, PFN_SHIFT, SPTE_PS, SPTE_R, SPTE_RWX, SPTE_W
-from mmu.paging.table import RootPage, RootRole, ShadowPage
+from mmu.memory.tlb import HardwareWalker, TranslationCache
+from mmu.paging.spte import ADDR_MASK, PFN_SHIFT, SPTE_R, SPTE_W
+from mmu.paging.table import RootPage, RootRole
 from mmu.sync.lockdep import Hold
 from mmu.tdp.fault import EMULATE, FIXED, RETRY, SPURIOUS, Fault, FaultHandler, PageCache, RetPf
 from mmu.tdp.roots import Roots
@@ -101,9 +101,7 @@ class Vcpu:
         self._pending = NO_ACCESS
         self._fault = Fault()
         self._srcu_token = Hold(kvm.srcu.lock_class)
-        self._shifts = kvm.geometry.shifts()
-        self._mask = kvm.geometry.mask
-        self._max_gfn = kvm.geometry.max_gfn
+        self._walker = HardwareWalker(kvm)
         requests.add(self.state)
 
     def __str__(self) -> str:
@@ -210,28 +208,9 @@ class Vcpu:
         return left, None
 
     def walk(self, gfn: int) -> int:
-        """The hardware walk of the loaded root: the leaf's word, or 0. Partial walks are cached, as hardware does."""
+        """The hardware walk of the loaded root: the leaf's word, or 0."""
         self.stat.walks += 1
-        if gfn > self._max_gfn:
-            return 0
-        tables = self.tlb.tables
-        key = gfn >> self._shifts[2] if len(self._shifts) > 2 else 0
-        sp: ShadowPage | None = tables.get(key)
-        if sp is None:
-            sp = self.root
-            if sp is None:
-                return 0
-            level = sp.level
-            while level > 1:
-                spte = sp.spt[(gfn >> self._shifts[level]) & self._mask]
-                if not spte & SPTE_RWX:
-                    return 0
-                if spte & SPTE_PS:
-                    return spte
-                sp = self.kvm.tables.at(spte & ADDR_MASK)
-                level -= 1
-            tables[key] = sp
-        return sp.spt[gfn & self._mask]
+        return self._walker.walk(self.tlb, self.root, gfn)
 
     # Exits.
 

@@ -6,6 +6,7 @@ from typing import Protocol
 
 from mmu.kvm import Kvm
 from mmu.memory.requests import KVM_REQ_TLB_FLUSH, Requests
+from mmu.paging.spte import ADDR_MASK, SPTE_PS, SPTE_RWX
 from mmu.paging.table import ShadowPage
 
 WHOLE = -1
@@ -39,6 +40,40 @@ class TranslationCache:
         else:
             for cached in range(gfn, gfn + pages):
                 self.entries.pop(cached, None)
+
+
+class HardwareWalker:
+    """What walks page tables without software: a CPU's or an IOMMU's page walker.
+
+    It looks at the R, W and X bits, whatever KVM means by an entry (reference 1.11 R18), takes no lock and no RCU
+    section, and caches partial walks.
+    """
+
+    def __init__(self, kvm: Kvm) -> None:
+        self._tables = kvm.tables
+        self._max_gfn = kvm.geometry.max_gfn
+        self._mask = kvm.geometry.mask
+        shifts = kvm.geometry.shifts()
+        self._table_shift = shifts[2] if len(shifts) > 2 else 0
+        self._descent = tuple(reversed(shifts[2:]))
+
+    def walk(self, cache: TranslationCache, root: ShadowPage | None, gfn: int) -> int:
+        """The leaf's word for `gfn`, or 0: beyond the tables, without a root, or where an entry on the way is empty."""
+        if gfn > self._max_gfn or root is None:
+            return 0
+        key = gfn >> self._table_shift
+        sp = cache.tables.get(key)
+        if sp is None:
+            sp = root
+            for shift in self._descent:
+                spte = sp.spt[(gfn >> shift) & self._mask]
+                if not spte & SPTE_RWX:
+                    return 0
+                if spte & SPTE_PS:
+                    return spte
+                sp = self._tables.at(spte & ADDR_MASK)
+            cache.tables[key] = sp
+        return sp.spt[gfn & self._mask]
 
 
 class FlushListener(Protocol):

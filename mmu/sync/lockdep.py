@@ -144,6 +144,20 @@ class LockDep:
         with self._lock:
             return node.children.setdefault(lock_class.key(mode), ChainNode(node, lock_class, mode))
 
+    def leave(self, hold: Hold) -> None:
+        """A release: take `hold` off its thread's stack of held locks and step the thread's chain back."""
+        task = hold.task
+        held = task.held
+        if held and held[-1] is hold:
+            held.pop()
+        elif hold in held:
+            held.remove(hold)
+        chain = task.chain
+        if chain is not None and chain.lock_class is hold.lock_class:
+            task.chain = chain.parent
+        else:
+            self.retreat(task, hold.lock_class)
+
     def retreat(self, task: Task, lock_class: LockClass) -> None:
         """Leave `lock_class` although it is not the innermost lock held: rebuild the chain without it."""
         kept = self.chain_of(task).path()

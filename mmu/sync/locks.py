@@ -72,7 +72,7 @@ class Mutex:
             report_bad_unlock(self._lockdep, self.name)
             return
         hold.mode = 0
-        drop(self._lockdep, hold)
+        self._lockdep.leave(hold)
         self._raw.release()
 
     def held(self) -> bool:
@@ -201,7 +201,7 @@ class RwLock:
         if chain.lock_class is self.lock_class:  # type: ignore[union-attr]  # a lock is held, so there is a chain
             task.chain = chain.parent  # type: ignore[union-attr]
         else:
-            drop(self._lockdep, hold)
+            self._lockdep.leave(hold)
         hold.mode = 0
         hold.read_release()
 
@@ -231,7 +231,7 @@ class RwLock:
             return
         if self._probe.mmu_write_unlocking is not None:
             self._probe.mmu_write_unlocking()
-        drop(self._lockdep, hold)
+        self._lockdep.leave(hold)
         hold.mode = 0
         hold.write_release()
 
@@ -311,21 +311,6 @@ class RwLock:
             "reference 2.1 rule 8; Documentation/locking/lockdep-design (recursive read locks)",
             subject=self.name,
         )
-
-
-def drop(lockdep: LockDep, hold: Hold) -> None:
-    """Take `hold` off its thread's stack of held locks and step lockdep's chain back."""
-    task = hold.task
-    held = task.held
-    if held and held[-1] is hold:
-        held.pop()
-    elif hold in held:
-        held.remove(hold)
-    chain = task.chain
-    if chain is not None and chain.lock_class is hold.lock_class:
-        task.chain = chain.parent
-    else:
-        lockdep.retreat(task, hold.lock_class)
 
 
 def report_not_held(lockdep: LockDep, name: str, wanted: str, mode: int = 0) -> None:

@@ -15,7 +15,6 @@ from mmu.probe import Probe
 from mmu.report import Report, section
 from mmu.runtime import Cell, Runtime
 from mmu.sync.lockdep import READ, Hold, LockClass, LockDep
-from mmu.sync.locks import drop
 from mmu.task import Task, current
 
 IDLE = 0
@@ -306,7 +305,7 @@ class Srcu(EpochDomain):
             self._unbalanced()
             return
         hold.mode = 0
-        drop(self.lockdep, hold)
+        self.lockdep.leave(hold)
         reader.depth -= 1
         if reader.depth == 0:
             reader.epoch.value = IDLE

@@ -10,8 +10,9 @@ import pytest
 
 from mmu.report import Reporter
 from mmu.sync import Mutex, Sync
+from mmu.sync.lockdep import describe_held, holds_class
 from mmu.task import current
-from tests.conftest import PATIENCE, codes, evidence, finish, reading, srcu_section, the_report, together, writing
+from tests.conftest import PATIENCE, blocked, codes, elsewhere, evidence, finish, reading, srcu_section, the_report, together, writing
 
 CYCLE = "circular-dependency"
 
@@ -390,6 +391,26 @@ def test_a_synchronize_that_was_checked_before_takes_no_slow_path(sync: Sync, mo
     for _ in range(3):
         synchronize_under(slots_lock, sync)
     assert checked == ["slots_lock", "kvm->srcu"]
+
+
+# What a task holds
+
+
+def test_a_task_that_waits_for_a_lock_does_not_hold_it(sync: Sync) -> None:
+    slots_lock, mmu_lock = sync.mutex("slots_lock"), sync.rwlock("mmu_lock")
+    with elsewhere(sync.runtime, reading(mmu_lock)) as reader:
+        writer = blocked(sync.runtime, lambda: nest(slots_lock, writing(mmu_lock)))
+        assert [holds_class(task, "mmu_lock") for task in (reader, writer)] == [True, False]
+        assert [line.split(" sleeping")[0] for line in describe_held(writer)] == ["#0: (slots_lock){write}"]
+    finish(sync.runtime, writer)
+    assert describe_held(writer) == ["no locks held"]
+
+
+def test_a_lock_whose_wait_is_not_on_record_is_left_out_by_name(sync: Sync) -> None:
+    mmu_lock = sync.rwlock("mmu_lock")
+    with elsewhere(sync.runtime, reading(mmu_lock)) as reader:
+        assert holds_class(reader, "mmu_lock")
+        assert not holds_class(reader, "mmu_lock", pending="mmu_lock")
 
 
 # Reports

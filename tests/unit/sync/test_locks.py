@@ -138,6 +138,15 @@ def test_lock_and_unlock_take_the_mode_as_an_argument(mmu_lock: RwLock) -> None:
     assert seen == [READ, 0, WRITE, 0]
 
 
+def test_a_caller_may_pass_its_own_record(reporter: Reporter, mmu_lock: RwLock) -> None:
+    record = mmu_lock.local.hold
+    mmu_lock.read_lock(record)
+    mmu_lock.assert_held_read()
+    mmu_lock.read_unlock(record)
+    mmu_lock.assert_not_held()
+    assert reporter.reports == ()
+
+
 def test_the_probe_hears_of_write_holds_only(make_sync: MakeSync) -> None:
     heard, probe = [], Probe()
     mmu_lock = make_sync(probe=probe).rwlock("mmu_lock")
@@ -418,6 +427,15 @@ def test_needbreak_sees_a_waiting_reader(sync: Sync, preference: str) -> None:
         reader = blocked(sync.runtime, take(reading(lock)), at=lambda _: lock.needbreak())
     finish(sync.runtime, reader)
     assert not lock.needbreak()
+
+
+def test_waiters_names_who_waits_and_in_which_mode(sync: Sync, mmu_lock: RwLock) -> None:
+    with elsewhere(sync.runtime, writing(mmu_lock)):
+        reader = blocked(sync.runtime, take(reading(mmu_lock)), at=lambda _: mmu_lock.needbreak())
+        writer = blocked(sync.runtime, take(writing(mmu_lock)))
+        assert sorted(mmu_lock.waiters(), key=str) == sorted([(reader, "read"), (writer, "write")], key=str)
+    finish(sync.runtime, reader, writer)
+    assert mmu_lock.waiters() == []
 
 
 def test_needbreak_does_not_count_holders(sync: Sync, mmu_lock: RwLock) -> None:

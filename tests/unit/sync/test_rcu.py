@@ -74,6 +74,15 @@ def test_a_section_is_one_threads_own(sync: Sync) -> None:
     assert sync.rcu.inside() == ()
 
 
+def test_a_caller_may_pass_its_own_record(sync: Sync, reporter: Reporter) -> None:
+    record = sync.rcu.local.reader
+    sync.rcu.read_lock(record)
+    sync.rcu.assert_held("root->spt")
+    sync.rcu.read_unlock(record)
+    assert not sync.rcu.read_held()
+    assert reporter.reports == ()
+
+
 def test_an_unlock_without_a_lock_is_a_report(sync: Sync, reporter: Reporter) -> None:
     sync.rcu.read_unlock()
     assert the_report(reporter, "unlock-without-lock").subject == "test_an_unlock_without_a_lock_is_a_report"
