@@ -12,6 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from mmu.runtime import Runtime
+from stress.engines.session import Session
+from tests.engine import small
+
 ROOT = Path(__file__).parents[2]
 QUICK = ROOT / "configs" / "quick.toml"
 SMALL = ["--set", "obligations={vcpu_faults=10}", "--set", "vm.vcpus=2"]
@@ -173,10 +177,6 @@ def test_help_and_version() -> None:
 
 
 def test_the_same_seed_gives_actors_the_same_programs() -> None:
-    from mmu.runtime import Runtime
-    from stress.engines.session import Session
-    from tests.engine import small
-
     def programs(seed: int) -> list[list[int]]:
         session = Session(small(), seed, Runtime())
         session.set_up()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 
-from attrs import evolve
 import pytest
+from attrs import evolve
 
 from stress.verdict import Evidence, ExitCode, Obligation, Verdict, judge
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from stress.errors import ConfigError
-from stress.scenario.load import key_lines, load, unstructure
+from stress.scenario.load import key_lines, load, structure, unstructure
 from stress.scenario.types import Scenario
 
 FIVE_MISTAKES = """\
@@ -104,8 +104,6 @@ def test_overrides_replace_values_and_are_named_as_the_place_of_errors(tmp_path:
 
 
 def test_the_effective_scenario_loads_back_as_itself(tmp_path: Path) -> None:
-    from stress.scenario.load import structure
-
     scenario = load(write(tmp_path, "[vm]\nvcpus = 2\nvariants = ['put-before-zap']\n"))
     data = unstructure(scenario)
     del data["seed"]
