@@ -17,8 +17,6 @@ class MemslotWorker(Actor):
         config = stage.scenario.actors.memslot_worker
         self._pause = config.pause_s
         self._weights: list[float] = [config.delete_weight, config.move_weight, config.flags_weight]
-        if not any(self._weights):
-            self._weights = [1.0, 0.0, 0.0]
         self._operations = [self.delete, self.move, self.flags]
 
     def step(self) -> None:

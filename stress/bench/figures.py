@@ -28,6 +28,7 @@ from stress.observe.histograms import Histograms
 from stress.observe.recorder import Recorder
 from stress.oracles import attach_all
 from stress.results.environment import gil_enabled
+from stress.scenario.types import Limits
 
 PAGES = 8192
 LEAF_COUNTS = (1 << 10, 1 << 12, 1 << 14, 1 << 16, 1 << 18)
@@ -56,7 +57,7 @@ class Bed:
         probe = Probe()
         self.vm = VirtualMachine(VmConfig(frames=pages + 64, checked=full, poisoning=full), runtime=Runtime(), probe=probe)
         if full:
-            attach_all(self.vm)
+            attach_all(self.vm, Limits())
             runtime = self.vm.kvm.runtime
             probe.attach(Counts(runtime), Histograms(runtime), Recorder(runtime, self.vm.kvm.layout))
         region = self.vm.host.mmap(pages)

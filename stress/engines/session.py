@@ -64,7 +64,7 @@ class Session:
         self.histograms = Histograms(runtime)
         self.recorder = Recorder(runtime, self.vm.kvm.layout)
         self.reporter.enrich = self.recorder.enrich
-        self.oracles = attach_all(self.vm)
+        self.oracles = attach_all(self.vm, scenario.limits)
         delays = Delays(runtime, scenario.disturbances, seed, self.counts["delays"])
         self.probe.attach(self.counts, self.histograms, self.recorder, delays)
         self.actors: list[Actor] = []

@@ -127,12 +127,11 @@ class ThreadEngine:
         for task in self._tasks:
             self.runtime.join(task, max(0.1, deadline - time.monotonic()))
         left = [task for task in self._tasks if not self.runtime.join(task, 0)]
-        if left:
+        if left and not session.errors():
             watchdog = Watchdog(session.vm.kvm, self._limits.stall_s)
             for task in left:
                 session.reporter.emit(watchdog.report(task.name, self._limits.stall_s))
-            return
-        if session.errors():
+        if left or session.errors():
             return
         invariants.check(session.vm)
         session.counts["quiescent_checks"].add(1)

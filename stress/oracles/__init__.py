@@ -6,16 +6,25 @@ from mmu.machine.vm import VirtualMachine
 from stress.oracles.base import Oracle
 from stress.oracles.flush import FlushOracle
 from stress.oracles.importers import ImporterOracle
+from stress.oracles.liveness import LivenessOracle
 from stress.oracles.roots import RootOracle
 from stress.oracles.slots import SlotOracle
 from stress.oracles.translation import TranslationOracle
+from stress.scenario.types import Limits
 
-ORACLES: tuple[type[Oracle], ...] = (TranslationOracle, FlushOracle, SlotOracle, RootOracle, ImporterOracle)
+ORACLES: tuple[type[Oracle], ...] = (
+    TranslationOracle,
+    FlushOracle,
+    SlotOracle,
+    RootOracle,
+    ImporterOracle,
+    LivenessOracle,
+)
 """Every oracle that observes; all are on by default."""
 
 
-def attach_all(vm: VirtualMachine) -> list[Oracle]:
+def attach_all(vm: VirtualMachine, limits: Limits) -> list[Oracle]:
     """Make every oracle for `vm` and connect it."""
-    oracles = [oracle(vm) for oracle in ORACLES]
+    oracles = [oracle(vm, limits) for oracle in ORACLES]
     vm.kvm.probe.attach(*oracles)
     return oracles

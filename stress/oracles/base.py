@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mmu.kvm import Kvm
 from mmu.machine.vm import VirtualMachine
+from stress.scenario.types import Limits
 
 
 class Oracle:
@@ -13,6 +14,6 @@ class Oracle:
     rules: tuple[str, ...] = ()
     title = ""
 
-    def __init__(self, vm: VirtualMachine) -> None:
+    def __init__(self, vm: VirtualMachine, limits: Limits) -> None:
         self.vm = vm
         self.kvm: Kvm = vm.kvm

@@ -9,6 +9,7 @@ from mmu.machine.vm import VirtualMachine
 from mmu.memory.tlb import WHOLE
 from mmu.paging.table import RootPage, ShadowPage
 from stress.oracles.base import Oracle
+from stress.scenario.types import Limits
 
 
 class _Debts(threading.local):
@@ -25,8 +26,8 @@ class FlushOracle(Oracle):
     rules = ("O1", "O16")
     title = "removals from a valid root are flushed, and importers told, before mmu_lock is released"
 
-    def __init__(self, vm: VirtualMachine) -> None:
-        super().__init__(vm)
+    def __init__(self, vm: VirtualMachine, limits: Limits) -> None:
+        super().__init__(vm, limits)
         self._debts = _Debts()
 
     def spte_zapped(self, sp: ShadowPage, gfn: int, level: int, old: int, new: int, shared: bool) -> None:

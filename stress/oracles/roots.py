@@ -8,6 +8,7 @@ from mmu.machine.vcpu import Vcpu
 from mmu.machine.vm import VirtualMachine
 from mmu.paging.table import RootPage
 from stress.oracles.base import Oracle
+from stress.scenario.types import Limits
 
 
 class RootOracle(Oracle):
@@ -16,8 +17,8 @@ class RootOracle(Oracle):
     rules = ("O12",)
     title = "no vCPU runs on an obsolete root; an exported root never becomes invalid"
 
-    def __init__(self, vm: VirtualMachine) -> None:
-        super().__init__(vm)
+    def __init__(self, vm: VirtualMachine, limits: Limits) -> None:
+        super().__init__(vm, limits)
         self._lock = threading.Lock()
         self._obsolete: frozenset[int] = frozenset()
 

@@ -123,6 +123,10 @@ def _cross_checks(scenario: Scenario, places: dict[str, str], source: str) -> It
     room = vm.entries**vm.levels
     if 4 * pages > room:
         yield Problem(at("vm.levels"), "vm.levels", f"{room} guest frames", f"at least {4 * pages}", "more levels or entries")
+    worker = scenario.actors.memslot_worker
+    if worker.enabled and not worker.delete_weight + worker.move_weight + worker.flags_weight:
+        key = "actors.memslot_worker.delete_weight"
+        yield Problem(at(key), key, "all weights are 0", "at least one above 0", "enabled = false leaves the worker out")
     for name in scenario.obligations:
         if name not in COUNTERS:
             yield Problem(at(f"obligations.{name}"), f"obligations.{name}", "unknown counter", "a counter", _nearest(name, COUNTERS))
