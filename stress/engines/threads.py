@@ -78,7 +78,6 @@ class ThreadEngine:
         budget = session.scenario.budget
         watchdog = Watchdog(session.vm.kvm, self._limits.stall_s)
         start = time.monotonic()
-        next_sample = 0.0
         stutter = session.scenario.disturbances.stutter_every_s
         next_stutter: float = stutter
         while True:
@@ -87,9 +86,8 @@ class ThreadEngine:
             self.outcome.run_s = elapsed
             for report in watchdog.tick(session.actors):
                 session.reporter.emit(report)
-            if elapsed >= next_sample:
+            if self.resources.due(elapsed):
                 self.resources.sample(elapsed)
-                next_sample = elapsed + 0.25
             self._on_tick(elapsed)
             broken = session.errors() and not session.findings()
             if broken or elapsed >= budget.duration_s or self._found_enough():

@@ -17,22 +17,30 @@ class Sample:
 
 
 class Resources:
-    """Takes samples; `growth` says whether memory went up after the start-up phase."""
+    """Takes samples at even distances, which double whenever `KEPT` are there; `growth` says whether memory went up."""
 
     KEPT = 512
 
     def __init__(self) -> None:
         self._process = psutil.Process()
         self.samples: list[Sample] = []
+        self._every_s = 0.25
+        self._next_s = 0.0
+
+    def due(self, at_s: float) -> bool:
+        """Whether it is time for the next sample."""
+        return at_s >= self._next_s
 
     def sample(self, at_s: float) -> Sample:
-        """Take one sample; when the list is full every second one is dropped."""
+        """Take one sample; when the list is full every second one is dropped, and the next come half as often."""
         with self._process.oneshot():
             times = self._process.cpu_times()
             taken = Sample(round(at_s, 2), self._process.memory_info().rss, times.user + times.system, self._process.num_threads())
         self.samples.append(taken)
         if len(self.samples) > self.KEPT:
             del self.samples[1::2]
+            self._every_s *= 2
+        self._next_s = at_s + self._every_s
         return taken
 
     def growth(self) -> int | None:
