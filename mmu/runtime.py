@@ -330,7 +330,6 @@ class Runtime:
         def run() -> None:
             task = current.task
             task.name = name
-            task.thread = threading.current_thread()
             box.append(task)
             with self._tasks_lock:
                 self._tasks.append(task)
@@ -352,7 +351,6 @@ class Runtime:
 
     def join(self, task: Task, timeout: float | None = None) -> bool:
         """Wait for a spawned thread to end; whether it did."""
-        assert task.thread is not None
         task.thread.join(timeout)
         return not task.thread.is_alive()
 

@@ -31,7 +31,7 @@ class Task:
         self.held: list[Hold] = []
         self.waiting_for = ""
         self.error: BaseException | None = None
-        self.thread: threading.Thread | None = None
+        self.thread = threading.current_thread()
         self.locals: dict[object, Any] = {}
 
     def __str__(self) -> str:

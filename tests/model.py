@@ -6,7 +6,9 @@ access that met the wrong memory, fails the test when the machine is closed.
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -108,7 +110,8 @@ class Machine:
         self.wrong: list[tuple[Any, ...]] = []
         """Every access that reached memory that is not the gfn's, as the hook `bad_translation` tells it."""
         self.regions: dict[tuple[int, int], Region] = {}
-        self.on(bad_translation=lambda *args: self.wrong.append(args))
+        self._deadlines: dict[Vcpu, float] = {}
+        self.on(bad_translation=lambda *args: self.wrong.append(args), guest_enter=self._check_progress)
         self._cache = PageCache(self.kvm)
         self._fds: list[TdpFd] = []
         self._hwpts: list[KvmHwpt] = []
@@ -190,7 +193,12 @@ class Machine:
 
     def run(self, vcpu: Vcpu, *accesses: int) -> Exit:
         """KVM_RUN until the guest has made these accesses."""
+        self._deadlines[vcpu] = time.monotonic() + PATIENCE
         return vcpu.run(Script(*accesses), len(accesses))
+
+    def _check_progress(self, vcpu: Vcpu) -> None:
+        """A guest that faults for ever ends the test that runs it, instead of all tests."""
+        assert time.monotonic() < self._deadlines.get(vcpu, math.inf), f"{vcpu} makes no progress: {vcpu.stat.pf_taken} faults"
 
     # The tables, by hand and by eye.
 

@@ -35,6 +35,7 @@ class Sync:
         self.lockdep = LockDep(self.reporter)
         self.rcu = rcu_class(self.runtime, self.lockdep, self.probe, stall_seconds)
         self.runtime.at_task_exit(self.lockdep.check_exit)
+        self.runtime.at_task_exit(self.rcu.check_exit)
         self._stall_seconds = stall_seconds
         self._srcu_class = srcu_class
 

@@ -165,9 +165,10 @@ class RwLock:
         """`local.hold` is the calling thread's record."""
 
     def enlist(self, hold: RwHold) -> None:
-        """Remember a thread's record, for `needbreak`."""
+        """Remember a thread's record, for `needbreak`; forget those of threads that have ended."""
         with self._holds_lock:
-            self._holds = (*self._holds, hold)
+            living = (other for other in self._holds if other.task.thread.is_alive())
+            self._holds = (*living, hold)
 
     def read_lock(self, hold: RwHold | None = None) -> None:
         """read_lock(): shared with other readers, not recursive.

@@ -54,9 +54,21 @@ class EpochDomain:
         self.local = _ReaderLocal(self)
 
     def enlist(self, reader: Reader) -> None:
-        """A thread uses the domain for the first time."""
+        """A thread uses the domain for the first time; readers of threads that have ended, outside, are forgotten."""
         with self._readers_lock:
-            self._readers = (*self._readers, reader)
+            kept = (other for other in self._readers if other.task.thread.is_alive() or other.epoch.value != IDLE)
+            self._readers = (*kept, reader)
+
+    def check_exit(self, task: Task) -> None:
+        """A thread ends: it may not be inside a read section, which would never be closed."""
+        if self.local.reader.depth:
+            self.report(
+                "exit-in-section",
+                f"WARNING: {task} ends inside a {self.name} read section",
+                "a read section must be left before its thread ends: no grace period can end before that",
+                "exit_rcu(); kernel/rcu/tree_plugin.h",
+                task.name.rstrip("0123456789"),
+            )
 
     def read_held(self) -> bool:
         """Whether the calling thread is inside a read section."""
@@ -221,7 +233,16 @@ class Rcu(EpochDomain):
         self.check_outlasted(snapshot, "synchronize_rcu")
 
     def call(self, callback: Callable[[], None]) -> None:
-        """call_rcu(): run `callback` after a grace period. May be called anywhere."""
+        """call_rcu(): run `callback` after a grace period. May be called anywhere, but not after `shutdown`."""
+        if self._stop.value:
+            self.report(
+                "call-after-shutdown",
+                "BUG: call_rcu() after the last callback was to have run",
+                "nothing may be queued once the RCU domain is shut down: the callback would never run",
+                "rcu_barrier() on module exit; Documentation/RCU/rcubarrier",
+                stacks.caller(),
+            )
+            return
         self._queued.fetch_add(1)
         self._queue.put((callback, self.inside()))
         if not self._has_worker:
@@ -264,12 +285,22 @@ class Rcu(EpochDomain):
             self._callback_task.value = current.task
             for callback, snapshot in batch:
                 self.check_outlasted(snapshot, "call_rcu")
-                callback()
-                self._done.fetch_add(1)
+                self._run(callback)
             self._callback_task.value = None
             self.grace_periods.fetch_add(1)
             if self._probe.grace_period is not None:
                 self._probe.grace_period(self.runtime.now() - start, len(batch))
+
+    def _run(self, callback: Callable[[], None]) -> None:
+        """One callback; one that raises must not keep the others, and everybody who waits for them, for ever."""
+        try:
+            callback()
+        except Exception as error:
+            if self.runtime.on_task_error is None:
+                raise
+            self.runtime.on_task_error(current.task, error)
+        finally:
+            self._done.fetch_add(1)
 
 
 class Srcu(EpochDomain):

@@ -40,6 +40,7 @@ class BareRwLock(RwLock):
         """Take it shared."""
         if hold is None:
             hold = self.local.hold
+        hold.mode = -READ
         hold.read_acquire()
         hold.mode = READ
 
@@ -53,6 +54,7 @@ class BareRwLock(RwLock):
     def write_lock(self) -> None:
         """Take it exclusively."""
         hold = self.local.hold
+        hold.mode = -WRITE
         hold.write_acquire()
         hold.mode = WRITE
 

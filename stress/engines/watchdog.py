@@ -53,7 +53,7 @@ class Watchdog:
 
     def report(self, name: str, seconds: float) -> Report:
         """The finding for one stuck actor, with the state of every task."""
-        tasks = [task for task in self._kvm.runtime.tasks() if _alive(task)]
+        tasks = [task for task in self._kvm.runtime.tasks() if task.thread.is_alive()]
         waits = self._waits(tasks)
         waiting = next((what for task, what in waits.items() if task.name == name), "")
         parts = [section("waits for", _waits_for(tasks, waits) or ["nobody waits"])]
@@ -70,10 +70,6 @@ class Watchdog:
             name.rstrip("0123456789"),
             tuple(parts),
         )
-
-
-def _alive(task: Task) -> bool:
-    return task.thread is not None and task.thread.is_alive()
 
 
 def _waits_for(tasks: list[Task], waits: dict[Task, str]) -> list[str]:
