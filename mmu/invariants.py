@@ -13,6 +13,7 @@ from attrs import frozen
 from mmu.machine.vm import VirtualMachine
 from mmu.memory.host import MOVING, tag_of
 from mmu.memory.memslots import Memslot
+from mmu.memory.tlb import HardwareWalker, TranslationCache
 from mmu.paging.spte import ADDR_MASK, HOST_WRITABLE, MMU_WRITABLE, REMOVED_SPTE, SPTE_W, pfn_of
 from mmu.paging.table import RootPage, ShadowPage
 from mmu.report import Report, section
@@ -117,7 +118,9 @@ def i6_tables_hang_together(state: State) -> Iterator[str]:
             if id(child) in seen:
                 yield f"{child.describe()} is linked twice"
             seen.add(id(child))
-            if child.parent is not parent or child.parent_index != index or child.level != parent.level - 1:
+            placed = (child.parent, child.parent_index, child.level, child.gfn, child.root)
+            gfn = parent.gfn + index * state.vm.kvm.geometry.pages(parent.level)
+            if placed != (parent, index, parent.level - 1, gfn, tree.root):
                 yield f"{child.describe()} is linked at entry {index} of {parent.describe()} but says otherwise"
 
 
@@ -174,18 +177,27 @@ def i2_zapped_roots_are_empty(state: State) -> Iterator[str]:
 
 
 def i9_caches_are_justified(state: State) -> Iterator[str]:
-    """A cached translation that will be used without a flush is still what the tables say."""
-    tables = state.vm.kvm.tables
+    """A cached translation, whole or partial, that will be used without a flush is still what the tables say."""
     for vcpu in state.vm.vcpus():
-        if vcpu.root is None or vcpu.state.requests.value:
-            continue
-        for gfn, spte in vcpu.tlb.entries.items():
-            sp: ShadowPage = vcpu.root
-            while sp.level > 1 and state.vm.kvm.layout.is_table(sp.spt[state.vm.kvm.geometry.index(gfn, sp.level)], sp.level):
-                sp = tables.at(sp.spt[state.vm.kvm.geometry.index(gfn, sp.level)] & ADDR_MASK)
-            if sp.spt[state.vm.kvm.geometry.index(gfn, sp.level)] != spte:
-                yield f"{vcpu}'s TLB holds gfn {gfn:#x} -> {spte:#x}, no flush is pending, and the tables say otherwise"
-                break
+        if vcpu.root is not None and not vcpu.state.requests.value:
+            yield from _stale_caches(state, str(vcpu), vcpu.tlb, vcpu.root)
+    for device in state.vm.devices():
+        root = device.root.value
+        if root is not None:
+            yield from _stale_caches(state, device.name, device.iotlb, root)
+
+
+def _stale_caches(state: State, who: str, cache: TranslationCache, root: RootPage) -> Iterator[str]:
+    walker = HardwareWalker(state.vm.kvm)
+    for table in cache.tables.values():
+        if is_poisoned(table):
+            yield f"{who} caches a partial walk into a freed table"
+            return
+    for gfn, spte in cache.entries.items():
+        now = walker.walk(TranslationCache(), root, gfn)
+        if now != spte:
+            yield f"{who} caches gfn {gfn:#x} -> {spte:#x}, no flush is pending, and the tables say {now:#x}"
+            return
 
 
 INVARIANTS: dict[str, Callable[[State], Iterator[str]]] = {

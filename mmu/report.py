@@ -23,6 +23,7 @@ RULES = {
     "O10": "LIVENESS: no progress, or a bound on holding a lock or a read section exceeded",
     "O11": "TEARDOWN-LEAK: something outlived the VM",
     "O12": "ROOT-VALIDITY: an obsolete root was used, or an exported root became invalid",
+    "O15": "ITER: an entry that was present during a whole walk was not visited, or a walk lost its place",
     "O16": "NOTIFY: an importer was not told, told too late, or an IO fault was answered wrongly",
     "INV": "INVARIANT: the state is wrong at a quiescent point (appendix A of the reference)",
 }

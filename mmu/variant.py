@@ -39,7 +39,8 @@ class Parts:
         replacements = list(dict.fromkeys(part for variant in variants for part in variant.parts))
         self._chosen: dict[type, type] = {}
         for base in bases:
-            mine = [part for part in replacements if issubclass(part, base)]
+            candidates = [part for part in replacements if issubclass(part, base)]
+            mine = [part for part in candidates if not any(other is not part and issubclass(other, part) for other in candidates)]
             if not mine:
                 self._chosen[base] = base
             elif len(mine) == 1:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from enum import Enum
 
+from mmu.errors import KvmError
 from mmu.export.tdp_fd import TdpFd
 from mmu.kvm import Kvm
 from mmu.memory.host import HostMemory, tag_of
@@ -73,8 +74,9 @@ class Device:
         hardware.release()
 
     def attach(self, root: RootPage) -> None:
-        """Program the context entry with a root."""
+        """Program the context entry with a root; what was cached of another one is gone."""
         self.root.value = root
+        self.invalidate(0, WHOLE)
 
     def detach(self) -> None:
         """Blocked: every access faults and is aborted from now on; the IOTLB is empty."""
@@ -105,11 +107,16 @@ class KvmHwpt:
 
     def __init__(self, kvm: Kvm, fd: TdpFd, device: Device) -> None:
         self.kvm = kvm
-        self.fd = fd.get()
         self.device = device
-        fd.register_importer(self)
-        device.attach(fd.metadata().root)
         self.live: Cell[bool] = kvm.runtime.cell("hwpt.live", True)
+        self.fd = fd.get()
+        try:
+            fd.register_importer(self)
+            device.attach(fd.metadata().root)
+        except KvmError:
+            fd.unregister_importer(self)
+            fd.put()
+            raise
 
     def invalidate(self, gfn: int, pages: int) -> None:
         """The importer callback: KVM removed or changed translations (VT-d cache_invalidate_kvm)."""

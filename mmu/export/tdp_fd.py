@@ -118,18 +118,30 @@ class Exporter:
             self._cache.topup()
             kvm.mmu_lock.write_lock()
             root = self.roots.get_vcpu_root(RootRole(exported.as_id))
+            if root.exported.value:
+                self._warn_exported_twice(root)
             root.exported.value = True
             exported.root.value = root
             kvm.mmu_lock.write_unlock()
 
+    def _warn_exported_twice(self, root: RootPage) -> None:
+        self.kvm.warn(
+            "O12",
+            "exported-twice",
+            f"WARNING: {root.describe()} is exported already",
+            "one flag stands for one exporter: the first to close would un-export the root under the other's importer",
+            "kvm_mmu_get_exported_tdp() WARN; reference 1.5, R1, invariant I5",
+        )
+
     def release(self, exported: ExportedTdp) -> None:
         """kvm_tdp_fd_release(): the last file reference is gone.
 
-        The object leaves the list last: as long as it is there nobody can export the same root again, and have the
+        Importers that never unregistered hear of the un-export's flush, so they go after it. The object leaves the list
+        last: as long as it is there nobody can export the same root again, and have the
         `exported` flag cleared behind his back (the other half of the mend of R1; the posted order is list first).
         """
-        exported.unregister_all()
         self.put_exported_tdp(exported)
+        exported.unregister_all()
         self.exported_tdps.remove(exported)
         self._put_vm()
 
@@ -158,7 +170,10 @@ class Exporter:
     def fault(self, exported: ExportedTdp, gfn: int, write: bool) -> bool:
         """kvm_tdp_fault(): slots_lock keeps the slots still, so no SRCU section is needed; retried until decided."""
         with self.kvm.slots_lock:
-            ok = self.fault_locked(exported, gfn, write)
+            try:
+                ok = self.fault_locked(exported, gfn, write)
+            except KvmError:
+                return False  # the host has no memory left: the fault cannot be served, whatever the slots say
             if self.kvm.probe.io_fault_answered is not None:
                 self.kvm.probe.io_fault_answered(gfn, write, ok, self.mappable(exported, gfn, write))
         return ok
@@ -172,6 +187,7 @@ class Exporter:
             result = self._attempt(exported, fault)
             if result is not RetPf.RETRY:
                 return self.answer(result)
+            self.kvm.runtime.relax()
 
     def answer(self, result: RetPf) -> bool:
         """What the importer is told."""

@@ -11,7 +11,7 @@ from mmu.kvm import Kvm, VmConfig
 from mmu.machine.vcpu import Vcpu
 from mmu.memory.host import HostMemory
 from mmu.memory.memslots import Change, MemoryRegion, Memslots
-from mmu.memory.requests import Requests
+from mmu.memory.requests import OUTSIDE_GUEST_MODE, Requests
 from mmu.memory.tlb import RemoteTlb
 from mmu.paging.table import PageTableMemory
 from mmu.probe import Probe
@@ -83,6 +83,7 @@ class VirtualMachine:
         self.faults = parts[FaultHandler](kvm, self.memslots, self.host, self.writer)
         self.exporter = parts[Exporter](kvm, self.exported_tdps, self.roots, self.zapper, self.tlb, self.memslots, self.faults, self.put)
         self._vcpus: Cell[tuple[Vcpu, ...]] = kvm.runtime.cell("vm.vcpus", ())
+        self._devices: Cell[tuple[Device, ...]] = kvm.runtime.cell("vm.devices", ())
         self._vcpu_numbers = kvm.runtime.counter("vm.vcpu_numbers")
         self.destroyed: Cell[bool] = kvm.runtime.cell("vm.destroyed", False)
 
@@ -109,7 +110,15 @@ class VirtualMachine:
 
     def create_device(self, name: str = "device0") -> Device:
         """A passed-through device; bind it with `attach`."""
-        return self.parts[Device](self.kvm, self.host, name)
+        device = self.parts[Device](self.kvm, self.host, name)
+        while True:
+            seen = self._devices.value
+            if self._devices.cmpxchg(seen, (*seen, device)) == seen:
+                return device
+
+    def devices(self) -> tuple[Device, ...]:
+        """The devices, in the order of creation."""
+        return self._devices.value
 
     def attach(self, device: Device, fd: TdpFd) -> KvmHwpt:
         """IOMMU_HWPT_ALLOC with a TDP FD, and attaching the device to it."""
@@ -124,6 +133,9 @@ class VirtualMachine:
         """kvm_destroy_vm() (reference 2.13): mappings, vCPUs, TDP MMU, then everything that RCU still holds."""
         kvm = self.kvm
         kvm.dying.store(True)
+        for vcpu in self._vcpus.value:
+            if vcpu.state.mode.value != OUTSIDE_GUEST_MODE:
+                self._leak("running-vcpu", f"{vcpu} is in guest mode while the VM is destroyed")
         self.zapper.zap_all()
         for vcpu in self._vcpus.value:
             vcpu.destroy()

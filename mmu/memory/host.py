@@ -5,6 +5,8 @@ never by the MMU. An access through a stale or wrong translation meets the wrong
 also has one data *word* with the tag its last writer believed in (plus one; 0 is untouched), so that a write through
 a stale translation is found even when only its victim notices. Frames are reused oldest first, so a freed frame stays
 recognisable for long.
+
+What is wrong goes to the probe (`bad_translation`): without an observer nobody hears of it.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ class Region:
     """A piece of the VMM's own address space (a VMA): `ptes` maps page index to frame, 0 where none is yet.
 
     `base` is the tag of page 0 as the VMM has told KVM; `moving_to` a second base that is legal while a memslot is
-    being moved; None outside a move.
+    being moved; None outside a move. A region backs one memslot at a time: two would disagree on whose it is.
     """
 
     __slots__ = ("base", "moving_to", "pages", "ptes", "writable")
@@ -87,9 +89,10 @@ class HostMemory:
     def assign(self, region: Region, base: int) -> None:
         """The VMM is about to give the region to KVM at tag `base`: stamp what is there, and what comes later."""
         with self.mmap_lock:
+            old = region.base.value
             region.base.value = base
             for index, pfn in self._mapped(region):
-                self.word.store(pfn, 0)
+                self.word.cmpxchg(pfn, _written(old + index), 0)
                 self.stamp.store(pfn, base + index)
 
     def begin_move(self, region: Region, base: int) -> None:
@@ -110,6 +113,13 @@ class HostMemory:
                 self.stamp.store(pfn, new + index)
             region.moving_to.value = None
 
+    def abort_move(self, region: Region) -> None:
+        """The memslot call was refused: only the old tags are right, as before `begin_move`."""
+        with self.mmap_lock:
+            for index, pfn in self._mapped(region):
+                self.stamp.store(pfn, region.base.value + index)
+            region.moving_to.value = None
+
     def fault_in(self, region: Region, index: int) -> int:
         """get_user_pages(): the frame behind a page of the region, allocated on first touch. May sleep."""
         pfn = region.ptes[index]
@@ -128,7 +138,7 @@ class HostMemory:
         if stamp != tag and not (stamp == MOVING and self._moving(pfn, tag)):
             return False
         if write:
-            self.word[pfn] = tag + 1
+            self.word.store(pfn, tag + 1)
             return True
         seen = self.word[pfn]
         return seen in (tag + 1, 0) or stamp == MOVING or self.stamp[pfn] == MOVING

@@ -160,6 +160,8 @@ class Memslots:
         kvm = self.kvm
         if not 0 <= wanted.as_id < ADDRESS_SPACES:
             raise KvmError(errno.EINVAL, f"address space {wanted.as_id} does not exist: 0 (normal) and 1 (SMM) do")
+        if wanted.flags & ~(KVM_MEM_LOG_DIRTY_PAGES | KVM_MEM_READONLY):
+            raise KvmError(errno.EINVAL, f"flags {wanted.flags:#x}: user space has LOG_DIRTY_PAGES (1) and READONLY (2)")
         if wanted.npages < 0:
             raise KvmError(errno.EINVAL, f"slot {wanted.slot} cannot have {wanted.npages} pages; 0 deletes it")
         with kvm.slots_lock:

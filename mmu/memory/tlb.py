@@ -33,6 +33,9 @@ class TranslationCache:
 
     def flush_range(self, gfn: int, pages: int) -> None:
         """Drop the leaves of a range and, as VT-d and EPT do, every partial walk."""
+        if pages == WHOLE:
+            self.flush()
+            return
         self.tables.clear()
         if pages > len(self.entries):
             for cached in [cached for cached in self.entries if gfn <= cached < gfn + pages]:

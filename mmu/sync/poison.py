@@ -45,6 +45,7 @@ class RcuHead:
 
 
 _poisoned: dict[type, type] = {}
+_dead_types: set[type] = set()
 
 
 def poison(obj: RcuHead, reporter: Reporter) -> None:
@@ -60,13 +61,14 @@ def poison(obj: RcuHead, reporter: Reporter) -> None:
     if dead is None:
         members = {"__slots__": (), "__getattribute__": _touch_attribute, "__setattr__": _touch_by_setting}
         dead = type("Freed" + live.__name__, (live,), members)
+        _dead_types.add(dead)
         _poisoned[live] = dead
     obj.__class__ = dead
 
 
 def is_poisoned(obj: object) -> bool:
     """Whether `obj` was freed; does not count as a touch."""
-    return type(obj).__name__.startswith("Freed")
+    return type(obj) in _dead_types
 
 
 def obituary_of(obj: RcuHead) -> Obituary | None:

@@ -118,7 +118,7 @@ class FaultHandler:
 
     def page_fault(self, root: RootPage, cache: PageCache, fault: Fault, vcpu: object) -> RetPf:
         """kvm_tdp_mmu_page_fault(): the caller holds SRCU for read and a reference on `root`."""
-        if not self._ad_bits or (fault.present and fault.write):
+        if fault.write if fault.present else not self._ad_bits:
             fast = self.fast_page_fault(root, fault)
             if fast is not None:
                 return fast
@@ -163,6 +163,8 @@ class FaultHandler:
 
     def is_page_fault_stale(self, root: RootPage, fault: Fault) -> bool:
         """is_page_fault_stale(): under mmu_lock - the root was invalidated, or the pfn may be out of date."""
+        if fault.hold is None or not fault.hold.mode:
+            self._mmu_lock.assert_held()
         return root.invalid.value or self._seq.value != fault.mmu_seq or self._in_progress.value != 0
 
     def map(self, root: RootPage, cache: PageCache, fault: Fault) -> RetPf:

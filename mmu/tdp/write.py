@@ -8,7 +8,9 @@ from mmu.paging.table import RootPage, ShadowPage
 from mmu.sync.lockdep import READ, WRITE
 from mmu.tdp.iter import TdpIter
 
-_W_HOSTW = SPTE_W | HOST_WRITABLE
+_RIGHTS = SPTE_W | MMU_WRITABLE | HOST_WRITABLE
+_LEGAL_RIGHTS = frozenset({0, HOST_WRITABLE, HOST_WRITABLE | MMU_WRITABLE, _RIGHTS})
+_BAD_RIGHTS = "a leaf's rights do not fit together: writable needs MMU-writable, which needs host-writable"
 
 
 class SpteWriter:
@@ -84,8 +86,8 @@ class SpteWriter:
         if changed is not None:
             changed(sp, gfn, level, old, new, shared)
         if level == 1 or new & SPTE_PS:
-            if new & _W_HOSTW == SPTE_W:
-                self._warn_transition(sp, gfn, old, new, "a writable leaf that the host does not allow to be written")
+            if new & _RIGHTS not in _LEGAL_RIGHTS:
+                self._warn_transition(sp, gfn, old, new, _BAD_RIGHTS)
             if level == 1:
                 self._pages_4k.shard.n += 1
             else:
@@ -107,11 +109,14 @@ class SpteWriter:
             self._probe.spte_zapped(sp, gfn, level, old, new, shared)
         if not was_present and not is_present and new != REMOVED_SPTE:
             self._warn_transition(sp, gfn, old, new, "non-present to another non-present value that is not frozen")
-        if is_leaf and new & _W_HOSTW == SPTE_W:
-            self._warn_transition(sp, gfn, old, new, "a writable leaf that the host does not allow to be written")
+        if is_leaf and new & _RIGHTS not in _LEGAL_RIGHTS:
+            self._warn_transition(sp, gfn, old, new, _BAD_RIGHTS)
         if bool(was_leaf) != bool(is_leaf):
             self._count_leaf(level, 1 if is_leaf else -1)
-        if was_present and not was_leaf and (is_leaf or not is_present):
+        was_table = was_present and not was_leaf
+        if was_table and is_present and not is_leaf and (old ^ new) & ADDR_MASK:
+            self._warn_transition(sp, gfn, old, new, "an entry went from one table to another without being removed in between")
+        if was_table and (old ^ new) & (ADDR_MASK | self._present | SPTE_PS):
             self.handle_removed_pt(self.kvm.tables.at(old & ADDR_MASK), shared)
 
     def link_sp(self, sp: ShadowPage, index: int, gfn: int, old: int, child: ShadowPage) -> bool:

@@ -189,6 +189,8 @@ class Zapper:
         On true the caller must go to the next step without touching the iterator's SPTE.
         """
         kvm = self.kvm
+        if it.yielded or it.gfn > it.next_last_level_gfn:
+            self._warn_yield(it)
         if it.next_last_level_gfn == it.yielded_gfn:
             return False
         if not kvm.mmu_lock.needbreak():
@@ -204,3 +206,14 @@ class Zapper:
             kvm.probe.zap_yielded()
         it.yielded = True
         return True
+
+    def _warn_yield(self, it: TdpIter) -> None:
+        why = "it has yielded already" if it.yielded else "it stands behind its goal"
+        self.kvm.warn(
+            "O15",
+            "bad-yield",
+            f"WARNING: an iterator is asked to yield although {why}",
+            "after a yield the walk restarts at the goal: a yield without a step in between would lose its place",
+            "tdp_mmu_iter_cond_resched() WARN_ON_ONCE; reference 2.5",
+            subject=why,
+        )

@@ -11,7 +11,10 @@ from stress.results.store import was_killed
 GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("vCPUs", ("vcpu_accesses", "vcpu_faults", "vcpu_faults_retried", "stale_faults", "vcpu_mmio_exits", "vcpu_root_loads", "vcpu_kicks")),
     ("memslot worker", ("memslot_creates", "memslot_deletes", "memslot_moves", "memslot_flags", "fast_zaps")),
-    ("exported root", ("exported_zaps_nonempty", "exported_leaves_zapped", "importer_notifications", "exports", "unexports")),
+    (
+        "exported root",
+        ("exported_zaps", "exported_zaps_nonempty", "exported_leaves_zapped", "importer_notifications", "exports", "unexports"),
+    ),
     ("consumer", ("device_accesses", "device_iotlb_hits", "device_aborts", "io_faults", "io_faults_failed")),
     ("TDP MMU", ("roots_invalidated", "roots_zapped", "roots_freed", "tables_removed", "remote_flushes", "yields")),
     ("RCU, harness", ("rcu_grace_periods", "rcu_callbacks", "delays", "quiescent_checks")),

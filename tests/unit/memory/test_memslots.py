@@ -13,6 +13,7 @@ from mmu.memory.memslots import (
     GEN_UPDATE_IN_PROGRESS,
     KVM_MEM_LOG_DIRTY_PAGES,
     KVM_MEM_READONLY,
+    KVM_MEMSLOT_INVALID,
     Change,
     MemoryRegion,
     Memslot,
@@ -173,6 +174,13 @@ def test_an_address_space_that_does_not_exist_is_refused(machine: Machine, as_id
 
 def test_a_negative_size_is_refused(machine: Machine) -> None:
     assert refused(machine, MemoryRegion(0, 8, -1, machine.vm.host.mmap(4))) == errno.EINVAL
+
+
+def test_flags_that_user_space_does_not_have_are_refused(machine: Machine) -> None:
+    """INVALID is KVM's own: a slot that stays so is retried by every vCPU for ever."""
+    region = machine.vm.host.mmap(4)
+    for flags in (KVM_MEMSLOT_INVALID, 1 << 5):
+        assert refused(machine, MemoryRegion(0, 0, 4, region, flags)) == errno.EINVAL
 
 
 # The swap.

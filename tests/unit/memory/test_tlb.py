@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from mmu.memory.requests import KVM_REQ_TLB_FLUSH
-from mmu.memory.tlb import WHOLE, TranslationCache
+from mmu.memory.tlb import WHOLE, HardwareWalker, TranslationCache
+from mmu.paging.geometry import Geometry
 from tests.model import Machine
 from tests.unit.conftest import MakeMachine
 
@@ -99,3 +100,60 @@ def test_without_the_feature_there_is_nobody_to_tell(make_machine: MakeMachine) 
     vcpu = machine.vcpu()
     machine.vm.tlb.flush("test")
     assert vcpu.state.requests.value == KVM_REQ_TLB_FLUSH
+
+
+# The walker.
+
+
+@pytest.fixture
+def walker(machine: Machine) -> HardwareWalker:
+    """What walks without software."""
+    return HardwareWalker(machine.kvm)
+
+
+def test_a_walk_ends_at_the_leaf_and_remembers_the_last_table(machine: Machine, walker: HardwareWalker) -> None:
+    root, cache = machine.root(), TranslationCache()
+    machine.plant(root, 21)
+    table, index = machine.entry(root, 21)
+    assert walker.walk(cache, root, 21) == table.spt[index] != 0
+    assert (cache.tables, cache.entries) == ({5: table}, {}), "whoever owns the cache decides on leaves"
+    assert walker.walk(cache, root, 22) == 0
+    assert walker.walk(cache, root, 0) == 0
+    assert cache.tables == {5: table}, "what is not there is not remembered"
+
+
+def test_a_remembered_table_is_used_without_looking_above_it(machine: Machine, walker: HardwareWalker) -> None:
+    """That is why a table may be freed only after every cache was flushed."""
+    root, cache = machine.root(), TranslationCache()
+    machine.plant(root, 21)
+    found = walker.walk(cache, root, 21)
+    above = root.spt.xchg(1, 0)
+    assert walker.walk(cache, root, 21) == found
+    cache.flush()
+    assert walker.walk(cache, root, 21) == 0
+    root.spt.store(1, above)
+
+
+def test_a_large_leaf_ends_the_walk(machine: Machine, walker: HardwareWalker) -> None:
+    root, cache = machine.root(), TranslationCache()
+    large = machine.kvm.layout.leaf(16, 3, writable=True, host_writable=True)
+    root.spt.store(2, large)
+    assert walker.walk(cache, root, 40) == large
+    assert not cache.tables
+    root.spt.store(2, 0)
+
+
+def test_nothing_is_mapped_without_a_root_nor_beyond_the_tables(machine: Machine, walker: HardwareWalker) -> None:
+    root, cache = machine.root(), TranslationCache()
+    machine.plant(root, 1)
+    assert walker.walk(cache, root, 1)
+    assert walker.walk(cache, None, 1) == 0
+    assert walker.walk(cache, root, machine.kvm.geometry.max_gfn + 1 + 1) == 0
+
+
+def test_one_level_is_enough(make_machine: MakeMachine) -> None:
+    machine = make_machine(Geometry(levels=1, entries=4))
+    root, cache = machine.root(), TranslationCache()
+    machine.plant(root, 3)
+    walker = HardwareWalker(machine.kvm)
+    assert [bool(walker.walk(cache, root, gfn)) for gfn in range(5)] == [False, False, False, True, False]

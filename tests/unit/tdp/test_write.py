@@ -272,6 +272,16 @@ def test_under_the_write_lock_only_present_entries_are_touched(machine: Machine,
     machine.expect()
 
 
+def test_a_table_does_not_just_become_another_table(machine: Machine, root: RootPage, writer: SpteWriter) -> None:
+    """Nobody would ever free the first one, nor what it maps."""
+    other = machine.kvm.tables.allocate()
+    other.place(root, root, 0, 0, 2)
+    with machine.zapping():
+        writer.set_spte(root, 0, 0, root.spt[0], machine.kvm.layout.table(other.address))
+    machine.expect("O7 spte-transition")
+    machine.abandon()
+
+
 @pytest.mark.parametrize("shared", [True, False])
 def test_a_removed_table_lives_until_its_readers_have_left(machine: Machine, root: RootPage, shared: bool) -> None:
     with elsewhere(machine.runtime, rcu_section(machine.kvm.rcu)):
