@@ -144,11 +144,13 @@ class Vcpu:
         """vcpu_load(): the calling thread runs this vCPU from now on."""
         self._fault.hold = self.kvm.mmu_lock.local.hold
         self._fault.reader = self.kvm.rcu.local.reader
+        self._fault.srcu_reader = self.kvm.srcu.local.reader
 
     def vcpu_put(self) -> None:
         """vcpu_put(): the calling thread is done with it; another one may run it."""
         self._fault.hold = None
         self._fault.reader = None
+        self._fault.srcu_reader = None
 
     def exit_request(self) -> bool:
         """kvm_vcpu_exit_request(): after guest mode is announced, is there anything to do first?"""

@@ -14,6 +14,7 @@ from mmu.kvm import ADDRESS_SPACES, Kvm
 from mmu.memory.host import Region
 from mmu.runtime import Cell
 from mmu.sync.poison import RcuHead, poison
+from mmu.sync.rcu import Reader
 
 KVM_MEM_LOG_DIRTY_PAGES: Final = 1 << 0
 KVM_MEM_READONLY: Final = 1 << 1
@@ -143,9 +144,12 @@ class Memslots:
         """The active set for a check at a quiescent point, where no rule protects it because nobody changes it."""
         return self._active[as_id].value
 
-    def gfn_to_memslot(self, as_id: int, gfn: int) -> Memslot | None:
-        """kvm_vcpu_gfn_to_memslot(): the slot that covers `gfn`, INVALID ones included; same rule as `active`."""
-        if not self._srcu_local.reader.depth:
+    def gfn_to_memslot(self, as_id: int, gfn: int, reader: Reader | None = None) -> Memslot | None:
+        """kvm_vcpu_gfn_to_memslot(): the slot that covers `gfn`, INVALID ones included; same rule as `active`.
+
+        `reader` is the calling thread's own SRCU record, if the caller has it at hand.
+        """
+        if reader is None or not reader.depth:
             self.active(as_id)
         bases, slots = self._active[as_id].value.index.value
         position = bisect_right(bases, gfn)

@@ -156,7 +156,6 @@ class RwLock:
         self._probe = probe or Probe()
         self._rcu = rcu
         self._runtime = runtime
-        self._root = lockdep.root
         self._read_key = self.lock_class.key(READ)
         self._write_key = self.lock_class.key(WRITE)
         self._holds: tuple[RwHold, ...] = ()
@@ -181,8 +180,10 @@ class RwLock:
             self._nested(hold, READ)
             return
         task = hold.task
-        node = (task.chain or self._root).children.get(self._read_key)
-        task.chain = node or self._lockdep.extend(task, self.lock_class, READ)
+        try:
+            task.chain = task.chain.children[self._read_key]  # type: ignore[union-attr]  # no chain: not seen before
+        except (AttributeError, KeyError):
+            task.chain = self._lockdep.extend(task, self.lock_class, READ)
         hold.mode = -READ
         hold.read_acquire()
         hold.mode = READ

@@ -33,7 +33,8 @@ class Fault:
     """struct kvm_page_fault: what was accessed, and what was found out so far.
 
     A vCPU has one and renews it at every exit, so nothing is carried over from an earlier fault (R8); anybody else
-    makes a fresh one. `hold` and `reader` are the records of the thread that handles it, if it knows them.
+    makes a fresh one. `hold`, `reader` and `srcu_reader` are the records of the thread that handles it, if
+    it knows them.
     """
 
     gfn = 0
@@ -47,6 +48,7 @@ class Fault:
     mmu_seq = 0
     hold: RwHold | None = None
     reader: Reader | None = None
+    srcu_reader: Reader | None = None
 
 
 _SPECIAL = KVM_MEMSLOT_INVALID | KVM_MEM_READONLY
@@ -56,24 +58,31 @@ class PageCache:
     """mmu_page_header_cache and mmu_shadow_page_cache: table pages set aside before locks are taken. One task's own,
     or guarded by its owner's mutex."""
 
-    __slots__ = ("_kvm", "pages", "target")
+    __slots__ = ("_kvm", "pages", "short", "target")
 
     def __init__(self, kvm: Kvm) -> None:
         self._kvm = kvm
         self.target = kvm.geometry.levels
         self.pages: list[ShadowPage] = []
+        self.short = True
+        """Whether pages were taken since the last top-up."""
 
     def topup(self) -> None:
         """mmu_topup_memory_caches(): enough pages for one walk from the root. May sleep."""
-        pages = self.pages
-        if len(pages) >= self.target:
-            return
-        self._kvm.sync.might_sleep("mmu_topup_memory_caches")
-        while len(pages) < self.target:
-            pages.append(self._kvm.tables.allocate())
+        if self.short:
+            self._kvm.sync.might_sleep("mmu_topup_memory_caches")
+            while len(self.pages) < self.target:
+                self.pages.append(self._kvm.tables.allocate())
+            self.short = False
+
+    def take(self) -> ShadowPage:
+        """kvm_mmu_memory_cache_alloc(): one page, without sleeping."""
+        self.short = True
+        return self.pages.pop()
 
     def drain(self) -> None:
         """mmu_free_memory_caches()."""
+        self.short = True
         while self.pages:
             self._kvm.tables.discard(self.pages.pop())
 
@@ -122,7 +131,7 @@ class FaultHandler:
             fast = self.fast_page_fault(root, fault)
             if fast is not None:
                 return fast
-        if len(cache.pages) < cache.target:
+        if cache.short:
             cache.topup()
         result = self.faultin_pfn(fault)
         if result is not CONTINUE:
@@ -143,7 +152,7 @@ class FaultHandler:
 
     def faultin_pfn(self, fault: Fault) -> RetPf:
         """kvm_faultin_pfn(): slot, sequence snapshot, then the host's frame. May sleep."""
-        slot = self.memslots.gfn_to_memslot(fault.as_id, fault.gfn)
+        slot = self.memslots.gfn_to_memslot(fault.as_id, fault.gfn, fault.srcu_reader)
         fault.slot = slot
         fault.mmu_seq = self._seq.value
         if self._probe.point is not None:
@@ -260,7 +269,7 @@ class FaultHandler:
         shift = self._shifts[level]
         index = (fault.gfn >> shift) & self._mask
         gfn = (fault.gfn >> shift) << shift
-        child = cache.pages.pop()
+        child = cache.take()
         assert sp.root is not None
         child.place(sp.root, sp, index, gfn, level - 1)
         if self._probe.point is not None:

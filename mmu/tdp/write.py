@@ -86,7 +86,8 @@ class SpteWriter:
         if changed is not None:
             changed(sp, gfn, level, old, new, shared)
         if level == 1 or new & SPTE_PS:
-            if new & _RIGHTS not in _LEGAL_RIGHTS:
+            rights = new & _RIGHTS
+            if rights != _RIGHTS and rights not in _LEGAL_RIGHTS:
                 self._warn_transition(sp, gfn, old, new, _BAD_RIGHTS)
             if level == 1:
                 self._pages_4k.shard.n += 1

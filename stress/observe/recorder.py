@@ -22,7 +22,9 @@ SHOWN = 14
 Event = tuple[int, int, int, int, int] | tuple[int, int, str]
 """An SPTE change (time in ns, gfn, level, old, new), or a note (time in ns, gfn or -1, text).
 
-Nothing is formatted before somebody reads it: this is the one hook that every fault calls.
+Nothing is formatted before somebody reads it, and a new mapping (old is 0) does not even look at the clock: it carries
+the time of the latest other event of any thread, and is shown as later than that. This is the one hook that every
+fault calls.
 """
 
 
@@ -39,6 +41,7 @@ class Recorder:
     def __init__(self, runtime: Runtime, layout: SpteLayout) -> None:
         self._now = runtime.now
         self._layout = layout
+        self._clock = self._now()
         self._lock = threading.Lock()
         self._rings: list[tuple[str, deque[Event]]] = []
         self._ring = _Ring(self)
@@ -52,8 +55,11 @@ class Recorder:
 
     def spte_changed(self, sp: ShadowPage, gfn: int, level: int, old: int, new: int, shared: bool) -> None:
         """kvm_tdp_mmu_spte_changed, but for the freezing of entries that held nothing: 512 a table say nothing."""
-        if old or new != REMOVED_SPTE:
-            self._ring.append((self._now(), gfn, level, old, new))
+        if old:
+            self._clock = self._now()
+            self._ring.append((self._clock, gfn, level, old, new))
+        elif new != REMOVED_SPTE:
+            self._ring.append((self._clock, gfn, level, 0, new))
 
     def zap_all_fast(self, gen: int) -> None:
         """kvm_mmu_zap_all_fast."""
@@ -104,7 +110,8 @@ class Recorder:
         self._note("io_fault", gfn, "SUCCESS" if ok else "FAILURE")
 
     def _note(self, kind: str, gfn: int, text: str) -> None:
-        self._ring.append((self._now(), gfn, f"{kind} {text}"))
+        self._clock = self._now()
+        self._ring.append((self._clock, gfn, f"{kind} {text}"))
 
     # Reading.
 
@@ -119,7 +126,7 @@ class Recorder:
         if not merged:
             return []
         end = merged[-1][0][0]
-        return [f"{(event[0] - end) / 1e6:10.3f} ms  {task:<18} {self._text(event)}" for event, task in merged]
+        return [f"{_later(event)}{(event[0] - end) / 1e6:9.3f} ms  {task:<18} {self._text(event)}" for event, task in merged]
 
     def enrich(self, report: Report) -> Report:
         """Add the last events to a report."""
@@ -144,5 +151,10 @@ def _copy(ring: deque[Event]) -> list[Event]:
     return []
 
 
-def _when(item: tuple[Event, str]) -> int:
-    return item[0][0]
+def _when(item: tuple[Event, str]) -> tuple[int, bool]:
+    """Sorts by time; what is only known to be later comes after what happened at that time."""
+    return item[0][0], _later(item[0]) == ">"
+
+
+def _later(event: Event) -> str:
+    return ">" if len(event) == 5 and not event[3] else " "
