@@ -6,12 +6,15 @@ compose when they override different methods; the later one wins where they meet
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable
 from typing import TypeVar
 
 from attrs import field, frozen
 
 P = TypeVar("P")
+
+_EVERY_CLASS_HAS = frozenset(vars(type("Empty", (), {})))
 
 
 @frozen
@@ -39,6 +42,9 @@ class Parts:
         replacements = list(dict.fromkeys(part for variant in variants for part in variant.parts))
         self._chosen: dict[type, type] = {}
         for base in bases:
+            for part in replacements:
+                if issubclass(part, base):
+                    _check_signatures(part, base)
             candidates = [part for part in replacements if issubclass(part, base)]
             mine = [part for part in candidates if not any(other is not part and issubclass(other, part) for other in candidates)]
             if not mine:
@@ -54,3 +60,30 @@ class Parts:
 
     def __getitem__(self, base: type[P]) -> type[P]:
         return self._chosen[base]
+
+
+def overridden(part: type, base: type) -> list[str]:
+    """The names of `base` that `part` replaces."""
+    owners = part.__mro__[: part.__mro__.index(base)]
+    return [name for owner in owners for name in vars(owner) if hasattr(base, name) and name not in _EVERY_CLASS_HAS]
+
+
+def _check_signatures(part: type, base: type) -> None:
+    """Every override must be callable as the original is."""
+    for name in overridden(part, base):
+        member, original = getattr(part, name), getattr(base, name)
+        if inspect.isfunction(member) and inspect.isfunction(original) and not _fits(member, original):
+            mine, theirs = inspect.signature(member), inspect.signature(original)
+            raise TypeError(f"{part.__name__}.{name}{mine} must take what {base.__name__}.{name} takes: {theirs}")
+
+
+def _fits(member: object, original: object) -> bool:
+    """Whether a call that suits `original` suits `member`: same positional parameters, or as many through *args."""
+    assert callable(member)
+    assert callable(original)
+    mine = list(inspect.signature(member).parameters.values())
+    theirs = list(inspect.signature(original).parameters.values())
+    if any(parameter.kind is inspect.Parameter.VAR_POSITIONAL for parameter in mine):
+        return True
+    required = [parameter for parameter in mine[len(theirs) :] if parameter.default is inspect.Parameter.empty]
+    return len(mine) >= len(theirs) and not required

@@ -54,8 +54,11 @@ def execute(request: RunRequest, on_progress: Callable[[Progress], None]) -> tup
     """Run the scenario; returns the finished record, still to be written, and the directory kept up to date so far."""
     try:
         session = Session(request.scenario, request.seed, Runtime(), request.variants)
-    except TypeError as error:
-        raise VariantError(f"the variants do not fit together: {error}") from None
+    except Exception as error:
+        if not request.variants:
+            raise
+        names = ", ".join(variant.name for variant in request.variants)
+        raise VariantError(f"the VM cannot be built with {names}: {error}") from None
     directory = RunDirectory.create(request.results, request.name, request.seed)
     keeper = _Keeper(request, session, directory, on_progress)
     keeper.save()
@@ -126,11 +129,18 @@ class _Keeper:
                 findings=len(session.findings()),
                 harness_errors=session.errors(),
                 obligations=tuple(Obligation(name, needed, totals[name]) for name, needed in self._request.scenario.obligations.items()),
+                expected_missing=self._expected_missing(),
                 completed=outcome.completed and not outcome.interrupted,
                 clean_end=outcome.clean_end,
                 quiescent_checks=totals["quiescent_checks"],
             )
         )
+
+    def _expected_missing(self) -> tuple[str, ...]:
+        """The rules that the scenario expects, if not one of them fired."""
+        fired = {finding.report.rule for finding in self._session.findings()}
+        expected = self._request.scenario.expect.rules
+        return () if fired & set(expected) else expected
 
     def _snapshot(self, elapsed: float) -> RunRecord:
         session = self._session

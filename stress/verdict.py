@@ -59,6 +59,7 @@ class Evidence:
     findings: int
     harness_errors: tuple[str, ...]
     obligations: tuple[Obligation, ...]
+    expected_missing: tuple[str, ...]
     completed: bool
     clean_end: bool
     quiescent_checks: int
@@ -77,14 +78,16 @@ def judge(evidence: Evidence) -> Judgement:
     reasons: list[tuple[Verdict, str]] = []
     if evidence.findings:
         reasons.append((Verdict.FAIL, f"{evidence.findings} finding{'s' if evidence.findings > 1 else ''}"))
-    reasons += [(Verdict.HARNESS_ERROR, error) for error in evidence.harness_errors]
+    reasons += [(Verdict.HARNESS_ERROR, error.splitlines()[0]) for error in evidence.harness_errors]
+    if evidence.expected_missing:
+        reasons.append((Verdict.INCONCLUSIVE, f"none of the expected rules fired: {', '.join(evidence.expected_missing)}"))
     if not evidence.completed:
         reasons.append((Verdict.INCONCLUSIVE, "the run was interrupted before its budget was used"))
     if not evidence.clean_end:
         reasons.append((Verdict.INCONCLUSIVE, "not every actor came to its end, so the VM could not be taken down and checked"))
     if not evidence.quiescent_checks:
         reasons.append((Verdict.INCONCLUSIVE, "the invariants were never checked at a quiescent point"))
-    unmet = [item for item in evidence.obligations if not item.met]
+    unmet = [item for item in evidence.obligations if not item.met and not evidence.findings]
     reasons += [(Verdict.INCONCLUSIVE, f"{item.counter}: {item.reached}, at least {item.needed} needed") for item in unmet]
     if not evidence.obligations:
         reasons.append((Verdict.INCONCLUSIVE, "the scenario has no obligations, so nothing says that anything happened"))

@@ -140,6 +140,11 @@ class Vcpu:
             self._leave_guest()
             self._srcu_token = self.kvm.srcu.read_lock()
 
+    def interrupt(self) -> None:
+        """A signal for the thread that runs the vCPU: KVM_RUN returns soon, also from inside the guest."""
+        self.immediate_exit.store(True)
+        self.state.mode.cmpxchg(IN_GUEST_MODE, EXITING_GUEST_MODE)
+
     def vcpu_load(self) -> None:
         """vcpu_load(): the calling thread runs this vCPU from now on."""
         self._fault.hold = self.kvm.mmu_lock.local.hold

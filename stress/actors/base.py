@@ -72,6 +72,10 @@ class Actor:
     def end(self) -> None:
         """Clean up."""
 
+    def moved(self) -> int:
+        """A number that changes while the actor gets anywhere; what the watchdog looks at."""
+        return self.progress
+
     def figures(self) -> dict[str, int]:
         """This actor's own counters, for the report; may be read while it runs."""
         return {"steps": self.progress}

@@ -64,6 +64,10 @@ class VcpuActor(Actor):
         if self._idle_share and dice.random() < self._idle_share:
             self.stage.vm.kvm.runtime.sleep(dice.random() * self._idle_s)
 
+    def moved(self) -> int:
+        """Steps and memory accesses: one long KVM_RUN is no hang, a guest that never gets its access through is."""
+        return self.progress + self.vcpu.stat.accesses
+
     def figures(self) -> dict[str, int]:
         """The vCPU's statistics."""
         stat = self.vcpu.stat

@@ -15,6 +15,7 @@ from mmu.paging.geometry import Geometry
 from mmu.probe import Probe
 from mmu.report import Report, Reporter
 from mmu.runtime import Runtime
+from mmu.task import current
 from mmu.variant import Variant
 from stress.actors.base import Actor, Stage
 from stress.actors.consumer import Consumer, IopfWorker, SharedTdpFd
@@ -92,7 +93,10 @@ class Session:
     def interrupt_vcpus(self, interrupt: bool) -> None:
         """Make every KVM_RUN return soon, or stop doing so."""
         for vcpu in self.vm.vcpus():
-            vcpu.immediate_exit.store(interrupt)
+            if interrupt:
+                vcpu.interrupt()
+            else:
+                vcpu.immediate_exit.store(False)
 
     def findings(self) -> list[Finding]:
         """What was found so far, each with its current count, first seen first."""
@@ -124,6 +128,8 @@ class Session:
         return (self.runtime.now() - self._began) / 1e9
 
     def _found(self, report: Report) -> None:
+        if current.task.error is not None:
+            return  # the thread has died of an exception, which is the harness error; what it still holds is no finding
         with self._lock:
             self._findings.append(Finding(report, round(self.elapsed(), 3)))
 

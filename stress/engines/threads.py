@@ -51,17 +51,25 @@ class ThreadEngine:
         interval = sys.getswitchinterval()
         sys.setswitchinterval(session.scenario.disturbances.switch_interval_s)
         try:
-            if self._in_task("setup", session.set_up):
-                self._start()
-                try:
-                    self._watch()
-                    self.outcome.completed = True
-                except KeyboardInterrupt:
-                    self.outcome.interrupted = True
-                self._finish()
+            self._interruptible(self._first_half)
+            if self._tasks:
+                self._interruptible(self._finish)
         finally:
             sys.setswitchinterval(interval)
         return self.outcome
+
+    def _first_half(self) -> None:
+        if self._in_task("setup", self.session.set_up):
+            self._start()
+            self._watch()
+            self.outcome.completed = True
+
+    def _interruptible(self, part: Callable[[], None]) -> None:
+        """Ctrl-C ends this part of the run, and no more: what was found so far is judged and kept."""
+        try:
+            part()
+        except KeyboardInterrupt:
+            self.outcome.interrupted = True
 
     def _start(self) -> None:
         session = self.session
@@ -121,7 +129,7 @@ class ThreadEngine:
         session = self.session
         session.control.stopping.store(True)
         session.interrupt_vcpus(True)
-        deadline = time.monotonic() + self._limits.stall_s
+        deadline = time.monotonic() + (self._limits.stall_s if not session.errors() else 1.0)
         for task in self._tasks:
             self.runtime.join(task, max(0.1, deadline - time.monotonic()))
         left = [task for task in self._tasks if not self.runtime.join(task, 0)]

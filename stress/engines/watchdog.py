@@ -36,12 +36,12 @@ class Watchdog:
         stuck = []
         for actor in actors:
             progress, still = self._seen.get(actor, (-1, 0.0))
-            moved = actor.progress != progress or actor.done or not actor.parks
+            moved = actor.moved() != progress or actor.done or not actor.parks
             still = 0.0 if moved else still + served
             if still > self._stall_s:
                 stuck.append(actor)
                 still = 0.0
-            self._seen[actor] = (actor.progress, still)
+            self._seen[actor] = (actor.moved(), still)
         return [self.report(actor.name, self._stall_s) for actor in stuck]
 
     def _waits(self, tasks: list[Task]) -> dict[Task, str]:
@@ -67,7 +67,7 @@ class Watchdog:
             "every actor makes progress; a wait that does not end is a deadlock, a lost wakeup or an unbounded retry",
             "khungtaskd; reference O10",
             name,
-            name.rstrip("0123456789"),
+            name,
             tuple(parts),
         )
 

@@ -153,5 +153,5 @@ class Scenario:
     disturbances: Disturbances = field(factory=Disturbances)
     limits: Limits = field(factory=Limits)
     budget: Budget = field(factory=Budget)
-    obligations: dict[str, Count] = field(factory=dict)
+    obligations: dict[str, Positive] = field(factory=dict)
     expect: Expect = field(factory=Expect)
