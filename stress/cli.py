@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import signal
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 from types import FrameType
 
 import click
+import jinja2
 from attrs import evolve
 from rich.console import Console
 
@@ -21,7 +23,7 @@ from stress.results.record import RunRecord, to_json
 from stress.results.store import CONSOLE_TXT, REPORT_HTML, RunDirectory
 from stress.run import RunRequest, execute
 from stress.scenario.load import load
-from stress.scenario.types import Count, Scenario
+from stress.scenario.types import Scenario, Seed
 from stress.variants import load_variants
 from stress.verdict import ExitCode, Verdict
 
@@ -62,24 +64,36 @@ def run(
     scenario, variants = load_all(config, overrides, files)
     if seed is None:
         seed = scenario.seed if scenario.seed is not None else secrets.randbelow(1 << 31)
-    request = RunRequest(evolve(scenario, seed=Count(seed)), config.stem, seed, variants, results)
+    request = RunRequest(evolve(scenario, seed=Seed(seed)), config.stem, seed, variants, results)
     with display_for(Console(), quiet=quiet or as_json) as display:
         record, directory = execute(request, display.show)
+    verdict = Verdict[record.verdict]
+    trouble = keep(directory, record)
+    if trouble:
+        verdict = max(verdict, Verdict.HARNESS_ERROR)
     if as_json:
         click.echo(to_json(record), nl=False)
     elif quiet:
         click.echo(console.verdict_line(record))
     else:
         click.echo(console.summary(record), nl=False)
-        click.echo(f"results: {directory.path}")
-    verdict = Verdict[record.verdict]
+        click.echo(f"results: {directory.path}" if not trouble else f"{verdict.name}: {trouble}")
+    if trouble and (as_json or quiet):
+        click.echo(f"stress: {trouble}", err=True)
+    return verdict.exit_code
+
+
+def keep(directory: RunDirectory, record: RunRecord) -> str:
+    """Write the finished run and its reports, undisturbed by Ctrl-C; what went wrong, or nothing."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         directory.write(record)
         publish(directory, record)
     except ResultError as error:
-        click.echo(f"stress: the results could not be kept: {error}", err=True)
-        verdict = max(verdict, Verdict.HARNESS_ERROR)
-    return verdict.exit_code
+        return f"the results could not be kept: {error}"
+    finally:
+        signal.signal(signal.SIGINT, before)
+    return ""
 
 
 @cli.command()
@@ -89,8 +103,12 @@ def report(directory: Path, as_json: bool) -> ExitCode:
     """Rebuild the reports of a stored run, also of one that was killed."""
     stored = RunDirectory(directory)
     record = stored.read()
-    publish(stored, record)
-    click.echo(to_json(record) if as_json else console.summary(record), nl=False)
+    try:
+        publish(stored, record)
+        text = to_json(record) if as_json else console.summary(record)
+    except (LookupError, TypeError, ValueError, ArithmeticError, jinja2.TemplateError) as error:
+        raise ResultError(f"{stored.path} holds a run that cannot be shown ({error!r}); run.json is damaged") from None
+    click.echo(text, nl=False)
     if not as_json:
         click.echo(f"report: {stored.path / REPORT_HTML}")
     return ExitCode.PASS
@@ -141,7 +159,16 @@ def publish(directory: RunDirectory, record: RunRecord) -> None:
 def main() -> None:
     """Entry point of the `stress` command."""
     signal.signal(signal.SIGTERM, _interrupt)
-    sys.exit(invoke(sys.argv[1:]))
+    signal.signal(signal.SIGHUP, _interrupt)
+    code = invoke(sys.argv[1:])
+    try:
+        sys.stdout.flush()
+    except OSError as error:  # a closed pipe or a full disk: the verdict stands, but nobody has read it
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - for the interpreter's own last flush
+        if not isinstance(error, BrokenPipeError):
+            click.echo(f"stress: cannot write the output: {error.strerror}", err=True)
+            code = max(code, ExitCode.HARNESS_ERROR)
+    sys.exit(code)
 
 
 def invoke(arguments: list[str]) -> int:
@@ -157,6 +184,11 @@ def invoke(arguments: list[str]) -> int:
     except (click.Abort, KeyboardInterrupt):
         click.echo("stress: interrupted", err=True)
         return ExitCode.INCONCLUSIVE
+    except BrokenPipeError:
+        return ExitCode.PASS
+    except OSError as error:
+        click.echo(f"stress: cannot write the output: {error.strerror}", err=True)
+        return ExitCode.HARNESS_ERROR
     return int(code) if isinstance(code, int) else ExitCode.PASS
 
 

@@ -45,7 +45,7 @@ class Layout:
 
     def __init__(self, vm: VirtualMachine, config: Vm, memory: Memory) -> None:
         self.vm = vm
-        stride = _stride(config, memory)
+        stride = memory.stride(config.entries, config.levels)
         self.fixed = [Place(0, 0, memory.fixed_pages)]
         if memory.smm_pages:
             self.fixed.append(Place(1, 0, memory.smm_pages))
@@ -77,6 +77,9 @@ class Layout:
         moving = [home for slot in self.churn for home in slot.homes if home.as_id == as_id]
         accesses: list[int] = []
         while len(accesses) < count:
+            if not moving and not fixed:
+                accesses += [(self._last - dice.randrange(4)) << 1] * BURST
+                continue
             place = dice.choice(moving if moving and (dice.random() < churn or not fixed) else fixed)
             first = dice.randrange(place.pages)
             for _ in range(BURST):
@@ -85,15 +88,3 @@ class Layout:
                     gfn = self._last - dice.randrange(4)
                 accesses.append(gfn << 1 | (dice.random() < write))
         return accesses
-
-
-def _stride(config: Vm, memory: Memory) -> int:
-    """Distance between places: a whole last-level table at least, so that deleting a slot can empty tables."""
-    largest = max(memory.fixed_pages, memory.churn_pages, memory.smm_pages, memory.smm_churn_pages)
-    stride: int = config.entries
-    while stride < largest:
-        stride *= 2
-    needed = stride * (2 + 2 * memory.churn_slots)
-    if needed > config.entries**config.levels - 8:
-        stride = largest
-    return stride

@@ -50,5 +50,5 @@ def _memory_path(record: RunRecord) -> str:
     if len(samples) < 2:
         return ""
     end = max(sample.at_s for sample in samples) or 1
-    top = max(sample.rss for sample in samples)
+    top = max(sample.rss for sample in samples) or 1
     return " ".join(f"{600 * sample.at_s / end:.1f},{80 - 76 * sample.rss / top:.1f}" for sample in samples)

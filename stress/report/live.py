@@ -81,7 +81,7 @@ def display_for(console: Console, *, quiet: bool) -> Display:
     """The display that suits where the output goes."""
     if quiet:
         return Silent()
-    return Terminal(console) if console.is_terminal else Plain(console)
+    return Terminal(console) if console.is_terminal and not console.is_dumb_terminal else Plain(console)
 
 
 def line_of(progress: Progress) -> str:

@@ -110,7 +110,7 @@ def from_json(text: str, where: str) -> RunRecord:
     """The record in a JSON text; `ResultError` says what is wrong with it."""
     try:
         data = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # JSONDecodeError is a ValueError
         raise ResultError(f"{where} is not valid JSON ({error}); the run directory is damaged") from None
     schema = data.get("schema") if isinstance(data, dict) else None
     if schema != SCHEMA:

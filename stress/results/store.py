@@ -29,11 +29,14 @@ class RunDirectory:
         """A new directory under `root`, named after the time, the scenario and the seed; `latest` points to it."""
         stamp = time.strftime("%Y-%m-%dT%H-%M-%SZ", time.gmtime())
         path = root / f"{stamp}-{name}-s{seed}-{secrets.token_hex(3)}"
+        latest = root / "latest"
+        if latest.exists() and not latest.is_symlink():
+            raise ResultError(f"{latest} is in the way: it must be a link to the newest run; choose another place with --results")
         try:
             path.mkdir(parents=True)
             link = root / f".latest-{secrets.token_hex(3)}"
             link.symlink_to(path.name)
-            link.replace(root / "latest")
+            link.replace(latest)
         except OSError as error:
             raise ResultError(f"cannot create a result directory under {root}: {error.strerror}; choose another with --results") from None
         return cls(path)
@@ -58,6 +61,8 @@ class RunDirectory:
         path = self.path / RUN_JSON
         try:
             text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            raise ResultError(f"{path} is not text; the run directory is damaged") from None
         except OSError as error:
             raise ResultError(f"{path}: {error.strerror}; give a run directory, such as results/latest") from None
         return from_json(text, str(path))
@@ -69,5 +74,5 @@ def was_killed(record: RunRecord) -> bool:
         return False
     try:
         return bool(abs(psutil.Process(record.pid).create_time() - record.pid_started) > 1)
-    except psutil.Error:
+    except (psutil.Error, ValueError):
         return True

@@ -23,6 +23,10 @@ from stress.observe.counters import COUNTERS
 from stress.scenario import types
 from stress.scenario.types import Scenario
 
+MOST = 1 << 24
+"""Upper bound of counts: what a process could hold in memory, not a limit of the model."""
+MOST_ENTRIES = 1 << 16
+
 
 class _Invalid(ValueError):
     """A value that does not fit: carries what was expected and the nearest valid name."""
@@ -43,24 +47,31 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Scenario:
         raise ConfigError([Problem(str(path), "file", str(reason), "a readable TOML scenario", "see 'stress list scenarios'")]) from None
     try:
         data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError is a ValueError; so is a number of 5,000 digits
         raise ConfigError([Problem(str(path), "syntax", str(error), "valid TOML")]) from None
     places = {key: f"{path}:{line}" for key, line in key_lines(text).items()}
     problems = [problem for override in overrides if (problem := _override(data, places, override)) is not None]
     scenario, found = structure(data, places, str(path))
     problems += found
     if problems or scenario is None:
-        raise ConfigError(problems)
+        raise ConfigError(sorted(problems, key=_by_place))
     return scenario
+
+
+def _by_place(problem: Problem) -> tuple[str, int]:
+    """File first, then line."""
+    file, _, line = problem.where.rpartition(":")
+    return (file, int(line)) if line.isdigit() else (problem.where, 0)
 
 
 def structure(data: dict[str, Any], places: dict[str, str], source: str) -> tuple[Scenario | None, list[Problem]]:
     """Turn a TOML tree into a scenario, or into the list of what is wrong; `places` maps dotted keys to file:line."""
+    unknown = list(_unknown_counters(data, places, source))
     try:
         scenario = _converter().structure(data, Scenario)
     except ClassValidationError as error:
-        return None, list(_problems(error, "", places, source))
-    return scenario, list(_cross_checks(scenario, places, source))
+        return None, [*_problems(error, "", places, source), *unknown]
+    return scenario, [*_cross_checks(scenario, places, source), *unknown]
 
 
 def unstructure(scenario: Scenario) -> dict[str, Any]:
@@ -91,7 +102,7 @@ def _override(data: dict[str, Any], places: dict[str, str], override: str) -> Pr
         return Problem("--set", override, "no '='", "key=value, such as --set vm.vcpus=4")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         value = text.strip()
     *tables, last = key.strip().split(".")
     target = data
@@ -111,25 +122,50 @@ def _cross_checks(scenario: Scenario, places: dict[str, str], source: str) -> It
     def at(key: str) -> str:
         return _place(key, places, source)
 
-    if vm.entries < 2 or vm.entries & (vm.entries - 1):
-        yield Problem(at("vm.entries"), "vm.entries", str(vm.entries), "a power of two from 2 on")
-        return
+    shaped = True
+    if vm.entries < 2 or vm.entries & (vm.entries - 1) or vm.entries > MOST_ENTRIES:
+        shaped = False
+        yield Problem(at("vm.entries"), "vm.entries", str(vm.entries), f"a power of two from 2 to {MOST_ENTRIES}")
     if not 2 <= vm.levels <= 5:
+        shaped = False
         yield Problem(at("vm.levels"), "vm.levels", str(vm.levels), "2 to 5")
-        return
     pages = memory.fixed_pages + memory.churn_slots * memory.churn_pages + memory.smm_pages + memory.smm_churn_pages
     if vm.frames < 2 * pages + 64:
         yield Problem(at("vm.frames"), "vm.frames", str(vm.frames), f"at least {2 * pages + 64}", "twice the guest's pages, and 64")
-    room = vm.entries**vm.levels
-    if 4 * pages > room:
-        yield Problem(at("vm.levels"), "vm.levels", f"{room} guest frames", f"at least {4 * pages}", "more levels or entries")
+    if shaped:
+        room = vm.entries**vm.levels
+        needed = memory.frames_needed(memory.stride(vm.entries, vm.levels))
+        if needed > room:
+            yield Problem(
+                at("vm.levels"), "vm.levels", f"{room} guest frames", f"at least {needed}", "more levels or entries, or less memory"
+            )
+    yield from _limit_checks(scenario, at)
     worker = scenario.actors.memslot_worker
     if worker.enabled and not worker.delete_weight + worker.move_weight + worker.flags_weight:
         key = "actors.memslot_worker.delete_weight"
         yield Problem(at(key), key, "all weights are 0", "at least one above 0", "enabled = false leaves the worker out")
-    for name in scenario.obligations:
+
+
+def _limit_checks(scenario: Scenario, at: Callable[[str], str]) -> Iterable[Problem]:
+    """A bound must leave room for the sleeps that the scenario itself asks for, or it calls them a hang."""
+    disturbances, actors, limits = scenario.disturbances, scenario.actors, scenario.limits
+    delays = 60 * disturbances.delay_share * disturbances.delay_s if disturbances.points else 0
+    longest = round(delays + 2 * max(actors.memslot_worker.pause_s, actors.vcpu.idle_s if actors.vcpu.idle_share else 0), 3)
+    for key in ("stall_s", "rcu_stall_s", "write_hold_s"):
+        value = getattr(limits, key)
+        if value < longest:
+            yield Problem(
+                at(f"limits.{key}"), f"limits.{key}", f"{value:g}", f"at least {longest:g}", "longer than the scenario's own sleeps"
+            )
+
+
+def _unknown_counters(data: dict[str, Any], places: dict[str, str], source: str) -> Iterable[Problem]:
+    """Obligations that no counter stands for; looked at apart from everything else that may be wrong."""
+    obligations = data.get("obligations")
+    for name in obligations if isinstance(obligations, dict) else ():
         if name not in COUNTERS:
-            yield Problem(at(f"obligations.{name}"), f"obligations.{name}", "unknown counter", "a counter", _nearest(name, COUNTERS))
+            key = f"obligations.{name}"
+            yield Problem(_place(key, places, source), key, "unknown counter", "a counter (see 'stress list')", _nearest(name, COUNTERS))
 
 
 def _converter() -> Converter:
@@ -137,12 +173,14 @@ def _converter() -> Converter:
     converter.register_structure_hook_func(attrs.has, lambda data, cls: _structure_table(converter, data, cls))
     converter.register_structure_hook_func(_is_choice, _structure_choice)
     hooks: list[tuple[Any, Callable[[Any, Any], Any]]] = [
-        (bool, lambda value, _: _typed(value, bool, "true or false")),
-        (str, lambda value, _: _typed(value, str, "a text")),
+        (types.Flag, lambda value, _: _typed(value, bool, "true or false")),
+        (types.Text, lambda value, _: _typed(value, str, "a text")),
+        (types.Amount, lambda value, _: _whole(value, 1, 1 << 62)),
+        (types.Seed, lambda value, _: _whole(value, 0, 1 << 64)),
         (types.Count, lambda value, _: _whole(value, 0)),
         (types.Positive, lambda value, _: _whole(value, 1)),
         (types.Share, lambda value, _: _number(value, 0, 1, "a number from 0 to 1")),
-        (types.Rate, lambda value, _: _number(value, 0, None, "a number from 0 on")),
+        (types.Rate, lambda value, _: _rate(value)),
         (types.Seconds, lambda value, _: _number(value, 1e-9, None, "a number of seconds above 0")),
         (types.PolicyName, lambda value, _: _name(value, POLICIES, "a policy")),
         (types.VariantName, lambda value, _: _name(value, MUTANTS, "a variant")),
@@ -156,7 +194,33 @@ def _converter() -> Converter:
 def _structure_table(converter: Converter, data: Any, cls: Any) -> Any:
     if not isinstance(data, dict):
         raise _Invalid(data, f"a table [{cls.__name__.lower()}]")
+    attrs.resolve_types(cls)
+    data = {name: _shaped(value, attrs.fields_dict(cls).get(name)) for name, value in data.items()}
     return make_dict_structure_fn(cls, converter, _cattrs_forbid_extra_keys=True, _cattrs_detailed_validation=True)(data, cls)
+
+
+class _Misshapen:
+    """Stands for a value of the wrong shape: whoever looks inside learns what was expected."""
+
+    def __init__(self, value: object, expected: str) -> None:
+        self._error = _Invalid(value, expected)
+
+    def __iter__(self) -> Any:
+        raise self._error
+
+    def items(self) -> Any:
+        """What a table has."""
+        raise self._error
+
+
+def _shaped(value: Any, field: Any) -> Any:
+    """`value`, or its stand-in where a list or a table belongs and something else was found."""
+    origin = get_origin(field.type) if field is not None else None
+    if origin is tuple and not isinstance(value, list):
+        return _Misshapen(value, 'a list, such as ["..."]')
+    if origin is dict and not isinstance(value, dict):
+        return _Misshapen(value, "a table of numbers")
+    return value
 
 
 def _is_choice(kind: Any) -> bool:
@@ -177,10 +241,19 @@ def _typed(value: Any, kind: type, expected: str) -> Any:
     return value
 
 
-def _whole(value: Any, least: int) -> int:
+def _whole(value: Any, least: int, most: int = MOST) -> int:
     if type(value) is not int or value < least:
         raise _Invalid(value, f"a whole number from {least} on")
+    if value > most:
+        raise _Invalid(value, f"a whole number up to {most}")
     return value
+
+
+def _rate(value: Any) -> float:
+    rate = _number(value, 0, None, "a number from 0 on")
+    if rate and not 1e-6 <= rate <= 1e6:
+        raise _Invalid(value, "0, or a number from 0.000001 to 1000000")
+    return rate
 
 
 def _number(value: Any, least: float, most: float | None, expected: str) -> float:

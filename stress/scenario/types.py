@@ -14,6 +14,14 @@ Share = NewType("Share", float)
 """A number from 0 to 1."""
 Seconds = NewType("Seconds", float)
 """A time in seconds, more than 0."""
+Amount = NewType("Amount", int)
+"""How often something has to happen: a whole number from 1 on."""
+Seed = NewType("Seed", int)
+"""A whole number from 0 on, of any size."""
+Text = NewType("Text", str)
+"""A text."""
+Flag = NewType("Flag", bool)
+"""true or false."""
 Rate = NewType("Rate", float)
 """Events a second, from 0 on; 0 is never."""
 PolicyName = NewType("PolicyName", str)
@@ -22,6 +30,9 @@ VariantName = NewType("VariantName", str)
 """The name of a shipped variant (`stress list variants`)."""
 RuleName = NewType("RuleName", str)
 """The number of a rule (`stress list oracles`)."""
+
+UNMAPPED_FRAMES = 8
+"""Frames at the end of guest memory that no slot ever covers."""
 
 PreemptionPoint = Literal["P1", "P2", "P4", "P5", "P7", "P8", "P9", "P10", "P11", "P13", "P14", "P15", "P16", "P17", "P20"]
 
@@ -35,8 +46,8 @@ class Vm:
     entries: Positive = Positive(512)
     frames: Positive = Positive(1 << 15)
     mmu_lock: Literal["fair", "reader", "writer"] = "fair"
-    have_exported_tdp: bool = True
-    ad_bits: bool = True
+    have_exported_tdp: Flag = Flag(True)
+    ad_bits: Flag = Flag(True)
     profile: Literal["hardened"] = "hardened"
     kernel: Literal["6.6"] = "6.6"
     policy: PolicyName = PolicyName("keep-valid")
@@ -55,6 +66,19 @@ class Memory:
     churn_pages: Positive = Positive(128)
     smm_pages: Count = Count(32)
     smm_churn_pages: Count = Count(32)
+
+    def stride(self, entries: int, levels: int) -> int:
+        """Distance between places in frames: a whole last-level table where there is room, so that deleting a slot can
+        empty tables; else just enough."""
+        largest = max(self.fixed_pages, self.churn_pages, self.smm_pages, self.smm_churn_pages)
+        stride = entries
+        while stride < largest:
+            stride *= 2
+        return stride if self.frames_needed(stride) <= entries**levels else largest
+
+    def frames_needed(self, stride: int) -> int:
+        """How many guest frames the places take, with a few left over that nothing maps."""
+        return stride * (1 + 2 * max(self.churn_slots, 1 if self.smm_churn_pages else 0)) + UNMAPPED_FRAMES
 
 
 @frozen
@@ -76,7 +100,7 @@ class VcpuActor:
 class MemslotActor:
     """The memslot worker: what it does, and how often. Weights are relative."""
 
-    enabled: bool = True
+    enabled: Flag = Flag(True)
     pause_s: Share = Share(0.005)
     delete_weight: Rate = Rate(6.0)
     move_weight: Rate = Rate(2.0)
@@ -144,14 +168,14 @@ class Expect:
 class Scenario:
     """A whole scenario. `obligations` are counts that the run must reach, or it proves nothing (INCONCLUSIVE)."""
 
-    title: str = ""
+    title: Text = Text("")
     engine: Literal["threads"] = "threads"
-    seed: Count | None = None
+    seed: Seed | None = None
     vm: Vm = field(factory=Vm)
     memory: Memory = field(factory=Memory)
     actors: Actors = field(factory=Actors)
     disturbances: Disturbances = field(factory=Disturbances)
     limits: Limits = field(factory=Limits)
     budget: Budget = field(factory=Budget)
-    obligations: dict[str, Positive] = field(factory=dict)
+    obligations: dict[str, Amount] = field(factory=dict)
     expect: Expect = field(factory=Expect)

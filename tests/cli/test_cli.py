@@ -14,7 +14,9 @@ import pytest
 
 from mmu.runtime import Runtime
 from stress.engines.session import Session
+from stress.results.record import to_json
 from tests.engine import small
+from tests.records import record as example
 
 ROOT = Path(__file__).parents[2]
 QUICK = ROOT / "configs" / "quick.toml"
@@ -185,3 +187,71 @@ def test_the_same_seed_gives_actors_the_same_programs() -> None:
 
     assert programs(5) == programs(5)
     assert programs(5) != programs(6)
+
+
+def test_a_must_fail_scenario_that_does_not_fail_is_no_pass(tmp_path: Path) -> None:
+    config = ROOT / "configs" / "BUSTED" / "no-flush-after-exported-zap.toml"
+    done = stress("run", "-c", config, "--set", "vm.variants=[]", "--duration", "0.5", "--results", tmp_path, "-q")
+    assert done.returncode == 2
+    assert "none of the expected rules fired: O1" in done.stdout
+
+
+def test_one_long_kvm_run_is_no_hang(tmp_path: Path) -> None:
+    quiet = ["actors.vcpu.unmapped_share=0", "actors.vcpu.churn_share=0", "actors.vcpu.smm_share=0", "actors.vcpu.idle_share=0"]
+    settings = [*quiet, "actors.vcpu.accesses_per_run=16000000", "limits.stall_s=0.5", "actors.memslot_worker.enabled=false"]
+    options = [part for setting in settings for part in ("--set", setting)]
+    done = stress("run", "-c", QUICK, "--duration", "2", "--results", tmp_path, "-q", "--set", "obligations={vcpu_accesses=1}", *options)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize(
+    "change", [{"scenario": {}}, {"pid": -1, "status": "running"}, {"obligations": [{"counter": "new", "needed": 1, "reached": 1}]}]
+)
+def test_reports_of_damaged_or_foreign_records_end_in_order(tmp_path: Path, change: dict[str, object]) -> None:
+    record = json.loads(to_json(example()))
+    record.update(change)
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    done = stress("report", tmp_path)
+    assert done.returncode in (0, 4)
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("import sys\nsys.exit(0)\n", "SystemExit"),
+        ("from mmu import Variant\nVARIANT = Variant(name='x', title='x', parts=())\n", "parts must be a tuple of classes"),
+        (
+            "from mmu import Variant\nfrom mmu.memory.tlb import RemoteTlb\n"
+            "class Typo(RemoteTlb):\n    def notify_importer(self, gfn, pages): pass\n"
+            "VARIANT = Variant(name='x', title='x', parts=(Typo,))\n",
+            "Typo overrides nothing of RemoteTlb",
+        ),
+        (
+            "from mmu import Variant\nfrom mmu.memory.tlb import RemoteTlb\n"
+            "class Short(RemoteTlb):\n    def notify_importers(self, gfn): pass\n"
+            "VARIANT = Variant(name='x', title='x', parts=(Short,))\n",
+            "must take what RemoteTlb.notify_importers takes",
+        ),
+    ],
+)
+def test_a_variant_that_cannot_mean_what_it_says_is_refused(tmp_path: Path, text: str, reason: str) -> None:
+    variant = tmp_path / "idea.py"
+    variant.write_text(text)
+    done = stress("run", "-c", QUICK, "--variant", variant, "--results", tmp_path / "results")
+    assert done.returncode == 4
+    assert reason in done.stderr
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_variant_that_raises_is_a_harness_error_and_no_finding(tmp_path: Path) -> None:
+    variant = tmp_path / "idea.py"
+    variant.write_text(
+        "from mmu import Variant\nfrom mmu.memory.tlb import RemoteTlb\n"
+        "class Raises(RemoteTlb):\n    def notify_importers(self, gfn, pages): raise ValueError('oops')\n"
+        "VARIANT = Variant(name='raises', title='x', parts=(Raises,))\n"
+    )
+    done = stress("run", "-c", QUICK, "--duration", "2", "--variant", variant, "--results", tmp_path, "-q")
+    assert done.returncode == 3, done.stdout
+    assert "ValueError('oops')" in done.stdout
+    assert len(done.stdout.splitlines()) == 1

@@ -34,10 +34,10 @@ def test_every_variant_explains_itself() -> None:
 @pytest.mark.parametrize("path", SCENARIOS, ids=lambda path: path.stem)
 def test_a_broken_variant_is_caught_by_the_rule_it_names(path: Path) -> None:
     scenario = load(path)
+    fired: set[str] = set()
     for seed in (1, 2, 3):
         session, _ = run_scenario(evolve(scenario, budget=evolve(scenario.budget, settle_s=Seconds(0.2))), seed)
-        fired = {finding.report.rule for finding in session.findings()}
-        assert fired, f"nothing fired with seed {seed}"
+        fired |= {finding.report.rule for finding in session.findings()}
         if fired & set(scenario.expect.rules):
             return
-    pytest.fail(f"only {sorted(fired)} fired, expected one of {scenario.expect.rules}")
+    pytest.fail(f"{sorted(fired) or 'nothing'} fired, expected one of {scenario.expect.rules}")

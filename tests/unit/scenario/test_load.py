@@ -115,3 +115,39 @@ def test_the_effective_scenario_loads_back_as_itself(tmp_path: Path) -> None:
 def test_key_lines_knows_tables_and_quoted_keys() -> None:
     lines = key_lines('a = 1\n[b]\n"c" = 2\n[b.d]\ne = 3\n')
     assert lines == {"a": 1, "b": 2, "b.c": 3, "b.d": 4, "b.d.e": 5}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("[vm]\nvariants = 'put-before-zap'\n", "vm.variants: found 'put-before-zap'; expected a list, such as"),
+        ("obligations = 3\n", "obligations: found 3; expected a table"),
+        ("title = 5\n", "title: found 5; expected a text"),
+        ("[vm]\nad_bits = 1\n", "vm.ad_bits: found 1; expected true or false"),
+        ("[vm]\nframes = 99999999999999999999999\n", "expected a whole number up to"),
+        ("[actors.consumer]\nreexports_per_s = 1e-300\n", "expected 0, or a number from"),
+        ("[obligations]\nvcpu_faults = 0\n", "obligations.vcpu_faults: found 0; expected a whole number from 1 on"),
+        ("[limits]\nstall_s = 0.001\n", "limits.stall_s: 0.001; expected at least"),
+        ("[actors.memslot_worker]\ndelete_weight=0\nmove_weight=0\nflags_weight=0\n", "all weights are 0"),
+        ("seed = " + "9" * 5000 + "\n", "syntax"),
+        (
+            "[vm]\nentries = 4\nlevels = 4\n[memory]\nfixed_pages=32\nchurn_slots=5\nchurn_pages=2\nsmm_pages=1\nsmm_churn_pages=1\n",
+            "256 guest frames; expected at least",
+        ),
+    ],
+)
+def test_what_a_stranger_tried(tmp_path: Path, text: str, expected: str) -> None:
+    problems = problems_of(tmp_path, text)
+    assert len(problems) == 1, problems
+    assert expected in problems[0]
+
+
+def test_mistakes_that_only_the_whole_shows_come_with_the_others(tmp_path: Path) -> None:
+    text = "\n".join(problems_of(tmp_path, "[vm]\nlevels = 9\nentries = 3\nframes = 5\n[obligations]\nvcpu_fault = 1\n"))
+    for key in ("vm.levels", "vm.entries", "vm.frames", "obligations.vcpu_fault"):
+        assert key in text
+
+
+def test_problems_come_in_the_order_of_lines(tmp_path: Path) -> None:
+    places = [int(problem.split(":")[1]) for problem in problems_of(tmp_path, FIVE_MISTAKES)]
+    assert places == sorted(places)
