@@ -131,7 +131,8 @@ class Recorder:
     def enrich(self, report: Report) -> Report:
         """Add the last events to a report."""
         lines = self.last(report.gfn)
-        title = "last events" if report.gfn is None else f"last events on gfn {report.gfn:#x}"
+        about = "" if report.gfn is None else f" on gfn {report.gfn:#x}"
+        title = f"last events{about} (> marks a new mapping, made at that time or a little later)"
         return evolve(report, sections=(*report.sections, section(title, lines))) if lines else report
 
     def _text(self, event: Event) -> str:
