@@ -14,8 +14,6 @@ from attrs import field, frozen
 
 P = TypeVar("P")
 
-_EVERY_CLASS_HAS = frozenset(vars(type("Empty", (), {})))
-
 
 @frozen
 class Variant:
@@ -65,7 +63,8 @@ class Parts:
 def overridden(part: type, base: type) -> list[str]:
     """The names of `base` that `part` replaces."""
     owners = part.__mro__[: part.__mro__.index(base)]
-    return [name for owner in owners for name in vars(owner) if hasattr(base, name) and name not in _EVERY_CLASS_HAS]
+    members = [(name, member) for owner in owners for name, member in vars(owner).items() if hasattr(base, name)]
+    return [name for name, member in members if inspect.isfunction(member) or not name.startswith("__")]
 
 
 def _check_signatures(part: type, base: type) -> None:
