@@ -161,6 +161,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _interrupt)
     signal.signal(signal.SIGHUP, _interrupt)
     code = invoke(sys.argv[1:])
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the verdict is known: an impatient Ctrl-C must not replace its code
     try:
         sys.stdout.flush()
     except OSError as error:  # a closed pipe or a full disk: the verdict stands, but nobody has read it
