@@ -140,11 +140,12 @@ def load_all(config: Path, overrides: tuple[str, ...], files: tuple[Path, ...]) 
         scenario = load(config, overrides)
     except ConfigError as error:
         problems += error.problems
-    for file in files:
+    named = [(Path(name), str(config)) for name in (scenario.vm.variant_files if scenario is not None else ())]
+    for file, where in [*named, *((file, "--variant") for file in files)]:
         try:
             variants += load_variants(file)
         except VariantError as error:
-            problems.append(Problem("--variant", str(file), str(error), "a Python file that defines VARIANT = Variant(...)"))
+            problems.append(Problem(where, str(file), str(error), "a Python file that defines VARIANT = Variant(...)"))
     if problems or scenario is None:
         raise ConfigError(problems)
     return scenario, tuple(variants)

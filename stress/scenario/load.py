@@ -51,7 +51,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Scenario:
         raise ConfigError([Problem(str(path), "syntax", str(error), "valid TOML")]) from None
     places = {key: f"{path}:{line}" for key, line in key_lines(text).items()}
     problems = [problem for override in overrides if (problem := _override(data, places, override)) is not None]
-    scenario, found = structure(data, places, str(path))
+    scenario, found = structure(data, places, str(path), path.parent)
     problems += found
     if problems or scenario is None:
         raise ConfigError(sorted(problems, key=_by_place))
@@ -64,11 +64,14 @@ def _by_place(problem: Problem) -> tuple[str, int]:
     return (file, int(line)) if line.isdigit() else (problem.where, 0)
 
 
-def structure(data: dict[str, Any], places: dict[str, str], source: str) -> tuple[Scenario | None, list[Problem]]:
-    """Turn a TOML tree into a scenario, or into the list of what is wrong; `places` maps dotted keys to file:line."""
+def structure(data: dict[str, Any], places: dict[str, str], source: str, folder: Path = Path()) -> tuple[Scenario | None, list[Problem]]:
+    """Turn a TOML tree into a scenario, or into the list of what is wrong.
+
+    `places` maps dotted keys to file:line; names of files are relative to `folder`.
+    """
     unknown = list(_unknown_counters(data, places, source))
     try:
-        scenario = _converter().structure(data, Scenario)
+        scenario = _converter(folder).structure(data, Scenario)
     except ClassValidationError as error:
         return None, [*_problems(error, "", places, source), *unknown]
     return scenario, [*_cross_checks(scenario, places, source), *unknown]
@@ -168,7 +171,7 @@ def _unknown_counters(data: dict[str, Any], places: dict[str, str], source: str)
             yield Problem(_place(key, places, source), key, "unknown counter", "a counter (see 'stress list')", _nearest(name, COUNTERS))
 
 
-def _converter() -> Converter:
+def _converter(folder: Path) -> Converter:
     converter = Converter(forbid_extra_keys=True, detailed_validation=True)
     converter.register_structure_hook_func(attrs.has, lambda data, cls: _structure_table(converter, data, cls))
     converter.register_structure_hook_func(_is_choice, _structure_choice)
@@ -182,6 +185,7 @@ def _converter() -> Converter:
         (types.Share, lambda value, _: _number(value, 0, 1, "a number from 0 to 1")),
         (types.Rate, lambda value, _: _rate(value)),
         (types.Seconds, lambda value, _: _number(value, 1e-9, None, "a number of seconds above 0")),
+        (types.FileName, lambda value, _: _file(value, folder)),
         (types.PolicyName, lambda value, _: _name(value, POLICIES, "a policy")),
         (types.VariantName, lambda value, _: _name(value, MUTANTS, "a variant")),
         (types.RuleName, lambda value, _: _name(value, RULES, "a rule")),
@@ -247,6 +251,18 @@ def _whole(value: Any, least: int, most: int = MOST) -> int:
     if value > most:
         raise _Invalid(value, f"a whole number up to {most}")
     return value
+
+
+def _file(value: Any, folder: Path) -> str:
+    """The path as it can be opened from here; it must name a file that can be read."""
+    if not isinstance(value, str):
+        raise _Invalid(value, "the path of a file")
+    path = folder / value
+    try:
+        with path.open("rb"):
+            return str(path)
+    except OSError as error:
+        raise _Invalid(value, f"a readable file (relative to {folder.resolve()})", error.strerror or "") from None
 
 
 def _rate(value: Any) -> float:

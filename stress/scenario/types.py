@@ -24,6 +24,8 @@ Flag = NewType("Flag", bool)
 """true or false."""
 Rate = NewType("Rate", float)
 """Events a second, from 0 on; 0 is never."""
+FileName = NewType("FileName", str)
+"""The path of a readable file, relative to the scenario's own folder."""
 PolicyName = NewType("PolicyName", str)
 """The name of a policy (`stress list policies`)."""
 VariantName = NewType("VariantName", str)
@@ -39,7 +41,10 @@ PreemptionPoint = Literal["P1", "P2", "P4", "P5", "P7", "P8", "P9", "P10", "P11"
 
 @frozen
 class Vm:
-    """The machine: vCPUs, table geometry, host memory, and which design it runs."""
+    """The machine: vCPUs, table geometry, host memory, and which design it runs.
+
+    `variants` names shipped variants, `variant_files` Python files with variants of one's own.
+    """
 
     vcpus: Positive = Positive(3)
     levels: Positive = Positive(4)
@@ -52,6 +57,7 @@ class Vm:
     kernel: Literal["6.6"] = "6.6"
     policy: PolicyName = PolicyName("keep-valid")
     variants: tuple[VariantName, ...] = ()
+    variant_files: tuple[FileName, ...] = ()
 
 
 @frozen

@@ -64,11 +64,21 @@ def test_a_busted_scenario_exits_1_and_names_the_expected_rule(tmp_path: Path) -
 
 def test_all_mistakes_of_a_file_in_one_message_exit_4_and_nothing_left(tmp_path: Path) -> None:
     config = tmp_path / "wrong.toml"
-    config.write_text('[vm]\nvcpu = 1\nlevels = "4"\npolicy = "keep"\n[actors.consumer]\nreexports_per_s = -1\n')
-    done = stress("run", "--config", config, "--variant", tmp_path / "none.py", "--results", tmp_path / "results")
+    config.write_text(
+        '[vm]\nvcpu = 1\nlevels = "4"\npolicy = "keep"\nvariant_files = ["none.py"]\n[actors.consumer]\nreexports_per_s = -1\n'
+    )
+    done = stress("run", "--config", config, "--results", tmp_path / "results")
     assert done.returncode == 4
     assert done.stdout == ""
-    for part in ("5 problems", "wrong.toml:2: vm.vcpu", "wrong.toml:3: vm.levels", "wrong.toml:4: vm.policy", "wrong.toml:6", "none.py"):
+    for part in (
+        "5 problems",
+        "wrong.toml:2: vm.vcpu",
+        "wrong.toml:3: vm.levels",
+        "wrong.toml:4: vm.policy",
+        "wrong.toml:5",
+        "none.py",
+        "wrong.toml:7",
+    ):
         assert part in done.stderr
     assert not (tmp_path / "results").exists()
 
@@ -255,3 +265,16 @@ def test_a_variant_that_raises_is_a_harness_error_and_no_finding(tmp_path: Path)
     assert done.returncode == 3, done.stdout
     assert "ValueError('oops')" in done.stdout
     assert len(done.stdout.splitlines()) == 1
+
+
+def test_a_scenario_may_name_variant_files_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "idea.py").write_text(
+        "from mmu import Variant\nfrom mmu.tdp.zap import Zapper\n"
+        "class Forgetful(Zapper):\n    def flush_exported(self): pass\n"
+        "VARIANT = Variant(name='forgetful', title='forgets to flush', parts=(Forgetful,))\n"
+    )
+    config = tmp_path / "mine.toml"
+    config.write_text("[vm]\nvariant_files = ['idea.py']\n[obligations]\nvcpu_faults = 1\n[expect]\nrules = ['O1']\n")
+    done = stress("run", "-c", config, "--seed", "1", "--results", tmp_path / "results", "-q")
+    assert done.returncode == 1
+    assert "expected O1: seen O1" in done.stdout
