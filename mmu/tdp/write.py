@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mmu.kvm import Kvm
 from mmu.paging.spte import ADDR_MASK, HOST_WRITABLE, MMU_WRITABLE, REMOVED_SPTE, SPTE_PS, SPTE_W, describe
-from mmu.paging.table import RootPage, ShadowPage
+from mmu.paging.table import ShadowPage
 from mmu.sync.lockdep import READ, WRITE
 from mmu.tdp.iter import TdpIter
 
@@ -193,9 +193,3 @@ class SpteWriter:
             subject=why,
             extra=(("SPTE", [f"old {describe(old, self._layout)}", f"new {describe(new, self._layout)}"]),),
         )
-
-
-def root_of(sp: ShadowPage) -> RootPage:
-    """The root of the tree that a visible page stands in."""
-    assert sp.root is not None
-    return sp.root

@@ -38,16 +38,20 @@ class Zapper:
         kvm.mmu_lock.write_lock()
         if kvm.probe.zap_all_fast is not None:
             kvm.probe.zap_all_fast(kvm.mmu_valid_gen.value)
-        self.toggle_valid_gen()
-        invalidated = self.roots.invalidate_all_roots()
-        if kvm.probe.point is not None:
-            kvm.probe.point("P8")
-        self.request_obsolete_roots(invalidated)
+        self.obsolete_roots()
         self.zap_exported_roots()
         kvm.mmu_lock.write_unlock()
         if kvm.probe.point is not None:
             kvm.probe.point("P9")
         self.zap_invalidated_roots()
+
+    def obsolete_roots(self) -> None:
+        """Steps 3 to 5: flip the generation, invalidate the roots, have every vCPU drop them; in one critical section."""
+        self.toggle_valid_gen()
+        invalidated = self.roots.invalidate_all_roots()
+        if self.kvm.probe.point is not None:
+            self.kvm.probe.point("P8")
+        self.request_obsolete_roots(invalidated)
 
     def toggle_valid_gen(self) -> None:
         """mmu_valid_gen 0 <-> 1; only the shadow MMU looks at it."""

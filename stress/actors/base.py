@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from abc import ABC, abstractmethod
 
 from mmu.machine.vm import VirtualMachine
 from stress.actors.layout import Layout
@@ -27,7 +28,7 @@ class Stage:
         return random.Random(f"{self.seed}/{name}")
 
 
-class Actor:
+class Actor(ABC):
     """One thread. `begin` runs before the common start, `step` again and again, `end` after the last step.
 
     `progress` counts steps; the watchdog calls an actor stuck when it stands still. `parks` says whether the actor
@@ -62,14 +63,14 @@ class Actor:
         """Whether the loop ends."""
         return self.stage.control.stopping.value
 
-    def begin(self) -> None:
+    def begin(self) -> None:  # noqa: B027 - most actors need no preparation
         """Get ready."""
 
+    @abstractmethod
     def step(self) -> None:
         """Do one thing."""
-        raise NotImplementedError
 
-    def end(self) -> None:
+    def end(self) -> None:  # noqa: B027 - nor any cleaning up
         """Clean up."""
 
     def moved(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mmu.errors import KvmError
 from mmu.memory.host import tag_of
 from mmu.memory.memslots import KVM_MEM_LOG_DIRTY_PAGES, MemoryRegion
 from stress.actors.base import Actor, Stage
@@ -52,7 +53,11 @@ class MemslotWorker(Actor):
         assert region is not None
         target = churn.homes[1 - churn.home.value]
         vm.host.begin_move(region, tag_of(target.as_id, target.gfn))
-        vm.set_user_memory_region(MemoryRegion(churn.slot, target.gfn, target.pages, region, churn.flags.value, target.as_id))
+        try:
+            vm.set_user_memory_region(MemoryRegion(churn.slot, target.gfn, target.pages, region, churn.flags.value, target.as_id))
+        except KvmError:
+            vm.host.abort_move(region)
+            raise
         churn.home.value = 1 - churn.home.value
         vm.host.end_move(region)
 

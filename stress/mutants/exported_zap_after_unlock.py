@@ -1,6 +1,5 @@
 """The exported zap moved behind write_unlock."""
 
-from mmu.memory.requests import KVM_REQ_MMU_FREE_OBSOLETE_ROOTS
 from mmu.tdp.zap import Zapper
 from mmu.variant import Variant
 
@@ -12,9 +11,7 @@ class ZapAfterUnlock(Zapper):
         """Release mmu_lock first, zap the exported roots then."""
         kvm = self.kvm
         kvm.mmu_lock.write_lock()
-        self.toggle_valid_gen()
-        self.roots.invalidate_all_roots()
-        self.requests.make_all_cpus_request(KVM_REQ_MMU_FREE_OBSOLETE_ROOTS)
+        self.obsolete_roots()
         kvm.mmu_lock.write_unlock()
         self.zap_exported_roots()
         self.zap_invalidated_roots()

@@ -1,6 +1,5 @@
 """The exported zap under the read lock, next to page faults."""
 
-from mmu.memory.requests import KVM_REQ_MMU_FREE_OBSOLETE_ROOTS
 from mmu.tdp.zap import Zapper
 from mmu.variant import Variant
 
@@ -12,9 +11,7 @@ class ZapUnderReadLock(Zapper):
         """Only invalidate under the write lock; zap the exported leaves as a reader."""
         kvm = self.kvm
         kvm.mmu_lock.write_lock()
-        self.toggle_valid_gen()
-        self.roots.invalidate_all_roots()
-        self.requests.make_all_cpus_request(KVM_REQ_MMU_FREE_OBSOLETE_ROOTS)
+        self.obsolete_roots()
         kvm.mmu_lock.write_unlock()
         kvm.mmu_lock.read_lock()
         self.zap_exported_roots()

@@ -20,6 +20,18 @@ from tests.records import record as example
 
 ROOT = Path(__file__).parents[2]
 QUICK = ROOT / "configs" / "quick.toml"
+FORGETFUL = """\
+from mmu import Variant
+from mmu.tdp.zap import Zapper
+
+
+class Forgetful(Zapper):
+    def flush_exported(self):
+        pass
+
+
+VARIANT = Variant(name="forgetful", title="forgets to flush", parts=(Forgetful,))
+"""
 SMALL = ["--set", "obligations={vcpu_faults=10}", "--set", "vm.vcpus=2"]
 
 
@@ -109,14 +121,7 @@ def test_json_is_the_record_and_nothing_else(tmp_path: Path) -> None:
 
 def test_a_variant_from_a_file_takes_part(tmp_path: Path) -> None:
     variant = tmp_path / "idea.py"
-    variant.write_text(
-        "from mmu.tdp.zap import Zapper\n"
-        "from mmu import Variant\n"
-        "class Forgetful(Zapper):\n"
-        "    def flush_exported(self):\n"
-        "        pass\n"
-        "VARIANT = Variant(name='forgetful', title='forgets to flush', parts=(Forgetful,))\n"
-    )
+    variant.write_text(FORGETFUL)
     done = stress("run", "-c", QUICK, "--seed", "1", "--variant", variant, "--results", tmp_path, "-q")
     assert done.returncode == 1
     assert "forgetful" in json.loads((tmp_path / "latest" / "run.json").read_text())["variants"]
@@ -268,11 +273,7 @@ def test_a_variant_that_raises_is_a_harness_error_and_no_finding(tmp_path: Path)
 
 
 def test_a_scenario_may_name_variant_files_beside_it(tmp_path: Path) -> None:
-    (tmp_path / "idea.py").write_text(
-        "from mmu import Variant\nfrom mmu.tdp.zap import Zapper\n"
-        "class Forgetful(Zapper):\n    def flush_exported(self): pass\n"
-        "VARIANT = Variant(name='forgetful', title='forgets to flush', parts=(Forgetful,))\n"
-    )
+    (tmp_path / "idea.py").write_text(FORGETFUL)
     config = tmp_path / "mine.toml"
     config.write_text("[vm]\nvariant_files = ['idea.py']\n[obligations]\nvcpu_faults = 1\n[expect]\nrules = ['O1']\n")
     done = stress("run", "-c", config, "--seed", "1", "--results", tmp_path / "results", "-q")
