@@ -10,7 +10,7 @@ from mmu.paging.spte import HOST_WRITABLE, MMU_WRITABLE, REMOVED_SPTE, SPTE_W, p
 from mmu.paging.table import RootPage
 from mmu.sync.poison import is_poisoned
 from mmu.tdp.iter import TdpIter
-from mmu.tdp.write import SpteWriter, root_of
+from mmu.tdp.write import SpteWriter
 from tests.conftest import blocked, elsewhere, finish, rcu_section, reading, writing
 from tests.model import Machine
 
@@ -226,7 +226,7 @@ def test_a_linked_table_is_counted_when_it_is_visible(machine: Machine, root: Ro
         assert not writer.link_sp(root, 3, 48, 0, child), "there is a table already"
     assert counted_when_visible == [(True, 2)]
     assert machine.kvm.stat.tdp_mmu_pages.value == 3
-    assert root_of(child) is root
+    assert child.root is root
 
 
 # Removing a table.
