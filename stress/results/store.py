@@ -73,6 +73,8 @@ def was_killed(record: RunRecord) -> bool:
     if record.status != "running":
         return False
     try:
-        return bool(abs(psutil.Process(record.pid).create_time() - record.pid_started) > 1)
+        process = psutil.Process(record.pid)
+        replaced = abs(process.create_time() - record.pid_started) > 1
+        return bool(replaced or process.status() == psutil.STATUS_ZOMBIE)
     except (psutil.Error, ValueError):
         return True

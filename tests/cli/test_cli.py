@@ -162,6 +162,8 @@ def start(tmp_path: Path) -> subprocess.Popen[str]:
 def test_a_killed_run_can_still_be_reported(tmp_path: Path) -> None:
     process = start(tmp_path)
     process.kill()
+    unreaped = stress("report", tmp_path / "latest")
+    assert "INCONCLUSIVE (killed)" in unreaped.stdout, "nobody has waited for the process yet, and it is dead all the same"
     process.communicate()
     done = stress("report", tmp_path / "latest")
     assert done.returncode == 0
