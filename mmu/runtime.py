@@ -243,8 +243,6 @@ class RawRwLock(Protocol):
 class Runtime:
     """The thread runtime: real OS threads, real locks, the machine's clock."""
 
-    controlled = False
-
     def __init__(self) -> None:
         self._exit_checks: list[Callable[[Task], None]] = []
         self._tasks: list[Task] = []

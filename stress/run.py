@@ -20,7 +20,7 @@ from stress.engines.threads import Outcome, ThreadEngine
 from stress.errors import ResultError, VariantError
 from stress.observe.resources import Resources
 from stress.results import environment
-from stress.results.record import SCHEMA, RunRecord, StoredFinding, StoredObligation
+from stress.results.record import SCHEMA, RunRecord, StoredFinding
 from stress.results.store import RunDirectory
 from stress.scenario.load import unstructure
 from stress.scenario.types import Scenario
@@ -128,13 +128,17 @@ class _Keeper:
             Evidence(
                 findings=len(session.findings()),
                 harness_errors=session.errors(),
-                obligations=tuple(Obligation(name, needed, totals[name]) for name, needed in self._request.scenario.obligations.items()),
+                obligations=self._obligations(totals),
                 expected_missing=self._expected_missing(),
                 completed=outcome.completed and not outcome.interrupted,
                 clean_end=outcome.clean_end,
                 quiescent_checks=totals["quiescent_checks"],
             )
         )
+
+    def _obligations(self, totals: dict[str, int]) -> tuple[Obligation, ...]:
+        """What the scenario demands, beside what was reached."""
+        return tuple(Obligation(name, needed, totals[name]) for name, needed in self._request.scenario.obligations.items())
 
     def _expected_missing(self) -> tuple[str, ...]:
         """The rules that the scenario expects, if not one of them fired."""
@@ -149,7 +153,7 @@ class _Keeper:
             self._base,
             run_s=round(elapsed, 3),
             counters=totals,
-            obligations=tuple(StoredObligation(name, needed, totals[name]) for name, needed in self._request.scenario.obligations.items()),
+            obligations=self._obligations(totals),
             actors={actor.name: actor.figures() for actor in session.actors},
             latencies=tuple(session.histograms.latencies()),
             findings=stored_findings(session),

@@ -5,9 +5,10 @@ from __future__ import annotations
 from mmu.report import Report, section
 from stress.observe.histograms import Latency
 from stress.observe.resources import Sample
-from stress.results.record import SCHEMA, Environment, RunRecord, StoredFinding, StoredObligation
+from stress.results.record import SCHEMA, Environment, RunRecord, StoredFinding
 from stress.scenario.load import unstructure
 from stress.scenario.types import Scenario
+from stress.verdict import Obligation
 
 ENVIRONMENT = Environment(
     version="0.1.0",
@@ -70,7 +71,7 @@ def record(*, findings: int = 0) -> RunRecord:
         pid_started=1.0e9,
         environment=ENVIRONMENT,
         counters={"vcpu_faults": 12345, "memslot_deletes": 67, "io_faults": 8},
-        obligations=(StoredObligation("vcpu_faults", 1000, 12345),),
+        obligations=(Obligation("vcpu_faults", 1000, 12345),),
         actors={"vcpu0": {"accesses": 5}},
         latencies=(Latency("fault", 12345, 8000, 9000, 20000, 30000, 40000, ((8000, 12345),)),),
         findings=tuple(finding(number) for number in range(findings)),

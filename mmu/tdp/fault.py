@@ -113,7 +113,6 @@ class FaultHandler:
         self._rcu = kvm.rcu
         self._seq = kvm.mmu_invalidate_seq
         self._in_progress = kvm.mmu_invalidate_in_progress
-        self._rcu_local = kvm.rcu.local
         self._shifts = kvm.geometry.shifts()
         self._mask = kvm.geometry.mask
         self._probe = kvm.probe
@@ -236,17 +235,14 @@ class FaultHandler:
         return result
 
     def _fast_page_fault(self, root: RootPage, fault: Fault) -> RetPf | None:
-        found = self.get_last_sptep(root, fault.gfn)
-        if found is None:
-            return None
-        sp, _, spte = found
+        sp, _, spte = self.get_last_sptep(root, fault.gfn)
         if not spte & self._present or not (sp.level == 1 or spte & SPTE_PS):
             return None
         if not fault.write or spte & SPTE_W:
             return SPURIOUS
         return None
 
-    def get_last_sptep(self, root: RootPage, gfn: int) -> tuple[ShadowPage, int, int] | None:
+    def get_last_sptep(self, root: RootPage, gfn: int) -> tuple[ShadowPage, int, int]:
         """kvm_tdp_mmu_fast_pf_get_last_sptep(): the lowest entry of a lockless walk, as (table, index, value)."""
         self.kvm.rcu.assert_held("sptep")
         sp: ShadowPage = root

@@ -70,7 +70,7 @@ class _Local(threading.local):
 
 
 class Histograms:
-    """A probe observer that times operations; `longest_write_hold` also serves the liveness bound."""
+    """A probe observer that times operations."""
 
     def __init__(self, runtime: Runtime) -> None:
         self._now = runtime.now

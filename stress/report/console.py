@@ -67,7 +67,7 @@ def _lines(record: RunRecord, splats: bool) -> Iterator[str]:
 
 def _trouble(record: RunRecord, splats: bool) -> Iterator[str]:
     for item in record.obligations if not record.findings else ():
-        if item.reached < item.needed:
+        if not item.met:
             yield f"obligation not met: {item.counter} {item.reached:,}, needed {item.needed:,}"
     for error in record.harness_errors:
         yield f"harness error: {error}"

@@ -11,6 +11,7 @@ from attrs import field, frozen
 from stress.errors import ResultError
 from stress.observe.histograms import Latency
 from stress.observe.resources import Sample
+from stress.verdict import Obligation
 
 SCHEMA = "tdp-stress/run/1"
 """Name and version of the format; the number goes up when a reader of the old one would misread the new one."""
@@ -30,15 +31,6 @@ class StoredFinding:
     at_s: float
     count: int
     splat: str
-
-
-@frozen
-class StoredObligation:
-    """A counter that had to reach a number."""
-
-    counter: str
-    needed: int
-    reached: int
 
 
 @frozen
@@ -82,7 +74,7 @@ class RunRecord:
     pid_started: float
     environment: Environment
     counters: dict[str, int] = field(factory=dict)
-    obligations: tuple[StoredObligation, ...] = ()
+    obligations: tuple[Obligation, ...] = ()
     actors: dict[str, dict[str, int]] = field(factory=dict)
     latencies: tuple[Latency, ...] = ()
     findings: tuple[StoredFinding, ...] = ()
