@@ -12,9 +12,19 @@ from attrs import frozen
 
 from mmu.machine.vm import VirtualMachine
 from mmu.memory.host import MOVING, tag_of
-from mmu.memory.memslots import Memslot
+from mmu.memory.memslots import GEN_UPDATE_IN_PROGRESS, Memslot
 from mmu.memory.tlb import HardwareWalker, TranslationCache
-from mmu.paging.spte import ADDR_MASK, HOST_WRITABLE, MMU_WRITABLE, REMOVED_SPTE, SPTE_W, pfn_of
+from mmu.paging.spte import (
+    ADDR_MASK,
+    HOST_WRITABLE,
+    MMU_WRITABLE,
+    REMOVED_SPTE,
+    SPTE_D,
+    SPTE_MMIO,
+    SPTE_W,
+    SPTE_X,
+    pfn_of,
+)
 from mmu.paging.table import RootPage, ShadowPage
 from mmu.report import Report, section
 from mmu.sync.poison import is_poisoned
@@ -79,6 +89,14 @@ class State:
         """The active slots of an address space."""
         return self.vm.memslots.peek(as_id).index.value[1]
 
+    def slot(self, as_id: int, gfn: int) -> Memslot | None:
+        """The slot that covers `gfn`."""
+        return self.vm.memslots.peek(as_id).at(gfn)
+
+    def pages(self, leaf: _Entry) -> int:
+        """How many frames a leaf maps."""
+        return self.vm.kvm.geometry.pages(leaf.sp.level)
+
 
 def i1_roots_are_referenced(state: State) -> Iterator[str]:
     """A linked root has at least one reference."""
@@ -91,10 +109,17 @@ def i3_refcounts_are_exact(state: State) -> Iterator[str]:
     """Refcount = the TDP MMU's own (until zapped) + one a vCPU that has it loaded + the exporter's."""
     for root in state.roots:
         own = 0 if root.zapped.value else 1
-        loaded = sum(1 for vcpu in state.vm.vcpus() if vcpu.root is root)
+        loaded = sum(1 for vcpu in state.vm.vcpus() for held in vcpu.loaded_roots() if held is root)
         exporters = sum(1 for exported in state.vm.exported_tdps.all() if exported.root.value is root)
         if root.refcount.read() != own + loaded + exporters:
             yield f"{root.describe()}: expected {own} own + {loaded} vCPU + {exporters} exporter"
+
+
+def i4_invalid_is_for_ever(state: State) -> Iterator[str]:
+    """A root that was invalidated stays invalid: one that is scheduled or zapped is."""
+    for root in state.roots:
+        if (root.scheduled.value or root.zapped.value) and not root.invalid.value:
+            yield f"{root.describe()} was invalidated once and is valid again"
 
 
 def i5_exported_roots_are_valid(state: State) -> Iterator[str]:
@@ -125,16 +150,21 @@ def i6_tables_hang_together(state: State) -> Iterator[str]:
 
 
 def i7_leaves_are_right(state: State) -> Iterator[str]:
-    """A leaf maps the frame that the host maps there now, with no more rights than host and slot give."""
+    """A leaf is aligned and maps the frames that the host maps there now, with no more rights than host and slot give."""
     host = state.vm.host
     for tree in state.trees:
         as_id = tree.root.role.as_id
-        slots = state.slots(as_id)
         for leaf in tree.leaves:
-            stamp = host.stamp[pfn_of(leaf.spte)]
-            if stamp not in (tag_of(as_id, leaf.gfn), MOVING):
-                yield f"leaf of {tree.root.describe()} at gfn {leaf.gfn:#x} maps frame {pfn_of(leaf.spte):#x}, which is not its own"
-            slot = next((slot for slot in slots if slot.base_gfn <= leaf.gfn < slot.end_gfn), None)
+            pages = state.pages(leaf)
+            pfn = pfn_of(leaf.spte)
+            if leaf.gfn & (pages - 1) or pfn & (pages - 1):
+                yield f"leaf at gfn {leaf.gfn:#x} level {leaf.sp.level} maps frame {pfn:#x}: not aligned"
+            for offset in range(pages):
+                if pfn + offset >= host.frames or host.stamp[pfn + offset] not in (tag_of(as_id, leaf.gfn + offset), MOVING):
+                    where = f"gfn {leaf.gfn + offset:#x} maps frame {pfn + offset:#x}"
+                    yield f"leaf of {tree.root.describe()} at {where}, which is not its own"
+                    break
+            slot = state.slot(as_id, leaf.gfn)
             if leaf.spte & SPTE_W and slot is not None and not slot.host_writable:
                 yield f"leaf at gfn {leaf.gfn:#x} is writable, {slot.describe()} is not"
             if (leaf.spte & SPTE_W and not leaf.spte & MMU_WRITABLE) or (leaf.spte & MMU_WRITABLE and not leaf.spte & HOST_WRITABLE):
@@ -142,20 +172,44 @@ def i7_leaves_are_right(state: State) -> Iterator[str]:
 
 
 def i8_leaves_have_slots(state: State) -> Iterator[str]:
-    """No leaf for a gfn without a slot."""
+    """No leaf, and no part of one, for a gfn without a slot."""
     for tree in state.trees:
         slots = state.slots(tree.root.role.as_id)
         for leaf in tree.leaves:
-            if not any(slot.base_gfn <= leaf.gfn < slot.end_gfn and not slot.invalid for slot in slots):
-                yield f"leaf of {tree.root.describe()} at gfn {leaf.gfn:#x} has no memslot"
+            end = leaf.gfn + state.pages(leaf)
+            if not any(slot.base_gfn <= leaf.gfn and end <= slot.end_gfn and not slot.invalid for slot in slots):
+                yield f"leaf of {tree.root.describe()} at gfn {leaf.gfn:#x} level {leaf.sp.level} has no memslot"
+
+
+def i10_pages_are_balanced(state: State) -> Iterator[str]:
+    """Every table page is linked, in somebody's cache, or waits for its grace period; nothing else exists."""
+    vm = state.vm
+    tables = vm.kvm.tables
+    linked = len(state.roots) + sum(len(tree.tables) for tree in state.trees)
+    cached = len(vm.exporter.cached_pages()) + sum(len(vcpu.cache.pages) for vcpu in vm.vcpus())
+    waiting = tables.retired.value - tables.freed.value
+    known = linked + cached + waiting
+    if tables.live() != known:
+        yield f"{tables.live()} page-table pages exist: {linked} linked, {cached} in caches, {waiting} wait for RCU, {tables.live() - known} lost"
 
 
 def i11_nothing_is_frozen(state: State) -> Iterator[str]:
-    """At rest no entry is frozen, and nothing but present entries and zeros is left."""
+    """At rest no entry is frozen, and nothing but present entries, MMIO entries of 4 KiB and zeros is left."""
     for tree in state.trees:
         for entry in tree.others:
+            if entry.spte & SPTE_MMIO and entry.sp.level == 1:
+                continue
             what = "frozen" if entry.spte == REMOVED_SPTE else f"{entry.spte:#x}"
             yield f"entry of {tree.root.describe()} at gfn {entry.gfn:#x} level {entry.sp.level} is {what} at rest"
+
+
+def i12_no_invalidation_is_left(state: State) -> Iterator[str]:
+    """At rest no mmu_notifier invalidation is in progress: every start had its end, on the same slots."""
+    kvm = state.vm.kvm
+    if kvm.invalidation.in_progress.value:
+        yield f"mmu_invalidate_in_progress is {kvm.invalidation.in_progress.value} at rest"
+    if kvm.mn_active_invalidate_count.value:
+        yield f"mn_active_invalidate_count is {kvm.mn_active_invalidate_count.value} at rest"
 
 
 def i13_statistics_agree(state: State) -> Iterator[str]:
@@ -164,9 +218,90 @@ def i13_statistics_agree(state: State) -> Iterator[str]:
     tables = sum(len(tree.tables) for tree in state.trees)
     if tables != stat.tdp_mmu_pages.value:
         yield f"tdp_mmu_pages is {stat.tdp_mmu_pages.value}, a walk finds {tables}"
-    leaves = sum(1 for tree in state.trees for leaf in tree.leaves if leaf.sp.level == 1)
-    if leaves != stat.pages_4k.value:
-        yield f"pages_4k is {stat.pages_4k.value}, a walk finds {leaves}"
+    for level, counter in enumerate(stat.by_level):
+        leaves = sum(1 for tree in state.trees for leaf in tree.leaves if leaf.sp.level == level)
+        if counter is not None and leaves != counter.value:
+            yield f"{counter.name} is {counter.value}, a walk finds {leaves}"
+
+
+def i14_nx_list_is_linked(state: State) -> Iterator[str]:
+    """possible_nx_huge_pages holds linked tables whose flag is set, each once, and nx_lpage_splits counts them."""
+    linked = {id(child) for tree in state.trees for child, _, _ in tree.tables}
+    listed = state.vm.kvm.possible_nx_huge_pages.pages()
+    splits = state.vm.kvm.stat.nx_lpage_splits.value
+    if splits != len(listed):
+        yield f"nx_lpage_splits is {splits}, possible_nx_huge_pages has {len(listed)} pages"
+    for sp in listed:
+        if is_poisoned(sp) or id(sp) not in linked:
+            yield "a page on possible_nx_huge_pages is not linked"
+        elif sp.nx_disallowed is None or not sp.nx_disallowed.value:
+            yield f"{sp.describe()} is on possible_nx_huge_pages without nx_huge_page_disallowed"
+
+
+def i15_dirty_bits_are_kept(state: State) -> Iterator[str]:
+    """A D bit that a CPU has set is still in an SPTE, or the host was told that the frame is dirty."""
+    kvm = state.vm.kvm
+    dirty: set[int] = set()
+    for tree in state.trees:
+        for leaf in tree.leaves:
+            if leaf.spte & SPTE_D:
+                dirty.update(range(pfn_of(leaf.spte), pfn_of(leaf.spte) + state.pages(leaf)))
+    for vcpu in state.vm.vcpus():
+        for pfn, tick in vcpu.dirtied.items():
+            if pfn not in dirty and kvm.pfn_dirtied[pfn] < tick:
+                yield f"{vcpu} has set the D bit of frame {pfn:#x}; no SPTE has it, and the host was never told"
+
+
+def i16_mmio_sptes_are_stale_or_right(state: State) -> Iterator[str]:
+    """An MMIO SPTE that a fault would honour, because its generation is the current one, stands where no slot is."""
+    kvm = state.vm.kvm
+    mask = (1 << kvm.config.mmio_gen_bits) - 1
+    for tree in state.trees:
+        as_id = tree.root.role.as_id
+        generation = state.vm.memslots.peek(as_id).generation.value
+        for entry in tree.others if not tree.root.invalid.value else ():
+            current = entry.spte & SPTE_MMIO and kvm.layout.mmio_generation(entry.spte) == generation & mask
+            if current and not generation & GEN_UPDATE_IN_PROGRESS and state.slot(as_id, entry.gfn) is not None:
+                yield f"MMIO SPTE of {tree.root.describe()} at gfn {entry.gfn:#x} is current although a memslot covers the gfn"
+
+
+def i17_nx_policy_holds(state: State) -> Iterator[str]:
+    """While the NX huge page mitigation is on, no root that a vCPU can run on has an executable huge leaf."""
+    if not state.vm.kvm.nx_huge_pages.value:
+        return
+    for tree in state.trees:
+        if tree.root.invalid.value or tree.root.role.iommu:
+            continue
+        for leaf in tree.leaves:
+            if leaf.sp.level > 1 and leaf.spte & SPTE_X:
+                yield f"executable huge leaf of {tree.root.describe()} at gfn {leaf.gfn:#x} level {leaf.sp.level}"
+
+
+def i18_importers_are_bound_to_what_they_walk(state: State) -> Iterator[str]:
+    """A device walks the root of an exported TDP that will tell it of every flush, or none."""
+    for device in state.vm.devices():
+        root = device.root.value
+        if root is None:
+            continue
+        exported = next((item for item in state.vm.exported_tdps.all() if item.root.value is root), None)
+        if exported is None:
+            yield f"{device.name} walks a root that is not exported"
+        elif not any(getattr(importer, "device", None) is device for importer in exported.importers()):
+            yield f"{device.name} walks {root.describe()}, but is not registered to hear of its flushes"
+
+
+def i19_io_faults_were_answered_truly(state: State) -> Iterator[str]:
+    """Every IO fault so far was answered SUCCESS if and only if its gfn could be mapped with the rights asked for."""
+    wrong = state.vm.exporter.wrong_answers.value
+    if wrong:
+        yield f"{wrong} IO page faults were answered wrongly"
+
+
+def i20_no_lock_is_held(state: State) -> Iterator[str]:
+    """At rest no task holds a lock or is inside a read section."""
+    for task in state.vm.kvm.runtime.tasks():
+        if task.held and task.thread.is_alive():
+            yield f"{task} holds {', '.join(hold.lock_class.name for hold in task.held)} at rest"
 
 
 def i2_zapped_roots_are_empty(state: State) -> Iterator[str]:
@@ -178,7 +313,7 @@ def i2_zapped_roots_are_empty(state: State) -> Iterator[str]:
 
 def i9_caches_are_justified(state: State) -> Iterator[str]:
     """A cached translation, whole or partial, that will be used without a flush is still what the tables say."""
-    for vcpu in state.vm.vcpus():
+    for vcpu in state.vm.vcpus() if not state.vm.kvm.mm_gone.value else ():
         if vcpu.root is not None and not vcpu.state.requests.value:
             yield from _stale_caches(state, str(vcpu), vcpu.tlb, vcpu.root)
     for device in state.vm.devices():
@@ -188,6 +323,7 @@ def i9_caches_are_justified(state: State) -> Iterator[str]:
 
 
 def _stale_caches(state: State, who: str, cache: TranslationCache, root: RootPage) -> Iterator[str]:
+    layout = state.vm.kvm.layout
     walker = HardwareWalker(state.vm.kvm)
     for table in cache.tables.values():
         if is_poisoned(table):
@@ -195,7 +331,8 @@ def _stale_caches(state: State, who: str, cache: TranslationCache, root: RootPag
             return
     for gfn, spte in cache.entries.items():
         now = walker.walk(TranslationCache(), root, gfn)
-        if now != spte:
+        same = layout.is_present(now) and not (now ^ spte) & ADDR_MASK
+        if not same or spte & ~now & (SPTE_W | SPTE_D) and not layout.is_access_tracked(now):
             yield f"{who} caches gfn {gfn:#x} -> {spte:#x}, no flush is pending, and the tables say {now:#x}"
             return
 
@@ -204,15 +341,28 @@ INVARIANTS: dict[str, Callable[[State], Iterator[str]]] = {
     "I1": i1_roots_are_referenced,
     "I2": i2_zapped_roots_are_empty,
     "I3": i3_refcounts_are_exact,
+    "I4": i4_invalid_is_for_ever,
     "I5": i5_exported_roots_are_valid,
     "I6": i6_tables_hang_together,
     "I7": i7_leaves_are_right,
     "I8": i8_leaves_have_slots,
     "I9": i9_caches_are_justified,
+    "I10": i10_pages_are_balanced,
     "I11": i11_nothing_is_frozen,
+    "I12": i12_no_invalidation_is_left,
     "I13": i13_statistics_agree,
+    "I14": i14_nx_list_is_linked,
+    "I15": i15_dirty_bits_are_kept,
+    "I16": i16_mmio_sptes_are_stale_or_right,
+    "I17": i17_nx_policy_holds,
+    "I18": i18_importers_are_bound_to_what_they_walk,
+    "I19": i19_io_faults_were_answered_truly,
+    "I20": i20_no_lock_is_held,
 }
-"""Each invariant that can be read off a VM at rest."""
+"""Each invariant as it can be read off a VM at rest. Several are judged as events happen, too, by the model or by oracles."""
+
+RULE_OF = {"I13": "O9", "I14": "O9", "I12": "O9", "I15": "O8", "I16": "O13", "I17": "O14"}
+"""The oracle rule that an invariant belongs to; the others are reported as INV."""
 
 
 def violations(vm: VirtualMachine) -> list[Violation]:
@@ -231,7 +381,7 @@ def check(vm: VirtualMachine) -> int:
         sentence = (INVARIANTS[name].__doc__ or "").strip()
         vm.kvm.reporter.emit(
             Report(
-                "INV",
+                RULE_OF.get(name, "INV"),
                 name,
                 f"WARNING: invariant {name} does not hold at a quiescent point: {texts[0]}",
                 sentence,

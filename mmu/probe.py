@@ -28,7 +28,7 @@ HOOKS: dict[str, str] = {
     "fault_done": "(vcpu, result, ns) a vCPU fault was handled",
     "flush_begin": "(reason, gfn, pages) remote flush requested; pages < 0 means all",
     "flush_end": "(reason, gfn, pages, ns) all running vCPUs and importers are done",
-    "importers_notified": "(exported, gfn, pages) every importer of one exported TDP was told",
+    "importers_notified": "(exported, gfn, pages, ns) every importer of one exported TDP was told",
     "mmu_write_locked": "() mmu_lock was just taken for write",
     "mmu_write_unlocking": "() mmu_lock, held for write, is about to be released",
     "guest_enter": "(vcpu) a vCPU is in guest mode and has seen no pending request",
@@ -41,6 +41,17 @@ HOOKS: dict[str, str] = {
     "bad_translation": "(who, gfn, pfn, write, spte) an access reached memory that is not the gfn's",
     "grace_period": "(ns, callbacks) one RCU grace period ended and its callbacks ran",
     "importer_called": "(importer, gfn, pages) an importer's invalidate callback is about to run",
+    "walk_section": "(steps, ns) a zap went that many entries, and that long inside RCU, without yielding",
+    "io_fault_retried": "(gfn) an IO page fault has to be tried again",
+    "fast_page_fault": "(gfn, old, new) fast_page_fault: an SPTE was fixed without mmu_lock",
+    "huge_page_split": "(gfn, level) kvm_mmu_split_huge_page: a huge leaf was replaced by a table of smaller ones",
+    "mmio_honoured": "(vcpu, gfn, spte, slots) an MMIO SPTE was found current: the access is emulated; `slots` is the set it was judged by",
+    "mmio_wrapped": "(generation) the generation that MMIO SPTEs keep is about to wrap",
+    "nx_toggle_begin": "(on) the NX huge page knob is about to be written",
+    "nx_toggle_end": "(on) everything that was mapped under the old policy is gone",
+    "range_started": "(region, first, last) invalidate_range_start returned: nothing may map these pages until the end",
+    "importer_switched": "(importer, acknowledged, ns) republish: an importer walks the new root, or was cut off",
+    "republished": "(old, fresh) republish: the old root is invalid, every importer is on the fresh one",
     "point": "(name) a preemption point P1..P20 of the reference was reached",
 }
 """Every hook with its arguments and meaning."""
@@ -80,6 +91,17 @@ class Probe:
     bad_translation: Hook
     grace_period: Hook
     importer_called: Hook
+    walk_section: Hook
+    io_fault_retried: Hook
+    fast_page_fault: Hook
+    huge_page_split: Hook
+    mmio_honoured: Hook
+    mmio_wrapped: Hook
+    nx_toggle_begin: Hook
+    nx_toggle_end: Hook
+    range_started: Hook
+    importer_switched: Hook
+    republished: Hook
     point: Hook
 
     __slots__ = (*HOOKS, "_on_error", "_wanted")

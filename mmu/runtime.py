@@ -183,6 +183,13 @@ class Table(list[int]):
         lock.release()
         return seen
 
+    def fetch_and(self, index: int, bits: int) -> int:
+        """Keep only `bits`, return what was there (atomic64_fetch_and)."""
+        with self._lock:
+            old = self[index]
+            self[index] = old & bits
+        return old
+
 
 class Queue(Generic[T]):
     """An unbounded queue between threads: many producers, any consumers."""

@@ -12,21 +12,37 @@ from mmu.runtime import Cell
 
 
 class ImporterOps(Protocol):
-    """kvm_tdp_importer_ops. Called under spinlocks, usually under mmu_lock: it must not sleep nor call KVM."""
+    """kvm_tdp_importer_ops. `invalidate` is called under spinlocks, usually under mmu_lock: it must not sleep nor call KVM.
+    The other two are what the republish policy needs beyond the series; they are called without spinning locks."""
 
     def invalidate(self, gfn: int, pages: int) -> None:
         """Stop using translations of `pages` frames from `gfn` on (`tlb.WHOLE`: all) before returning."""
         ...
 
+    def switch_root(self, root: RootPage) -> bool:
+        """Walk `root` from now on and drop every translation of the one before. May sleep; true acknowledges, false is a
+        failure or a timeout, after which `revoke` follows."""
+        ...
+
+    def revoke(self) -> None:
+        """Stop walking any root, at once and without fail: every access is blocked until the importer comes back."""
+        ...
+
 
 class ExportedTdp:
-    """struct kvm_exported_tdp: one exported address space with its root and the importers bound to it."""
+    """struct kvm_exported_tdp: one exported address space with its root and the importers bound to it.
+
+    `bind_lock` makes registering an importer and programming the root into its hardware one step, against a switch of
+    the root and against un-export.
+    """
 
     def __init__(self, kvm: Kvm, as_id: int) -> None:
         self.kvm = kvm
         self.as_id = as_id
+        self.bind_lock = kvm.sync.mutex("exported_bind_lock")
         self.importer_lock = kvm.sync.spinlock("importer_lock")
         self.root: Cell[RootPage | None] = kvm.runtime.cell("exported.root", None)
+        self.released: Cell[bool] = kvm.runtime.cell("exported.released", False)
         self._importers: Cell[tuple[ImporterOps, ...]] = kvm.runtime.cell("exported.importers", ())
 
     def register(self, ops: ImporterOps) -> None:
@@ -52,13 +68,14 @@ class ExportedTdp:
 
     def notify(self, gfn: int, pages: int) -> None:
         """Call every importer's `invalidate`, under importer_lock."""
+        start = self.kvm.runtime.now()
         with self.importer_lock:
             for ops in self._importers.value:
                 if self.kvm.probe.importer_called is not None:
                     self.kvm.probe.importer_called(ops, gfn, pages)
                 ops.invalidate(gfn, pages)
         if self.kvm.probe.importers_notified is not None:
-            self.kvm.probe.importers_notified(self, gfn, pages)
+            self.kvm.probe.importers_notified(self, gfn, pages, self.kvm.runtime.now() - start)
 
 
 class ExportedTdps:
@@ -69,16 +86,32 @@ class ExportedTdps:
         self.exported_tdplist_lock = kvm.sync.spinlock("exported_tdplist_lock")
         self._list: Cell[tuple[ExportedTdp, ...]] = kvm.runtime.cell("exported_tdp_list", ())
 
-    def insert(self, exported: ExportedTdp) -> None:
+    def reserve(self, exported: ExportedTdp) -> None:
         """Check and insert in one critical section (the mend of R1): -EEXIST when the address space is exported."""
         with self.exported_tdplist_lock:
-            if any(other.as_id == exported.as_id for other in self._list.value):
-                raise KvmError(errno.EEXIST, f"address space {exported.as_id} is exported already: close that TDP FD first")
-            self._list.value = (*self._list.value, exported)
+            self.refuse_second(exported)
+            self.insert(exported)
+
+    def publish(self, exported: ExportedTdp) -> None:
+        """The object is complete. It is on the list already."""
+
+    def refuse_second(self, exported: ExportedTdp) -> None:
+        """-EEXIST when the address space is exported; exported_tdplist_lock is held."""
+        if any(other.as_id == exported.as_id for other in self._list.value):
+            raise KvmError(errno.EEXIST, f"address space {exported.as_id} is exported already: close that TDP FD first")
+
+    def insert(self, exported: ExportedTdp) -> None:
+        """list_add(); exported_tdplist_lock is held."""
+        if exported.released.value:
+            self._corrupt("an exported TDP is added that was released and freed")
+            return
+        self._list.value = (*self._list.value, exported)
 
     def remove(self, exported: ExportedTdp) -> None:
-        """Off the list: no notification reaches it any more."""
+        """list_del(): no notification reaches it any more."""
         with self.exported_tdplist_lock:
+            if exported not in self._list.value:
+                self._corrupt("an exported TDP is removed that was never added")
             self._list.value = tuple(other for other in self._list.value if other is not exported)
 
     def all(self) -> tuple[ExportedTdp, ...]:
@@ -90,3 +123,13 @@ class ExportedTdps:
         with self.exported_tdplist_lock:
             for exported in self._list.value:
                 exported.notify(gfn, pages)
+
+    def _corrupt(self, what: str) -> None:
+        self.kvm.warn(
+            "O17",
+            "list-corruption",
+            f"BUG: list corruption on exported_tdp_list: {what}",
+            "the object is complete and listed before its fd can be seen, and leaves the list once",
+            "kvm_create_tdp_fd(), R3; DEBUG_LIST; reference 1.5",
+            subject=what,
+        )

@@ -6,6 +6,7 @@ invalidation is complete only when accesses in flight have drained (reference 1.
 
 from __future__ import annotations
 
+import errno
 from enum import Enum
 
 from mmu.errors import KvmError
@@ -109,33 +110,90 @@ class KvmHwpt:
         self.kvm = kvm
         self.device = device
         self.live: Cell[bool] = kvm.runtime.cell("hwpt.live", True)
+        """Whether the IOMMU domain behind it exists."""
+        self.revoked: Cell[bool] = kvm.runtime.cell("hwpt.revoked", False)
         self.fd = fd.get()
         try:
-            fd.register_importer(self)
-            device.attach(fd.metadata().root)
+            with fd.exported.bind_lock:
+                fd.register_importer(self)
+                if kvm.should_fail("hwpt_attach"):
+                    raise KvmError(errno.ENOMEM, "the IOMMU domain could not be attached (injected)")
+                device.attach(fd.metadata().root)
         except KvmError:
-            fd.unregister_importer(self)
-            fd.put()
+            self.abort_alloc()
             raise
+
+    def abort_alloc(self) -> None:
+        """The error path of HWPT alloc: unregister, and put once (the mend of R15)."""
+        self.fd.unregister_importer(self)
+        self.live.store(False)
+        self.fd.put()
+
+    # What KVM calls.
 
     def invalidate(self, gfn: int, pages: int) -> None:
         """The importer callback: KVM removed or changed translations (VT-d cache_invalidate_kvm)."""
         self.device.invalidate(gfn, pages)
 
+    def switch_root(self, root: RootPage) -> bool:
+        """The republish policy's callback: walk another root. The IOTLB is drained before it is acknowledged."""
+        self.kvm.sync.might_sleep("switch_root")
+        if self.kvm.should_fail("switch_root"):
+            return False
+        self.device.attach(root)
+        self.revoked.store(False)
+        return True
+
+    def revoke(self) -> None:
+        """The hardware is blocked: no access reaches memory until the next `reattach`."""
+        self.device.detach()
+        self.revoked.store(True)
+
+    def reattach(self) -> bool:
+        """After a revocation: program the current root again; whether there is one."""
+        with self.fd.exported.bind_lock:
+            if not self.revoked.value:
+                return True
+            root = self.fd.exported.root.value
+            if root is None:
+                return False
+            self.device.attach(root)
+            self.revoked.store(False)
+        return True
+
+    # What the IOMMU driver does.
+
     def io_fault(self, gfn: int, write: bool) -> bool:
         """The IOPF worker's handling of one page request; true answers SUCCESS."""
+        return self.io_fault_group([(gfn, write)])
+
+    def io_fault_group(self, group: list[tuple[int, bool]]) -> bool:
+        """A whole iopf group: one response for all; after the first failure the rest is not handled (reference 1.7)."""
+        return all(self._handle(gfn, write) for gfn, write in group)
+
+    def _handle(self, gfn: int, write: bool) -> bool:
         probe = self.kvm.probe
         if probe.io_fault_begin is not None:
             probe.io_fault_begin(self.device, gfn, write)
         start = self.kvm.runtime.now()
-        ok = self.fd.fault(gfn, write)
+        ok = (not self.revoked.value or self.reattach()) and self.fd.fault(gfn, write)
         if probe.io_fault_end is not None:
             probe.io_fault_end(self.device, gfn, write, ok, self.kvm.runtime.now() - start)
         return ok
 
     def destroy(self) -> None:
-        """HWPT destroy: detach the hardware, unregister, then give up the TDP FD (the mend of R14)."""
-        self.device.detach()
-        self.fd.unregister_importer(self)
-        self.live.store(False)
+        """HWPT destroy: detach the hardware, unregister, and only then free the domain and give up the TDP FD (the mend of
+        R14)."""
+        self.unbind()
+        self.free_domain()
         self.fd.put()
+
+    def unbind(self) -> None:
+        """Block the hardware and unregister: on return no callback runs, none will, and no root is walked."""
+        with self.fd.exported.bind_lock:
+            self.device.detach()
+            self.fd.unregister_importer(self)
+
+    def free_domain(self) -> None:
+        """iommu_domain_free()."""
+        self.live.store(False)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 from enum import Enum
-from typing import Protocol
+from typing import Final, Protocol
 
+from mmu.errors import KvmError
 from mmu.kvm import Kvm
 from mmu.memory.host import HostMemory, tag_of
 from mmu.memory.requests import (
@@ -18,16 +20,21 @@ from mmu.memory.requests import (
     RunState,
 )
 from mmu.memory.tlb import HardwareWalker, TranslationCache
-from mmu.paging.spte import ADDR_MASK, PFN_SHIFT, SPTE_R, SPTE_W
+from mmu.paging.geometry import PG_LEVEL_4K
+from mmu.paging.spte import ADDR_MASK, PFN_SHIFT, SPTE_D, SPTE_MMIO, SPTE_R, SPTE_W, SPTE_X
 from mmu.paging.table import RootPage, RootRole
 from mmu.sync.lockdep import Hold
 from mmu.tdp.fault import EMULATE, FIXED, RETRY, SPURIOUS, Fault, FaultHandler, PageCache, RetPf
 from mmu.tdp.roots import Roots
 
 NO_ACCESS = -1
+FETCH: Final = 1 << 62
+"""Marks an access as an instruction fetch."""
+NUM_PREV_ROOTS: Final = 3
+"""KVM_MMU_NUM_PREV_ROOTS: roots that a vCPU keeps for when it switches back."""
 
-Miss = tuple[int, bool, bool]
-"""An access without a translation: gfn, whether it is a write, whether the gfn can be read."""
+Miss = tuple[int, int]
+"""An access without a translation: the access, and the word that the walk found."""
 
 
 class Exit(Enum):
@@ -38,7 +45,7 @@ class Exit(Enum):
 
 
 class Guest(Protocol):
-    """What runs in the guest: the next memory access, as gfn << 1 | is_write."""
+    """What runs in the guest: the next memory access, as gfn << 1 | is_write, with `FETCH` added for an instruction."""
 
     def next_access(self) -> int:
         """Decide on the next access."""
@@ -55,9 +62,12 @@ class VcpuStats:
         "mmio_exits",
         "pf_emulate",
         "pf_fixed",
+        "pf_mmio",
         "pf_retry",
         "pf_spurious",
         "pf_taken",
+        "pml_logged",
+        "prev_root_hits",
         "root_loads",
         "tlb_flush",
         "walks",
@@ -73,9 +83,12 @@ class VcpuStats:
     mmio_exits: int
     pf_emulate: int
     pf_fixed: int
+    pf_mmio: int
     pf_retry: int
     pf_spurious: int
     pf_taken: int
+    pml_logged: int
+    prev_root_hits: int
     root_loads: int
     tlb_flush: int
     walks: int
@@ -91,7 +104,10 @@ class Vcpu:
         self.stat = VcpuStats()
         self.tlb = TranslationCache()
         self.root: RootPage | None = None
+        self.prev_roots: list[RootPage] = []
         self.role = RootRole(0)
+        self.dirtied: dict[int, int] = {}
+        """Frames whose D bit this CPU has set, with the dirty clock's time before it did: somebody must have kept it."""
         self.cache = PageCache(kvm)
         self.immediate_exit = kvm.runtime.cell("vcpu.immediate_exit", False)
         self._requests = requests
@@ -101,7 +117,11 @@ class Vcpu:
         self._pending = NO_ACCESS
         self._fault = Fault()
         self._srcu_token = Hold(kvm.srcu.lock_class)
-        self._walker = HardwareWalker(kvm)
+        self._nx = kvm.nx_huge_pages
+        self._pml: list[int] = []
+        self._logs = kvm.config.pml
+        self._walker = HardwareWalker(kvm, self._set_dirty_bit)
+        self._needed = (SPTE_R, SPTE_W | SPTE_D if kvm.config.ad_bits else SPTE_W)
         requests.add(self.state)
 
     def __str__(self) -> str:
@@ -111,6 +131,8 @@ class Vcpu:
 
     def run(self, guest: Guest, accesses: int = 64) -> Exit:
         """KVM_RUN: let the guest make up to `accesses` memory accesses. SRCU is held except while in the guest."""
+        if self.kvm.mm_gone.value:
+            raise KvmError(errno.EIO, "the process that owns the VM has exited: KVM_RUN is not possible any more")
         self.vcpu_load()
         srcu = self.kvm.srcu
         left = accesses
@@ -139,6 +161,8 @@ class Vcpu:
         finally:
             self._leave_guest()
             self._srcu_token = self.kvm.srcu.read_lock()
+            if self._pml:
+                self.flush_pml_buffer()
 
     def interrupt(self) -> None:
         """A signal for the thread that runs the vCPU: KVM_RUN returns soon, also from inside the guest."""
@@ -192,19 +216,23 @@ class Vcpu:
         entries = self.tlb.entries
         access = self._host.access
         as_tag = tag_of(self.role.as_id, 0)
+        kinds = self._needed
         while left > 0 and mode.value == IN_GUEST_MODE:
             wanted = self._pending
             if wanted == NO_ACCESS:
                 wanted = guest.next_access()
-            gfn = wanted >> 1
             write = wanted & 1
-            needed = SPTE_W if write else SPTE_R
+            needed = kinds[write]
+            gfn = wanted >> 1
+            if wanted >= FETCH:
+                gfn = (wanted ^ FETCH) >> 1
+                needed = SPTE_X
             spte = entries.get(gfn, 0)
-            if not spte & needed:
-                spte = self.walk(gfn)
-                if not spte & needed:
+            if spte & needed != needed:
+                spte = self.walk(gfn, bool(write))
+                if spte & needed != needed or spte & SPTE_MMIO:
                     self._pending = wanted
-                    return left, (gfn, bool(write), bool(spte & SPTE_R))
+                    return left, (wanted, spte)
                 entries[gfn] = spte
             self._pending = NO_ACCESS
             left -= 1
@@ -214,19 +242,37 @@ class Vcpu:
                 probe.bad_translation(str(self), gfn, pfn, bool(write), self.walk(gfn))
         return left, None
 
-    def walk(self, gfn: int) -> int:
-        """The hardware walk of the loaded root: the leaf's word, or 0."""
+    def walk(self, gfn: int, write: bool = False) -> int:
+        """The hardware walk of the loaded root: the leaf's word, or one without rights."""
         self.stat.walks += 1
-        return self._walker.walk(self.tlb, self.root, gfn)
+        return self._walker.walk(self.tlb, self.root, gfn, write)
+
+    def _set_dirty_bit(self, gfn: int, pfn: int, tick: int) -> None:
+        """The walker has set a D bit: page modification logging, but for a nested guest, whose addresses it would get wrong."""
+        self.dirtied[pfn] = tick
+        if self._logs and not self.role.guest_mode:
+            self._pml.append(gfn)
+
+    def flush_pml_buffer(self) -> None:
+        """vmx_flush_pml_buffer(): on every exit; SRCU is held for read."""
+        self.stat.pml_logged += len(self._pml)
+        for gfn in self._pml:
+            self._faults.mark_page_dirty(self.role.as_id, gfn)
+        self._pml.clear()
 
     # Exits.
 
-    def _handle_violation(self, gfn: int, write: bool, present: bool) -> bool:
-        """An EPT violation. False when user space must emulate the access (it is then done with)."""
+    def _handle_violation(self, wanted: int, spte: int) -> bool:
+        """An EPT violation or misconfiguration. False when user space must emulate the access (it is then done with)."""
         probe = self.kvm.probe
         timed = probe.fault_done is not None
         start = self.kvm.runtime.now() if timed else 0
-        result = self.page_fault(gfn, write, present)
+        fetch = wanted >= FETCH
+        gfn = (wanted ^ FETCH if fetch else wanted) >> 1
+        if spte & SPTE_MMIO and self.handle_mmio_page_fault(gfn, spte):
+            result = EMULATE
+        else:
+            result = self.page_fault(gfn, bool(wanted & 1), bool(spte & SPTE_R), fetch)
         if timed and probe.fault_done is not None:
             probe.fault_done(self, result, self.kvm.runtime.now() - start)
         if result is EMULATE:
@@ -237,7 +283,14 @@ class Vcpu:
             self.kvm.runtime.relax()
         return True
 
-    def page_fault(self, gfn: int, write: bool, present: bool = False) -> RetPf:
+    def handle_mmio_page_fault(self, gfn: int, spte: int) -> bool:
+        """handle_mmio_page_fault(): whether an MMIO SPTE still holds, so that the access is emulated without a look-up."""
+        if not self._faults.check_mmio_spte(gfn, self.role.as_id, spte, self):
+            return False
+        self.stat.pf_mmio += 1
+        return True
+
+    def page_fault(self, gfn: int, write: bool, present: bool = False, fetch: bool = False) -> RetPf:
         """kvm_mmu_do_page_fault() with its statistics; the caller holds SRCU for read and has a root loaded."""
         stat = self.stat
         stat.pf_taken += 1
@@ -246,8 +299,12 @@ class Vcpu:
         fault = self._fault
         fault.gfn = gfn
         fault.write = write
+        fault.fetch = fetch
         fault.present = present
         fault.as_id = self.role.as_id
+        fault.goal_level = PG_LEVEL_4K
+        fault.nx_workaround = self._nx.value
+        fault.huge_page_disallowed = False
         result = self._faults.page_fault(root, self.cache, fault, self)
         if result is FIXED:
             stat.pf_fixed += 1
@@ -264,24 +321,64 @@ class Vcpu:
     def load_root(self) -> None:
         """kvm_mmu_load(): find or make the root of the vCPU's role, then flush the local TLB."""
         self.cache.topup()
-        self.kvm.mmu_lock.write_lock()
+        self._roots.load_lock()
         self.root = self._roots.get_vcpu_root(self.role)
-        self.kvm.mmu_lock.write_unlock()
+        self._roots.load_unlock()
         self.stat.root_loads += 1
         self.flush_local()
 
+    def switch_role(self, role: RootRole) -> None:
+        """kvm_mmu_new_pgd(): run on another root, one from the cache of previous roots if it is there and still valid; the
+        current one goes into the cache."""
+        if role == self.role:
+            return
+        if self.root is not None:
+            self.prev_roots.insert(0, self.root)
+        self.role = role
+        self._pending = NO_ACCESS
+        self.root = self.cached_root(role)
+        if self.root is not None:
+            self.stat.prev_root_hits += 1
+        if len(self.prev_roots) > NUM_PREV_ROOTS:
+            self._drop([self.prev_roots.pop()])
+        self.flush_local()
+
+    def cached_root(self, role: RootRole) -> RootPage | None:
+        """cached_root_find_without_current(): an invalid root never matches, because `invalid` is part of a role."""
+        for root in self.prev_roots:
+            if root.role == role and not root.invalid.value:
+                self.prev_roots.remove(root)
+                return root
+        return None
+
     def free_obsolete_roots(self) -> None:
-        """kvm_mmu_free_obsolete_roots(): drop the root if it was invalidated."""
+        """kvm_mmu_free_obsolete_roots(): drop the current and every previous root that was invalidated (B26)."""
+        obsolete = [root for root in self.prev_roots if root.invalid.value]
+        self.prev_roots = [root for root in self.prev_roots if root not in obsolete]
         if self.root is not None and self.root.invalid.value:
-            self.unload()
+            obsolete.append(self.root)
+            self.root = None
+        self._drop(obsolete)
 
     def unload(self) -> None:
-        """kvm_mmu_unload(): drop the root."""
-        root, self.root = self.root, None
-        if root is not None:
-            self.kvm.mmu_lock.write_lock()
-            self._roots.put_root(root, shared=False)
-            self.kvm.mmu_lock.write_unlock()
+        """kvm_mmu_unload(): drop every root, the previous ones too (B25)."""
+        roots, self.prev_roots = self.prev_roots, []
+        if self.root is not None:
+            roots.append(self.root)
+            self.root = None
+        self._drop(roots)
+
+    def loaded_roots(self) -> list[RootPage]:
+        """Every root that this vCPU holds a reference on."""
+        return [*self.prev_roots, *([self.root] if self.root is not None else [])]
+
+    def _drop(self, roots: list[RootPage]) -> None:
+        """kvm_mmu_free_roots()."""
+        if roots:
+            self._roots.load_lock()
+            for root in roots:
+                self._roots.put_loaded(root)
+            self._roots.load_unlock()
 
     def set_smm(self, smm: bool) -> None:
         """Enter or leave system management mode: another address space, hence another root (kvm_mmu_reset_context)."""
@@ -289,13 +386,17 @@ class Vcpu:
         self.role = RootRole(1 if smm else 0)
         self._pending = NO_ACCESS
 
+    def set_guest_mode(self, nested: bool) -> None:
+        """Enter or leave a nested guest: the same memory through another root."""
+        self.switch_role(RootRole(self.role.as_id, guest_mode=nested))
+
     def flush_local(self) -> None:
         """kvm_vcpu_flush_tlb_*(): this vCPU's translations only."""
         self.stat.tlb_flush += 1
         self.tlb.flush()
 
     def destroy(self) -> None:
-        """kvm_arch_vcpu_destroy(): off the VM's list, root dropped, caches emptied."""
+        """kvm_arch_vcpu_destroy(): off the VM's list, roots dropped, caches emptied."""
         self._requests.remove(self.state)
         self.unload()
         self.tlb.flush()

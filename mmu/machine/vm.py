@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from mmu.export.importer import ExportedTdps
 from mmu.export.iommu import Device, KvmHwpt
 from mmu.export.tdp_fd import Exporter, TdpFd
-from mmu.kvm import Kvm, VmConfig
+from mmu.kvm import FailFunction, Kvm, VmConfig
 from mmu.machine.vcpu import Vcpu
 from mmu.memory.host import HostMemory
 from mmu.memory.memslots import Change, MemoryRegion, Memslots
@@ -20,9 +20,15 @@ from mmu.runtime import Cell, Runtime
 from mmu.sync import Sync
 from mmu.sync.rcu import Rcu, Srcu
 from mmu.sync.unchecked import BareSync
+from mmu.tdp.age import Ageing
+from mmu.tdp.dirty import DirtyLog
 from mmu.tdp.fault import FaultHandler
+from mmu.tdp.huge import HugePages
+from mmu.tdp.notifier import MmuNotifier
+from mmu.tdp.nx import NxHugePages
 from mmu.tdp.roots import Roots
 from mmu.tdp.write import SpteWriter
+from mmu.tdp.yielding import Yielding
 from mmu.tdp.zap import Zapper
 from mmu.variant import Parts, Variant
 
@@ -35,9 +41,15 @@ PART_BASES: tuple[type, ...] = (
     RemoteTlb,
     Roots,
     SpteWriter,
+    Yielding,
     Zapper,
+    HugePages,
+    DirtyLog,
+    Ageing,
     Memslots,
     FaultHandler,
+    MmuNotifier,
+    NxHugePages,
     ExportedTdps,
     Exporter,
     Device,
@@ -45,6 +57,15 @@ PART_BASES: tuple[type, ...] = (
     Vcpu,
 )
 """What a variant can replace."""
+
+
+class MemslotHooks:
+    """What the architecture does when memslots change (kvm_arch_*_memory_region)."""
+
+    def __init__(self, zapper: Zapper, dirty: DirtyLog) -> None:
+        self.flush_shadow_memslot = zapper.flush_shadow_memslot
+        self.memslots_updated = zapper.memslots_updated
+        self.commit_memory_region = dirty.slot_apply_flags
 
 
 class VirtualMachine:
@@ -61,6 +82,7 @@ class VirtualMachine:
         runtime: Runtime | None = None,
         reporter: Reporter | None = None,
         probe: Probe | None = None,
+        fail_function: FailFunction | None = None,
     ) -> None:
         config = config or VmConfig()
         runtime = runtime or Runtime()
@@ -71,21 +93,43 @@ class VirtualMachine:
             sync = Sync(runtime, reporter, probe, config.rcu_stall_seconds, parts[Rcu], parts[Srcu])
         else:
             sync = BareSync(runtime, reporter, probe)
-        self.kvm = kvm = Kvm(config, runtime, reporter, probe, sync, parts[PageTableMemory])
+        self.kvm = kvm = Kvm(config, runtime, reporter, probe, sync, parts[PageTableMemory], fail_function)
         self.requests = parts[Requests](kvm)
-        self.host = parts[HostMemory](runtime, sync, probe, config.frames)
+        self.host = parts[HostMemory](runtime, sync, probe, config.frames, config.geometry, (config.huge_2m, config.huge_1g))
         self.exported_tdps = parts[ExportedTdps](kvm)
         self.tlb = parts[RemoteTlb](kvm, self.requests, self.exported_tdps if config.have_exported_tdp else None)
-        self.roots = parts[Roots](kvm)
-        self.writer = parts[SpteWriter](kvm)
-        self.zapper = parts[Zapper](kvm, self.roots, self.writer, self.tlb, self.requests)
-        self.memslots = parts[Memslots](kvm, self.zapper)
-        self.faults = parts[FaultHandler](kvm, self.memslots, self.host, self.writer)
-        self.exporter = parts[Exporter](kvm, self.exported_tdps, self.roots, self.zapper, self.tlb, self.memslots, self.faults, self.put)
+        self._assemble_mmu()
+        self.exporter = parts[Exporter](
+            kvm,
+            self.exported_tdps,
+            self.roots,
+            self.zapper,
+            self.tlb,
+            self.memslots,
+            self.faults,
+            self.dirty,
+            self.put,
+            self.mmput,
+        )
         self._vcpus: Cell[tuple[Vcpu, ...]] = kvm.runtime.cell("vm.vcpus", ())
         self._devices: Cell[tuple[Device, ...]] = kvm.runtime.cell("vm.devices", ())
         self._vcpu_numbers = kvm.runtime.counter("vm.vcpu_numbers")
         self.destroyed: Cell[bool] = kvm.runtime.cell("vm.destroyed", False)
+
+    def _assemble_mmu(self) -> None:
+        """The TDP MMU, from its roots up."""
+        kvm, parts = self.kvm, self.parts
+        self.roots = parts[Roots](kvm)
+        self.writer = parts[SpteWriter](kvm, self.tlb)
+        self.yielding = parts[Yielding](kvm, self.tlb)
+        self.zapper = parts[Zapper](kvm, self.roots, self.writer, self.tlb, self.requests, self.yielding, self.exported_tdps)
+        self.huge = parts[HugePages](kvm, self.roots, self.writer, self.tlb, self.yielding)
+        self.dirty = parts[DirtyLog](kvm, self.roots, self.writer, self.tlb, self.huge, self.requests, self.yielding)
+        self.ageing = parts[Ageing](kvm, self.roots, self.writer)
+        self.memslots = parts[Memslots](kvm, MemslotHooks(self.zapper, self.dirty))
+        self.faults = parts[FaultHandler](kvm, self.memslots, self.host, self.writer, self.huge)
+        self.notifier = parts[MmuNotifier](kvm, self.memslots, self.zapper, self.ageing, self.tlb)
+        self.nx = parts[NxHugePages](kvm, self.memslots, self.zapper, self.tlb)
 
     def vcpus(self) -> tuple[Vcpu, ...]:
         """The vCPUs, in the order of creation."""
@@ -103,6 +147,26 @@ class VirtualMachine:
     def set_user_memory_region(self, region: MemoryRegion) -> Change:
         """KVM_SET_USER_MEMORY_REGION: create, delete (npages 0), move or change the flags of a memslot."""
         return self.memslots.set_region(region)
+
+    def get_dirty_log(self, slot: int, as_id: int = 0) -> set[int]:
+        """KVM_GET_DIRTY_LOG: pages of the slot, relative to it, that were written since the last call."""
+        return self.dirty.get(self.memslots, slot, as_id)
+
+    def clear_dirty_log(self, slot: int, pages: Iterable[int], as_id: int = 0) -> None:
+        """KVM_CLEAR_DIRTY_LOG: protect these pages again (with manual protection)."""
+        self.dirty.clear(self.memslots, slot, as_id, pages)
+
+    def set_nx_huge_pages(self, on: bool) -> None:
+        """Write the module parameter nx_huge_pages."""
+        self.nx.set_nx_huge_pages(on)
+
+    def recover_nx_huge_pages(self) -> int:
+        """One turn of the NX recovery worker; returns how many tables it dealt with."""
+        return self.nx.recover()
+
+    def change_attributes(self, start: int, end: int) -> None:
+        """An attribute of guest frames [start, end) changed, such as their memory type: kvm_zap_gfn_range()."""
+        self.zapper.zap_gfn_range(start, end)
 
     def create_tdp_fd(self, as_id: int = 0) -> TdpFd:
         """KVM_CREATE_TDP_FD: export the root of an address space."""
@@ -124,6 +188,16 @@ class VirtualMachine:
         """IOMMU_HWPT_ALLOC with a TDP FD, and attaching the device to it."""
         return self.parts[KvmHwpt](self.kvm, fd, device)
 
+    def exit_mm(self) -> None:
+        """The process that owns the VM exits: its memory goes before its files are closed."""
+        self.mmput()
+
+    def mmput(self) -> None:
+        """mmput(): the last user of the address space tears it down (exit_mmap): notifier release, then the frames."""
+        if self.kvm.mm_users.put():
+            self.notifier.release()
+            self.host.exit_mmap()
+
     def put(self) -> None:
         """kvm_put_kvm(): close the VM fd, or drop a TDP FD's reference; the last one destroys the VM."""
         if self.kvm.users_count.put():
@@ -136,7 +210,8 @@ class VirtualMachine:
         for vcpu in self._vcpus.value:
             if vcpu.state.mode.value != OUTSIDE_GUEST_MODE:
                 self._leak("running-vcpu", f"{vcpu} is in guest mode while the VM is destroyed")
-        self.zapper.zap_all()
+        if not kvm.mm_gone.value:
+            self.zapper.zap_all()
         for vcpu in self._vcpus.value:
             vcpu.destroy()
         self._uninit_tdp_mmu()
@@ -162,8 +237,11 @@ class VirtualMachine:
             self._leak("page-table-memory", f"{kvm.tables.live()} page-table pages were never freed")
         if kvm.rcu.pending():
             self._leak("rcu-callbacks", f"{kvm.rcu.pending()} RCU callbacks left after the last barrier")
-        if kvm.stat.pages_4k.value:
-            self._leak("page-stats", f"pages_4k is {kvm.stat.pages_4k.value} at VM destroy, not 0")
+        for counter in (kvm.stat.pages_4k, kvm.stat.pages_2m, kvm.stat.pages_1g):
+            if counter.value:
+                self._leak("page-stats", f"{counter.name} is {counter.value} at VM destroy, not 0")
+        if kvm.possible_nx_huge_pages.pages():
+            self._leak("nx-list", f"{len(kvm.possible_nx_huge_pages.pages())} pages left on possible_nx_huge_pages at VM destroy")
 
     def _leak(self, code: str, headline: str) -> None:
         self.kvm.warn(

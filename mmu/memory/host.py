@@ -3,8 +3,8 @@
 Each frame carries a *stamp*: the tag (address space and gfn) that may use it now, set by whoever owns the memory and
 never by the MMU. An access through a stale or wrong translation meets the wrong stamp, whoever makes it. Each frame
 also has one data *word* with the tag its last writer believed in (plus one; 0 is untouched), so that a write through
-a stale translation is found even when only its victim notices. Frames are reused oldest first, so a freed frame stays
-recognisable for long.
+a stale translation is found even when only its victim notices, and with the *epoch* in which it was written, which is
+the ground truth of dirty logging. Frames are reused oldest first, so a freed frame stays recognisable for long.
 
 What is wrong goes to the probe (`bad_translation`): without an observer nobody hears of it.
 """
@@ -12,9 +12,12 @@ What is wrong goes to the probe (`bad_translation`): without an observer nobody 
 from __future__ import annotations
 
 import errno
-from typing import Final
+from collections.abc import Iterator
+from typing import Any, Final
 
 from mmu.errors import KvmError
+from mmu.memory.frames import FrameAllocator
+from mmu.paging.geometry import PG_LEVEL_1G, PG_LEVEL_4K, Geometry
 from mmu.probe import Probe
 from mmu.runtime import Cell, Queue, Runtime, Table
 from mmu.sync import Sync
@@ -22,6 +25,8 @@ from mmu.sync import Sync
 FREED: Final = -1
 MOVING: Final = -2
 AS_SHIFT: Final = 52
+EPOCH_SHIFT: Final = 54
+_TAG_MASK: Final = (1 << EPOCH_SHIFT) - 1
 
 
 def tag_of(as_id: int, gfn: int) -> int:
@@ -30,61 +35,95 @@ def tag_of(as_id: int, gfn: int) -> int:
 
 
 class Region:
-    """A piece of the VMM's own address space (a VMA): `ptes` maps page index to frame, 0 where none is yet.
+    """A piece of the VMM's own address space (a VMA), from host page number `hva` on.
 
+    `ptes` maps page index to frame, 0 where none is yet; `levels` says how large the host's mapping of each page is.
     `base` is the tag of page 0 as the VMM has told KVM; `moving_to` a second base that is legal while a memslot is
-    being moved; None outside a move. A region backs one memslot at a time: two would disagree on whose it is.
+    being moved; None outside a move. A region backs one memslot at a time: two would disagree on whose it is. `dead`
+    is set by munmap. `max_level` is the largest page that first touch may bring in; `userfaults`, where there is one,
+    gets the index of every page that is missing (userfaultfd), and whoever touched it waits for `resolve`.
     """
 
-    __slots__ = ("base", "moving_to", "pages", "ptes", "writable")
+    __slots__ = ("base", "dead", "hva", "levels", "max_level", "moving_to", "pages", "ptes", "userfaults", "writable")
 
-    def __init__(self, runtime: Runtime, pages: int, writable: bool) -> None:
+    def __init__(self, runtime: Runtime, hva: int, pages: int, writable: bool, max_level: int, userfaults: Queue[Any] | None) -> None:
+        self.hva = hva
         self.pages = pages
         self.writable = writable
+        self.max_level = max_level
+        self.userfaults = userfaults
         self.ptes: Table = runtime.table(pages)
+        self.levels: Table = runtime.table(pages)
         self.base: Cell[int] = runtime.cell("region.base", 0)
         self.moving_to: Cell[int | None] = runtime.cell("region.moving_to", None)
+        self.dead: Cell[bool] = runtime.cell("region.dead", False)
 
 
 class HostMemory:
-    """All frames of the host, and the VMM's mappings of them."""
+    """All frames of the host, and the VMM's mappings of them. `mmap_lock` guards every change of a mapping.
 
-    def __init__(self, runtime: Runtime, sync: Sync, probe: Probe, frames: int) -> None:
+    What takes frames away from under a mapping that KVM may know has to be done between an mmu_notifier's range start
+    and range end; this class does the host's part only.
+    """
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        sync: Sync,
+        probe: Probe,
+        frames: int,
+        geometry: Geometry | None = None,
+        huge: tuple[int, int] = (0, 0),
+    ) -> None:
         self._runtime = runtime
         self._sync = sync
         self._probe = probe
+        self._geometry = geometry or Geometry()
         self.mmap_lock = sync.mutex("mmap_lock")
         self.frames = frames
         self.stamp = runtime.table(frames)
         self.word = runtime.table(frames)
+        self.epoch: Cell[int] = runtime.cell("host.epoch", 1)
         self._page_index = runtime.table(frames)
+        self._owners: dict[int, Region] = {}
         self._regions: dict[int, Region] = {}
-        self._free: Queue[int] = runtime.queue()
+        self._next_hva = runtime.counter("host.next_hva", self._geometry.pages(PG_LEVEL_1G))
         for pfn in range(frames):
             self.stamp[pfn] = FREED
-            if pfn:  # frame 0 stays unused: a page-table entry that lost its frame points there
-                self._free.put(pfn)
+        self._allocator = FrameAllocator(runtime, self._geometry, frames, huge)
 
     def free_frames(self) -> int:
         """How many frames nobody owns."""
-        return len(self._free)
+        return self._allocator.free_frames()
 
-    def mmap(self, pages: int, *, writable: bool = True) -> Region:
-        """A fresh mapping of `pages` pages, without frames until somebody touches them."""
-        return Region(self._runtime, pages, writable)
+    # The VMM's calls.
+
+    def mmap(
+        self, pages: int, *, writable: bool = True, max_level: int = PG_LEVEL_4K, offset: int = 0, userfaults: Queue[Any] | None = None
+    ) -> Region:
+        """A fresh mapping of `pages` pages, without frames until somebody touches them.
+
+        It starts `offset` pages after a boundary of the largest page size.
+        """
+        unit = self._geometry.pages(PG_LEVEL_1G)
+        span = (pages + offset + unit - 1) // unit * unit
+        region = Region(self._runtime, self._next_hva.fetch_add(span) + offset, pages, writable, max_level, userfaults)
+        with self.mmap_lock:
+            self._regions[region.hva] = region
+        return region
 
     def munmap(self, region: Region) -> int:
         """Release the region's frames at once; returns how many. Any later access to them is a finding."""
-        released = 0
         with self.mmap_lock:
-            for index in range(region.pages):
-                pfn = region.ptes.xchg(index, 0)
-                if pfn:
-                    self.stamp.store(pfn, FREED)
-                    self.word.store(pfn, 0)
-                    self._free.put(pfn)
-                    released += 1
-        return released
+            region.dead.value = True
+            self._regions.pop(region.hva, None)
+            return self._drop(region, 0, region.pages)
+
+    def exit_mmap(self) -> int:
+        """The process is gone: every mapping is released; returns how many frames that were."""
+        with self.mmap_lock:
+            regions = list(self._regions.values())
+        return sum(self.munmap(region) for region in regions)
 
     def assign(self, region: Region, base: int) -> None:
         """The VMM is about to give the region to KVM at tag `base`: stamp what is there, and what comes later."""
@@ -92,7 +131,7 @@ class HostMemory:
             old = region.base.value
             region.base.value = base
             for index, pfn in self._mapped(region):
-                self.word.cmpxchg(pfn, _written(old + index), 0)
+                self._forget_word(pfn, old + index)
                 self.stamp.store(pfn, base + index)
 
     def begin_move(self, region: Region, base: int) -> None:
@@ -109,7 +148,7 @@ class HostMemory:
             assert new is not None
             region.base.value = new
             for index, pfn in self._mapped(region):
-                self.word.cmpxchg(pfn, _written(old + index), 0)
+                self._forget_word(pfn, old + index)
                 self.stamp.store(pfn, new + index)
             region.moving_to.value = None
 
@@ -120,55 +159,178 @@ class HostMemory:
                 self.stamp.store(pfn, region.base.value + index)
             region.moving_to.value = None
 
+    # What KVM asks for.
+
     def fault_in(self, region: Region, index: int) -> int:
         """get_user_pages(): the frame behind a page of the region, allocated on first touch. May sleep."""
         pfn = region.ptes[index]
         if pfn:
             return pfn
         self._sync.might_sleep("get_user_pages")
+        if region.userfaults is not None:
+            region.userfaults.put(index)
+            self._runtime.wait_until("userfaultfd", lambda: bool(region.ptes[index]) or region.dead.value)
         with self.mmap_lock:
             pfn = region.ptes[index]
             if not pfn:
-                pfn = self._allocate(region, index)
+                pfn = self._populate(region, index)
         return pfn
+
+    def resolve(self, region: Region, index: int) -> None:
+        """UFFDIO_COPY: bring in a page that somebody waits for."""
+        with self.mmap_lock:
+            if not region.ptes[index] and not region.dead.value:
+                self._populate(region, index)
+
+    # What the host's memory management does, between range_start and range_end.
+
+    def discard(self, region: Region, first: int, last: int) -> int:
+        """MADV_DONTNEED or reclaim of pages [first, last): their frames are free, the next touch brings new ones."""
+        with self.mmap_lock:
+            if region.dead.value:
+                return 0
+            for index in range(first, last):
+                if region.levels[index] > PG_LEVEL_4K:
+                    self._demote(region, index)
+            return self._drop(region, first, last)
+
+    def migrate(self, region: Region, first: int, last: int) -> int:
+        """Move pages [first, last) to other frames with their contents; returns how many were moved."""
+        moved = 0
+        with self.mmap_lock:
+            for index in range(first, last if not region.dead.value else first):
+                old = region.ptes[index]
+                new = self._allocator.take() if old else None
+                if new is None:
+                    continue
+                if region.levels[index] > PG_LEVEL_4K:
+                    self._demote(region, index)
+                self._install(region, index, new, self.word[old])
+                self._release(old)
+                moved += 1
+        return moved
+
+    def split(self, region: Region, index: int) -> bool:
+        """Split the huge page at `index` into small ones, same frames; whether there was one."""
+        with self.mmap_lock:
+            if region.levels[index] <= PG_LEVEL_4K:
+                return False
+            self._demote(region, index)
+            return True
+
+    def collapse(self, region: Region, index: int, level: int) -> bool:
+        """khugepaged: move a whole aligned run of small pages into one huge page; whether it could be done."""
+        pages = self._geometry.pages(level)
+        first = self._first_of(region, index, level)
+        with self.mmap_lock:
+            run = range(first, first + pages)
+            if first < 0 or first + pages > region.pages or region.dead.value:
+                return False
+            if not all(region.ptes[page] and region.levels[page] == PG_LEVEL_4K for page in run):
+                return False
+            block = self._allocator.take_block(level)
+            if block is None:
+                return False
+            for page in run:
+                old = region.ptes[page]
+                self._install(region, page, block + page - first, self.word[old], level)
+                self._release(old)
+            return True
+
+    # What hardware does.
 
     def access(self, pfn: int, tag: int, write: bool) -> bool:
         """One load or store by a vCPU or device that translated `tag` to `pfn`; whether the translation is right."""
+        epoch = self.epoch.value
+        if pfn >= self.frames:
+            return False
         stamp = self.stamp[pfn]
         if stamp != tag and not (stamp == MOVING and self._moving(pfn, tag)):
             return False
         if write:
-            self.word.store(pfn, tag + 1)
+            self.word.store(pfn, tag + 1 | epoch << EPOCH_SHIFT)
             return True
-        seen = self.word[pfn]
+        seen = self.word[pfn] & _TAG_MASK
         return seen in (tag + 1, 0) or stamp == MOVING or self.stamp[pfn] == MOVING
+
+    def written_in(self, region: Region, epoch: int) -> Iterator[int]:
+        """The page indices whose last write was in `epoch`: the ground truth of dirty logging."""
+        for index, pfn in self._mapped(region):
+            if self.word[pfn] >> EPOCH_SHIFT == epoch:
+                yield index
+
+    # Pieces; mmap_lock is held.
 
     def _mapped(self, region: Region) -> list[tuple[int, int]]:
         return [(index, pfn) for index, pfn in enumerate(region.ptes) if pfn]
 
-    def _allocate(self, region: Region, index: int) -> int:
-        pfn = self._free.take()
+    def _first_of(self, region: Region, index: int, level: int) -> int:
+        """The first page index of the aligned huge page around `index`."""
+        return ((region.hva + index) & -self._geometry.pages(level)) - region.hva
+
+    def _populate(self, region: Region, index: int) -> int:
+        """First touch: the largest page that fits, else a small one; returns the frame of `index`."""
+        if region.dead.value:
+            raise KvmError(errno.EFAULT, "the memory behind this slot was unmapped: delete the slot first")
+        for level in range(region.max_level, PG_LEVEL_4K, -1):
+            first = self._first_of(region, index, level)
+            last = first + self._geometry.pages(level)
+            if first < 0 or last > region.pages or any(region.ptes[first:last]):
+                continue
+            block = self._allocator.take_block(level)
+            if block is not None:
+                for page in range(first, last):
+                    self._install(region, page, block + page - first, 0, level)
+                return block + index - first
+        pfn = self._allocator.take()
         if pfn is None:
             raise KvmError(errno.ENOMEM, f"all {self.frames} host frames are in use: give the VM more memory")
+        self._install(region, index, pfn, 0)
+        return pfn
+
+    def _install(self, region: Region, index: int, pfn: int, word: int, level: int = PG_LEVEL_4K) -> None:
         if self.word[pfn] and self._probe.bad_translation is not None:
-            self._probe.bad_translation(None, self.word[pfn] - 1, pfn, True, 0)
-        self.word.store(pfn, 0)
+            self._probe.bad_translation(None, (self.word[pfn] & _TAG_MASK) - 1, pfn, True, 0)
+        self.word.store(pfn, word)
         self._page_index.store(pfn, index)
         moving = region.moving_to.value is not None
         self.stamp.store(pfn, MOVING if moving else region.base.value + index)
-        self._regions[pfn] = region
+        self._owners[pfn] = region
+        region.levels.store(index, level)
         region.ptes.store(index, pfn)
-        return pfn
+
+    def _demote(self, region: Region, index: int) -> None:
+        """The host's mapping of the huge page around `index` becomes one of small pages."""
+        level = region.levels[index]
+        first = self._first_of(region, index, level)
+        for page in range(first, first + self._geometry.pages(level)):
+            region.levels.store(page, PG_LEVEL_4K)
+
+    def _drop(self, region: Region, first: int, last: int) -> int:
+        released = 0
+        for index in range(first, last):
+            pfn = region.ptes.xchg(index, 0)
+            if pfn:
+                self._release(pfn)
+                released += 1
+        return released
+
+    def _release(self, pfn: int) -> None:
+        self.stamp.store(pfn, FREED)
+        self.word.store(pfn, 0)
+        self._allocator.give(pfn)
+
+    def _forget_word(self, pfn: int, tag: int) -> None:
+        """The frame gets another tag: what was written under the old one is not wrong."""
+        while True:
+            seen = self.word[pfn]
+            if seen & _TAG_MASK != tag + 1 or self.word.cmpxchg(pfn, seen, 0) == seen:
+                return
 
     def _moving(self, pfn: int, tag: int) -> bool:
-        region = self._regions.get(pfn)
+        region = self._owners.get(pfn)
         if region is None:
             return False
         index = self._page_index[pfn]
         other = region.moving_to.value
         return tag == region.base.value + index or (other is not None and tag == other + index)
-
-
-def _written(tag: int) -> int:
-    """The data word of a frame that was last written as `tag`."""
-    return tag + 1

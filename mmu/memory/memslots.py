@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from bisect import bisect_right
+from collections.abc import Callable
 from enum import Enum
 from typing import Final, Protocol
 
@@ -12,7 +13,8 @@ from attrs import frozen
 from mmu.errors import KvmError
 from mmu.kvm import ADDRESS_SPACES, Kvm
 from mmu.memory.host import Region
-from mmu.runtime import Cell
+from mmu.paging.geometry import Geometry
+from mmu.runtime import Cell, Table
 from mmu.sync.poison import RcuHead, poison
 from mmu.sync.rcu import Reader
 
@@ -32,11 +34,14 @@ class Change(Enum):
 
 
 class Memslot(RcuHead):
-    """`npages` guest frames from `base_gfn` on, backed by `region` from its page 0. Never changed once it is visible."""
+    """`npages` guest frames from `base_gfn` on, backed by `region` from its page 0. Never changed once it is visible,
+    but for the words of `dirty_bitmap`, one a page, which is there while dirty pages are logged."""
 
-    __slots__ = ("as_id", "base_gfn", "end_gfn", "flags", "host_writable", "id", "npages", "region")
+    __slots__ = ("as_id", "base_gfn", "dirty_bitmap", "end_gfn", "flags", "host_writable", "id", "npages", "region")
 
-    def __init__(self, slot_id: int, as_id: int, base_gfn: int, npages: int, flags: int, region: Region) -> None:
+    def __init__(
+        self, slot_id: int, as_id: int, base_gfn: int, npages: int, flags: int, region: Region, dirty_bitmap: Table | None = None
+    ) -> None:
         self.obituary = None
         self.id = slot_id
         self.as_id = as_id
@@ -46,22 +51,36 @@ class Memslot(RcuHead):
         self.flags = flags
         self.region = region
         self.host_writable = region.writable and not flags & KVM_MEM_READONLY
+        self.dirty_bitmap = dirty_bitmap
 
-    def copy(self, *, base_gfn: int | None = None, flags: int | None = None) -> Memslot:
-        """A new slot object that differs in the given fields."""
-        return Memslot(
-            self.id,
-            self.as_id,
-            self.base_gfn if base_gfn is None else base_gfn,
-            self.npages,
-            self.flags if flags is None else flags,
-            self.region,
-        )
+    def copy(self, *, flags: int) -> Memslot:
+        """A new slot object that differs in its flags."""
+        return Memslot(self.id, self.as_id, self.base_gfn, self.npages, flags, self.region, self.dirty_bitmap)
 
     @property
     def invalid(self) -> bool:
         """Whether this is the temporary slot of a delete or move."""
         return bool(self.flags & KVM_MEMSLOT_INVALID)
+
+    def hva(self, gfn: int) -> int:
+        """__gfn_to_hva_memslot(): the host page number behind a guest frame."""
+        return self.region.hva + gfn - self.base_gfn
+
+    def gfn_of_hva(self, hva: int) -> int:
+        """hva_to_gfn_memslot(): the guest frame that a host page number backs."""
+        return self.base_gfn + hva - self.region.hva
+
+    def mark_dirty(self, gfn: int) -> None:
+        """mark_page_dirty_in_slot()."""
+        if self.dirty_bitmap is not None:
+            self.dirty_bitmap.store(gfn - self.base_gfn, 1)
+
+    def allows(self, gfn: int, level: int, geometry: Geometry) -> bool:
+        """Whether a leaf of `level` may stand at `gfn` (lpage_info): it lies inside the slot, and guest and host
+        addresses have the same offset in it."""
+        pages = geometry.pages(level)
+        first = gfn & -pages
+        return first >= self.base_gfn and first + pages <= self.end_gfn and not (self.base_gfn ^ self.region.hva) & (pages - 1)
 
     def describe(self) -> str:
         """The slot in a report."""
@@ -86,6 +105,16 @@ class MemslotSet:
         """id_to_memslot()."""
         return next((slot for slot in self.index.value[1] if slot.id == slot_id), None)
 
+    def at(self, gfn: int) -> Memslot | None:
+        """search_memslots(): the slot that covers `gfn`, INVALID ones included."""
+        bases, slots = self.index.value
+        position = bisect_right(bases, gfn)
+        if position:
+            slot = slots[position - 1]
+            if gfn < slot.end_gfn:
+                return slot
+        return None
+
     def replace(self, old: Memslot | None, new: Memslot | None) -> None:
         """kvm_replace_memslot(): on the inactive copy only."""
         slots = [slot for slot in self.index.value[1] if old is None or slot.id != old.id]
@@ -95,11 +124,19 @@ class MemslotSet:
         self.index.value = (tuple(slot.base_gfn for slot in slots), tuple(slots))
 
 
-class ShadowFlusher(Protocol):
-    """What a memslot update needs of the MMU."""
+class MemslotListener(Protocol):
+    """What a memslot update needs of the architecture's MMU. All are called with slots_lock held."""
 
     def flush_shadow_memslot(self, slot: Memslot) -> None:
         """kvm_arch_flush_shadow_memslot(): unmap the slot everywhere, now."""
+        ...
+
+    def memslots_updated(self, generation: int) -> None:
+        """kvm_arch_memslots_updated(): `generation` is about to become current; old MMIO SPTEs must not match it."""
+        ...
+
+    def commit_memory_region(self, old: Memslot | None, new: Memslot | None) -> None:
+        """kvm_arch_commit_memory_region(): the new slot is in force; dirty logging goes on or off."""
         ...
 
 
@@ -116,25 +153,23 @@ class MemoryRegion:
 
 
 class Memslots:
-    """KVM_SET_USER_MEMORY_REGION and look-ups."""
+    """kvm->memslots and the update protocol. Look-ups need the SRCU read lock or slots_lock."""
 
-    def __init__(self, kvm: Kvm, flusher: ShadowFlusher) -> None:
+    def __init__(self, kvm: Kvm, listener: MemslotListener) -> None:
         self.kvm = kvm
-        self.flusher = flusher
+        self.listener = listener
         self._sets = tuple((MemslotSet(kvm, as_id), MemslotSet(kvm, as_id)) for as_id in range(ADDRESS_SPACES))
         self._active: tuple[Cell[MemslotSet], ...] = tuple(
-            kvm.runtime.cell(f"kvm->memslots[{as_id}]", pair[0]) for as_id, pair in enumerate(self._sets)
+            kvm.runtime.cell(f"kvm->memslots[{as_id}]", sets[0]) for as_id, sets in enumerate(self._sets)
         )
-        self._srcu_local = kvm.srcu.local
-        self._slots_lock_held = kvm.slots_lock.held
 
     def active(self, as_id: int) -> MemslotSet:
-        """__kvm_memslots(): the active set; needs an SRCU read section or slots_lock (srcu_dereference_check)."""
-        if not self._srcu_local.reader.depth and not self._slots_lock_held():
+        """__kvm_memslots(): the active set; only inside an SRCU section or with slots_lock held."""
+        if not self.kvm.srcu.read_held() and not self.kvm.slots_lock.held():
             self.kvm.warn(
                 "O3",
-                "memslots-without-srcu",
-                "WARNING: suspicious RCU usage: memslots without kvm->srcu or slots_lock",
+                "suspicious-srcu-usage",
+                "WARNING: suspicious RCU usage: memslots looked up without srcu_read_lock() and without slots_lock",
                 "memslots may be looked at only inside an SRCU read section or with slots_lock held",
                 "__kvm_memslots() srcu_dereference_check(); B69 (4bcdd831d9d0)",
             )
@@ -158,6 +193,10 @@ class Memslots:
             if gfn < slot.end_gfn:
                 return slot
         return None
+
+    def slots_of(self, region: Region) -> list[Memslot]:
+        """kvm_for_each_memslot_in_hva_range(): the slots that a host mapping backs, INVALID ones included."""
+        return [slot for as_id in range(ADDRESS_SPACES) for slot in self.active(as_id).index.value[1] if slot.region is region]
 
     def set_region(self, wanted: MemoryRegion) -> Change:
         """kvm_set_memory_region(): takes slots_lock, classifies the call, does it. Errors are `KvmError`."""
@@ -216,18 +255,42 @@ class Memslots:
     def _set_memslot(self, change: Change, old: Memslot | None, new: Memslot | None, parts: dict[str, int]) -> None:
         """kvm_set_memslot()."""
         self.kvm.slots_arch_lock.acquire()
-        current: Memslot | None = old
+        doomed: Memslot | None = None
         if change in (Change.DELETE, Change.MOVE):
             assert old is not None
-            current = self._invalidate(old, parts)
+            doomed = self._invalidate(old, parts)
+        try:
+            self.prepare_memory_region(old, new)
+        except KvmError:
+            self._activate_again(doomed, old, parts)
+            raise
         as_id = new.as_id if new is not None else old.as_id if old is not None else 0
-        inactive = self._inactive(as_id)
-        inactive.replace(old, new)
+        self._inactive(as_id).replace(old, new)
         self._swap_active(as_id, parts)
-        self._inactive(as_id).replace(current, new)
-        if current is not old and current is not None:
-            current.retire(current.describe(), self.kvm.reporter)
-            self._free(current)
+        self._inactive(as_id).replace(doomed or old, new)
+        if doomed is not None:
+            self._discard(doomed)
+        start = self.kvm.runtime.now()
+        self.listener.commit_memory_region(old, new)
+        parts["commit"] = self.kvm.runtime.now() - start
+
+    def prepare_memory_region(self, old: Memslot | None, new: Memslot | None) -> None:
+        """kvm_prepare_memory_region(): the dirty bitmap comes with the flag; may fail."""
+        if self.kvm.should_fail("prepare_memory_region"):
+            raise KvmError(errno.ENOMEM, "no memory for the new slot (injected)")
+        if new is not None and new.flags & KVM_MEM_LOG_DIRTY_PAGES:
+            keeps = old is not None and old.dirty_bitmap is not None
+            new.dirty_bitmap = old.dirty_bitmap if keeps and old is not None else self.kvm.runtime.table(new.npages)
+
+    def _activate_again(self, doomed: Memslot | None, old: Memslot | None, parts: dict[str, int]) -> None:
+        """kvm_activate_memslot(): prepare failed; the old slot, if it was made INVALID, comes back."""
+        if doomed is None or old is None:
+            self.kvm.slots_arch_lock.release()
+            return
+        self._inactive(old.as_id).replace(doomed, old)
+        self._swap_active(old.as_id, parts)
+        self._inactive(old.as_id).replace(doomed, old)
+        self._discard(doomed)
 
     def _invalidate(self, old: Memslot, parts: dict[str, int]) -> Memslot:
         """kvm_invalidate_memslot(): publish an INVALID copy, wait for SRCU, unmap; slots_arch_lock is held again after."""
@@ -238,7 +301,7 @@ class Memslots:
         if kvm.probe.point is not None:
             kvm.probe.point("P14")
         start = kvm.runtime.now()
-        self.flusher.flush_shadow_memslot(old)
+        self.listener.flush_shadow_memslot(old)
         parts["flush_shadow"] = kvm.runtime.now() - start
         kvm.slots_arch_lock.acquire()
         return doomed
@@ -246,17 +309,42 @@ class Memslots:
     def _swap_active(self, as_id: int, parts: dict[str, int]) -> None:
         """kvm_swap_active_memslots(): publish the inactive set; releases slots_arch_lock before the SRCU wait."""
         kvm = self.kvm
+        kvm.slots_lock.assert_held()
+        kvm.slots_arch_lock.assert_held()
         new = self._inactive(as_id)
         generation = self._active[as_id].value.generation.value
         new.generation.value = generation | GEN_UPDATE_IN_PROGRESS
-        self._active[as_id].value = new
+        self.wait_for_invalidations(lambda: self._publish(as_id, new))
         kvm.slots_arch_lock.release()
         if kvm.probe.point is not None:
             kvm.probe.point("P13")
         start = kvm.runtime.now()
         self.synchronize_srcu()
         parts["srcu"] = parts.get("srcu", 0) + kvm.runtime.now() - start
-        new.generation.value = generation + ADDRESS_SPACES
+        self.advance_generation(new, generation + ADDRESS_SPACES)
+
+    def advance_generation(self, new: MemslotSet, generation: int) -> None:
+        """The architecture drops what could match the new generation *before* it becomes current (152482580a1b)."""
+        self.listener.memslots_updated(generation)
+        new.generation.value = generation
+
+    def wait_for_invalidations(self, then: Callable[[], None]) -> None:
+        """Wait until no mmu_notifier invalidation is between its start and its end, and do `then` before one can start:
+        start and end of an invalidation must see the same slots (B64)."""
+        kvm = self.kvm
+        active = kvm.mn_active_invalidate_count
+        while True:
+            kvm.mn_invalidate_lock.acquire()
+            if not active.value:
+                break
+            kvm.mn_invalidate_lock.release()
+            kvm.sync.might_sleep("waiting for mn_active_invalidate_count")
+            kvm.runtime.wait_until("the end of all mmu_notifier invalidations", lambda: not active.value)
+        then()
+        kvm.mn_invalidate_lock.release()
+
+    def _publish(self, as_id: int, new: MemslotSet) -> None:
+        self._active[as_id].value = new
 
     def synchronize_srcu(self) -> None:
         """synchronize_srcu_expedited(&kvm->srcu): after it nobody uses the set that was active before."""
@@ -269,9 +357,9 @@ class Memslots:
     def _retire(self, change: Change, old: Memslot | None) -> None:
         """kvm_commit_memory_region(): the old slot object is not used any more."""
         if old is not None and change is not Change.CREATE:
-            old.retire(old.describe(), self.kvm.reporter)
-            self._free(old)
+            self._discard(old)
 
-    def _free(self, slot: Memslot) -> None:
+    def _discard(self, slot: Memslot) -> None:
+        slot.retire(slot.describe(), self.kvm.reporter)
         if self.kvm.config.poisoning:
             poison(slot, self.kvm.reporter)

@@ -65,6 +65,11 @@ class Requests:
             self._wait_for_exit(state, before)
         return len(kicked)
 
+    def kick_all(self) -> None:
+        """kvm_vcpu_kick() on every vCPU: those in the guest leave it soon. Waits for nobody."""
+        for state in self._vcpus.value:
+            self._exiting_guest_mode(state)
+
     def _exiting_guest_mode(self, state: RunState) -> int:
         """kvm_vcpu_exiting_guest_mode(): ask it to leave; returns the mode it was in."""
         return state.mode.cmpxchg(IN_GUEST_MODE, EXITING_GUEST_MODE)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from mmu.kvm import Kvm
 from mmu.memory.requests import KVM_REQ_TLB_FLUSH, Requests
-from mmu.paging.spte import ADDR_MASK, SPTE_PS, SPTE_RWX
+from mmu.paging.spte import ADDR_MASK, PFN_SHIFT, SPTE_A, SPTE_D, SPTE_MMIO, SPTE_PS, SPTE_RWX, SPTE_W
 from mmu.paging.table import ShadowPage
 
 WHOLE = -1
@@ -49,19 +50,25 @@ class HardwareWalker:
     """What walks page tables without software: a CPU's or an IOMMU's page walker.
 
     It looks at the R, W and X bits, whatever KVM means by an entry (reference 1.11 R18), takes no lock and no RCU
-    section, and caches partial walks.
+    section, and caches partial walks. A CPU's walker also sets accessed and dirty bits, atomically; `on_dirty(gfn, pfn,
+    tick)` hears of every D bit it sets, `tick` being the dirty clock's time before it did.
     """
 
-    def __init__(self, kvm: Kvm) -> None:
+    def __init__(self, kvm: Kvm, on_dirty: Callable[[int, int, int], None] | None = None) -> None:
         self._tables = kvm.tables
         self._max_gfn = kvm.geometry.max_gfn
         self._mask = kvm.geometry.mask
         shifts = kvm.geometry.shifts()
         self._table_shift = shifts[2] if len(shifts) > 2 else 0
         self._descent = tuple(reversed(shifts[2:]))
+        self._clock = kvm.dirty_clock
+        self._on_dirty = on_dirty if kvm.layout.ad_bits else None
 
-    def walk(self, cache: TranslationCache, root: ShadowPage | None, gfn: int) -> int:
-        """The leaf's word for `gfn`, or 0: beyond the tables, without a root, or where an entry on the way is empty."""
+    def walk(self, cache: TranslationCache, root: ShadowPage | None, gfn: int, write: bool = False) -> int:
+        """The leaf's word for `gfn`, or 0: beyond the tables, without a root, or where an entry on the way is empty.
+
+        Of a huge leaf it is the word that a 4 KiB leaf for `gfn` would have, large bit aside.
+        """
         if gfn > self._max_gfn or root is None:
             return 0
         key = gfn >> self._table_shift
@@ -69,14 +76,34 @@ class HardwareWalker:
         if sp is None:
             sp = root
             for shift in self._descent:
-                spte = sp.spt[(gfn >> shift) & self._mask]
+                index = (gfn >> shift) & self._mask
+                spte = sp.spt[index]
                 if not spte & SPTE_RWX:
-                    return 0
-                if spte & SPTE_PS:
                     return spte
+                if spte & SPTE_PS:
+                    if self._on_dirty is not None:
+                        spte = self._set_bits(sp, index, spte, gfn, shift, write)
+                    return spte + ((gfn & ((1 << shift) - 1)) << PFN_SHIFT)
                 sp = self._tables.at(spte & ADDR_MASK)
             cache.tables[key] = sp
-        return sp.spt[gfn & self._mask]
+        index = gfn & self._mask
+        spte = sp.spt[index]
+        if self._on_dirty is not None and spte & SPTE_RWX and not spte & SPTE_MMIO:
+            return self._set_bits(sp, index, spte, gfn, 0, write)
+        return spte
+
+    def _set_bits(self, sp: ShadowPage, index: int, spte: int, gfn: int, shift: int, write: bool) -> int:
+        """Set A, and D for a write that the entry allows; gives up, without a translation, when the entry changes meanwhile."""
+        wanted = SPTE_A | SPTE_D if write and spte & SPTE_W else SPTE_A
+        if spte & wanted == wanted:
+            return spte
+        tick = self._clock.fetch_add(1) + 1 if wanted & ~spte & SPTE_D else 0
+        if sp.spt.cmpxchg(index, spte, spte | wanted) != spte:
+            return 0
+        if tick and self._on_dirty is not None:
+            pfn = (spte & ADDR_MASK) >> PFN_SHIFT
+            self._on_dirty(gfn, pfn + (gfn & ((1 << shift) - 1)), tick)
+        return spte | wanted
 
 
 class FlushListener(Protocol):

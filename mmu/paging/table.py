@@ -20,9 +20,11 @@ class ShadowPage(RcuHead):
 
     `gfn` is the first frame it maps, `level` the level of its entries, `parent` and `parent_index` the entry that
     points to it, `root` the root of its tree, `address` its own physical address (what a parent SPTE holds).
+    `nx_disallowed` is there for a page that stands for a huge page only because of the NX mitigation, and true until it
+    is unaccounted (nx_huge_page_disallowed, under tdp_mmu_pages_lock).
     """
 
-    __slots__ = ("address", "gfn", "level", "parent", "parent_index", "root", "spt")
+    __slots__ = ("address", "gfn", "level", "nx_disallowed", "parent", "parent_index", "root", "spt")
 
     def __init__(self, address: int, spt: Table) -> None:
         self.obituary = None
@@ -33,6 +35,7 @@ class ShadowPage(RcuHead):
         self.root: RootPage | None = None
         self.parent: ShadowPage | None = None
         self.parent_index = 0
+        self.nx_disallowed: Cell[bool] | None = None
 
     def place(self, root: RootPage, parent: ShadowPage, index: int, gfn: int, level: int) -> None:
         """tdp_mmu_init_child_sp(): say where in the tree this page will stand; before anybody can see it."""
@@ -48,22 +51,27 @@ class ShadowPage(RcuHead):
 
 
 class RootRole:
-    """The part of `union kvm_mmu_page_role` that tells roots apart: address space and guest (nested) mode."""
+    """The part of `union kvm_mmu_page_role` that tells roots apart: address space, guest (nested) mode, and whether the
+    root is one that KVM keeps for an IOMMU alone (policy E)."""
 
-    __slots__ = ("as_id", "guest_mode")
+    __slots__ = ("as_id", "guest_mode", "iommu")
 
-    def __init__(self, as_id: int, guest_mode: bool = False) -> None:
+    def __init__(self, as_id: int, guest_mode: bool = False, iommu: bool = False) -> None:
         self.as_id = as_id
         self.guest_mode = guest_mode
+        self.iommu = iommu
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, RootRole) and (self.as_id, self.guest_mode) == (other.as_id, other.guest_mode)
+        return isinstance(other, RootRole) and self._key() == other._key()
 
     def __hash__(self) -> int:
-        return hash((self.as_id, self.guest_mode))
+        return hash(self._key())
 
     def __str__(self) -> str:
-        return f"as{self.as_id}{' nested' if self.guest_mode else ''}"
+        return f"as{self.as_id}{' nested' if self.guest_mode else ''}{' iommu' if self.iommu else ''}"
+
+    def _key(self) -> tuple[int, bool, bool]:
+        return self.as_id, self.guest_mode, self.iommu
 
 
 class RootPage(ShadowPage):
@@ -112,8 +120,12 @@ class PageTableMemory:
         entry is a table and which."""
         self._freed: deque[ShadowPage] = deque()
         self._freed_lock = threading.Lock()
+        self.retired = runtime.counter("page_table_pages.retired")
+        """Pages given to RCU to be freed, the freed ones included."""
         self.allocated = runtime.counter("page_table_pages.allocated")
-        self.released = runtime.counter("page_table_pages.freed")
+        self.released = runtime.counter("page_table_pages.released")
+        self.freed = runtime.counter("page_table_pages.freed")
+        """Pages that RCU has freed; `released` counts those as well that never became visible."""
 
     def allocate(self) -> ShadowPage:
         """tdp_mmu_alloc_sp(): a zeroed page, not yet visible to anybody."""
@@ -139,6 +151,12 @@ class PageTableMemory:
         self.by_spte.pop(self._layout.table(page.address), None)
         self.released.fetch_add(1)
 
+    def retire(self, page: ShadowPage) -> None:
+        """Take an unlinked page out of sight; it is freed after a grace period (call_rcu)."""
+        page.retire(page.describe(), self._reporter)
+        self.retired.fetch_add(1)
+        self._rcu.call(lambda: self.free(page))
+
     def free(self, page: ShadowPage) -> None:
         """tdp_mmu_free_sp(), from its RCU callback: the page is poisoned and kept for a while to catch late touches."""
         if is_poisoned(page):
@@ -147,6 +165,7 @@ class PageTableMemory:
         if not self._rcu.in_callback():
             self._report_unprotected_free(page)
         self.released.fetch_add(1)
+        self.freed.fetch_add(1)
         if not self._poisoning:
             self.by_spte.pop(self._layout.table(page.address), None)
             return

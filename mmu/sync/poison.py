@@ -104,6 +104,11 @@ class FreedTable(Table):
         self._touched("written", index)
         return ~old
 
+    def fetch_and(self, index: int, bits: int) -> int:
+        """Report; nothing is stored."""
+        self._touched("written", index)
+        return 0
+
     def _touched(self, how: str, index: Any) -> None:
         report_touch(self.note, f"entry {index} {how}", 3)
 

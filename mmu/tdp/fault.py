@@ -6,12 +6,13 @@ from enum import IntEnum
 
 from mmu.kvm import Kvm
 from mmu.memory.host import HostMemory
-from mmu.memory.memslots import KVM_MEM_READONLY, KVM_MEMSLOT_INVALID, Memslot, Memslots
-from mmu.paging.geometry import Geometry
-from mmu.paging.spte import ADDR_MASK, PFN_SHIFT, REMOVED_SPTE, SPTE_PS, SPTE_W
+from mmu.memory.memslots import GEN_UPDATE_IN_PROGRESS, KVM_MEM_READONLY, KVM_MEMSLOT_INVALID, Memslot, Memslots
+from mmu.paging.geometry import PG_LEVEL_4K, Geometry
+from mmu.paging.spte import ADDR_MASK, MMU_WRITABLE, PFN_SHIFT, REMOVED_SPTE, SPTE_PS, SPTE_R, SPTE_W, SPTE_X
 from mmu.paging.table import RootPage, ShadowPage
 from mmu.sync.locks import RwHold
 from mmu.sync.rcu import Reader
+from mmu.tdp.huge import HugePages
 from mmu.tdp.write import SpteWriter
 
 
@@ -33,15 +34,20 @@ class Fault:
     """struct kvm_page_fault: what was accessed, and what was found out so far.
 
     A vCPU has one and renews it at every exit, so nothing is carried over from an earlier fault (R8); anybody else
-    makes a fresh one. `hold`, `reader` and `srcu_reader` are the records of the thread that handles it, if
-    it knows them.
+    makes a fresh one. `goal_level` is the level to map at, `req_level` what host and slot would have allowed,
+    `nx_workaround` the NX huge page policy as it was when the fault began. `hold`, `reader` and `srcu_reader` are the
+    records of the thread that handles it, if it knows them.
     """
 
     gfn = 0
     write = False
+    fetch = False
     present = False
     as_id = 0
-    goal_level = 1
+    goal_level = PG_LEVEL_4K
+    req_level = PG_LEVEL_4K
+    nx_workaround = False
+    huge_page_disallowed = False
     slot: Memslot | None = None
     pfn = 0
     host_writable = False
@@ -50,6 +56,9 @@ class Fault:
     reader: Reader | None = None
     srcu_reader: Reader | None = None
 
+
+NO_SLOT = -1
+"""KVM_PFN_NOSLOT: no memslot covers the gfn."""
 
 _SPECIAL = KVM_MEMSLOT_INVALID | KVM_MEM_READONLY
 
@@ -60,9 +69,9 @@ class PageCache:
 
     __slots__ = ("_kvm", "pages", "short", "target")
 
-    def __init__(self, kvm: Kvm) -> None:
+    def __init__(self, kvm: Kvm, walks: int = 1) -> None:
         self._kvm = kvm
-        self.target = kvm.geometry.levels
+        self.target = walks * kvm.geometry.levels
         self.pages: list[ShadowPage] = []
         self.short = True
         """Whether pages were taken since the last top-up."""
@@ -102,22 +111,25 @@ def _descents(geometry: Geometry) -> tuple[Descent, ...]:
 class FaultHandler:
     """Maps what a vCPU or a device wants to access."""
 
-    def __init__(self, kvm: Kvm, memslots: Memslots, host: HostMemory, writer: SpteWriter) -> None:
+    def __init__(self, kvm: Kvm, memslots: Memslots, host: HostMemory, writer: SpteWriter, huge: HugePages) -> None:
         self.kvm = kvm
         self.memslots = memslots
         self.host = host
         self.writer = writer
-        layout = kvm.layout
+        self.huge = huge
+        self.layout = layout = kvm.layout
         self._present = layout.present
         self._tables = kvm.tables.by_spte
         self._rcu = kvm.rcu
-        self._seq = kvm.mmu_invalidate_seq
-        self._in_progress = kvm.mmu_invalidate_in_progress
+        self._invalidation = kvm.invalidation
+        self._seq = kvm.invalidation.seq
         self._shifts = kvm.geometry.shifts()
         self._mask = kvm.geometry.mask
         self._probe = kvm.probe
         self._mmu_lock = kvm.mmu_lock
         self._ad_bits = kvm.config.ad_bits
+        self._max_level = min(kvm.config.max_level, kvm.geometry.levels)
+        self._gen_mask = (1 << kvm.config.mmio_gen_bits) - 1
         self._descents = _descents(kvm.geometry)
         self._leaf_read_only = layout.leaf(0, 1, writable=False, host_writable=False)
         self._leaf_writable = layout.leaf(0, 1, writable=True, host_writable=True)
@@ -150,14 +162,16 @@ class FaultHandler:
         return result
 
     def faultin_pfn(self, fault: Fault) -> RetPf:
-        """kvm_faultin_pfn(): slot, sequence snapshot, then the host's frame. May sleep."""
+        """kvm_faultin_pfn(): slot, sequence snapshot, then the host's frame. May sleep. Without a slot it goes on, to
+        install an MMIO SPTE."""
         slot = self.memslots.gfn_to_memslot(fault.as_id, fault.gfn, fault.srcu_reader)
         fault.slot = slot
         fault.mmu_seq = self._seq.value
         if self._probe.point is not None:
             self._probe.point("P1")
         if slot is None:
-            return EMULATE
+            fault.pfn = NO_SLOT
+            return CONTINUE if self.kvm.config.mmio_caching else EMULATE
         if slot.flags & _SPECIAL:
             if slot.flags & KVM_MEMSLOT_INVALID:
                 return RETRY
@@ -170,10 +184,20 @@ class FaultHandler:
         return CONTINUE
 
     def is_page_fault_stale(self, root: RootPage, fault: Fault) -> bool:
-        """is_page_fault_stale(): under mmu_lock - the root was invalidated, or the pfn may be out of date."""
+        """is_page_fault_stale(): under mmu_lock - the root was invalidated, or the pfn or the policy may be out of date."""
         if fault.hold is None or not fault.hold.mode:
             self._mmu_lock.assert_held()
-        return root.invalid.value or self._seq.value != fault.mmu_seq or self._in_progress.value != 0
+        if root.invalid.value:
+            return True
+        slot = fault.slot
+        if slot is not None and self._invalidation.retry(fault.mmu_seq, slot.region.hva + fault.gfn - slot.base_gfn):
+            return True
+        return root.exported.value and self.is_policy_stale(fault)
+
+    def is_policy_stale(self, fault: Fault) -> bool:
+        """Whether the NX policy has changed since the fault began (the mend of R10): a root that is kept valid has no
+        other way to tell."""
+        return fault.nx_workaround != self.kvm.nx_huge_pages.value
 
     def map(self, root: RootPage, cache: PageCache, fault: Fault) -> RetPf:
         """kvm_tdp_mmu_map(): walk to the goal level under RCU, linking tables on the way, and install the leaf.
@@ -182,6 +206,9 @@ class FaultHandler:
         """
         if root.invalid.value:
             self._warn_obsolete(root, fault)
+        slot = fault.slot
+        if slot is not None and slot.region.max_level > 1:
+            self.hugepage_adjust(fault, slot)
         rcu = self._rcu
         reader = fault.reader
         rcu.read_lock(reader)
@@ -201,7 +228,12 @@ class FaultHandler:
                     return RETRY
                 sp = child
         index = (gfn >> leaf_shift) & mask
-        result = self.map_handle_target_level(sp, index, fault, sp.spt[index])
+        old = sp.spt[index]
+        while fault.goal_level > 1 and fault.nx_workaround and self._is_nx_disallowed(old):
+            sp = self._disallowed_hugepage_adjust(fault, old)
+            index = (gfn >> self._shifts[fault.goal_level]) & mask
+            old = sp.spt[index]
+        result = self.map_handle_target_level(sp, index, fault, old)
         rcu.read_unlock(reader)
         return result
 
@@ -209,20 +241,107 @@ class FaultHandler:
         """tdp_mmu_map_handle_target_level(): build the leaf and install it by compare-exchange."""
         if old == REMOVED_SPTE:
             return self._met_frozen(fault)
+        if fault.pfn < 0:
+            return self.map_mmio(sp, index, fault, old)
         new = self.make_spte(fault)
         denied = fault.write and not new & SPTE_W
         if new == old:
             return EMULATE if denied else SPURIOUS
         if self._probe.point is not None:
             self._probe.point("P4")
-        if not self.writer.set_spte_atomic(sp, index, fault.gfn, old, new):
+        level = fault.goal_level
+        gfn = fault.gfn if level == 1 else fault.gfn >> self._shifts[level] << self._shifts[level]
+        if not self.writer.set_spte_atomic(sp, index, gfn, old, new):
             return RETRY
+        if level > 1 and self.layout.is_table(old, level):
+            self.huge.flush_replaced(gfn, level)
         return EMULATE if denied else FIXED
 
     def make_spte(self, fault: Fault) -> int:
         """make_spte(): the leaf for this fault; writable as soon as the host and the slot allow it."""
-        base = self._leaf_writable if fault.host_writable else self._leaf_read_only
-        return base | fault.pfn << PFN_SHIFT
+        slot = fault.slot
+        if slot is not None and slot.dirty_bitmap is not None and fault.host_writable:
+            slot.mark_dirty(fault.gfn)
+        if fault.goal_level == 1:
+            return (self._leaf_writable if fault.host_writable else self._leaf_read_only) | fault.pfn << PFN_SHIFT
+        writable = fault.host_writable
+        return self.layout.leaf(
+            fault.pfn, fault.goal_level, writable=writable, host_writable=writable, executable=not fault.nx_workaround
+        )
+
+    # MMIO.
+
+    def map_mmio(self, sp: ShadowPage, index: int, fault: Fault, old: int) -> RetPf:
+        """No slot covers the gfn: note that in an MMIO SPTE, and have user space emulate the access."""
+        new = self.make_mmio_spte(fault.gfn, fault.as_id)
+        if new != old and not self.writer.set_spte_atomic(sp, index, fault.gfn, old, new):
+            return RETRY
+        return EMULATE
+
+    def make_mmio_spte(self, gfn: int, as_id: int) -> int:
+        """make_mmio_spte(): without any hardware rights, so that an IOMMU cannot take it for a writable leaf (the mend of
+        R18); a CPU's violation finds the mark as well as its misconfiguration would."""
+        generation = self.memslots.active(as_id).generation.value & self._gen_mask
+        return self.layout.mmio(gfn, generation, self.mmio_rights())
+
+    def mmio_rights(self) -> int:
+        """The hardware rights of an MMIO SPTE."""
+        return 0
+
+    def check_mmio_spte(self, gfn: int, as_id: int, spte: int, vcpu: object) -> bool:
+        """check_mmio_spte(): whether the access can be emulated at once, because no slot has come since the SPTE was made.
+        The caller holds SRCU for read."""
+        slots = self.memslots.active(as_id)
+        generation = slots.generation.value
+        honoured = self.is_current(self.layout.mmio_generation(spte), generation)
+        if honoured and self._probe.mmio_honoured is not None:
+            self._probe.mmio_honoured(vcpu, gfn, spte, slots)
+        return honoured
+
+    def is_current(self, made: int, generation: int) -> bool:
+        """Whether an MMIO SPTE of generation `made` holds under `generation`; nothing holds while an update is under way."""
+        return not generation & GEN_UPDATE_IN_PROGRESS and made == generation & self._gen_mask
+
+    # Dirty logging.
+
+    def mark_page_dirty(self, as_id: int, gfn: int) -> None:
+        """mark_page_dirty(): SRCU is held for read."""
+        slot = self.memslots.gfn_to_memslot(as_id, gfn)
+        if slot is not None:
+            slot.mark_dirty(gfn)
+
+    # Huge pages.
+
+    def hugepage_adjust(self, fault: Fault, slot: Memslot) -> None:
+        """kvm_mmu_hugepage_adjust(): how large a leaf host, slot, dirty logging and the NX policy allow here."""
+        fault.huge_page_disallowed = fault.fetch and fault.nx_workaround
+        if slot.dirty_bitmap is not None:
+            return
+        fault.req_level = level = self.max_mapping_level(slot, fault.gfn)
+        if level == PG_LEVEL_4K or fault.huge_page_disallowed:
+            return
+        fault.goal_level = level
+        fault.pfn &= -self.kvm.geometry.pages(level)
+
+    def max_mapping_level(self, slot: Memslot, gfn: int) -> int:
+        """kvm_mmu_max_mapping_level(): no larger than the host's own mapping, and within the slot."""
+        level = min(slot.region.levels[gfn - slot.base_gfn] or PG_LEVEL_4K, self._max_level)
+        while level > PG_LEVEL_4K and not slot.allows(gfn, level, self.kvm.geometry):
+            level -= 1
+        return level
+
+    def _is_nx_disallowed(self, spte: int) -> bool:
+        """Whether the entry points to a table that is there only because of the NX mitigation."""
+        sp = self._tables.get(spte)
+        return sp is not None and sp.nx_disallowed is not None and sp.nx_disallowed.value
+
+    def _disallowed_hugepage_adjust(self, fault: Fault, spte: int) -> ShadowPage:
+        """disallowed_hugepage_adjust(): go down one level instead of putting a huge page over small executable ones."""
+        geometry = self.kvm.geometry
+        level = fault.goal_level
+        fault.goal_level = level - 1
+        fault.pfn |= fault.gfn & (geometry.pages(level) - geometry.pages(level - 1))
+        return self._tables[spte]
 
     # The lockless path.
 
@@ -235,12 +354,45 @@ class FaultHandler:
         return result
 
     def _fast_page_fault(self, root: RootPage, fault: Fault) -> RetPf | None:
-        sp, _, spte = self.get_last_sptep(root, fault.gfn)
-        if not spte & self._present or not (sp.level == 1 or spte & SPTE_PS):
-            return None
-        if not fault.write or spte & SPTE_W:
-            return SPURIOUS
-        return None
+        for _ in range(4):
+            sp, index, spte = self.get_last_sptep(root, fault.gfn)
+            if not self.layout.is_leaf(spte, sp.level):
+                return None
+            if spte & (SPTE_W if fault.write else SPTE_X if fault.fetch else SPTE_R):
+                return SPURIOUS
+            new = self.fast_pf_new_spte(sp, spte, fault)
+            if new is None or not new & (SPTE_W if fault.write else SPTE_X if fault.fetch else SPTE_R):
+                return None
+            if self._probe.point is not None:
+                self._probe.point("P18")
+            if self.fast_pf_fix_direct_spte(sp, index, fault, spte, new):
+                return FIXED
+        return RETRY
+
+    def fast_pf_new_spte(self, sp: ShadowPage, spte: int, fault: Fault) -> int | None:
+        """What the entry could become without mmu_lock: rights given back that access tracking took, and W where the MMU
+        allows it - but not on a huge leaf while dirty pages are logged, which would log the first page only (B62)."""
+        new = self.layout.restore_access_track(spte) if self.layout.is_access_tracked(spte) else spte
+        if fault.write and spte & MMU_WRITABLE:
+            fault.slot = self.memslots.gfn_to_memslot(fault.as_id, fault.gfn, fault.srcu_reader)
+            if not self.may_make_writable(sp, fault):
+                return None
+            new |= SPTE_W
+        return new if new != spte else None
+
+    def may_make_writable(self, sp: ShadowPage, fault: Fault) -> bool:
+        """Whether the lockless path may give back W."""
+        return fault.slot is not None and (sp.level == PG_LEVEL_4K or fault.slot.dirty_bitmap is None)
+
+    def fast_pf_fix_direct_spte(self, sp: ShadowPage, index: int, fault: Fault, old: int, new: int) -> bool:
+        """fast_pf_fix_direct_spte(): compare-exchange on the exact old value; a write is then dirty."""
+        if sp.spt.cmpxchg(index, old, new) != old:
+            return False
+        if new & SPTE_W and not old & SPTE_W and fault.slot is not None:
+            fault.slot.mark_dirty(fault.gfn)
+        if self._probe.fast_page_fault is not None:
+            self._probe.fast_page_fault(fault.gfn, old, new)
+        return True
 
     def get_last_sptep(self, root: RootPage, gfn: int) -> tuple[ShadowPage, int, int]:
         """kvm_tdp_mmu_fast_pf_get_last_sptep(): the lowest entry of a lockless walk, as (table, index, value)."""
@@ -258,7 +410,8 @@ class FaultHandler:
     # Pieces.
 
     def _link_child(self, sp: ShadowPage, old: int, cache: PageCache, fault: Fault, level: int) -> ShadowPage | None:
-        """tdp_mmu_link_sp() with a page from the cache; None when another task froze or changed the entry first."""
+        """tdp_mmu_link_sp(), or tdp_mmu_split_huge_page() where a huge leaf stands, with a page from the cache; None when
+        another task froze or changed the entry first."""
         if old == REMOVED_SPTE:
             self._met_frozen(fault)
             return None
@@ -268,12 +421,21 @@ class FaultHandler:
         child = cache.take()
         assert sp.root is not None
         child.place(sp.root, sp, index, gfn, level - 1)
+        if fault.huge_page_disallowed:
+            child.nx_disallowed = self.kvm.runtime.cell("nx_huge_page_disallowed", True)
         if self._probe.point is not None:
             self._probe.point("P4")
-        if self.writer.link_sp(sp, index, gfn, old, child):
-            return child
-        self.kvm.tables.discard(child)
-        return None
+        if old & self._present:
+            linked = self.huge.split_huge_page(sp, index, gfn, old, child, shared=True)
+        else:
+            linked = self.writer.link_sp(sp, index, gfn, old, child)
+        if not linked:
+            self.kvm.tables.discard(child)
+            return None
+        if fault.huge_page_disallowed and fault.req_level >= level:
+            with self.kvm.tdp_mmu_pages_lock:
+                self.kvm.possible_nx_huge_pages.track(child)
+        return child
 
     def _warn_obsolete(self, root: RootPage, fault: Fault) -> None:
         self.kvm.warn(

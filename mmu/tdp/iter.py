@@ -11,7 +11,7 @@ class TdpIter:
     """A position in a root's tree: `sp`/`index` name the SPTE, `old_spte` is its snapshot, `gfn` and `level` its place.
 
     After a yield (`yielded`), `next` restarts at the goal and does not advance, so the entry at the goal is visited.
-    The caller must not use `old_spte` across a yield. Visits entries before the tables below them, never below
+    The caller must not use `old_spte` across a yield. `steps` and `began` (ns) tell how long it has gone without one. Visits entries before the tables below them, never below
     `min_level`, and only entries that begin before `end`.
     """
 
@@ -21,6 +21,7 @@ class TdpIter:
         "_present",
         "_rcu",
         "_shifts",
+        "began",
         "end",
         "gfn",
         "index",
@@ -31,6 +32,7 @@ class TdpIter:
         "path",
         "root",
         "sp",
+        "steps",
         "valid",
         "yielded",
         "yielded_gfn",
@@ -49,6 +51,8 @@ class TdpIter:
         self.path: list[ShadowPage] = []
         self.gfn = 0
         self.index = 0
+        self.steps = 0
+        self.began = kvm.runtime.now()
         self.restart()
 
     def restart(self) -> None:
@@ -65,6 +69,7 @@ class TdpIter:
 
     def next(self) -> None:
         """tdp_iter_next(): down if possible, else to the side, else up and to the side."""
+        self.steps += 1
         if self.yielded:
             self.restart()
         elif not (self.level > self.min_level and self._step_down()):
@@ -72,6 +77,7 @@ class TdpIter:
 
     def next_present(self) -> None:
         """Like `next`, but passes over non-present entries of the table it is in; for callers that skip them anyway."""
+        self.steps += 1
         if self.yielded:
             self.restart()
             return

@@ -34,24 +34,47 @@ class Roots:
         kvm.tdp_mmu_pages_lock.release()
         if kvm.probe.root_freed is not None:
             kvm.probe.root_freed(root)
-        root.retire(root.describe(), kvm.reporter)
-        kvm.rcu.call(lambda: kvm.tables.free(root))
+        kvm.tables.retire(root)
 
     def get_vcpu_root(self, role: RootRole) -> RootPage:
         """kvm_tdp_mmu_get_vcpu_root_hpa(): the valid root of `role`, found or made, with a reference for the caller."""
-        kvm = self.kvm
-        kvm.mmu_lock.assert_held_write()
-        for root in self.each():
+        self.kvm.mmu_lock.assert_held_write()
+        return self.find_root(role) or self.allocate_root(role)
+
+    def load_lock(self) -> None:
+        """Take mmu_lock as loading and dropping a root needs it: for write (read from 6.9 on)."""
+        self.kvm.mmu_lock.write_lock()
+
+    def load_unlock(self) -> None:
+        """The counterpart of `load_lock`."""
+        self.kvm.mmu_lock.write_unlock()
+
+    def put_loaded(self, root: RootPage) -> None:
+        """kvm_mmu_free_roots(): a vCPU drops a root; `load_lock` is held."""
+        self.put_root(root, shared=False)
+
+    def find_root(self, role: RootRole) -> RootPage | None:
+        """The first valid root of `role` that is not dying, with a reference for the caller."""
+        for root in self._all():
             if root.role == role and not root.invalid.value and self.get_root(root):
                 return root
+        return None
+
+    def allocate_root(self, role: RootRole) -> RootPage:
+        """A new root at the head of the list, with a reference for the caller and the TDP MMU's own."""
+        kvm = self.kvm
         root = kvm.tables.allocate_root(role, kvm.geometry.levels)
         kvm.tdp_mmu_pages_lock.acquire()
-        root.next.value = self._head.value
-        self._head.value = root
+        self.link(root)
         kvm.tdp_mmu_pages_lock.release()
         if kvm.probe.root_allocated is not None:
             kvm.probe.root_allocated(root)
         return root
+
+    def link(self, root: RootPage) -> None:
+        """list_add_rcu(); tdp_mmu_pages_lock is held."""
+        root.next.value = self._head.value
+        self._head.value = root
 
     # Iteration.
 
@@ -117,7 +140,7 @@ class Roots:
         return root.exported.value
 
     def invalidate(self, root: RootPage) -> None:
-        """Mark one root; its gifted reference now belongs to zap_invalidated_roots."""
+        """Mark one root; its gifted reference now belongs to zap_invalidated_roots. It never becomes valid again (I4)."""
         root.scheduled.value = True
         root.invalid.value = True
         if self.kvm.probe.root_invalidated is not None:

@@ -3,7 +3,20 @@
 from __future__ import annotations
 
 from mmu.kvm import Kvm
-from mmu.paging.spte import ADDR_MASK, HOST_WRITABLE, MMU_WRITABLE, REMOVED_SPTE, SPTE_PS, SPTE_W, describe
+from mmu.memory.tlb import RemoteTlb
+from mmu.paging.spte import (
+    ADDR_MASK,
+    HOST_WRITABLE,
+    MMU_WRITABLE,
+    PFN_SHIFT,
+    REMOVED_SPTE,
+    SPTE_D,
+    SPTE_MMIO,
+    SPTE_PS,
+    SPTE_W,
+    describe,
+    pfn_of,
+)
 from mmu.paging.table import ShadowPage
 from mmu.sync.lockdep import READ, WRITE
 from mmu.tdp.iter import TdpIter
@@ -16,12 +29,14 @@ _BAD_RIGHTS = "a leaf's rights do not fit together: writable needs MMU-writable,
 class SpteWriter:
     """The only code that changes SPTEs, and the only place that knows what a change means."""
 
-    def __init__(self, kvm: Kvm) -> None:
+    def __init__(self, kvm: Kvm, tlb: RemoteTlb) -> None:
         self.kvm = kvm
+        self.tlb = tlb
         self._layout = kvm.layout
         self._present = kvm.layout.present
         self._shifts = kvm.geometry.shifts()
         self._unaligned = tuple((1 << shift) - 1 for shift in self._shifts)
+        self._dirty = SPTE_D if kvm.layout.ad_bits else SPTE_W
         self._pages_4k = kvm.stat.pages_4k.local
         self._mmu_lock_local = kvm.mmu_lock.local
         self._probe = kvm.probe
@@ -67,9 +82,29 @@ class SpteWriter:
 
     def has_volatile_bits(self, spte: int, level: int) -> bool:
         """spte_has_volatile_bits(): whether the CPU or the lockless fault path can change this leaf outside mmu_lock."""
-        if not spte & self._present or not (level == 1 or spte & SPTE_PS):
+        return self._layout.has_volatile_bits(spte, level)
+
+    def clear_spte_bits(self, it: TdpIter, mask: int) -> int:
+        """tdp_mmu_clear_spte_bits(): take bits away from a leaf under mmu_lock(write), losing none that hardware sets
+        meanwhile; returns the value before."""
+        self._check_not_yielded(it)
+        if self.has_volatile_bits(it.old_spte, it.level):
+            return it.sp.spt.fetch_and(it.index, ~mask)
+        it.sp.spt.store(it.index, it.old_spte & ~mask)
+        return it.old_spte
+
+    def zap_spte_atomic(self, it: TdpIter) -> bool:
+        """tdp_mmu_zap_spte_atomic(): freeze the entry, flush what it mapped, then clear it; false when somebody else was
+        first. While it is frozen faults retry and zappers leave it alone (B06)."""
+        if not self.iter_set_spte_atomic(it, REMOVED_SPTE):
             return False
-        return spte & (SPTE_W | MMU_WRITABLE) == MMU_WRITABLE
+        if self._probe.point is not None:
+            self._probe.point("P6")
+        self.tlb.flush_range("zap-atomic", it.gfn, 1 << self._shifts[it.level])
+        if self._probe.point is not None:
+            self._probe.point("P6")
+        it.sp.spt.store(it.index, 0)
+        return True
 
     # What a change means.
 
@@ -92,12 +127,14 @@ class SpteWriter:
             if level == 1:
                 self._pages_4k.shard.n += 1
             else:
+                self._check_huge(sp, gfn, level, old, new)
                 self._count_leaf(level, 1)
 
     def _changed_from_present(self, sp: ShadowPage, gfn: int, level: int, old: int, new: int, shared: bool) -> None:
         """The rest of handle_changed_spte(): anything but a new present entry where there was none."""
-        was_present = old & self._present
-        is_present = new & self._present
+        present = self._present
+        was_present = old & present
+        is_present = new & present
         was_leaf = was_present and (level == 1 or old & SPTE_PS)
         is_leaf = is_present and (level == 1 or new & SPTE_PS)
         if was_leaf and is_leaf and (old ^ new) & ADDR_MASK:
@@ -106,35 +143,62 @@ class SpteWriter:
             return
         if self._probe.spte_changed is not None:
             self._probe.spte_changed(sp, gfn, level, old, new, shared)
-        if was_present and self._probe.spte_zapped is not None:
+        was_table = was_present and not was_leaf
+        kept = is_present and (was_leaf if not is_leaf else not was_table)
+        if was_present and not kept and self._probe.spte_zapped is not None:
             self._probe.spte_zapped(sp, gfn, level, old, new, shared)
-        if not was_present and not is_present and new != REMOVED_SPTE:
-            self._warn_transition(sp, gfn, old, new, "non-present to another non-present value that is not frozen")
-        if is_leaf and new & _RIGHTS not in _LEGAL_RIGHTS:
-            self._warn_transition(sp, gfn, old, new, _BAD_RIGHTS)
+        if not was_present and not is_present and new != REMOVED_SPTE and not (old | new) & SPTE_MMIO:
+            self._warn_transition(sp, gfn, old, new, "non-present to another non-present value that is neither MMIO nor frozen")
+        if is_leaf:
+            if new & _RIGHTS not in _LEGAL_RIGHTS:
+                self._warn_transition(sp, gfn, old, new, _BAD_RIGHTS)
+            if level > 1:
+                self._check_huge(sp, gfn, level, old, new)
         if bool(was_leaf) != bool(is_leaf):
             self._count_leaf(level, 1 if is_leaf else -1)
-        was_table = was_present and not was_leaf
+        if was_leaf and old & self._dirty and not (is_leaf and new & self._dirty):
+            self._set_dirty(old, level)
         if was_table and is_present and not is_leaf and (old ^ new) & ADDR_MASK:
             self._warn_transition(sp, gfn, old, new, "an entry went from one table to another without being removed in between")
-        if was_table and (old ^ new) & (ADDR_MASK | self._present | SPTE_PS):
+        if was_table and (old ^ new) & (ADDR_MASK | present | SPTE_PS):
             self.handle_removed_pt(self.kvm.tables.at(old & ADDR_MASK), shared)
 
-    def link_sp(self, sp: ShadowPage, index: int, gfn: int, old: int, child: ShadowPage) -> bool:
-        """tdp_mmu_link_sp(): publish a child table by compare-exchange, then account for it."""
-        if not self.set_spte_atomic(sp, index, gfn, old, self._layout.table(child.address)):
+    def _set_dirty(self, spte: int, level: int) -> None:
+        """kvm_set_pfn_dirty() for every frame of a leaf that was dirty and is not any more."""
+        pfn = pfn_of(spte)
+        if level == 1:
+            self.kvm.set_pfn_dirty(pfn)
+            return
+        for each in range(pfn, pfn + (1 << self._shifts[level])):
+            self.kvm.set_pfn_dirty(each)
+
+    def _check_huge(self, sp: ShadowPage, gfn: int, level: int, old: int, new: int) -> None:
+        """A huge leaf maps an aligned run of frames (reserved bits otherwise)."""
+        if new & (self._unaligned[level] << PFN_SHIFT):
+            self._warn_transition(sp, gfn, old, new, "a huge leaf's frame is not aligned to its level (reserved bits are set)")
+
+    def link_sp(self, sp: ShadowPage, index: int, gfn: int, old: int, child: ShadowPage, *, shared: bool = True) -> bool:
+        """tdp_mmu_link_sp(): publish a child table, by compare-exchange where others may write, then account for it."""
+        new = self._layout.table(child.address)
+        if not shared:
+            self.set_spte(sp, index, gfn, old, new)
+        elif not self.set_spte_atomic(sp, index, gfn, old, new):
             return False
+        self.account_linked()
+        return True
+
+    def account_linked(self) -> None:
+        """tdp_account_mmu_page(): after the page became visible, so the count may lag for a moment."""
         if self._probe.point is not None:
             self._probe.point("P5")
         self.kvm.stat.tdp_mmu_pages.fetch_add(1)
-        return True
 
     def handle_removed_pt(self, sp: ShadowPage, shared: bool) -> None:
         """handle_removed_pt(): unlink a table, freeze or clear every entry in it, and have RCU free it."""
         kvm = self.kvm
         if self._probe.prepare_zap_page is not None:
             self._probe.prepare_zap_page(sp, shared)
-        kvm.stat.tdp_mmu_pages.fetch_add(-1)
+        self.unlink_sp(sp, shared)
         step = 1 << self._shifts[sp.level]
         for index in range(kvm.geometry.entries):
             gfn = sp.gfn + index * step
@@ -151,10 +215,17 @@ class SpteWriter:
             self.handle_changed_spte(sp, gfn, old, REMOVED_SPTE, shared)
         self.free_table(sp)
 
+    def unlink_sp(self, sp: ShadowPage, shared: bool) -> None:  # noqa: ARG002 - who holds mmu_lock for write needs no second lock
+        """tdp_mmu_unlink_sp(): off the page count, and off the list of possible huge pages if it is there."""
+        kvm = self.kvm
+        kvm.stat.tdp_mmu_pages.fetch_add(-1)
+        if sp.nx_disallowed is not None:
+            with kvm.tdp_mmu_pages_lock:
+                kvm.possible_nx_huge_pages.untrack(sp)
+
     def free_table(self, sp: ShadowPage) -> None:
         """call_rcu(tdp_mmu_free_sp_rcu_callback): walkers may still be inside."""
-        sp.retire(sp.describe(), self.kvm.reporter)
-        self.kvm.rcu.call(lambda: self.kvm.tables.free(sp))
+        self.kvm.tables.retire(sp)
 
     def _freeze_shared(self, sp: ShadowPage, index: int) -> int:
         """Exchange an entry for the frozen value, spinning while another task has it frozen."""

@@ -2,31 +2,105 @@
 
 from __future__ import annotations
 
-from mmu.kvm import Kvm
+from collections.abc import Sequence
+from typing import Protocol
+
+from mmu.kvm import ADDRESS_SPACES, Kvm
 from mmu.memory.memslots import Memslot
 from mmu.memory.requests import KVM_REQ_MMU_FREE_OBSOLETE_ROOTS, Requests
 from mmu.memory.tlb import RemoteTlb
 from mmu.paging.geometry import PG_LEVEL_1G, PG_LEVEL_4K
-from mmu.paging.spte import SPTE_PS
-from mmu.paging.table import RootPage
+from mmu.paging.spte import SPTE_MMIO, SPTE_PS
+from mmu.paging.table import RootPage, ShadowPage
+from mmu.runtime import Cell
+from mmu.sync.locks import Mutex
 from mmu.tdp.iter import TdpIter
 from mmu.tdp.roots import Roots
 from mmu.tdp.write import SpteWriter
+from mmu.tdp.yielding import Yielding
+
+EVERYTHING = 1 << 62
+"""Past every host page number."""
+
+
+class Importer(Protocol):
+    """What a republish needs of an importer."""
+
+    def switch_root(self, root: RootPage) -> bool:
+        """Walk another root; may sleep; true acknowledges."""
+        ...
+
+    def revoke(self) -> None:
+        """Walk none."""
+        ...
+
+
+class Export(Protocol):
+    """What a zap needs of an exported TDP."""
+
+    root: Cell[RootPage | None]
+    bind_lock: Mutex
+
+    def importers(self) -> Sequence[Importer]:
+        """Who walks the root."""
+        ...
+
+
+class Exports(Protocol):
+    """Where the exported TDPs are listed."""
+
+    def all(self) -> Sequence[Export]:
+        """What is exported now."""
+        ...
 
 
 class Zapper:
     """Removes mappings. Each method is one kernel function or one step of one, so that a variant can replace it."""
 
-    def __init__(self, kvm: Kvm, roots: Roots, writer: SpteWriter, tlb: RemoteTlb, requests: Requests) -> None:
+    def __init__(
+        self, kvm: Kvm, roots: Roots, writer: SpteWriter, tlb: RemoteTlb, requests: Requests, yielding: Yielding, exports: Exports
+    ) -> None:
         self.kvm = kvm
+        self.exports = exports
+        self.yielding = yielding
         self.roots = roots
         self.writer = writer
         self.tlb = tlb
         self.requests = requests
 
+    # What memslot updates ask for.
+
     def flush_shadow_memslot(self, slot: Memslot) -> None:  # noqa: ARG002 - zap-all is the ABI, whatever the slot
         """kvm_arch_flush_shadow_memslot(): a deleted or moved slot is unmapped by zapping everything (the ABI)."""
         self.zap_all_fast()
+
+    def memslots_updated(self, generation: int) -> None:
+        """kvm_mmu_invalidate_mmio_sptes(): when the generation that MMIO SPTEs keep wraps, ancient ones would match again,
+        so all of them have to go; AS0's generations are even, AS1's odd."""
+        mask = (1 << self.kvm.config.mmio_gen_bits) - 1
+        if generation & mask & ~(ADDRESS_SPACES - 1) == 0:
+            if self.kvm.probe.mmio_wrapped is not None:
+                self.kvm.probe.mmio_wrapped(generation)
+            self.zap_all_fast()
+            self.zap_exported_mmio_sptes()
+
+    def zap_exported_mmio_sptes(self) -> None:
+        """A root that is kept valid keeps its MMIO SPTEs through a leaf zap; at a wrap they have to go (the mend of R9)."""
+        kvm = self.kvm
+        kvm.mmu_lock.write_lock()
+        kvm.rcu.read_lock()
+        for root in self.roots.each_rcu():
+            if root.exported.value:
+                self._zap_mmio_sptes(root)
+        kvm.rcu.read_unlock()
+        kvm.mmu_lock.write_unlock()
+
+    def _zap_mmio_sptes(self, root: RootPage) -> None:
+        it = TdpIter(self.kvm, root, PG_LEVEL_4K, 0, self.kvm.geometry.max_gfn + 1)
+        while it.valid:
+            if it.old_spte & SPTE_MMIO:
+                self.writer.iter_set_spte(it, 0)
+            it.next()
 
     # kvm_mmu_zap_all_fast(), step by step.
 
@@ -77,12 +151,19 @@ class Zapper:
 
     def zap_exported_root(self, root: RootPage) -> None:
         """One exported root: zap all its leaves, flush if there were any."""
-        before = self.kvm.stat.pages_4k.value
-        flush = self.zap_leafs(root, 0, self.kvm.geometry.max_gfn + 1, can_yield=False, flush=False)
-        if flush:
+        before = self.kvm.stat.leaves()
+        if self.zap_exported_leafs(root):
             self.flush_exported()
+        self.exported_zapped(root, before)
+
+    def zap_exported_leafs(self, root: RootPage) -> bool:
+        """All leaves in one go, mmu_lock and RCU held throughout (R13); whether a flush is owed."""
+        return self.zap_leafs(root, 0, self.kvm.geometry.max_gfn + 1, can_yield=False, flush=False)
+
+    def exported_zapped(self, root: RootPage, before: int) -> None:
+        """Tell how many leaves the exported root has lost."""
         if self.kvm.probe.exported_zapped is not None:
-            self.kvm.probe.exported_zapped(root, before - self.kvm.stat.pages_4k.value)
+            self.kvm.probe.exported_zapped(root, max(0, before - self.kvm.stat.leaves()))
 
     def flush_exported(self) -> None:
         """kvm_flush_remote_tlbs() after an exported root's leaves are gone: vCPUs and importers."""
@@ -120,12 +201,18 @@ class Zapper:
     # Whole roots.
 
     def zap_all(self) -> None:
-        """kvm_tdp_mmu_zap_all(): mm release and VM destroy; no flush, because no vCPU can run any more."""
+        """kvm_mmu_zap_all(): mm release and VM destroy. No vCPU can run any more, but a device can, so what it may have
+        cached has to go before the memory does (the mend of R12)."""
         kvm = self.kvm
         kvm.mmu_lock.write_lock()
         for root in self.roots.each_yield_safe(shared=False):
             self.zap_root(root, shared=False)
+        self.flush_all_zapped()
         kvm.mmu_lock.write_unlock()
+
+    def flush_all_zapped(self) -> None:
+        """Tell the importers; vCPUs flush as well, which costs nothing now."""
+        self.tlb.flush("zap-all")
 
     def zap_root(self, root: RootPage, shared: bool) -> None:
         """tdp_mmu_zap_root(): two passes, so that no recursive removal is larger than 1 GiB. No flush: the caller knows."""
@@ -140,16 +227,20 @@ class Zapper:
             )
         kvm.mmu_lock.assert_held_mode(shared)
         kvm.rcu.read_lock()
-        self._zap_root_pass(root, shared, min(PG_LEVEL_1G, root.level))
-        self._zap_root_pass(root, shared, root.level)
+        for level in self.zap_levels(root, shared):
+            self._zap_root_pass(root, shared, level)
         kvm.rcu.read_unlock()
+
+    def zap_levels(self, root: RootPage, shared: bool) -> tuple[int, ...]:  # noqa: ARG002 - a later kernel's passes depend on it
+        """The level of each pass: 1 GiB, then all of it (1b6043e8e584)."""
+        return (min(PG_LEVEL_1G, root.level), root.level)
 
     def _zap_root_pass(self, root: RootPage, shared: bool, zap_level: int) -> None:
         """__tdp_mmu_zap_root(): clear every present entry at or below `zap_level`."""
         present = self.kvm.layout.present
         it = TdpIter(self.kvm, root, zap_level, 0, self.kvm.geometry.max_gfn + 1)
         while it.valid:
-            if self.iter_cond_resched(it, False, shared):
+            if self.yielding.iter_cond_resched(it, False, shared):
                 it.next_present()
                 continue
             while it.old_spte & present and it.level <= zap_level:
@@ -159,6 +250,7 @@ class Zapper:
                 if self.writer.iter_set_spte_atomic(it, 0):
                     break
             it.next_present()
+        self.yielding.section_end(it)
 
     # Leaves only.
 
@@ -175,7 +267,7 @@ class Zapper:
         it = TdpIter(kvm, root, PG_LEVEL_4K, start, min(end, kvm.geometry.max_gfn + 1))
         step = it.next_present
         while it.valid:
-            if can_yield and self.iter_cond_resched(it, flush, False):
+            if can_yield and self.yielding.iter_cond_resched(it, flush, False):
                 flush = False
                 step()
                 continue
@@ -184,40 +276,47 @@ class Zapper:
                 set_spte(it.sp, it.index, it.gfn, spte, 0)
                 flush = True
             step()
+        self.yielding.section_end(it)
         kvm.rcu.read_unlock()
         return flush
 
-    def iter_cond_resched(self, it: TdpIter, flush: bool, shared: bool) -> bool:
-        """tdp_mmu_iter_cond_resched(): yield when mmu_lock is contended, flushing first if something is owed.
+    def zap_roots_leafs(self, as_id: int, start: int, end: int) -> bool:
+        """kvm_tdp_mmu_zap_leafs(): in every root of the address space, invalid ones too, with yielding; mmu_lock is held for
+        write. Returns whether a flush is owed; each root is handed what the one before owes (B02, B11)."""
+        flush = False
+        for root in self.roots.each_yield_safe(shared=False, as_id=as_id):
+            flush = self.zap_leafs(root, start, end, can_yield=True, flush=flush)
+        return flush
 
-        On true the caller must go to the next step without touching the iterator's SPTE.
-        """
+    def zap_memslot_leafs(self, slot: Memslot) -> None:
+        """kvm_mmu_zap_memslot_leafs(): the slot's leaves only, in every root (aa8d1f48d353); flushed before the lock goes."""
         kvm = self.kvm
-        if it.yielded or it.gfn > it.next_last_level_gfn:
-            self._warn_yield(it)
-        if it.next_last_level_gfn == it.yielded_gfn:
-            return False
-        if not kvm.mmu_lock.needbreak():
-            return False
-        if flush:
-            self.tlb.flush("yield")
-        kvm.rcu.read_unlock()
-        if kvm.probe.point is not None:
-            kvm.probe.point("P7")
-        kvm.mmu_lock.cond_resched(shared)
-        kvm.rcu.read_lock()
-        if kvm.probe.zap_yielded is not None:
-            kvm.probe.zap_yielded()
-        it.yielded = True
-        return True
+        kvm.slots_lock.assert_held()
+        kvm.mmu_lock.write_lock()
+        if self.zap_roots_leafs(slot.as_id, slot.base_gfn, slot.end_gfn):
+            self.tlb.flush_range("memslot-zap", slot.base_gfn, slot.npages)
+        kvm.mmu_lock.write_unlock()
 
-    def _warn_yield(self, it: TdpIter) -> None:
-        why = "it has yielded already" if it.yielded else "it stands behind its goal"
-        self.kvm.warn(
-            "O15",
-            "bad-yield",
-            f"WARNING: an iterator is asked to yield although {why}",
-            "after a yield the walk restarts at the goal: a yield without a step in between would lose its place",
-            "tdp_mmu_iter_cond_resched() WARN_ON_ONCE; reference 2.5",
-            subject=why,
-        )
+    def zap_gfn_range(self, start: int, end: int) -> None:
+        """kvm_zap_gfn_range(): an attribute of the range changed; all faults are held off while the zap yields (B50)."""
+        kvm = self.kvm
+        kvm.mmu_lock.write_lock()
+        kvm.invalidation.begin(0, EVERYTHING)
+        flush = False
+        for as_id in range(ADDRESS_SPACES):
+            flush |= self.zap_roots_leafs(as_id, start, end)
+        if flush:
+            self.tlb.flush_range("gfn-range", start, end - start)
+        kvm.invalidation.end()
+        kvm.mmu_lock.write_unlock()
+
+    def zap_sp(self, sp: ShadowPage) -> bool:
+        """kvm_tdp_mmu_zap_sp(): remove one table by clearing its parent's entry; mmu_lock is held for write."""
+        parent = sp.parent
+        if parent is None:
+            return False
+        spte = parent.spt[sp.parent_index]
+        if not spte & self.kvm.layout.present:
+            return False
+        self.writer.set_spte(parent, sp.parent_index, sp.gfn, spte, 0)
+        return True

@@ -71,7 +71,7 @@ class Counts:
         """A remote flush; one that a yielding zap owed is a yield too."""
         self["remote_flushes"].add(1)
 
-    def importers_notified(self, exported: ExportedTdp, gfn: int, pages: int) -> None:
+    def importers_notified(self, exported: ExportedTdp, gfn: int, pages: int, ns: int) -> None:
         """The importers of one exported TDP were told."""
         self["importer_notifications"].add(1)
 

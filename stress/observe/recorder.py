@@ -93,7 +93,7 @@ class Recorder:
         """A remote flush is complete."""
         self._note("flush_end", -1, reason)
 
-    def importers_notified(self, exported: object, gfn: int, pages: int) -> None:
+    def importers_notified(self, exported: object, gfn: int, pages: int, ns: int) -> None:
         """Importers were told."""
         self._note("importers_notified", -1, "everything" if pages == WHOLE else f"{pages} pages from {gfn:#x}")
 

@@ -13,15 +13,18 @@ from stress.scenario.types import Limits
 
 
 class _Debts(threading.local):
-    """What the calling thread owes: the last gfn removed from each valid root, for vCPUs and for importers."""
+    """What the calling thread owes: the span of gfns, [first, end), removed from each valid root, for vCPUs and importers."""
 
     def __init__(self) -> None:
-        self.vcpus: dict[RootPage, int] = {}
-        self.importers: dict[RootPage, int] = {}
+        self.vcpus: dict[RootPage, tuple[int, int]] = {}
+        self.importers: dict[RootPage, tuple[int, int]] = {}
 
 
 class FlushOracle(Oracle):
-    """Keeps a ledger of removed translations a thread, settled by flushes, due when mmu_lock(write) is released."""
+    """Keeps a ledger of removed translations a thread, settled by flushes, due when mmu_lock(write) is released.
+
+    A root that only an IOMMU walks owes vCPUs nothing, nor does any once the process is gone.
+    """
 
     rules = ("O1", "O16")
     title = "removals from a valid root are flushed, and importers told, before mmu_lock is released"
@@ -29,42 +32,46 @@ class FlushOracle(Oracle):
     def __init__(self, vm: VirtualMachine, limits: Limits) -> None:
         super().__init__(vm, limits)
         self._debts = _Debts()
+        self._pages = tuple(self.kvm.geometry.pages(level) for level in range(1, self.kvm.geometry.levels + 2))
 
     def spte_zapped(self, sp: ShadowPage, gfn: int, level: int, old: int, new: int, shared: bool) -> None:
-        """A present SPTE went away or changed."""
+        """A present SPTE went away."""
         root = sp.root
         if root is None or root.invalid.value or self.kvm.dying.value:
             return
         debts = self._debts
-        debts.vcpus[root] = gfn
+        end = gfn + self._pages[level - 1]
+        if not root.role.iommu and not self.kvm.mm_gone.value:
+            debts.vcpus[root] = _widened(debts.vcpus.get(root), gfn, end)
         if root.exported.value:
-            debts.importers[root] = gfn
+            debts.importers[root] = _widened(debts.importers.get(root), gfn, end)
 
     def flush_end(self, reason: str, gfn: int, pages: int, ns: int) -> None:
         """The vCPUs are flushed."""
-        if pages == WHOLE:
-            self._debts.vcpus.clear()
+        _settle(self._debts.vcpus, gfn, pages)
 
-    def importers_notified(self, exported: ExportedTdp, gfn: int, pages: int) -> None:
+    def importers_notified(self, exported: ExportedTdp, gfn: int, pages: int, ns: int) -> None:
         """One exported root's importers are told."""
         root = exported.root.value
-        if pages == WHOLE and root is not None:
-            self._debts.importers.pop(root, None)
+        if root is not None and root in self._debts.importers:
+            owed = {root: self._debts.importers.pop(root)}
+            _settle(owed, gfn, pages)
+            self._debts.importers.update(owed)
 
     def mmu_write_unlocking(self) -> None:
         """Payday."""
         debts = self._debts
-        for root, gfn in debts.vcpus.items():
+        for root, span in debts.vcpus.items():
             self.kvm.warn(
                 "O1",
                 "missing-flush",
                 f"WARNING: mmu_lock released although {root.describe()} lost leaves that nobody flushed",
                 "what was removed from a valid root must be flushed from every TLB before mmu_lock is released",
                 "reference 2.7 tdp_mmu_zap_leafs() return value, 2.10; B03, B11",
-                gfn=gfn,
+                gfn=span[0],
             )
         bound = [exported.root.value for exported in self.vm.exported_tdps.all() if exported.importers()] if debts.importers else []
-        for root, gfn in debts.importers.items():
+        for root, span in debts.importers.items():
             if root not in bound:
                 continue
             self.kvm.warn(
@@ -73,7 +80,24 @@ class FlushOracle(Oracle):
                 f"WARNING: mmu_lock released although {root.describe()} lost leaves that no importer was told of",
                 "an importer must be told between the removal of an SPTE and the completion of the operation",
                 "reference 1.8 (patch 42), invariant I18",
-                gfn=gfn,
+                gfn=span[0],
             )
         debts.vcpus.clear()
         debts.importers.clear()
+
+
+def _widened(span: tuple[int, int] | None, gfn: int, end: int) -> tuple[int, int]:
+    """The smallest span with [gfn, end) in it, too."""
+    if span is None:
+        return gfn, end
+    return (gfn if gfn < span[0] else span[0], end if end > span[1] else span[1])
+
+
+def _settle(owed: dict[RootPage, tuple[int, int]], gfn: int, pages: int) -> None:
+    """A flush of the given range has happened; what it covers is paid."""
+    if pages == WHOLE:
+        owed.clear()
+        return
+    for root, (first, end) in list(owed.items()):
+        if gfn <= first and end <= gfn + pages:
+            del owed[root]

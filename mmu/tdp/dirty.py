@@ -1,0 +1,196 @@
+"""Dirty logging: by write protection and by D bits with PML (reference 2.11)."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterable
+
+from mmu.errors import KvmError
+from mmu.kvm import Kvm
+from mmu.memory.memslots import KVM_MEM_LOG_DIRTY_PAGES, Memslot, Memslots
+from mmu.memory.requests import Requests
+from mmu.memory.tlb import RemoteTlb
+from mmu.paging.geometry import PG_LEVEL_2M, PG_LEVEL_4K
+from mmu.paging.spte import SPTE_D, SPTE_W
+from mmu.paging.table import RootPage
+from mmu.runtime import Table
+from mmu.tdp.huge import HugePages
+from mmu.tdp.iter import TdpIter
+from mmu.tdp.roots import Roots
+from mmu.tdp.write import SpteWriter
+from mmu.tdp.yielding import Yielding
+
+
+class DirtyLog:
+    """What a slot's LOG_DIRTY_PAGES flag sets in motion, and the ioctls that read the log."""
+
+    def __init__(
+        self, kvm: Kvm, roots: Roots, writer: SpteWriter, tlb: RemoteTlb, huge: HugePages, requests: Requests, yielding: Yielding
+    ) -> None:
+        self.kvm = kvm
+        self.roots = roots
+        self.writer = writer
+        self.tlb = tlb
+        self.huge = huge
+        self.requests = requests
+        self.yielding = yielding
+
+    # The flag.
+
+    def slot_apply_flags(self, old: Memslot | None, new: Memslot | None) -> None:
+        """kvm_mmu_slot_apply_flags(): the new slot is in force; logging went on or off."""
+        if old is None or new is None or old.base_gfn != new.base_gfn:
+            return
+        was, now = bool(old.flags & KVM_MEM_LOG_DIRTY_PAGES), bool(new.flags & KVM_MEM_LOG_DIRTY_PAGES)
+        if now and not was:
+            self.enable(new)
+        elif was and not now:
+            self.disable(new)
+
+    def enable(self, slot: Memslot) -> None:
+        """Logging goes on: split huge pages, take away D or W, and flush - whether or not anything changed here (B15)."""
+        kvm = self.kvm
+        kvm.mmu_lock.read_lock()
+        if kvm.config.eager_page_split:
+            self.huge.try_split_huge_pages(slot, slot.base_gfn, slot.end_gfn, shared=True)
+        changed = False
+        for root in self.roots.each_yield_safe(shared=True, only_valid=True, as_id=slot.as_id):
+            if self.needs_write_protect(root):
+                changed |= self.wrprot_slot(root, slot, PG_LEVEL_4K)
+            else:
+                changed |= self.clear_dirty_slot(root, slot)
+                changed |= self.wrprot_slot(root, slot, PG_LEVEL_2M)
+        kvm.mmu_lock.read_unlock()
+        self.flush_enabled(slot, changed)
+
+    def flush_enabled(self, slot: Memslot, changed: bool) -> None:  # noqa: ARG002 - somebody else may have changed it before
+        """The unconditional flush of the slot, outside mmu_lock (b64d740ea7dd)."""
+        self.tlb.flush_range("dirty-log", slot.base_gfn, slot.npages)
+
+    def disable(self, slot: Memslot) -> None:
+        """Logging goes off: let huge pages come back."""
+        self.kvm.mmu_lock.read_lock()
+        self.huge.zap_collapsible_sptes(slot)
+        self.kvm.mmu_lock.read_unlock()
+
+    def needs_write_protect(self, root: RootPage) -> bool:
+        """Whether writers of this root exist whose writes no hardware logs: without PML all, else a nested guest's (B61),
+        and a device's through an exported root (the mend of R19)."""
+        config = self.kvm.config
+        return not (config.ad_bits and config.pml) or root.role.guest_mode or self.is_written_by_device(root)
+
+    def is_written_by_device(self, root: RootPage) -> bool:
+        """A device writes through the root, and sets no D bits."""
+        return root.exported.value or root.role.iommu
+
+    def protect_exported(self, root: RootPage, memslots: Memslots) -> None:
+        """The root is being exported: what is mapped of slots that log by D bits must be write-protected from now on (the
+        mend of R19). mmu_lock is held for write, SRCU for read."""
+        if not self.needs_write_protect(root):
+            return
+        for slot in memslots.active(root.role.as_id).index.value[1]:
+            if slot.dirty_bitmap is not None:
+                self.clear_dirty_pt_masked(root, slot, set(range(slot.npages)))
+                self.flush_protected(slot)
+
+    def wrprot_slot(self, root: RootPage, slot: Memslot, min_level: int) -> bool:
+        """kvm_tdp_mmu_wrprot_slot(): take W from every leaf of at least `min_level`; mmu_lock is held for read."""
+        return self._clear_in_slot(root, slot, min_level, SPTE_W)
+
+    def clear_dirty_slot(self, root: RootPage, slot: Memslot) -> bool:
+        """kvm_tdp_mmu_clear_dirty_slot(): take D from every leaf; mmu_lock is held for read."""
+        return self._clear_in_slot(root, slot, PG_LEVEL_4K, SPTE_D)
+
+    def _clear_in_slot(self, root: RootPage, slot: Memslot, min_level: int, bit: int) -> bool:
+        kvm = self.kvm
+        kvm.mmu_lock.assert_held_read()
+        changed = False
+        kvm.rcu.read_lock()
+        it = TdpIter(kvm, root, min_level, slot.base_gfn, slot.end_gfn)
+        while it.valid:
+            if self.yielding.iter_cond_resched(it, False, shared=True):
+                it.next_present()
+                continue
+            while self.is_clearable(it, bit):
+                if self.writer.iter_set_spte_atomic(it, it.old_spte & ~bit):
+                    changed = True
+                    break
+            it.next_present()
+        kvm.rcu.read_unlock()
+        return changed
+
+    def is_clearable(self, it: TdpIter, bit: int) -> bool:
+        """Whether the entry is a leaf with the bit; asked again after every lost race (B58)."""
+        return self.kvm.layout.is_leaf(it.old_spte, it.level) and bool(it.old_spte & bit)
+
+    # The ioctls.
+
+    def get(self, memslots: Memslots, slot_id: int, as_id: int) -> set[int]:
+        """KVM_GET_DIRTY_LOG: the pages (relative to the slot) written since the last call. With manual protection the log
+        is only copied; otherwise it is cleared and the pages are protected again. Takes slots_lock."""
+        with self.kvm.slots_lock:
+            slot, bitmap = self._logged(memslots, slot_id, as_id)
+            self.sync_dirty_log()
+            if self.kvm.config.manual_protect:
+                return {index for index, dirty in enumerate(bitmap) if dirty}
+            taken = set()
+            for page, dirty in enumerate(bitmap):
+                if dirty and bitmap.xchg(page, 0):
+                    taken.add(page)
+            self._protect(slot, taken)
+            return taken
+
+    def clear(self, memslots: Memslots, slot_id: int, as_id: int, pages: Iterable[int]) -> None:
+        """KVM_CLEAR_DIRTY_LOG: the caller has seen these pages; protect them again. Takes slots_lock."""
+        with self.kvm.slots_lock:
+            slot, bitmap = self._logged(memslots, slot_id, as_id)
+            taken = {page for page in pages if 0 <= page < slot.npages and bitmap.xchg(page, 0)}
+            if taken and self.kvm.config.eager_page_split:
+                self.kvm.mmu_lock.write_lock()
+                self.huge.try_split_huge_pages(slot, slot.base_gfn + min(taken), slot.base_gfn + max(taken) + 1, shared=False)
+                self.kvm.mmu_lock.write_unlock()
+            self._protect(slot, taken)
+
+    def sync_dirty_log(self) -> None:
+        """kvm_arch_sync_dirty_log(): have running vCPUs empty their PML buffers."""
+        if self.kvm.config.pml and self.kvm.config.ad_bits:
+            self.requests.kick_all()
+
+    def _logged(self, memslots: Memslots, slot_id: int, as_id: int) -> tuple[Memslot, Table]:
+        slot = memslots.active(as_id).by_id(slot_id)
+        if slot is None or slot.dirty_bitmap is None:
+            raise KvmError(errno.ENOENT, f"memslot {slot_id} of address space {as_id} logs no dirty pages: set LOG_DIRTY_PAGES first")
+        return slot, slot.dirty_bitmap
+
+    def _protect(self, slot: Memslot, pages: set[int]) -> None:
+        """kvm_arch_mmu_enable_log_dirty_pt_masked() for all words of the log, then the flush that makes it true."""
+        kvm = self.kvm
+        if not pages:
+            return
+        kvm.mmu_lock.write_lock()
+        for root in self.roots.each():
+            if root.role.as_id == slot.as_id and not root.invalid.value:
+                self.clear_dirty_pt_masked(root, slot, pages)
+        kvm.mmu_lock.write_unlock()
+        if kvm.probe.point is not None:
+            kvm.probe.point("P12")
+        self.flush_protected(slot)
+
+    def flush_protected(self, slot: Memslot) -> None:
+        """kvm_arch_flush_remote_tlbs_memslot(): before the caller can rely on the log."""
+        self.tlb.flush_range("dirty-log", slot.base_gfn, slot.npages)
+
+    def clear_dirty_pt_masked(self, root: RootPage, slot: Memslot, pages: set[int]) -> None:
+        """clear_dirty_pt_masked(): take W or D from the 4 KiB leaves of these pages; mmu_lock is held for write."""
+        kvm = self.kvm
+        kvm.mmu_lock.assert_held_write()
+        bit = SPTE_W if self.needs_write_protect(root) else SPTE_D
+        last = max(pages)
+        kvm.rcu.read_lock()
+        it = TdpIter(kvm, root, PG_LEVEL_4K, slot.base_gfn + min(pages), slot.base_gfn + last + 1)
+        while it.valid:
+            if it.level == PG_LEVEL_4K and it.gfn - slot.base_gfn in pages and self.is_clearable(it, bit):
+                old = self.writer.clear_spte_bits(it, bit)
+                self.writer.handle_changed_spte(it.sp, it.gfn, old, old & ~bit, False)
+            it.next_present()
+        kvm.rcu.read_unlock()

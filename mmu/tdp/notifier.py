@@ -1,0 +1,119 @@
+"""MMU notifiers: what the host's memory management tells KVM before it takes a page away (reference 2.10)."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from mmu.kvm import Kvm
+from mmu.memory.host import Region
+from mmu.memory.memslots import Memslot, Memslots
+from mmu.memory.tlb import RemoteTlb
+from mmu.tdp.age import Ageing
+from mmu.tdp.zap import Zapper
+
+
+class Ranges(Protocol):
+    """What is done to one slot's part of a range."""
+
+    def __call__(self, slot: Memslot, start: int, end: int) -> bool:
+        """Do it to guest frames [start, end) of `slot`; whether something was found."""
+        ...
+
+
+class MmuNotifier:
+    """kvm_mmu_notifier_ops. Ranges are page indices [first, last) of a host mapping; none of these may take slots_lock or
+    slots_arch_lock, because a memslot update holds both while it waits for invalidations to end."""
+
+    def __init__(self, kvm: Kvm, memslots: Memslots, zapper: Zapper, ageing: Ageing, tlb: RemoteTlb) -> None:
+        self.kvm = kvm
+        self.memslots = memslots
+        self.zapper = zapper
+        self.ageing = ageing
+        self.tlb = tlb
+
+    def invalidate_range_start(self, region: Region, first: int, last: int) -> None:
+        """The pages are about to go: on return nobody uses them through KVM, and no fault maps them until the end."""
+        kvm = self.kvm
+        with kvm.mn_invalidate_lock:
+            kvm.mn_active_invalidate_count.fetch_add(1)
+        token = kvm.srcu.read_lock()
+        locked = flush = False
+        for slot in self.slots(region, first, last):
+            if not locked:
+                kvm.mmu_lock.write_lock()
+                kvm.invalidation.begin(region.hva + first, region.hva + last)
+                locked = True
+            flush |= self.unmap_gfn_range(slot, *gfn_range(slot, first, last))
+        if kvm.probe.point is not None:
+            kvm.probe.point("P12")
+        if locked:
+            if flush:
+                self.flush("notifier")
+            kvm.mmu_lock.write_unlock()
+        kvm.srcu.read_unlock(token)
+        if kvm.probe.range_started is not None:
+            kvm.probe.range_started(region, first, last)
+
+    def invalidate_range_end(self, region: Region, first: int, last: int) -> None:
+        """The host is done: faults may map what is there now."""
+        kvm = self.kvm
+        token = kvm.srcu.read_lock()
+        if self.slots(region, first, last):
+            kvm.mmu_lock.write_lock()
+            kvm.invalidation.end()
+            kvm.mmu_lock.write_unlock()
+        kvm.srcu.read_unlock(token)
+        with kvm.mn_invalidate_lock:
+            kvm.mn_active_invalidate_count.fetch_add(-1)
+
+    def clear_flush_young(self, region: Region, first: int, last: int) -> bool:
+        """Make the pages old and flush, so that the next use is seen; whether they were young."""
+        return self._age(region, first, last, self.ageing.age_gfn_range, flush=True)
+
+    def clear_young(self, region: Region, first: int, last: int) -> bool:
+        """Make the pages old without a flush; whether they were young."""
+        return self._age(region, first, last, self.ageing.age_gfn_range, flush=False)
+
+    def test_young(self, region: Region, first: int, last: int) -> bool:
+        """Whether the pages are young."""
+        return self._age(region, first, last, self.ageing.test_age_gfn, flush=False)
+
+    def release(self) -> None:
+        """The process exits (exit_mmap): nothing may stay mapped, although files, and with them devices, are still open."""
+        kvm = self.kvm
+        token = kvm.srcu.read_lock()
+        kvm.mm_gone.store(True)
+        self.zapper.zap_all()
+        kvm.srcu.read_unlock(token)
+
+    def unmap_gfn_range(self, slot: Memslot, start: int, end: int) -> bool:
+        """kvm_unmap_gfn_range(): all roots of the address space; whether a flush is owed."""
+        return self.zapper.zap_roots_leafs(slot.as_id, start, end)
+
+    def flush(self, reason: str) -> None:
+        """kvm_flush_remote_tlbs(), before mmu_lock is released."""
+        self.tlb.flush(reason)
+
+    def slots(self, region: Region, first: int, last: int) -> list[Memslot]:
+        """The slots that overlap the range, INVALID ones included: their memory is still mapped (B66)."""
+        return [slot for slot in self.memslots.slots_of(region) if first < slot.npages and last > 0]
+
+    def _age(self, region: Region, first: int, last: int, visit: Ranges, *, flush: bool) -> bool:
+        kvm = self.kvm
+        token = kvm.srcu.read_lock()
+        young = False
+        slots = self.slots(region, first, last)
+        if slots:
+            kvm.mmu_lock.write_lock()
+            for slot in slots:
+                young |= visit(slot, *gfn_range(slot, first, last))
+            if flush and young:
+                self.flush("young")
+            kvm.mmu_lock.write_unlock()
+        kvm.srcu.read_unlock(token)
+        return young
+
+
+def gfn_range(slot: Memslot, first: int, last: int) -> tuple[int, int]:
+    """The guest frames that pages [first, last) of the slot's region back."""
+    return slot.base_gfn + max(first, 0), slot.base_gfn + min(last, slot.npages)
