@@ -332,7 +332,7 @@ def _stale_caches(state: State, who: str, cache: TranslationCache, root: RootPag
     for gfn, spte in cache.entries.items():
         now = walker.walk(TranslationCache(), root, gfn)
         same = layout.is_present(now) and not (now ^ spte) & ADDR_MASK
-        if not same or spte & ~now & (SPTE_W | SPTE_D) and not layout.is_access_tracked(now):
+        if not same or (spte & ~now & (SPTE_W | SPTE_D) and not layout.is_access_tracked(now)):
             yield f"{who} caches gfn {gfn:#x} -> {spte:#x}, no flush is pending, and the tables say {now:#x}"
             return
 

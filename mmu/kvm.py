@@ -7,8 +7,8 @@ from collections.abc import Callable
 from attrs import evolve, field, frozen
 
 from mmu.paging.geometry import PG_LEVEL_1G, Geometry
-from mmu.paging.spte import MMIO_GEN_BITS, PRESENT_HIGH, UPSTREAM, SpteLayout
 from mmu.paging.nxlist import PossibleNxHugePages
+from mmu.paging.spte import MMIO_GEN_BITS, PRESENT_HIGH, UPSTREAM, SpteLayout
 from mmu.paging.table import PageTableMemory
 from mmu.probe import Probe
 from mmu.report import Report, Reporter, section
@@ -122,11 +122,12 @@ class Invalidation:
 
     def retry(self, seq: int, hva: int) -> bool:
         """mmu_invalidate_retry_hva(): whether a fault that took `seq` before its pfn look-up may be out of date."""
-        if self.in_progress.value:
-            first, last = self.range.value
-            if first <= hva < last:
-                return True
-        return self.seq.value != seq
+        return (self.in_progress.value > 0 and self.in_range(hva)) or self.seq.value != seq
+
+    def in_range(self, hva: int) -> bool:
+        """Whether an invalidation of this host page is in progress; without mmu_lock it is only a hint."""
+        first, last = self.range.value
+        return self.in_progress.value > 0 and first <= hva < last
 
 
 class Kvm:

@@ -224,6 +224,7 @@ class VirtualMachine:
         """kvm_mmu_uninit_tdp_mmu()."""
         self.roots.invalidate_all_roots()
         self.zapper.zap_invalidated_roots()
+        self.zapper.stop()
 
     def _check_teardown(self) -> None:
         kvm = self.kvm

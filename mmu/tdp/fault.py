@@ -265,9 +265,7 @@ class FaultHandler:
         if fault.goal_level == 1:
             return (self._leaf_writable if fault.host_writable else self._leaf_read_only) | fault.pfn << PFN_SHIFT
         writable = fault.host_writable
-        return self.layout.leaf(
-            fault.pfn, fault.goal_level, writable=writable, host_writable=writable, executable=not fault.nx_workaround
-        )
+        return self.layout.leaf(fault.pfn, fault.goal_level, writable=writable, host_writable=writable, executable=not fault.nx_workaround)
 
     # MMIO.
 

@@ -120,5 +120,3 @@ class HugePages:
         if not slot.allows(it.gfn, it.level, self.kvm.geometry):
             return False
         return slot.region.levels[it.gfn - slot.base_gfn] >= it.level
-
-

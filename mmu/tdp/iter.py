@@ -11,7 +11,8 @@ class TdpIter:
     """A position in a root's tree: `sp`/`index` name the SPTE, `old_spte` is its snapshot, `gfn` and `level` its place.
 
     After a yield (`yielded`), `next` restarts at the goal and does not advance, so the entry at the goal is visited.
-    The caller must not use `old_spte` across a yield. `steps` and `began` (ns) tell how long it has gone without one. Visits entries before the tables below them, never below
+    The caller must not use `old_spte` across a yield. `steps` and `began` (ns) tell how long it has gone without one.
+    Visits entries before the tables below them, never below
     `min_level`, and only entries that begin before `end`.
     """
 

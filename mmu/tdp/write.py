@@ -10,9 +10,11 @@ from mmu.paging.spte import (
     MMU_WRITABLE,
     PFN_SHIFT,
     REMOVED_SPTE,
+    SPTE_A,
     SPTE_D,
     SPTE_MMIO,
     SPTE_PS,
+    SPTE_R,
     SPTE_W,
     describe,
     pfn_of,
@@ -37,6 +39,11 @@ class SpteWriter:
         self._shifts = kvm.geometry.shifts()
         self._unaligned = tuple((1 << shift) - 1 for shift in self._shifts)
         self._dirty = SPTE_D if kvm.layout.ad_bits else SPTE_W
+        self._stable = kvm.layout.present | SPTE_R | SPTE_W | (SPTE_A | SPTE_D if kvm.layout.ad_bits else 0)
+        """A leaf with all of these has nothing left that hardware or the lockless path could set."""
+        self._dirtied = kvm.pfn_dirtied
+        self._frames = kvm.config.frames
+        self._clock = kvm.dirty_clock
         self._pages_4k = kvm.stat.pages_4k.local
         self._mmu_lock_local = kvm.mmu_lock.local
         self._probe = kvm.probe
@@ -60,7 +67,8 @@ class SpteWriter:
             self.kvm.mmu_lock.assert_held_write()
         if REMOVED_SPTE in (old, new):
             self._warn_frozen(sp, gfn, old, "met by an exclusive setter")
-        if self.has_volatile_bits(old, sp.level):
+        stable = self._stable
+        if old & stable != stable and self.has_volatile_bits(old, sp.level):
             old = sp.spt.xchg(index, new)
         else:
             sp.spt.store(index, new)
@@ -114,7 +122,13 @@ class SpteWriter:
         present = self._present
         if level != 1 and gfn & self._unaligned[level]:
             self._warn_transition(sp, gfn, old, new, "gfn is not aligned to the level")
-        if (old and old & present) or not new & present:
+        if old and old & present:
+            if level == 1 and not new & present:
+                self._leaf_removed(sp, gfn, old, new, shared)
+            else:
+                self._changed_from_present(sp, gfn, level, old, new, shared)
+            return
+        if not new & present:
             self._changed_from_present(sp, gfn, level, old, new, shared)
             return
         changed = self._probe.spte_changed
@@ -130,37 +144,55 @@ class SpteWriter:
                 self._check_huge(sp, gfn, level, old, new)
                 self._count_leaf(level, 1)
 
+    def _leaf_removed(self, sp: ShadowPage, gfn: int, old: int, new: int, shared: bool) -> None:
+        """handle_changed_spte() for what a zap does most: a 4 KiB leaf goes."""
+        probe = self._probe
+        if probe.spte_changed is not None:
+            probe.spte_changed(sp, gfn, 1, old, new, shared)
+        if probe.spte_zapped is not None:
+            probe.spte_zapped(sp, gfn, 1, old, new, shared)
+        self._pages_4k.shard.n -= 1
+        if old & self._dirty:
+            pfn = (old & ADDR_MASK) >> PFN_SHIFT
+            if pfn < self._frames:
+                self._dirtied[pfn] = self._clock.value
+
     def _changed_from_present(self, sp: ShadowPage, gfn: int, level: int, old: int, new: int, shared: bool) -> None:
         """The rest of handle_changed_spte(): anything but a new present entry where there was none."""
-        present = self._present
-        was_present = old & present
-        is_present = new & present
-        was_leaf = was_present and (level == 1 or old & SPTE_PS)
-        is_leaf = is_present and (level == 1 or new & SPTE_PS)
+        layout, probe = self._layout, self._probe
+        was_leaf, is_leaf = layout.is_leaf(old, level), layout.is_leaf(new, level)
+        was_table, is_table = layout.is_table(old, level), layout.is_table(new, level)
         if was_leaf and is_leaf and (old ^ new) & ADDR_MASK:
             self._warn_transition(sp, gfn, old, new, "a leaf's frame changed without passing through non-present")
         if old == new:
             return
-        if self._probe.spte_changed is not None:
-            self._probe.spte_changed(sp, gfn, level, old, new, shared)
-        was_table = was_present and not was_leaf
-        kept = is_present and (was_leaf if not is_leaf else not was_table)
-        if was_present and not kept and self._probe.spte_zapped is not None:
-            self._probe.spte_zapped(sp, gfn, level, old, new, shared)
-        if not was_present and not is_present and new != REMOVED_SPTE and not (old | new) & SPTE_MMIO:
+        if probe.spte_changed is not None:
+            probe.spte_changed(sp, gfn, level, old, new, shared)
+        goes = (was_leaf and not is_leaf and not is_table) or (was_table and not is_table)
+        if goes and probe.spte_zapped is not None:
+            probe.spte_zapped(sp, gfn, level, old, new, shared)
+        if not (was_leaf or was_table or is_leaf or is_table) and new != REMOVED_SPTE and not (old | new) & SPTE_MMIO:
             self._warn_transition(sp, gfn, old, new, "non-present to another non-present value that is neither MMIO nor frozen")
         if is_leaf:
-            if new & _RIGHTS not in _LEGAL_RIGHTS:
-                self._warn_transition(sp, gfn, old, new, _BAD_RIGHTS)
-            if level > 1:
-                self._check_huge(sp, gfn, level, old, new)
-        if bool(was_leaf) != bool(is_leaf):
+            self._check_leaf(sp, gfn, old, new)
+        if was_leaf != is_leaf:
             self._count_leaf(level, 1 if is_leaf else -1)
         if was_leaf and old & self._dirty and not (is_leaf and new & self._dirty):
             self._set_dirty(old, level)
-        if was_table and is_present and not is_leaf and (old ^ new) & ADDR_MASK:
+        if was_table:
+            self._table_replaced(sp, gfn, old, new, shared)
+
+    def _check_leaf(self, sp: ShadowPage, gfn: int, old: int, new: int) -> None:
+        if new & _RIGHTS not in _LEGAL_RIGHTS:
+            self._warn_transition(sp, gfn, old, new, _BAD_RIGHTS)
+        if sp.level > 1:
+            self._check_huge(sp, gfn, sp.level, old, new)
+
+    def _table_replaced(self, sp: ShadowPage, gfn: int, old: int, new: int, shared: bool) -> None:
+        """The entry pointed to a table: unless it still does, that table is removed."""
+        if self._layout.is_table(new, sp.level) and (old ^ new) & ADDR_MASK:
             self._warn_transition(sp, gfn, old, new, "an entry went from one table to another without being removed in between")
-        if was_table and (old ^ new) & (ADDR_MASK | present | SPTE_PS):
+        if (old ^ new) & (ADDR_MASK | self._present | SPTE_PS):
             self.handle_removed_pt(self.kvm.tables.at(old & ADDR_MASK), shared)
 
     def _set_dirty(self, spte: int, level: int) -> None:

@@ -198,6 +198,9 @@ class Zapper:
             kvm.probe.point("P10")
         self.roots.put_root(root, shared=True)
 
+    def stop(self) -> None:
+        """Kernels that zap by a workqueue destroy it here."""
+
     # Whole roots.
 
     def zap_all(self) -> None:

@@ -42,9 +42,13 @@ class FlushOracle(Oracle):
         debts = self._debts
         end = gfn + self._pages[level - 1]
         if not root.role.iommu and not self.kvm.mm_gone.value:
-            debts.vcpus[root] = _widened(debts.vcpus.get(root), gfn, end)
+            owed = debts.vcpus.get(root)
+            if owed is None or gfn < owed[0] or end > owed[1]:
+                debts.vcpus[root] = _widened(owed, gfn, end)
         if root.exported.value:
-            debts.importers[root] = _widened(debts.importers.get(root), gfn, end)
+            owed = debts.importers.get(root)
+            if owed is None or gfn < owed[0] or end > owed[1]:
+                debts.importers[root] = _widened(owed, gfn, end)
 
     def flush_end(self, reason: str, gfn: int, pages: int, ns: int) -> None:
         """The vCPUs are flushed."""

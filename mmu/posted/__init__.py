@@ -1,0 +1,27 @@
+"""The series as posted: each defect of reference 1.11 that is model-level, as a variant that takes one mend out again.
+
+`POSTED` has them by name; profile `rfc-v1` is all of them together, `hardened` none. One defect a file; defects that
+are figures by nature (R13 beyond its bound, R16, R21) need no part: they are measured.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+
+from mmu.variant import Variant
+
+
+def _load() -> dict[str, Variant]:
+    found: dict[str, Variant] = {}
+    for module in sorted(info.name for info in pkgutil.iter_modules(__path__)):
+        variant = importlib.import_module(f"{__name__}.{module}").VARIANT
+        found[variant.name] = variant
+    return found
+
+
+POSTED: dict[str, Variant] = _load()
+"""Every defect of the posted series by name, in the order of its R-number."""
+
+PROFILES: dict[str, tuple[Variant, ...]] = {"hardened": (), "rfc-v1": tuple(POSTED.values())}
+"""What a profile takes out of the mended design."""

@@ -1,0 +1,33 @@
+"""R4: when no fd number is left, the release and the error path both undo the export."""
+
+from mmu.export.tdp_fd import Exporter, TdpFd
+from mmu.variant import Variant
+
+
+class UndoTwice(Exporter):
+    """The error path does by hand what fput() has done already."""
+
+    def abandon(self, fd: TdpFd) -> None:
+        """fput, then destroy and put again."""
+        root = fd.exported.root.value
+        fd.put()
+        self.kvm.mmu_lock.write_lock()
+        if root is not None:
+            self.roots.put_root(root, shared=False)
+        self.kvm.mmu_lock.write_unlock()
+        self._put_vm()
+
+
+VARIANT = Variant(
+    name="r4-error-path-double-destroy",
+    title="R4 error path double destroy: a failed creation is undone by the file's release and again by hand",
+    parts=(UndoTwice,),
+    expects=("O4",),
+    rule="each reference is put once",
+    origin="reference 1.11 R4 [A], kvm_create_tdp_fd() error path",
+    story=(
+        "creator: the anon file exists, get_unused_fd fails",
+        "creator: fput runs release: un-export, put of the root, put of the VM",
+        "creator: the error path puts root and VM once more",
+    ),
+)

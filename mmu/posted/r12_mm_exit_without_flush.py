@@ -1,0 +1,26 @@
+"""R12: the zap at mm exit relies on vCPUs being unable to run; a device is not stopped by that."""
+
+from mmu.tdp.zap import Zapper
+from mmu.variant import Variant
+
+
+class NoFlushAtExit(Zapper):
+    """The zap relies on KVM_RUN being unreachable."""
+
+    def flush_all_zapped(self) -> None:
+        """Nobody is told."""
+
+
+VARIANT = Variant(
+    name="r12-mm-exit-without-flush",
+    title="R12 mm-exit zap has no flush: the IOTLB reaches freed pages until the HWPT fd is closed",
+    parts=(NoFlushAtExit,),
+    expects=("O1", "O16"),
+    rule="before a process's memory is freed, every device that can reach it has been told",
+    origin="reference 1.11 R12 [A], kvm_mmu_zap_all() from mmu_notifier release",
+    story=(
+        "device: DMA through the exported root, IOTLB warm",
+        "exiting process: exit_mmap runs notifier release: zap_all without a flush; the pages are freed; files are still open",
+        "device: its next DMA reaches a freed page",
+    ),
+)
