@@ -190,7 +190,8 @@ def i10_pages_are_balanced(state: State) -> Iterator[str]:
     waiting = tables.retired.value - tables.freed.value
     known = linked + cached + waiting
     if tables.live() != known:
-        yield f"{tables.live()} page-table pages exist: {linked} linked, {cached} in caches, {waiting} wait for RCU, {tables.live() - known} lost"
+        lost = tables.live() - known
+        yield f"{tables.live()} page-table pages exist: {linked} linked, {cached} in caches, {waiting} wait for RCU, {lost} lost"
 
 
 def i11_nothing_is_frozen(state: State) -> Iterator[str]:

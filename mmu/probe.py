@@ -49,9 +49,13 @@ HOOKS: dict[str, str] = {
     "mmio_wrapped": "(generation) the generation that MMIO SPTEs keep is about to wrap",
     "nx_toggle_begin": "(on) the NX huge page knob is about to be written",
     "nx_toggle_end": "(on) everything that was mapped under the old policy is gone",
-    "range_started": "(region, first, last) invalidate_range_start returned: nothing may map these pages until the end",
+    "range_started": "(region, first, last, ns) invalidate_range_start returned: nothing may map these pages until the end",
     "importer_switched": "(importer, acknowledged, ns) republish: an importer walks the new root, or was cut off",
     "republished": "(old, fresh) republish: the old root is invalid, every importer is on the fresh one",
+    "huge_mapped": "(sp, gfn, level, spte) a huge leaf was installed",
+    "zap_leafs_done": "(root, start, end, yielded) a leaf zap of [start, end) ended, mmu_lock still held; whether it yielded",
+    "dirty_log_started": "(slot) dirty logging of a slot is on, and everything it needs was protected and flushed",
+    "dirty_log_read": "(slot, pages) the dirty log was read and what was in it is protected again; slots_lock is held",
     "point": "(name) a preemption point P1..P20 of the reference was reached",
 }
 """Every hook with its arguments and meaning."""
@@ -102,6 +106,10 @@ class Probe:
     range_started: Hook
     importer_switched: Hook
     republished: Hook
+    huge_mapped: Hook
+    zap_leafs_done: Hook
+    dirty_log_started: Hook
+    dirty_log_read: Hook
     point: Hook
 
     __slots__ = (*HOOKS, "_on_error", "_wanted")

@@ -20,6 +20,7 @@ from stress.engines.threads import Outcome, ThreadEngine
 from stress.errors import ResultError, VariantError
 from stress.observe.resources import Resources
 from stress.results import environment
+from stress.results.figures import figures_of
 from stress.results.record import SCHEMA, RunRecord, StoredFinding
 from stress.results.store import RunDirectory
 from stress.scenario.load import unstructure
@@ -27,6 +28,8 @@ from stress.scenario.types import Scenario
 from stress.verdict import Evidence, Judgement, Obligation, Verdict, judge
 
 SAVE_EVERY_S = 1.0
+GONE = ("stale-tlb", "stale-map", "write-after-release", "mmio-spte-walked")
+"""Codes of findings that stand for an access to memory that was somebody else's."""
 
 
 @frozen
@@ -88,7 +91,7 @@ class _Keeper:
             scenario=unstructure(request.scenario),
             seed=request.seed,
             variants=(*request.scenario.vm.variants, *(variant.name for variant in request.variants)),
-            expected_rules=request.scenario.expect.rules,
+            expected_rules=expected_of(request.scenario),
             command=shlex.join(["stress", *sys.argv[1:]]),
             started=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             setup_s=0.0,
@@ -142,21 +145,26 @@ class _Keeper:
 
     def _expected_missing(self) -> tuple[str, ...]:
         """The rules that the scenario expects, if not one of them fired."""
-        fired = {finding.report.rule for finding in self._session.findings()}
-        expected = self._request.scenario.expect.rules
+        fired = {name for finding in self._session.findings() for name in (finding.report.rule, finding.report.code)}
+        expected = expected_of(self._request.scenario)
         return () if fired & set(expected) else expected
 
     def _snapshot(self, elapsed: float) -> RunRecord:
         session = self._session
         totals = session.totals()
+        latencies = tuple(session.histograms.latencies())
+        timed = {latency.operation: latency for latency in latencies}
+        found = stored_findings(session)
+        bad = sum(finding.count for finding in found if finding.code in GONE)
         return evolve(
             self._base,
             run_s=round(elapsed, 3),
             counters=totals,
             obligations=self._obligations(totals),
             actors={actor.name: actor.figures() for actor in session.actors},
-            latencies=tuple(session.histograms.latencies()),
-            findings=stored_findings(session),
+            latencies=latencies,
+            figures=figures_of(totals, timed, session.gauges.peak, session.gauges.last, bad),
+            findings=found,
             harness_errors=session.errors(),
             resources=tuple(self.resources.samples),
             memory_growth=self.resources.growth(),
@@ -164,8 +172,14 @@ class _Keeper:
         )
 
 
+def expected_of(scenario: Scenario) -> tuple[str, ...]:
+    """What a scenario that must fail expects: codes of findings where it names some, else rules."""
+    return tuple(scenario.expect.codes or scenario.expect.rules)
+
+
 def stored_findings(session: Session) -> tuple[StoredFinding, ...]:
     """The session's findings in stored form."""
+    known = [variant for variant in session.variants if variant.expects]
     found: Sequence[StoredFinding] = [
         StoredFinding(
             rule=item.report.rule,
@@ -178,6 +192,7 @@ def stored_findings(session: Session) -> tuple[StoredFinding, ...]:
             at_s=item.at_s,
             count=item.report.count,
             splat=item.report.render(),
+            suspects=tuple(variant.title for variant in known if item.report.rule in variant.expects),
         )
         for item in session.findings()
     ]

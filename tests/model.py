@@ -20,15 +20,16 @@ from mmu.export.iommu import Device, KvmHwpt
 from mmu.export.tdp_fd import TdpFd
 from mmu.invariants import Tree, violations
 from mmu.kvm import VmConfig
-from mmu.machine.vcpu import Exit, Vcpu
+from mmu.machine.vcpu import FETCH, Exit, Vcpu
 from mmu.machine.vm import VirtualMachine
 from mmu.memory.host import Region, tag_of
-from mmu.memory.memslots import Change, MemoryRegion
-from mmu.paging.geometry import Geometry
+from mmu.memory.memslots import KVM_MEM_LOG_DIRTY_PAGES, Change, MemoryRegion, Memslot
+from mmu.paging.geometry import PG_LEVEL_1G, PG_LEVEL_4K, Geometry
 from mmu.paging.spte import pfn_of
 from mmu.paging.table import RootPage, RootRole
 from mmu.probe import HOOKS, Probe
 from mmu.report import Reporter
+from mmu.runtime import Queue
 from mmu.tdp.fault import Fault, PageCache, RetPf
 from mmu.variant import Variant
 from tests.conftest import PATIENCE, forget_held_locks, rcu_section, reading, srcu_section, writing
@@ -65,7 +66,7 @@ class Recorder:
 
 
 class Script:
-    """A guest that makes the given accesses, one after the other: a gfn to read, or `w(gfn)` to write."""
+    """A guest that makes the given accesses, one after the other: a gfn to read, `w(gfn)` to write, `x(gfn)` to execute."""
 
     def __init__(self, *accesses: int) -> None:
         self._left = iter(accesses)
@@ -73,12 +74,19 @@ class Script:
     def next_access(self) -> int:
         """The next line of the script."""
         access = next(self._left)
-        return ~access << 1 | 1 if access < 0 else access << 1
+        if access < 0:
+            return ~access << 1 | 1
+        return (access & ~FETCH) << 1 | access & FETCH
 
 
 def w(gfn: int) -> int:
     """A write to `gfn`, in a `Script`."""
     return ~gfn
+
+
+def x(gfn: int) -> int:
+    """An instruction fetch from `gfn`, in a `Script`."""
+    return gfn | FETCH
 
 
 class ParkedGuest:
@@ -103,7 +111,14 @@ class Machine:
         self.reporter = Reporter(sink=None)
         self.probe = Probe()
         config.setdefault("rcu_stall_seconds", 10 * PATIENCE)
-        self.vm = VirtualMachine(VmConfig(geometry=geometry, frames=frames, **config), variants, reporter=self.reporter, probe=self.probe)
+        fail_function = config.pop("fail_function", None)
+        self.vm = VirtualMachine(
+            VmConfig(geometry=geometry, frames=frames, **config),
+            variants,
+            reporter=self.reporter,
+            probe=self.probe,
+            fail_function=fail_function,
+        )
         self.kvm = self.vm.kvm
         self.runtime = self.kvm.runtime
         self.mmu_lock = self.kvm.mmu_lock
@@ -143,9 +158,21 @@ class Machine:
 
     # What the VMM does.
 
-    def add_slot(self, gfn: int, npages: int, *, slot: int = 0, as_id: int = 0, flags: int = 0, writable: bool = True) -> Region:
-        """Map fresh memory and give it to the VM as a memslot."""
-        region = self.vm.host.mmap(npages, writable=writable)
+    def add_slot(
+        self,
+        gfn: int,
+        npages: int,
+        *,
+        slot: int = 0,
+        as_id: int = 0,
+        flags: int = 0,
+        writable: bool = True,
+        max_level: int = PG_LEVEL_4K,
+        userfaults: Queue[Any] | None = None,
+    ) -> Region:
+        """Map fresh memory, aligned as the gfn is where huge pages are wanted, and give it to the VM as a memslot."""
+        offset = gfn % self.kvm.geometry.pages(PG_LEVEL_1G) if max_level > PG_LEVEL_4K else 0
+        region = self.vm.host.mmap(npages, writable=writable, max_level=max_level, offset=offset, userfaults=userfaults)
         self.vm.host.assign(region, tag_of(as_id, gfn))
         self.vm.set_user_memory_region(MemoryRegion(slot, gfn, npages, region, flags, as_id))
         self.regions[as_id, slot] = region
@@ -165,6 +192,21 @@ class Machine:
         self.vm.host.end_move(region)
         return change
 
+    def set_flags(self, flags: int, slot: int = 0, as_id: int = 0) -> Change:
+        """Change the flags of a memslot."""
+        found = self.slot(slot, as_id)
+        return self.vm.set_user_memory_region(MemoryRegion(slot, found.base_gfn, found.npages, found.region, flags, as_id))
+
+    def log_dirty_pages(self, slot: int = 0, as_id: int = 0) -> Change:
+        """Switch dirty logging on."""
+        return self.set_flags(KVM_MEM_LOG_DIRTY_PAGES, slot, as_id)
+
+    def slot(self, slot: int = 0, as_id: int = 0) -> Memslot:
+        """The active slot object."""
+        found = self.vm.memslots.peek(as_id).by_id(slot)
+        assert found is not None
+        return found
+
     def export(self) -> TdpFd:
         """A TDP FD; still open when the machine is closed, it is closed too."""
         fd = self.vm.create_tdp_fd()
@@ -178,6 +220,21 @@ class Machine:
         self._hwpts.append(hwpt)
         return device, hwpt
 
+    # What the host does.
+
+    @contextmanager
+    def invalidating(self, region: Region, first: int = 0, last: int | None = None) -> Iterator[None]:
+        """Between the start and the end of an mmu_notifier invalidation of pages [first, last)."""
+        last = region.pages if last is None else last
+        self.vm.notifier.invalidate_range_start(region, first, last)
+        yield
+        self.vm.notifier.invalidate_range_end(region, first, last)
+
+    def discard(self, region: Region, first: int = 0, last: int | None = None) -> int:
+        """The host takes pages back, as it should: with KVM told before and after."""
+        with self.invalidating(region, first, last):
+            return self.vm.host.discard(region, first, region.pages if last is None else last)
+
     # What the guest does.
 
     def vcpu(self) -> Vcpu:
@@ -186,10 +243,10 @@ class Machine:
         vcpu.load_root()
         return vcpu
 
-    def fault(self, vcpu: Vcpu, gfn: int, write: bool = False, *, present: bool = False) -> RetPf:
+    def fault(self, vcpu: Vcpu, gfn: int, write: bool = False, *, present: bool = False, fetch: bool = False) -> RetPf:
         """One EPT violation, handled."""
         with srcu_section(self.kvm.srcu):
-            return vcpu.page_fault(gfn, write, present)
+            return vcpu.page_fault(gfn, write, present, fetch)
 
     def run(self, vcpu: Vcpu, *accesses: int) -> Exit:
         """KVM_RUN until the guest has made these accesses."""
@@ -232,6 +289,16 @@ class Machine:
         while sp.level > level:
             sp = self.kvm.tables.by_spte[sp.spt[self.kvm.geometry.index(gfn, sp.level)]]
         return sp, self.kvm.geometry.index(gfn, level)
+
+    def spte(self, gfn: int, level: int = 1, root: RootPage | None = None) -> int:
+        """The word for `gfn` at `level`, in the root of address space 0 unless another is named."""
+        sp, index = self.entry(root or self.root(), gfn, level)
+        word: int = sp.spt[index]
+        return word
+
+    def huge_leaves(self, root: RootPage | None = None) -> list[tuple[int, int]]:
+        """The leaves above 4 KiB as (gfn, level)."""
+        return [(leaf.gfn, leaf.sp.level) for leaf in Tree(self.vm, root or self.root()).leaves if leaf.sp.level > PG_LEVEL_4K]
 
     def spare_tables(self) -> list[Any]:
         """The pages that `plant` has set aside and not used."""

@@ -172,6 +172,10 @@ class VirtualMachine:
         """KVM_CREATE_TDP_FD: export the root of an address space."""
         return self.exporter.create(as_id)
 
+    def close_tdp_fd(self, fd: TdpFd) -> bool:
+        """close() of a TDP FD; false when it has been closed before. The last reference un-exports the root."""
+        return self.exporter.close(fd)
+
     def create_device(self, name: str = "device0") -> Device:
         """A passed-through device; bind it with `attach`."""
         device = self.parts[Device](self.kvm, self.host, name)

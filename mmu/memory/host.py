@@ -41,7 +41,7 @@ class Region:
     `base` is the tag of page 0 as the VMM has told KVM; `moving_to` a second base that is legal while a memslot is
     being moved; None outside a move. A region backs one memslot at a time: two would disagree on whose it is. `dead`
     is set by munmap. `max_level` is the largest page that first touch may bring in; `userfaults`, where there is one,
-    gets the index of every page that is missing (userfaultfd), and whoever touched it waits for `resolve`.
+    gets (region, index) of every page that is missing (userfaultfd), and whoever touched it waits for `resolve`.
     """
 
     __slots__ = ("base", "dead", "hva", "levels", "max_level", "moving_to", "pages", "ptes", "userfaults", "writable")
@@ -168,7 +168,7 @@ class HostMemory:
             return pfn
         self._sync.might_sleep("get_user_pages")
         if region.userfaults is not None:
-            region.userfaults.put(index)
+            region.userfaults.put((region, index))
             self._runtime.wait_until("userfaultfd", lambda: bool(region.ptes[index]) or region.dead.value)
         with self.mmap_lock:
             pfn = region.ptes[index]
@@ -182,41 +182,32 @@ class HostMemory:
             if not region.ptes[index] and not region.dead.value:
                 self._populate(region, index)
 
-    # What the host's memory management does, between range_start and range_end.
+    # What the host's memory management does, between range_start and range_end of pages [first, last). A huge page of the
+    # host that sticks out of the range is left alone: whoever takes it apart has to invalidate all of it.
 
     def discard(self, region: Region, first: int, last: int) -> int:
-        """MADV_DONTNEED or reclaim of pages [first, last): their frames are free, the next touch brings new ones."""
+        """MADV_DONTNEED or reclaim: the frames are free, the next touch brings new ones; returns how many there were."""
         with self.mmap_lock:
-            if region.dead.value:
-                return 0
-            for index in range(first, last):
-                if region.levels[index] > PG_LEVEL_4K:
-                    self._demote(region, index)
-            return self._drop(region, first, last)
+            return sum(self._drop(region, index, index + 1) for index in self._changeable(region, first, last))
 
     def migrate(self, region: Region, first: int, last: int) -> int:
-        """Move pages [first, last) to other frames with their contents; returns how many were moved."""
+        """Move pages to other frames with their contents; returns how many were moved."""
         moved = 0
         with self.mmap_lock:
-            for index in range(first, last if not region.dead.value else first):
+            for index in self._changeable(region, first, last):
                 old = region.ptes[index]
                 new = self._allocator.take() if old else None
-                if new is None:
-                    continue
-                if region.levels[index] > PG_LEVEL_4K:
-                    self._demote(region, index)
-                self._install(region, index, new, self.word[old])
-                self._release(old)
-                moved += 1
+                if new is not None:
+                    self._install(region, index, new, self.word[old])
+                    self._release(old)
+                    moved += 1
         return moved
 
-    def split(self, region: Region, index: int) -> bool:
-        """Split the huge page at `index` into small ones, same frames; whether there was one."""
+    def split(self, region: Region, first: int, last: int) -> int:
+        """Split huge pages into small ones, same frames; returns how many small pages they are."""
         with self.mmap_lock:
-            if region.levels[index] <= PG_LEVEL_4K:
-                return False
-            self._demote(region, index)
-            return True
+            huge = [index for index in range(first, last) if region.levels[index] > PG_LEVEL_4K]
+            return sum(region.levels[index] == PG_LEVEL_4K for index in self._changeable(region, first, last) if index in huge)
 
     def collapse(self, region: Region, index: int, level: int) -> bool:
         """khugepaged: move a whole aligned run of small pages into one huge page; whether it could be done."""
@@ -253,10 +244,10 @@ class HostMemory:
         seen = self.word[pfn] & _TAG_MASK
         return seen in (tag + 1, 0) or stamp == MOVING or self.stamp[pfn] == MOVING
 
-    def written_in(self, region: Region, epoch: int) -> Iterator[int]:
-        """The page indices whose last write was in `epoch`: the ground truth of dirty logging."""
+    def written_since(self, region: Region, epoch: int) -> Iterator[int]:
+        """The page indices whose last write was in `epoch` or later: the ground truth of dirty logging."""
         for index, pfn in self._mapped(region):
-            if self.word[pfn] >> EPOCH_SHIFT == epoch:
+            if self.word[pfn] >> EPOCH_SHIFT >= epoch:
                 yield index
 
     # Pieces; mmap_lock is held.
@@ -298,6 +289,19 @@ class HostMemory:
         self._owners[pfn] = region
         region.levels.store(index, level)
         region.ptes.store(index, pfn)
+
+    def _changeable(self, region: Region, first: int, last: int) -> list[int]:
+        """The pages of [first, last) that may be changed one by one: huge pages inside the range are split for that."""
+        changeable = []
+        for index in range(first, last if not region.dead.value else first):
+            level = region.levels[index]
+            if level > PG_LEVEL_4K:
+                start = self._first_of(region, index, level)
+                if start < first or start + self._geometry.pages(level) > last:
+                    continue
+                self._demote(region, index)
+            changeable.append(index)
+        return changeable
 
     def _demote(self, region: Region, index: int) -> None:
         """The host's mapping of the huge page around `index` becomes one of small pages."""

@@ -62,6 +62,8 @@ class DirtyLog:
                 changed |= self.wrprot_slot(root, slot, PG_LEVEL_2M)
         kvm.mmu_lock.read_unlock()
         self.flush_enabled(slot, changed)
+        if kvm.probe.dirty_log_started is not None:
+            kvm.probe.dirty_log_started(slot)
 
     def flush_enabled(self, slot: Memslot, changed: bool) -> None:  # noqa: ARG002 - somebody else may have changed it before
         """The unconditional flush of the slot, outside mmu_lock (b64d740ea7dd)."""
@@ -138,18 +140,26 @@ class DirtyLog:
                 if dirty and bitmap.xchg(page, 0):
                     taken.add(page)
             self._protect(slot, taken)
+            self._read(slot, taken)
             return taken
 
     def clear(self, memslots: Memslots, slot_id: int, as_id: int, pages: Iterable[int]) -> None:
         """KVM_CLEAR_DIRTY_LOG: the caller has seen these pages; protect them again. Takes slots_lock."""
         with self.kvm.slots_lock:
             slot, bitmap = self._logged(memslots, slot_id, as_id)
-            taken = {page for page in pages if 0 <= page < slot.npages and bitmap.xchg(page, 0)}
+            seen = {page for page in pages if 0 <= page < slot.npages}
+            taken = {page for page in seen if bitmap.xchg(page, 0)}
             if taken and self.kvm.config.eager_page_split:
                 self.kvm.mmu_lock.write_lock()
                 self.huge.try_split_huge_pages(slot, slot.base_gfn + min(taken), slot.base_gfn + max(taken) + 1, shared=False)
                 self.kvm.mmu_lock.write_unlock()
             self._protect(slot, taken)
+            self._read(slot, seen)
+
+    def _read(self, slot: Memslot, pages: set[int]) -> None:
+        """The caller can rely on the log from here on."""
+        if self.kvm.probe.dirty_log_read is not None:
+            self.kvm.probe.dirty_log_read(slot, pages)
 
     def sync_dirty_log(self) -> None:
         """kvm_arch_sync_dirty_log(): have running vCPUs empty their PML buffers."""

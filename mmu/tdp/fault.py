@@ -270,11 +270,21 @@ class FaultHandler:
     # MMIO.
 
     def map_mmio(self, sp: ShadowPage, index: int, fault: Fault, old: int) -> RetPf:
-        """No slot covers the gfn: note that in an MMIO SPTE, and have user space emulate the access."""
+        """No slot covers the gfn: note that in an MMIO SPTE, and have user space emulate the access.
+
+        A leaf that is there belongs to a slot that is being created: others see it already, this fault does not. To put an
+        MMIO SPTE over it would hide the leaf from every later zap, while TLBs go on using it.
+        """
+        if self.is_taken(old):
+            return RETRY
         new = self.make_mmio_spte(fault.gfn, fault.as_id)
         if new != old and not self.writer.set_spte_atomic(sp, index, fault.gfn, old, new):
             return RETRY
         return EMULATE
+
+    def is_taken(self, old: int) -> bool:
+        """Whether the entry maps memory."""
+        return bool(old & self._present)
 
     def make_mmio_spte(self, gfn: int, as_id: int) -> int:
         """make_mmio_spte(): without any hardware rights, so that an IOMMU cannot take it for a writable leaf (the mend of

@@ -34,6 +34,7 @@ class MmuNotifier:
     def invalidate_range_start(self, region: Region, first: int, last: int) -> None:
         """The pages are about to go: on return nobody uses them through KVM, and no fault maps them until the end."""
         kvm = self.kvm
+        start = kvm.runtime.now()
         with kvm.mn_invalidate_lock:
             kvm.mn_active_invalidate_count.fetch_add(1)
         token = kvm.srcu.read_lock()
@@ -43,7 +44,7 @@ class MmuNotifier:
                 kvm.mmu_lock.write_lock()
                 kvm.invalidation.begin(region.hva + first, region.hva + last)
                 locked = True
-            flush |= self.unmap_gfn_range(slot, *gfn_range(slot, first, last))
+            flush = self.unmap_gfn_range(slot, *gfn_range(slot, first, last), flush=flush)
         if kvm.probe.point is not None:
             kvm.probe.point("P12")
         if locked:
@@ -52,7 +53,7 @@ class MmuNotifier:
             kvm.mmu_lock.write_unlock()
         kvm.srcu.read_unlock(token)
         if kvm.probe.range_started is not None:
-            kvm.probe.range_started(region, first, last)
+            kvm.probe.range_started(region, first, last, kvm.runtime.now() - start)
 
     def invalidate_range_end(self, region: Region, first: int, last: int) -> None:
         """The host is done: faults may map what is there now."""
@@ -86,9 +87,9 @@ class MmuNotifier:
         self.zapper.zap_all()
         kvm.srcu.read_unlock(token)
 
-    def unmap_gfn_range(self, slot: Memslot, start: int, end: int) -> bool:
-        """kvm_unmap_gfn_range(): all roots of the address space; whether a flush is owed."""
-        return self.zapper.zap_roots_leafs(slot.as_id, start, end)
+    def unmap_gfn_range(self, slot: Memslot, start: int, end: int, *, flush: bool) -> bool:
+        """kvm_unmap_gfn_range(): all roots of the address space; `flush` is owed already; whether one is owed now."""
+        return self.zapper.zap_roots_leafs(slot.as_id, start, end, flush=flush)
 
     def flush(self, reason: str) -> None:
         """kvm_flush_remote_tlbs(), before mmu_lock is released."""

@@ -206,6 +206,8 @@ class SpteWriter:
 
     def _check_huge(self, sp: ShadowPage, gfn: int, level: int, old: int, new: int) -> None:
         """A huge leaf maps an aligned run of frames (reserved bits otherwise)."""
+        if self._probe.huge_mapped is not None:
+            self._probe.huge_mapped(sp, gfn, level, new)
         if new & (self._unaligned[level] << PFN_SHIFT):
             self._warn_transition(sp, gfn, old, new, "a huge leaf's frame is not aligned to its level (reserved bits are set)")
 

@@ -204,21 +204,24 @@ class Zapper:
     # Whole roots.
 
     def zap_all(self) -> None:
-        """kvm_mmu_zap_all(): mm release and VM destroy. No vCPU can run any more, but a device can, so what it may have
-        cached has to go before the memory does (the mend of R12)."""
+        """kvm_mmu_zap_all(): mm release and VM destroy. No vCPU can run any more, so nothing is flushed for them."""
         kvm = self.kvm
         kvm.mmu_lock.write_lock()
         for root in self.roots.each_yield_safe(shared=False):
-            self.zap_root(root, shared=False)
-        self.flush_all_zapped()
+            self.zap_root(root, shared=False, flush=self.is_walked(root))
         kvm.mmu_lock.write_unlock()
 
-    def flush_all_zapped(self) -> None:
-        """Tell the importers; vCPUs flush as well, which costs nothing now."""
-        self.tlb.flush("zap-all")
+    def is_walked(self, root: RootPage) -> bool:
+        """Whether a device may walk the root: that vCPUs cannot run does not stop it, so it has to be told before the memory
+        goes (the mend of R12)."""
+        return root.exported.value
 
-    def zap_root(self, root: RootPage, shared: bool) -> None:
-        """tdp_mmu_zap_root(): two passes, so that no recursive removal is larger than 1 GiB. No flush: the caller knows."""
+    def zap_root(self, root: RootPage, shared: bool, *, flush: bool = False) -> None:
+        """tdp_mmu_zap_root(): two passes, so that no recursive removal is larger than 1 GiB.
+
+        With `flush` the root may be in use: what was removed is flushed before the RCU section that keeps it alive is left,
+        at every yield too. Without it nothing is: that is for roots that everybody must load anew.
+        """
         kvm = self.kvm
         if root.refcount.read() == 0:
             kvm.warn(
@@ -231,19 +234,21 @@ class Zapper:
         kvm.mmu_lock.assert_held_mode(shared)
         kvm.rcu.read_lock()
         for level in self.zap_levels(root, shared):
-            self._zap_root_pass(root, shared, level)
+            self._zap_root_pass(root, shared, level, flush)
+        if flush:
+            self.tlb.flush("zap-all")
         kvm.rcu.read_unlock()
 
     def zap_levels(self, root: RootPage, shared: bool) -> tuple[int, ...]:  # noqa: ARG002 - a later kernel's passes depend on it
         """The level of each pass: 1 GiB, then all of it (1b6043e8e584)."""
         return (min(PG_LEVEL_1G, root.level), root.level)
 
-    def _zap_root_pass(self, root: RootPage, shared: bool, zap_level: int) -> None:
+    def _zap_root_pass(self, root: RootPage, shared: bool, zap_level: int, flush: bool) -> None:
         """__tdp_mmu_zap_root(): clear every present entry at or below `zap_level`."""
         present = self.kvm.layout.present
         it = TdpIter(self.kvm, root, zap_level, 0, self.kvm.geometry.max_gfn + 1)
         while it.valid:
-            if self.yielding.iter_cond_resched(it, False, shared):
+            if self.yielding.iter_cond_resched(it, flush, shared):
                 it.next_present()
                 continue
             while it.old_spte & present and it.level <= zap_level:
@@ -269,9 +274,10 @@ class Zapper:
         kvm.rcu.read_lock()
         it = TdpIter(kvm, root, PG_LEVEL_4K, start, min(end, kvm.geometry.max_gfn + 1))
         step = it.next_present
+        yielded = False
         while it.valid:
             if can_yield and self.yielding.iter_cond_resched(it, flush, False):
-                flush = False
+                flush, yielded = False, True
                 step()
                 continue
             spte = it.old_spte
@@ -280,13 +286,14 @@ class Zapper:
                 flush = True
             step()
         self.yielding.section_end(it)
+        if kvm.probe.zap_leafs_done is not None:
+            kvm.probe.zap_leafs_done(root, start, end, yielded)
         kvm.rcu.read_unlock()
         return flush
 
-    def zap_roots_leafs(self, as_id: int, start: int, end: int) -> bool:
+    def zap_roots_leafs(self, as_id: int, start: int, end: int, *, flush: bool = False) -> bool:
         """kvm_tdp_mmu_zap_leafs(): in every root of the address space, invalid ones too, with yielding; mmu_lock is held for
-        write. Returns whether a flush is owed; each root is handed what the one before owes (B02, B11)."""
-        flush = False
+        write. Returns whether a flush is owed; each root is handed what was owed before it (B02, B11)."""
         for root in self.roots.each_yield_safe(shared=False, as_id=as_id):
             flush = self.zap_leafs(root, start, end, can_yield=True, flush=flush)
         return flush
@@ -307,9 +314,11 @@ class Zapper:
         kvm.invalidation.begin(0, EVERYTHING)
         flush = False
         for as_id in range(ADDRESS_SPACES):
-            flush |= self.zap_roots_leafs(as_id, start, end)
+            flush = self.zap_roots_leafs(as_id, start, end, flush=flush)
         if flush:
-            self.tlb.flush_range("gfn-range", start, end - start)
+            pages = kvm.geometry.pages(kvm.config.max_level)  # a huge leaf at either end may stick out of the range
+            first = start & -pages
+            self.tlb.flush_range("gfn-range", first, -(-end // pages) * pages - first)
         kvm.invalidation.end()
         kvm.mmu_lock.write_unlock()
 

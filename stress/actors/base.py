@@ -22,6 +22,12 @@ class Stage:
         self.seed = seed
         self.counts = counts
         self.control = control
+        self._vm_closed = vm.kvm.runtime.cell("vm_fd.closed", False)
+
+    def close_vm(self) -> None:
+        """Close the VM's fd, once."""
+        if not self._vm_closed.cmpxchg(False, True):
+            self.vm.put()
 
     def dice(self, name: str) -> random.Random:
         """The random generator of an actor: its choices follow from the seed and its name alone."""
@@ -42,6 +48,9 @@ class Actor(ABC):
         self.name = name
         self.progress = 0
         self.done = False
+        """The last step is over."""
+        self.gone = False
+        """And everything after it."""
 
     def body(self) -> None:
         """What the thread runs."""
@@ -57,7 +66,10 @@ class Actor(ABC):
                 self.progress += 1
         finally:
             self.done = True
-            self.end()
+            try:
+                self.end()
+            finally:
+                self.gone = True
 
     def finished(self) -> bool:
         """Whether the loop ends."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+
+from mmu.errors import KvmError
 from mmu.export.iommu import Dma, KvmHwpt
 from mmu.export.tdp_fd import TdpFd
 from mmu.runtime import Cell
@@ -11,14 +14,13 @@ PATTERN = 4096
 
 
 class _Request:
-    """One IO page fault on its way to the worker and back."""
+    """An IO page fault group on its way to the worker and back."""
 
-    __slots__ = ("answer", "gfn", "hwpt", "write")
+    __slots__ = ("answer", "faults", "hwpt")
 
-    def __init__(self, stage: Stage, hwpt: KvmHwpt, gfn: int, write: bool) -> None:
+    def __init__(self, stage: Stage, hwpt: KvmHwpt, faults: list[tuple[int, bool]]) -> None:
         self.hwpt = hwpt
-        self.gfn = gfn
-        self.write = write
+        self.faults = faults
         self.answer = stage.vm.kvm.runtime.cell("page_response", "")
 
 
@@ -42,23 +44,30 @@ class IopfWorker(Actor):
             self.stage.vm.kvm.runtime.wait_until("an IO page fault", lambda: len(self.queue) > 0 or self.closed.value)
         request = self.queue.take()
         if request is not None:
-            ok = request.hwpt.io_fault(request.gfn, request.write)
+            ok = request.hwpt.io_fault_group(request.faults)
             request.answer.store("SUCCESS" if ok else "FAILURE")
 
 
 class SharedTdpFd:
-    """The VMM's file descriptor of the exported TDP: opened by the first device, closed by the last."""
+    """The VMM's file descriptor of the exported TDP: opened by the first device, closed by the last.
+
+    Once `recycling` is set every device lets go of it, and none gets it back before the last has: so the root is
+    un-exported now and then, however many devices there are.
+    """
 
     def __init__(self, stage: Stage) -> None:
         self._stage = stage
         self._lock = stage.vm.kvm.sync.mutex("vmm->tdp_fd")
         self._fd: Cell[TdpFd | None] = stage.vm.kvm.runtime.cell("vmm.tdp_fd", None)
+        self.recycling: Cell[bool] = stage.vm.kvm.runtime.cell("vmm.tdp_fd.recycling", False)
         self._users = stage.vm.kvm.runtime.counter("vmm.tdp_fd.users")
 
     def open(self) -> TdpFd:
-        """The fd, created if need be."""
+        """The fd, created if need be; `KvmError` when somebody else has exported the root, or by injection."""
         with self._lock:
             fd = self._fd.value
+            if fd is not None and self.recycling.value:
+                raise KvmError(errno.EAGAIN, "the TDP FD is about to be closed")
             if fd is None:
                 fd = self._stage.vm.create_tdp_fd(0)
                 self._fd.value = fd
@@ -73,8 +82,9 @@ class SharedTdpFd:
             assert fd is not None
             if self._users.fetch_add(-1) == 1:
                 self._fd.value = None
-                fd.put()
-                self._stage.counts["unexports"].add(1)
+                self.recycling.value = False
+                if self._stage.vm.close_tdp_fd(fd):
+                    self._stage.counts["unexports"].add(1)
 
 
 class Consumer(Actor):
@@ -96,6 +106,7 @@ class Consumer(Actor):
             window=config.window_pages,
         )
         self._position = 0
+        self._group = config.group
         self._reexport_ns = int(1e9 / config.reexports_per_s) if config.reexports_per_s and number == 0 else 0
         self._exported_at = 0
         self.device = stage.vm.create_device(self.name)
@@ -110,39 +121,71 @@ class Consumer(Actor):
     def step(self) -> None:
         """A burst of DMA; now and then a new TDP FD."""
         runtime = self.stage.vm.kvm.runtime
+        if self.hwpt is None and not self._attach():
+            runtime.sleep(0.001)
+            return
         if self._reexport_ns and runtime.now() - self._exported_at > self._reexport_ns:
+            self._fds.recycling.value = True
+        if self._fds.recycling.value:
             self._detach()
-            self._attach()
+            return
         for _ in range(16):
-            access = self._accesses[self._position]
-            self._position = (self._position + 1) % PATTERN
-            self._dma(access >> 1, bool(access & 1))
+            self._dma([self._next() for _ in range(self._group)])
 
     def end(self) -> None:
-        """Detach, close, let the worker go."""
+        """Detach, close, let the worker go. If the process just dies, the device goes on until its memory has gone."""
+        kvm = self.stage.vm.kvm
+        if self.stage.scenario.actors.exit.enabled and self.hwpt is not None:
+            while not kvm.mm_gone.value:
+                self._dma([self._next()])
+            for _ in range(2 * PATTERN // 16):
+                self._dma([self._next()])
         self._detach()
         self._worker.closed.store(True)
 
-    def _dma(self, gfn: int, write: bool) -> None:
+    def _next(self) -> tuple[int, bool]:
+        access = self._accesses[self._position]
+        self._position = (self._position + 1) % PATTERN
+        return access >> 1, bool(access & 1)
+
+    def _dma(self, group: list[tuple[int, bool]]) -> None:
+        """Transfer a scatter list: what faults is requested as one group, and then tried again."""
         runtime = self.stage.vm.kvm.runtime
         hwpt = self.hwpt
         assert hwpt is not None
         for _ in range(8):
-            done = self.device.transact(gfn, write)
-            if done is not None:
+            missing = []
+            for gfn, write in group:
+                done = self.device.transact(gfn, write)
                 self.accesses += done is Dma.DONE
+                if done is None:
+                    missing.append((gfn, write))
+            if not missing:
                 return
-            request = _Request(self.stage, hwpt, gfn, write)
+            request = _Request(self.stage, hwpt, missing)
             self._worker.queue.put(request)
             answer = request.answer
             runtime.wait_until("a page response", lambda answer=answer: answer.value != "")  # type: ignore[misc]
             if answer.value == "FAILURE":
                 break
+            group = missing
         self.aborts += 1
 
-    def _attach(self) -> None:
-        self.hwpt = self.stage.vm.attach(self.device, self._fds.open())
+    def _attach(self) -> bool:
+        """Open the fd and bind the device to it; false when that failed, as it may."""
+        try:
+            fd = self._fds.open()
+        except KvmError:
+            self.stage.counts["exports_refused"].add(1)
+            return False
+        try:
+            self.hwpt = self.stage.vm.attach(self.device, fd)
+        except KvmError:
+            self.stage.counts["attach_failures"].add(1)
+            self._fds.close()
+            return False
         self._exported_at = self.stage.vm.kvm.runtime.now()
+        return True
 
     def _detach(self) -> None:
         if self.hwpt is not None:

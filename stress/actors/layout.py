@@ -6,10 +6,11 @@ import random
 
 from attrs import frozen
 
+from mmu.machine.vcpu import FETCH
 from mmu.machine.vm import VirtualMachine
 from mmu.memory.host import Region, tag_of
 from mmu.memory.memslots import MemoryRegion
-from mmu.runtime import Cell
+from mmu.runtime import Cell, Queue
 from stress.scenario.types import Memory, Vm
 
 BURST = 48
@@ -58,18 +59,36 @@ class Layout:
             homes = (Place(1, stride, memory.smm_churn_pages), Place(1, 2 * stride, memory.smm_churn_pages))
             self.churn.append(ChurnSlot(vm, 10, homes))
         self._last = vm.kvm.geometry.max_gfn
+        self._memory = memory
+        self.fixed_regions: list[Region] = []
+        self.userfaults: Queue[tuple[Region, int]] = vm.kvm.runtime.queue()
+        """Missing pages that somebody waits for."""
 
     def create_fixed(self) -> None:
         """Give KVM the slots that stay."""
         for number, place in enumerate(self.fixed):
-            region = self.vm.host.mmap(place.pages)
-            self.vm.host.assign(region, tag_of(place.as_id, place.gfn))
+            region = self.mmap(place)
             self.vm.set_user_memory_region(MemoryRegion(number, place.gfn, place.pages, region, 0, place.as_id))
+            self.fixed_regions.append(region)
+
+    def mmap(self, place: Place, *, churning: bool = False) -> Region:
+        """Fresh host memory for a slot at `place`, which is its owner from now on."""
+        memory = self._memory
+        userfaults = self.userfaults if churning and memory.userfaults else None
+        region = self.vm.host.mmap(place.pages, max_level=memory.host_level, offset=memory.offset_pages, userfaults=userfaults)
+        self.vm.host.assign(region, tag_of(place.as_id, place.gfn))
+        return region
+
+    def regions(self) -> list[Region]:
+        """The memory that backs slots now; any of the churning ones may be gone in a moment."""
+        churning = [slot.region.value for slot in self.churn]
+        return [*self.fixed_regions, *(region for region in churning if region is not None)]
 
     def accesses(
-        self, dice: random.Random, as_id: int, count: int, *, write: float, churn: float, unmapped: float, window: int
+        self, dice: random.Random, as_id: int, count: int, *, write: float, churn: float, unmapped: float, window: int, fetch: float = 0
     ) -> list[int]:
-        """A list of accesses (gfn << 1 | write) with the given shares of writes, churning and unmapped gfns.
+        """A list of accesses (gfn << 1 | write, or `FETCH` added) with the given shares of writes, fetches, churning and
+        unmapped gfns.
 
         Accesses come in bursts within a window of pages, as programs make them, so that translations get reused.
         """
@@ -86,5 +105,6 @@ class Layout:
                 gfn = place.gfn + (first + dice.randrange(window)) % place.pages
                 if dice.random() < unmapped:
                     gfn = self._last - dice.randrange(4)
-                accesses.append(gfn << 1 | (dice.random() < write))
+                fetches = fetch and dice.random() < fetch
+                accesses.append(gfn << 1 | FETCH if fetches else gfn << 1 | (dice.random() < write))
         return accesses

@@ -33,9 +33,13 @@ class MemslotWorker(Actor):
     def create(self, churn: ChurnSlot) -> None:
         """Map fresh memory and give it to KVM."""
         vm, place = self.stage.vm, churn.place()
-        region = vm.host.mmap(place.pages)
-        vm.host.assign(region, tag_of(place.as_id, place.gfn))
-        vm.set_user_memory_region(MemoryRegion(churn.slot, place.gfn, place.pages, region, 0, place.as_id))
+        region = self.stage.layout.mmap(place, churning=True)
+        try:
+            vm.set_user_memory_region(MemoryRegion(churn.slot, place.gfn, place.pages, region, 0, place.as_id))
+        except KvmError:
+            vm.host.munmap(region)
+            self.stage.counts["memslots_refused"].add(1)
+            return
         churn.region.value = region
         churn.flags.value = 0
 
@@ -43,7 +47,11 @@ class MemslotWorker(Actor):
         """Delete the slot, then release its memory: from here on any use of it is a finding."""
         vm, region = self.stage.vm, churn.region.value
         assert region is not None
-        vm.set_user_memory_region(MemoryRegion(churn.slot, 0, 0, as_id=churn.place().as_id))
+        try:
+            vm.set_user_memory_region(MemoryRegion(churn.slot, 0, 0, as_id=churn.place().as_id))
+        except KvmError:
+            self.stage.counts["memslots_refused"].add(1)
+            return
         churn.region.value = None
         vm.host.munmap(region)
 
@@ -57,7 +65,8 @@ class MemslotWorker(Actor):
             vm.set_user_memory_region(MemoryRegion(churn.slot, target.gfn, target.pages, region, churn.flags.value, target.as_id))
         except KvmError:
             vm.host.abort_move(region)
-            raise
+            self.stage.counts["memslots_refused"].add(1)
+            return
         churn.home.value = 1 - churn.home.value
         vm.host.end_move(region)
 
@@ -65,5 +74,10 @@ class MemslotWorker(Actor):
         """Toggle KVM_MEM_LOG_DIRTY_PAGES: a swap and its SRCU wait without any zap."""
         vm, region, place = self.stage.vm, churn.region.value, churn.place()
         assert region is not None
-        churn.flags.value ^= KVM_MEM_LOG_DIRTY_PAGES
-        vm.set_user_memory_region(MemoryRegion(churn.slot, place.gfn, place.pages, region, churn.flags.value, place.as_id))
+        flags = churn.flags.value ^ KVM_MEM_LOG_DIRTY_PAGES
+        try:
+            vm.set_user_memory_region(MemoryRegion(churn.slot, place.gfn, place.pages, region, flags, place.as_id))
+        except KvmError:
+            self.stage.counts["memslots_refused"].add(1)
+            return
+        churn.flags.value = flags

@@ -1,4 +1,4 @@
-"""vCPU actors: guests that read and write memory, sometimes in system management mode."""
+"""vCPU actors: guests that read and write memory, sometimes in system management mode or in a nested guest."""
 
 from __future__ import annotations
 
@@ -43,11 +43,13 @@ class VcpuActor(Actor):
                     churn=config.churn_share,
                     unmapped=config.unmapped_share,
                     window=config.window_pages,
+                    fetch=config.fetch_share,
                 )
             )
 
         self._programs = (program(0), program(1))
         self._smm_share = config.smm_share if stage.scenario.memory.smm_pages else 0.0
+        self._nested_share = config.nested_share
         self._idle_share, self._idle_s = config.idle_share, config.idle_s
         self._batch = config.accesses_per_run
 
@@ -57,6 +59,8 @@ class VcpuActor(Actor):
         smm = vcpu.role.as_id == 1
         if self._smm_share and dice.random() < (0.3 if smm else self._smm_share):
             vcpu.set_smm(not smm)
+        elif self._nested_share and not smm and dice.random() < (0.3 if vcpu.role.guest_mode else self._nested_share):
+            vcpu.set_guest_mode(not vcpu.role.guest_mode)
         program = self._programs[vcpu.role.as_id]
         if dice.random() < 0.2:
             program.position = dice.randrange(PATTERN)
@@ -86,4 +90,7 @@ class VcpuActor(Actor):
             "vcpu_mmio_exits": stat.mmio_exits,
             "vcpu_kicks": stat.kicks,
             "vcpu_root_loads": stat.root_loads,
+            "vcpu_prev_root_hits": stat.prev_root_hits,
+            "vcpu_pml_logged": stat.pml_logged,
+            "vcpu_mmio_cached": stat.pf_mmio,
         }

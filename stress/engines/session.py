@@ -9,23 +9,24 @@ from collections.abc import Sequence
 from attrs import frozen
 
 from mmu.export.policies import POLICIES
+from mmu.kernels import KERNELS
 from mmu.kvm import VmConfig
 from mmu.machine.vm import VirtualMachine
 from mmu.paging.geometry import Geometry
+from mmu.posted import PROFILES
 from mmu.probe import Probe
 from mmu.report import Report, Reporter
 from mmu.runtime import Runtime
 from mmu.task import current
 from mmu.variant import Variant
+from stress.actors import cast_of
 from stress.actors.base import Actor, Stage
-from stress.actors.consumer import Consumer, IopfWorker, SharedTdpFd
 from stress.actors.layout import Layout
-from stress.actors.memslot_worker import MemslotWorker
-from stress.actors.vcpu import VcpuActor
 from stress.engines.control import Control
-from stress.mutants import MUTANTS
+from stress.mutants import SHIPPED
 from stress.observe.counts import Counts
-from stress.observe.disturb import Delays
+from stress.observe.disturb import Delays, Failures
+from stress.observe.gauges import Gauges
 from stress.observe.histograms import Histograms
 from stress.observe.recorder import Recorder
 from stress.oracles import attach_all
@@ -53,21 +54,25 @@ class Session:
         self._errors: list[str] = []
         self.reporter = Reporter(self._found)
         self.probe = Probe(self._observer_failed)
+        self.variants = variants_of(scenario, extra)
         self.vm = VirtualMachine(
             vm_config(scenario),
-            [POLICIES[scenario.vm.policy], *(MUTANTS[name] for name in scenario.vm.variants), *extra],
+            self.variants,
             runtime=runtime,
             reporter=self.reporter,
             probe=self.probe,
+            fail_function=Failures(scenario.disturbances, seed).fail_function,
         )
         self.control = Control(runtime)
         self.counts = Counts(runtime)
         self.histograms = Histograms(runtime)
+        self.gauges = Gauges(self.vm)
         self.recorder = Recorder(runtime, self.vm.kvm.layout)
         self.reporter.enrich = self.recorder.enrich
         self.oracles = attach_all(self.vm, scenario.limits)
         delays = Delays(runtime, scenario.disturbances, seed, self.counts["delays"])
-        self.probe.attach(self.counts, self.histograms, self.recorder, delays)
+        self.probe.attach(self.counts, self.histograms, self.gauges, self.recorder, delays)
+        self.stage: Stage | None = None
         self.actors: list[Actor] = []
 
     def set_up(self) -> None:
@@ -75,20 +80,13 @@ class Session:
         scenario = self.scenario
         layout = Layout(self.vm, scenario.vm, scenario.memory)
         layout.create_fixed()
-        stage = Stage(self.vm, layout, scenario, self.seed, self.counts, self.control)
-        actors: list[Actor] = [VcpuActor(stage, number) for number in range(scenario.vm.vcpus)]
-        if scenario.actors.memslot_worker.enabled and layout.churn:
-            actors.append(MemslotWorker(stage))
-        if scenario.vm.have_exported_tdp:
-            fds = SharedTdpFd(stage)
-            for number in range(scenario.actors.consumer.devices):
-                worker = IopfWorker(stage, f"iopf{number}")
-                actors += [Consumer(stage, number, worker, fds), worker]
-        self.actors = actors
+        self.stage = Stage(self.vm, layout, scenario, self.seed, self.counts, self.control)
+        self.actors = cast_of(self.stage)
 
     def take_down(self) -> None:
         """Close the VM fd: with every TDP FD closed before, this destroys the VM and checks that nothing is left."""
-        self.vm.put()
+        assert self.stage is not None
+        self.stage.close_vm()
 
     def interrupt_vcpus(self, interrupt: bool) -> None:
         """Make every KVM_RUN return soon, or stop doing so."""
@@ -103,6 +101,11 @@ class Session:
         counts = {report.signature: report for report in self.reporter.reports}
         with self._lock:
             return [Finding(counts.get(item.report.signature, item.report), item.at_s) for item in self._findings]
+
+    def is_expected(self, finding: Finding) -> bool:
+        """Whether this is what the scenario is about; without expected codes any finding is."""
+        codes = self.scenario.expect.codes
+        return not codes or finding.report.code in codes
 
     def errors(self) -> tuple[str, ...]:
         """What went wrong with the harness itself."""
@@ -138,14 +141,35 @@ class Session:
         self.fail(f"an observer raised in {hook}: {error!r}\n{where}")
 
 
+def variants_of(scenario: Scenario, extra: Sequence[Variant] = ()) -> list[Variant]:
+    """Everything that makes this VM differ from the mended design on 6.6 with the seed's policy, mildest first."""
+    vm = scenario.vm
+    return [
+        *KERNELS[vm.kernel],
+        POLICIES[vm.policy],
+        *PROFILES[vm.profile],
+        *(SHIPPED[name] for name in vm.variants),
+        *extra,
+    ]
+
+
 def vm_config(scenario: Scenario) -> VmConfig:
     """The model's own configuration for a scenario."""
     vm = scenario.vm
     return VmConfig(
         geometry=Geometry(vm.levels, vm.entries),
         frames=vm.frames,
+        huge_2m=vm.huge_2m,
+        huge_1g=vm.huge_1g,
+        max_level=vm.max_level,
         mmu_lock=vm.mmu_lock,
         have_exported_tdp=vm.have_exported_tdp,
         ad_bits=vm.ad_bits,
+        pml=vm.pml,
+        mmio_gen_bits=vm.mmio_gen_bits,
+        nx_huge_pages=vm.nx_huge_pages,
+        nx_recovery_ratio=vm.nx_recovery_ratio,
+        eager_page_split=vm.eager_page_split,
+        manual_protect=vm.manual_protect,
         rcu_stall_seconds=scenario.limits.rcu_stall_s,
     )

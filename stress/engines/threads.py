@@ -96,6 +96,7 @@ class ThreadEngine:
                 session.reporter.emit(report)
             if self.resources.due(elapsed):
                 self.resources.sample(elapsed)
+            session.gauges.sample()
             self._on_tick(elapsed)
             broken = session.errors() and not session.findings()
             if broken or elapsed >= budget.duration_s or self._found_enough():
@@ -105,11 +106,13 @@ class ThreadEngine:
                 next_stutter = time.monotonic() - start + stutter
 
     def _found_enough(self) -> bool:
+        """Whether there is no point in going on: too much is broken, or some time ago what was expected was seen."""
         findings = self.session.findings()
         budget = self.session.scenario.budget
-        if not findings:
-            return False
-        return len(findings) >= budget.max_findings or self.session.elapsed() - findings[0].at_s >= budget.settle_s
+        wanted = [finding for finding in findings if self.session.is_expected(finding)]
+        if not wanted:
+            return len(findings) >= budget.max_findings
+        return len(findings) >= budget.max_findings or self.session.elapsed() - wanted[0].at_s >= budget.settle_s
 
     def _stand_still(self) -> None:
         """Stutter: everybody stops between two steps, the invariants are checked, everybody goes on."""
@@ -119,6 +122,7 @@ class ThreadEngine:
         session.interrupt_vcpus(True)
         if self._wait(lambda: control.parked.value >= parking, self._limits.stall_s):
             invariants.check(session.vm)
+            session.gauges.at_rest()
             session.counts["quiescent_checks"].add(1)
         session.interrupt_vcpus(False)
         control.pausing.store(False)
@@ -139,7 +143,8 @@ class ThreadEngine:
                 session.reporter.emit(watchdog.report(task.name, self._limits.stall_s))
         if left or session.errors():
             return
-        invariants.check(session.vm)
+        if not session.vm.destroyed.value:
+            invariants.check(session.vm)
         session.counts["quiescent_checks"].add(1)
         if self._in_task("teardown", session.take_down):
             self.outcome.clean_end = session.vm.destroyed.value

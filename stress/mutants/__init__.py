@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 
+from mmu.posted import POSTED
 from mmu.variant import Variant
 
 
@@ -21,3 +22,6 @@ def _load() -> dict[str, Variant]:
 
 MUTANTS: dict[str, Variant] = _load()
 """Every shipped variant by name."""
+
+SHIPPED: dict[str, Variant] = {**POSTED, **MUTANTS}
+"""What `vm.variants` can name: the defects of the posted series as well."""

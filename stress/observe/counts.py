@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from mmu.export.importer import ExportedTdp
 from mmu.memory.memslots import Change
+from mmu.memory.tlb import WHOLE
 from mmu.paging.table import RootPage, ShadowPage
 from mmu.runtime import PerThreadCounter, Runtime
 from stress.observe.counters import COUNTERS
+
+SHORT = {"huge-over-tables": "huge"}
+"""Reasons of flushes whose counter has another name."""
 
 
 class Counts:
@@ -68,8 +72,11 @@ class Counts:
         self["stale_faults"].add(1)
 
     def flush_end(self, reason: str, gfn: int, pages: int, ns: int) -> None:
-        """A remote flush; one that a yielding zap owed is a yield too."""
+        """A remote flush."""
         self["remote_flushes"].add(1)
+        if pages != WHOLE:
+            self["flushes_range"].add(1)
+        self["flushes_" + SHORT.get(reason, reason).replace("-", "_")].add(1)
 
     def importers_notified(self, exported: ExportedTdp, gfn: int, pages: int, ns: int) -> None:
         """The importers of one exported TDP were told."""
@@ -89,3 +96,35 @@ class Counts:
     def zap_yielded(self) -> None:
         """A zap dropped mmu_lock."""
         self["yields"].add(1)
+
+    def fast_page_fault(self, gfn: int, old: int, new: int) -> None:
+        """A fault fixed without mmu_lock."""
+        self["fast_faults"].add(1)
+
+    def huge_mapped(self, sp: ShadowPage, gfn: int, level: int, spte: int) -> None:
+        """A huge leaf was installed."""
+        self["huge_leaves"].add(1)
+
+    def huge_page_split(self, gfn: int, level: int) -> None:
+        """A huge leaf was split."""
+        self["huge_splits"].add(1)
+
+    def mmio_wrapped(self, generation: int) -> None:
+        """The MMIO generation wrapped."""
+        self["mmio_wraps"].add(1)
+
+    def nx_toggle_end(self, on: bool) -> None:
+        """The NX knob was written."""
+        self["nx_toggles"].add(1)
+
+    def range_started(self, region: object, first: int, last: int, ns: int) -> None:
+        """The host takes a range away."""
+        self["host_ranges"].add(1)
+
+    def io_fault_retried(self, gfn: int) -> None:
+        """An IO fault is tried again."""
+        self["io_faults_retried"].add(1)
+
+    def importer_switched(self, importer: object, acknowledged: bool, ns: int) -> None:
+        """An importer walks another root, or none."""
+        self["importer_switches" if acknowledged else "importer_switches_failed"].add(1)

@@ -34,3 +34,20 @@ class Delays:
             if dice.random() < self._share:
                 self._counter.add(1)
                 self._sleep(dice.random() * self._longest)
+
+
+class Failures:
+    """Fault injection: steps that fail for no reason, by the scenario's shares; each thread has a generator of its own."""
+
+    def __init__(self, config: Disturbances, seed: int) -> None:
+        self._shares = {
+            "hwpt_attach": config.fail_attach,
+            "get_unused_fd": config.fail_fd,
+            "prepare_memory_region": config.fail_prepare,
+            "switch_root": config.fail_switch,
+        }
+        self._dice = _Dice(seed)
+        self.fail_function: Callable[[str], bool] | None = self._fails if any(self._shares.values()) else None
+
+    def _fails(self, step: str) -> bool:
+        return current.task.name != "setup" and self._dice.random.random() < self._shares.get(step, 0.0)

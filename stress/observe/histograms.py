@@ -22,12 +22,22 @@ OPERATIONS = {
     "memslot": "one memslot call, from slots_lock on",
     "memslot_srcu": "its waits for SRCU readers",
     "memslot_flush_shadow": "its unmapping (zap_all_fast)",
+    "memslot_commit": "its commit, dirty logging included",
+    "device_window": "from the start of a delete or move until no device could reach the slot any more (M9)",
     "flush": "one remote flush, importers included",
     "io_fault": "one IO page fault, from queue to answer",
+    "importer_notify": "telling one exported root's importers, usually under mmu_lock (M7, R21)",
+    "importer_switch": "one importer's switch to a republished root",
+    "range_start": "one invalidate_range_start of an MMU notifier (M10)",
+    "nx_toggle": "one switch of the NX huge page mitigation",
+    "zap_section": "a zap's time in one RCU read section, between two yields (M2)",
+    "zap_steps": "SPTEs that a zap visited between two yields (M1, R13); a number, not a time",
     "grace_period": "one RCU grace period with its callbacks",
     "mmu_lock_write_hold": "mmu_lock held for write",
 }
-"""What is timed, in nanoseconds."""
+"""What is timed, in nanoseconds, but for those in `NUMBERS`."""
+NUMBERS = frozenset({"zap_steps"})
+"""What is counted instead."""
 
 
 def bucket_of(value: int) -> int:
@@ -66,6 +76,9 @@ class _Local(threading.local):
         self.buckets: dict[str, list[int]] = {name: [0] * _BUCKETS for name in OPERATIONS}
         self.highest: dict[str, int] = dict.fromkeys(OPERATIONS, 0)
         self.write_locked_at = 0
+        self.call_began_at = 0
+        self.importers_safe_at = 0
+        self.toggled_at = 0
         owner.enlist(self.buckets, self.highest)
 
 
@@ -96,9 +109,43 @@ class Histograms:
     def memslot_end(self, change: Change, slot: object, parts: dict[str, int]) -> None:
         """One memslot call with its parts."""
         self.record("memslot", parts["total"])
-        for part in ("srcu", "flush_shadow"):
+        for part in ("srcu", "flush_shadow", "commit"):
             if part in parts:
                 self.record(f"memslot_{part}", parts[part])
+        local = self._local
+        if change in (Change.DELETE, Change.MOVE) and local.importers_safe_at > local.call_began_at:
+            self.record("device_window", local.importers_safe_at - local.call_began_at)
+
+    def memslot_begin(self, change: Change, slot: object) -> None:
+        """One memslot call begins."""
+        self._local.call_began_at = self._now()
+
+    def importers_notified(self, exported: object, gfn: int, pages: int, ns: int) -> None:
+        """The importers of one exported root have been told."""
+        self.record("importer_notify", ns)
+        self._local.importers_safe_at = self._now()
+
+    def importer_switched(self, importer: object, acknowledged: bool, ns: int) -> None:
+        """An importer walks a new root."""
+        self.record("importer_switch", ns)
+        self._local.importers_safe_at = self._now()
+
+    def walk_section(self, steps: int, ns: int) -> None:
+        """A zap went so far without yielding."""
+        self.record("zap_steps", steps)
+        self.record("zap_section", ns)
+
+    def range_started(self, region: object, first: int, last: int, ns: int) -> None:
+        """An MMU notifier's range start has returned."""
+        self.record("range_start", ns)
+
+    def nx_toggle_begin(self, on: bool) -> None:
+        """The knob is written."""
+        self._local.toggled_at = self._now()
+
+    def nx_toggle_end(self, on: bool) -> None:
+        """And in force."""
+        self.record("nx_toggle", self._now() - self._local.toggled_at)
 
     def flush_end(self, reason: str, gfn: int, pages: int, ns: int) -> None:
         """One remote flush."""

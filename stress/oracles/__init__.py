@@ -1,15 +1,19 @@
-"""Oracles: who judges a run. Rules that the model's own primitives enforce (O2-O5, O7, O11) need no observer."""
+"""Oracles: who judges a run. Rules that the model's own primitives enforce (O2-O5, O7, O9, O11, O17) need no observer."""
 
 from __future__ import annotations
 
 from mmu.machine.vm import VirtualMachine
 from stress.oracles.base import Oracle
+from stress.oracles.dirty import DirtyOracle
 from stress.oracles.flush import FlushOracle
 from stress.oracles.importers import ImporterOracle
 from stress.oracles.liveness import LivenessOracle
+from stress.oracles.mmio import MmioOracle
+from stress.oracles.nx import NxOracle
 from stress.oracles.roots import RootOracle
 from stress.oracles.slots import SlotOracle
 from stress.oracles.translation import TranslationOracle
+from stress.oracles.walks import WalkOracle
 from stress.scenario.types import Limits
 
 ORACLES: tuple[type[Oracle], ...] = (
@@ -18,6 +22,10 @@ ORACLES: tuple[type[Oracle], ...] = (
     SlotOracle,
     RootOracle,
     ImporterOracle,
+    DirtyOracle,
+    MmioOracle,
+    NxOracle,
+    WalkOracle,
     LivenessOracle,
 )
 """Every oracle that observes; all are on by default."""

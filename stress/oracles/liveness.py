@@ -17,15 +17,16 @@ class _Since(threading.local):
 
 
 class LivenessOracle(Oracle):
-    """Times every write-held section. The other liveness rules are the watchdog's and RCU's own."""
+    """Times every write-held section, and bounds walks. The other liveness rules are the watchdog's and RCU's own."""
 
     rules = ("O10",)
-    title = "no write-held section of mmu_lock lasts longer than limits.write_hold_s"
+    title = "no write-held section of mmu_lock lasts longer than limits.write_hold_s, no walk goes limits.walk_steps without yielding"
 
     def __init__(self, vm: VirtualMachine, limits: Limits) -> None:
         super().__init__(vm, limits)
         self._since = _Since()
         self._longest_ns = int(limits.write_hold_s * 1e9)
+        self._steps = limits.walk_steps
 
     def mmu_write_locked(self) -> None:
         """The section begins."""
@@ -41,4 +42,15 @@ class LivenessOracle(Oracle):
                 f"WARNING: mmu_lock was held for write for {held / 1e9:.3f} s",
                 f"everybody else waits meanwhile: the bound is {self._longest_ns / 1e9:g} s",
                 "soft lockup; reference O10, R13, M1",
+            )
+
+    def walk_section(self, steps: int, ns: int) -> None:
+        """A walk has gone that far without yielding."""
+        if self._steps and steps > self._steps:
+            self.kvm.warn(
+                "O10",
+                "unbounded-walk",
+                f"WARNING: a zap visited {steps:,} SPTEs without yielding, under mmu_lock and inside one RCU section",
+                f"the caller of a zap that cannot yield must bound its range, or it risks a soft lockup: the bound is {self._steps:,}",
+                "tdp_mmu_zap_leafs(can_yield=false); R13 unbounded non-yielding zap; B33, B34",
             )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mmu.memory.host import FREED
-from mmu.paging.spte import describe, pfn_of
+from mmu.paging.spte import SPTE_MMIO, describe, pfn_of
 from stress.oracles.base import Oracle
 
 
@@ -18,7 +18,7 @@ class TranslationOracle(Oracle):
         if who is None:
             self._late_write(gfn, pfn)
             return
-        stamp = self.vm.host.stamp[pfn]
+        stamp = self.vm.host.stamp[pfn] if pfn < self.vm.host.frames else FREED
         state = "has been released" if stamp == FREED else f"belongs to gfn {stamp & 0xFFFFFFFFFF:#x}"
         mapped = self.kvm.layout.is_present(spte) and pfn_of(spte) == pfn
         verb = "write" if write else "read"
@@ -30,7 +30,18 @@ class TranslationOracle(Oracle):
                 f"SPTE now: {describe(spte, self.kvm.layout)}",
             ],
         )
-        if mapped:
+        if spte & SPTE_MMIO:
+            self.kvm.warn(
+                "O6",
+                "mmio-spte-walked",
+                f"BUG: {who} took the MMIO SPTE of gfn {gfn:#x} for a leaf and reached frame {pfn:#x}",
+                "what is non-present to KVM must be non-present to every hardware that walks the table",
+                "R18 importer interprets raw bits; reference 1.11, VT-d looks at R and W separately",
+                subject=_kind(who),
+                extra=(evidence,),
+                gfn=gfn,
+            )
+        elif mapped:
             self.kvm.warn(
                 "O6",
                 "stale-map",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator
 
+from stress.observe.histograms import NUMBERS
 from stress.results.record import RunRecord
 from stress.results.store import was_killed
 
@@ -17,6 +18,10 @@ GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ),
     ("consumer", ("device_accesses", "device_iotlb_hits", "device_aborts", "io_faults", "io_faults_failed")),
     ("TDP MMU", ("roots_invalidated", "roots_zapped", "roots_freed", "tables_removed", "remote_flushes", "yields")),
+    ("huge pages", ("huge_leaves", "huge_splits", "host_splits", "host_collapses", "nx_toggles", "nx_pages_recovered")),
+    ("host", ("host_ranges", "host_pages_discarded", "host_pages_migrated", "pages_aged", "pages_found_young", "userfaults")),
+    ("dirty logging, MMIO", ("dirty_log_reads", "dirty_pages_logged", "vcpu_pml_logged", "fast_faults", "vcpu_mmio_cached", "mmio_wraps")),
+    ("TDP FDs", ("exports_refused", "attach_failures", "importer_switches", "importer_switches_failed", "process_exits")),
     ("RCU, harness", ("rcu_grace_periods", "rcu_callbacks", "delays", "quiescent_checks")),
 )
 """Which counters stand together."""
@@ -58,7 +63,13 @@ def _lines(record: RunRecord, splats: bool) -> Iterator[str]:
     if record.latencies:
         yield f"{'latency in us':<22}{'count':>10}{'p50':>10}{'p99':>10}{'max':>10}"
         for row in record.latencies:
-            yield f"{row.operation:<22}{row.count:>10,}{row.p50 / 1e3:>10,.1f}{row.p99 / 1e3:>10,.1f}{row.max / 1e3:>10,.1f}"
+            scale = 1.0 if row.operation in NUMBERS else 1e3
+            yield f"{row.operation:<22}{row.count:>10,}{row.p50 / scale:>10,.1f}{row.p99 / scale:>10,.1f}{row.max / scale:>10,.1f}"
+        yield ""
+    if record.figures:
+        yield "measurements (reference 5.3)"
+        for figure in record.figures:
+            yield f"  {figure.number:<4}{figure.name:<52}{figure.value:>12,.1f} {figure.unit}".rstrip()
         yield ""
     yield from _memory(record)
     yield from _trouble(record, splats)
@@ -73,6 +84,9 @@ def _trouble(record: RunRecord, splats: bool) -> Iterator[str]:
         yield f"harness error: {error}"
     for finding in record.findings if splats else ():
         yield finding.splat
+        if finding.suspects:
+            yield f"known defects of this build that break rule {finding.rule}:"
+            yield from (f"  {title}" for title in finding.suspects)
         yield ""
 
 

@@ -11,6 +11,7 @@ from attrs import field, frozen
 from stress.errors import ResultError
 from stress.observe.histograms import Latency
 from stress.observe.resources import Sample
+from stress.results.figures import MeasuredFigure
 from stress.verdict import Obligation
 
 SCHEMA = "tdp-stress/run/1"
@@ -19,7 +20,8 @@ SCHEMA = "tdp-stress/run/1"
 
 @frozen
 class StoredFinding:
-    """A finding as it is kept: identity, when and how often it was seen, and the whole splat."""
+    """A finding as it is kept: identity, when and how often it was seen, and the whole splat. `suspects` are the known
+    defects of this build that break this rule, by their titles."""
 
     rule: str
     code: str
@@ -31,6 +33,7 @@ class StoredFinding:
     at_s: float
     count: int
     splat: str
+    suspects: tuple[str, ...] = ()
 
 
 @frozen
@@ -77,6 +80,7 @@ class RunRecord:
     obligations: tuple[Obligation, ...] = ()
     actors: dict[str, dict[str, int]] = field(factory=dict)
     latencies: tuple[Latency, ...] = ()
+    figures: tuple[MeasuredFigure, ...] = ()
     findings: tuple[StoredFinding, ...] = ()
     harness_errors: tuple[str, ...] = ()
     resources: tuple[Sample, ...] = ()
@@ -85,8 +89,8 @@ class RunRecord:
 
     @property
     def expected_seen(self) -> tuple[str, ...]:
-        """The expected rules that fired."""
-        fired = {finding.rule for finding in self.findings}
+        """The expected rules, or codes of findings, that fired."""
+        fired = {name for finding in self.findings for name in (finding.rule, finding.code)}
         return tuple(rule for rule in self.expected_rules if rule in fired)
 
 

@@ -16,9 +16,10 @@ from cattrs import AttributeValidationNote, ClassValidationError, Converter, For
 from cattrs.gen import make_dict_structure_fn
 
 from mmu.export.policies import POLICIES
+from mmu.paging.spte import MMIO_GEN_BITS
 from mmu.report import RULES
 from stress.errors import ConfigError, Problem
-from stress.mutants import MUTANTS
+from stress.mutants import SHIPPED
 from stress.observe.counters import COUNTERS
 from stress.scenario import types
 from stress.scenario.types import Scenario
@@ -142,11 +143,28 @@ def _cross_checks(scenario: Scenario, places: dict[str, str], source: str) -> It
             yield Problem(
                 at("vm.levels"), "vm.levels", f"{room} guest frames", f"at least {needed}", "more levels or entries, or less memory"
             )
+        yield from _huge_checks(scenario, at)
     yield from _limit_checks(scenario, at)
     worker = scenario.actors.memslot_worker
     if worker.enabled and not worker.delete_weight + worker.move_weight + worker.flags_weight:
         key = "actors.memslot_worker.delete_weight"
         yield Problem(at(key), key, "all weights are 0", "at least one above 0", "enabled = false leaves the worker out")
+
+
+def _huge_checks(scenario: Scenario, at: Callable[[str], str]) -> Iterable[Problem]:
+    """Blocks for huge pages are part of the frames, and leave enough single ones."""
+    vm, memory = scenario.vm, scenario.memory
+    blocks = vm.huge_2m * vm.entries + vm.huge_1g * vm.entries**2 * 2  # a 1 GiB block may waste as much for its alignment
+    pages = memory.fixed_pages + memory.churn_slots * memory.churn_pages + memory.smm_pages + memory.smm_churn_pages
+    if blocks and vm.frames < blocks + 2 * pages + 64:
+        needed = f"at least {blocks + 2 * pages + 64}"
+        yield Problem(
+            at("vm.frames"), "vm.frames", str(vm.frames), needed, "the blocks of huge_2m and huge_1g, and twice the guest's pages"
+        )
+    if memory.host_level > 1 and not vm.huge_2m + vm.huge_1g:
+        yield Problem(at("memory.host_level"), "memory.host_level", str(memory.host_level), "1", "vm.huge_2m = 16 sets huge pages aside")
+    if not 2 <= vm.mmio_gen_bits <= MMIO_GEN_BITS:
+        yield Problem(at("vm.mmio_gen_bits"), "vm.mmio_gen_bits", str(vm.mmio_gen_bits), f"2 to {MMIO_GEN_BITS}")
 
 
 def _limit_checks(scenario: Scenario, at: Callable[[str], str]) -> Iterable[Problem]:
@@ -187,7 +205,7 @@ def _converter(folder: Path) -> Converter:
         (types.Seconds, lambda value, _: _number(value, 1e-9, None, "a number of seconds above 0")),
         (types.FileName, lambda value, _: _file(value, folder)),
         (types.PolicyName, lambda value, _: _name(value, POLICIES, "a policy")),
-        (types.VariantName, lambda value, _: _name(value, MUTANTS, "a variant")),
+        (types.VariantName, lambda value, _: _name(value, SHIPPED, "a variant")),
         (types.RuleName, lambda value, _: _name(value, RULES, "a rule")),
     ]
     for kind, hook in hooks:
@@ -236,7 +254,12 @@ def _is(wanted: Any) -> Callable[[Any], bool]:
 
 
 def _structure_choice(value: Any, kind: Any) -> Any:
-    return _name(value, get_args(kind), "a choice")
+    choices = get_args(kind)
+    if isinstance(choices[0], str):
+        return _name(value, choices, "a choice")
+    if type(value) is not int or value not in choices:
+        raise _Invalid(value, "one of " + ", ".join(map(str, choices)))
+    return value
 
 
 def _typed(value: Any, kind: type, expected: str) -> Any:

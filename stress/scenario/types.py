@@ -36,14 +36,21 @@ RuleName = NewType("RuleName", str)
 UNMAPPED_FRAMES = 8
 """Frames at the end of guest memory that no slot ever covers."""
 
-PreemptionPoint = Literal["P1", "P2", "P4", "P5", "P7", "P8", "P9", "P10", "P11", "P13", "P14", "P15", "P16", "P17", "P20"]
+PreemptionPoint = Literal[
+    "P1", "P2", "P4", "P5", "P6", "P7", "P8", "P9", "P10", "P11", "P12", "P13", "P14", "P15", "P16", "P17", "P18", "P19", "P20"
+]
+PageLevel = Literal[1, 2, 3]
+"""Size of a page: 1 is 4 KiB, 2 is 2 MiB, 3 is 1 GiB (times what the geometry makes of it)."""
 
 
 @frozen
 class Vm:
     """The machine: vCPUs, table geometry, host memory, and which design it runs.
 
-    `variants` names shipped variants, `variant_files` Python files with variants of one's own.
+    `huge_2m` and `huge_1g` of the host's frames' blocks are kept for huge pages, `max_level` is the largest leaf. `pml`,
+    `mmio_gen_bits`, `nx_huge_pages`, `nx_recovery_ratio`, `manual_protect`, `eager_page_split` are KVM's own knobs.
+    `profile` is the mended design or the series as posted, `kernel` what surrounds it, `policy` what happens to the
+    exported root. `variants` names shipped variants, `variant_files` Python files with variants of one's own.
     """
 
     vcpus: Positive = Positive(3)
@@ -53,8 +60,17 @@ class Vm:
     mmu_lock: Literal["fair", "reader", "writer"] = "fair"
     have_exported_tdp: Flag = Flag(True)
     ad_bits: Flag = Flag(True)
-    profile: Literal["hardened"] = "hardened"
-    kernel: Literal["6.6"] = "6.6"
+    pml: Flag = Flag(True)
+    huge_2m: Count = Count(0)
+    huge_1g: Count = Count(0)
+    max_level: PageLevel = 3
+    mmio_gen_bits: Positive = Positive(19)
+    nx_huge_pages: Flag = Flag(False)
+    nx_recovery_ratio: Positive = Positive(60)
+    manual_protect: Flag = Flag(False)
+    eager_page_split: Flag = Flag(True)
+    profile: Literal["hardened", "rfc-v1"] = "hardened"
+    kernel: Literal["5.18", "6.6", "6.12"] = "6.6"
     policy: PolicyName = PolicyName("keep-valid")
     variants: tuple[VariantName, ...] = ()
     variant_files: tuple[FileName, ...] = ()
@@ -64,9 +80,14 @@ class Vm:
 class Memory:
     """Guest memory: one slot that stays, some that come and go, and the same again in the SMM address space.
 
-    All sizes are in 4 KiB pages.
+    All sizes are in 4 KiB pages. `host_level` is the largest page that the host backs a slot with; `offset_pages` shifts
+    host addresses against guest addresses, so that huge pages do not fit. `userfaults` makes the pages of the slots that
+    come and go wait for a userfaultfd handler.
     """
 
+    host_level: PageLevel = 1
+    offset_pages: Count = Count(0)
+    userfaults: Flag = Flag(False)
     fixed_pages: Positive = Positive(256)
     churn_slots: Count = Count(2)
     churn_pages: Positive = Positive(128)
@@ -89,13 +110,16 @@ class Memory:
 
 @frozen
 class VcpuActor:
-    """vCPU threads: how the guests behave. After `idle_share` of its runs a vCPU rests for up to `idle_s` with its root
+    """vCPU threads: how the guests behave. Some accesses are instruction fetches, some runs are in SMM or in a nested guest,
+    and `unmapped_share` go where no slot ever is (MMIO). After `idle_share` of its runs a vCPU rests for up to `idle_s` with its root
     loaded; guests work on `window_pages` at a time."""
 
     write_share: Share = Share(0.5)
     churn_share: Share = Share(0.5)
     unmapped_share: Share = Share(0.01)
     smm_share: Share = Share(0.05)
+    nested_share: Share = Share(0.0)
+    fetch_share: Share = Share(0.0)
     idle_share: Share = Share(0.01)
     idle_s: Share = Share(0.03)
     window_pages: Positive = Positive(8)
@@ -115,13 +139,70 @@ class MemslotActor:
 
 @frozen
 class ConsumerActor:
-    """The consumer: devices that do DMA through the exported root. `reexports_per_s` closes and reopens the TDP FD."""
+    """The consumer: devices that do DMA through the exported root. `reexports_per_s` closes and reopens the TDP FD; a device
+    posts `group` accesses at a time, whose IO page faults are answered together."""
 
     devices: Count = Count(1)
     write_share: Share = Share(0.5)
     churn_share: Share = Share(0.7)
     window_pages: Positive = Positive(8)
     reexports_per_s: Rate = Rate(2.0)
+    group: Positive = Positive(1)
+
+
+@frozen
+class HostActor:
+    """The host's memory management, which takes pages away through MMU notifiers: it discards, migrates, splits, collapses
+    and ages ranges of up to `range_pages`, by relative weights, `threads` of it at once."""
+
+    threads: Count = Count(0)
+    pause_s: Share = Share(0.005)
+    range_pages: Positive = Positive(16)
+    discard_weight: Rate = Rate(3.0)
+    migrate_weight: Rate = Rate(3.0)
+    split_weight: Rate = Rate(2.0)
+    collapse_weight: Rate = Rate(2.0)
+    age_weight: Rate = Rate(2.0)
+
+
+@frozen
+class DirtyLogActor:
+    """The dirty logger: switches logging of the fixed slot on, reads the log `reads` times, switches it off."""
+
+    enabled: Flag = Flag(False)
+    pause_s: Share = Share(0.005)
+    reads: Positive = Positive(8)
+
+
+@frozen
+class NxActor:
+    """The administrator of the NX huge page mitigation, and the recovery worker. `attributes_share` of the administrator's
+    steps change a memory attribute of a range instead (kvm_zap_gfn_range)."""
+
+    enabled: Flag = Flag(False)
+    toggles: Flag = Flag(True)
+    recovers: Flag = Flag(True)
+    pause_s: Share = Share(0.02)
+    attributes_share: Share = Share(0.2)
+
+
+@frozen
+class ExporterActor:
+    """Other threads of the VMM that create TDP FDs whenever they can, hold them for up to `hold_s`, and close them; with
+    `closes_others` they close whatever fd they find instead."""
+
+    threads: Count = Count(0)
+    closes_others: Flag = Flag(False)
+    hold_s: Share = Share(0.005)
+
+
+@frozen
+class ExitActor:
+    """The end: the process dies with its devices still at work, instead of closing them first; with `vm_first` the VM fd is
+    closed before the TDP FDs are."""
+
+    enabled: Flag = Flag(False)
+    vm_first: Flag = Flag(False)
 
 
 @frozen
@@ -131,27 +212,39 @@ class Actors:
     vcpu: VcpuActor = field(factory=VcpuActor)
     memslot_worker: MemslotActor = field(factory=MemslotActor)
     consumer: ConsumerActor = field(factory=ConsumerActor)
+    host: HostActor = field(factory=HostActor)
+    dirty_log: DirtyLogActor = field(factory=DirtyLogActor)
+    nx: NxActor = field(factory=NxActor)
+    exporter: ExporterActor = field(factory=ExporterActor)
+    exit: ExitActor = field(factory=ExitActor)
 
 
 @frozen
 class Disturbances:
     """What makes interleavings that would otherwise be rare: delays at preemption points (reference 2.16), a short
-    interpreter switch interval, and stutter (everybody stops, the invariants are checked, everybody goes on)."""
+    interpreter switch interval, stutter (everybody stops, the invariants are checked, everybody goes on), and steps that
+    fail for no reason: attaching a device, finding an fd number, preparing a memslot, an importer's switch to a new root."""
 
     delay_share: Share = Share(0.02)
     delay_s: Share = Share(0.001)
     points: tuple[PreemptionPoint, ...] = ("P1", "P2", "P4", "P8", "P9", "P10", "P13", "P14", "P15", "P16", "P20")
     switch_interval_s: Seconds = Seconds(0.0005)
     stutter_every_s: Seconds = Seconds(2.0)
+    fail_attach: Share = Share(0.0)
+    fail_fd: Share = Share(0.0)
+    fail_prepare: Share = Share(0.0)
+    fail_switch: Share = Share(0.0)
 
 
 @frozen
 class Limits:
-    """Bounds whose breach is a finding (O10). Generous: they tell a hang from a slow machine."""
+    """Bounds whose breach is a finding (O10). Generous: they tell a hang from a slow machine. `walk_steps` bounds how many
+    SPTEs a zap visits without yielding (R13); 0 is no bound."""
 
     stall_s: Seconds = Seconds(10.0)
     rcu_stall_s: Seconds = Seconds(10.0)
     write_hold_s: Seconds = Seconds(10.0)
+    walk_steps: Count = Count(0)
 
 
 @frozen
@@ -165,9 +258,10 @@ class Budget:
 
 @frozen
 class Expect:
-    """For scenarios that must fail: the rules of which at least one has to fire."""
+    """For scenarios that must fail: the rules of which at least one has to fire, and codes of findings likewise."""
 
     rules: tuple[RuleName, ...] = ()
+    codes: tuple[Text, ...] = ()
 
 
 @frozen

@@ -41,6 +41,12 @@ OWN_STATE = {
     "Cell": "the word itself",
     "Counter": "the word itself",
     "Table": "the words themselves",
+    "VirtualMachine": "its constructor, in `_assemble_mmu`",
+}
+
+NAMESAKES = {
+    # Words that are assigned and have the name of another that is modified, each with the other one.
+    "exported.released": "a flag of one exported TDP; the counter belongs to PageTableMemory",
 }
 
 
@@ -111,8 +117,9 @@ def test_only_words_without_read_modify_writes_are_assigned() -> None:
             match node:
                 case ast.Call(func=ast.Attribute(value=ast.Attribute(attr=word), attr=operation)) if operation in ATOMICS:
                     modified.add(word)
-                case ast.Assign(targets=[ast.Attribute(value=ast.Attribute(attr=word), attr="value")]):
-                    assigned[word] = f"{path.relative_to(ROOT)}:{node.lineno}"
+                case ast.Assign(targets=[ast.Attribute(value=ast.Attribute(attr=word) as target, attr="value")]):
+                    if ast.unparse(target) not in NAMESAKES:
+                        assigned[word] = f"{path.relative_to(ROOT)}:{node.lineno}"
                 case _:
                     pass
     assert len(modified) > 5

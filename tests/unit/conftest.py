@@ -50,6 +50,12 @@ def make_machine(request: pytest.FixtureRequest) -> Iterator[MakeMachine]:
 
 
 @pytest.fixture
+def huge(make_machine: MakeMachine) -> Machine:
+    """A small machine whose host has huge pages: eight of "2M" (4 frames) and two of "1G" (16 frames)."""
+    return make_machine(huge_2m=8, huge_1g=2)
+
+
+@pytest.fixture
 def machine(make_machine: MakeMachine) -> Machine:
     """A small machine: three levels of four entries."""
     return make_machine()

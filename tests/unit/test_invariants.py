@@ -8,10 +8,10 @@ import pytest
 
 from mmu.invariants import INVARIANTS, check, violations
 from mmu.memory.memslots import KVM_MEM_READONLY
-from mmu.paging.spte import HOST_WRITABLE, MMU_WRITABLE, REMOVED_SPTE, SPTE_W
+from mmu.paging.spte import HOST_WRITABLE, MMU_WRITABLE, REMOVED_SPTE, SPTE_D, SPTE_W
 from mmu.paging.table import RootPage, RootRole
-from tests.conftest import writing
-from tests.model import Machine
+from tests.conftest import elsewhere, writing
+from tests.model import Machine, w
 from tests.unit.conftest import MakeMachine
 
 
@@ -146,8 +146,83 @@ def leaf_without_a_slot(machine: Machine) -> None:
 
 
 def stale_tlb(machine: Machine) -> None:
-    """A vCPU remembers what the tables no longer say, and nobody will remind it."""
-    machine.vm.vcpus()[0].tlb.entries[1] ^= SPTE_W
+    """A vCPU remembers rights that the tables no longer give, and nobody will remind it."""
+    machine.vm.vcpus()[0].tlb.entries[49] |= SPTE_W
+
+
+def valid_again(machine: Machine) -> None:
+    """A root that was to be zapped because it was invalid."""
+    machine.root().scheduled.value = True
+
+
+def lost_page(machine: Machine) -> None:
+    """A table page that nobody knows of."""
+    machine.kvm.tables.allocate()
+
+
+def invalidation_without_an_end(machine: Machine) -> None:
+    """A notifier that has begun on one set of slots and ended on another."""
+    machine.kvm.invalidation.in_progress.fetch_add(1)
+
+
+def notifier_without_an_end(machine: Machine) -> None:
+    """The count that memslot updates wait for."""
+    machine.kvm.mn_active_invalidate_count.fetch_add(1)
+
+
+def miscounted_splits(machine: Machine) -> None:
+    """nx_lpage_splits went astray."""
+    machine.kvm.stat.nx_lpage_splits.fetch_add(1)
+
+
+def tracked_without_the_flag(machine: Machine) -> None:
+    """On possible_nx_huge_pages, but not because of the mitigation any more."""
+    table, _ = machine.entry(machine.root(), 1)
+    table.nx_disallowed = machine.runtime.cell("nx_huge_page_disallowed", True)
+    machine.kvm.possible_nx_huge_pages.track(table)
+    table.nx_disallowed.value = False
+
+
+def tracked_but_not_linked(machine: Machine) -> None:
+    """On possible_nx_huge_pages, but not in any tree."""
+    table = machine.kvm.tables.allocate()
+    table.nx_disallowed = machine.runtime.cell("nx_huge_page_disallowed", True)
+    machine.kvm.possible_nx_huge_pages.track(table)
+
+
+def lost_dirty_bit(machine: Machine) -> None:
+    """A guest wrote, the D bit vanished, and the host was never told."""
+    machine.run(machine.vm.vcpus()[0], w(2))
+    machine.vm.vcpus()[0].dirtied[machine.regions[0, 1].ptes[2]] = machine.kvm.dirty_clock.value + 1
+    change_leaf(machine, 2, lambda spte: spte & ~SPTE_D)
+
+
+def current_mmio_spte_in_a_slot(machine: Machine) -> None:
+    """A fault would honour it, and emulate what is memory."""
+    generation = machine.vm.memslots.peek(0).generation.value
+    change_leaf(machine, 3, lambda _: machine.kvm.layout.mmio(3, generation))
+
+
+def executable_huge_leaf_under_the_mitigation(machine: Machine) -> None:
+    """What the iTLB multihit erratum must never meet."""
+    sp, index = machine.entry(machine.root(), 8, level=2)
+    sp.spt.store(index, machine.kvm.layout.leaf(8, 2, writable=True, host_writable=True))
+    machine.kvm.nx_huge_pages.value = True
+
+
+def device_on_an_unexported_root(machine: Machine) -> None:
+    """Nobody will tell it of anything."""
+    machine.vm.create_device().root.value = machine.root()
+
+
+def device_that_is_not_registered(machine: Machine) -> None:
+    """The root is exported, but this device is no importer's."""
+    machine.vm.create_device().root.value = machine.export().metadata().root
+
+
+def wrong_answer(machine: Machine) -> None:
+    """An IO fault was answered otherwise than the slots would have it."""
+    machine.vm.exporter.wrong_answers.fetch_add(1)
 
 
 def frozen_at_rest(machine: Machine) -> None:
@@ -184,7 +259,20 @@ DAMAGE: list[tuple[Callable[[Machine], None], set[str]]] = [
     (mmu_writable_without_the_host, {"I7"}),
     (writable_in_a_read_only_slot, {"I7"}),
     (leaf_without_a_slot, {"I8"}),
+    (valid_again, {"I4"}),
     (stale_tlb, {"I9"}),
+    (lost_page, {"I10"}),
+    (invalidation_without_an_end, {"I12"}),
+    (notifier_without_an_end, {"I12"}),
+    (miscounted_splits, {"I14"}),
+    (tracked_without_the_flag, {"I14"}),
+    (tracked_but_not_linked, {"I14"}),
+    (lost_dirty_bit, {"I15"}),
+    (current_mmio_spte_in_a_slot, {"I16"}),
+    (executable_huge_leaf_under_the_mitigation, {"I17"}),
+    (device_on_an_unexported_root, {"I18"}),
+    (device_that_is_not_registered, {"I18"}),
+    (wrong_answer, {"I19"}),
     (frozen_at_rest, {"I11"}),
     (junk_at_rest, {"I11"}),
     (miscounted_tables, {"I13"}),
@@ -201,7 +289,30 @@ def test_each_damage_is_seen(busy: Machine, damage: Callable[[Machine], None], e
 
 
 def test_every_invariant_is_tried() -> None:
-    assert set().union(*(expected for _, expected in DAMAGE)) == set(INVARIANTS)
+    assert set().union(*(expected for _, expected in DAMAGE)) | {"I20"} == set(INVARIANTS)
+
+
+def test_a_lock_that_is_held_at_rest_is_seen(busy: Machine) -> None:
+    with elsewhere(busy.runtime, busy.kvm.slots_lock, "forgetful"):
+        (violation,) = violations(busy.vm)
+    assert violation.invariant == "I20"
+    assert "forgetful" in violation.found
+    assert "slots_lock" in violation.found
+    busy.assert_sound()
+
+
+def test_an_mmio_spte_of_another_generation_is_harmless(busy: Machine) -> None:
+    """A fault would not honour it."""
+    generation = busy.vm.memslots.peek(0).generation.value
+    change_leaf(busy, 3, lambda _: busy.kvm.layout.mmio(3, generation - 2))
+    busy.assert_sound()
+
+
+def test_a_d_bit_that_the_host_was_told_of_is_not_lost(busy: Machine) -> None:
+    lost_dirty_bit(busy)
+    busy.kvm.dirty_clock.fetch_add(1)
+    busy.kvm.set_pfn_dirty(busy.regions[0, 1].ptes[2])
+    busy.assert_sound()
 
 
 def test_an_exporter_without_the_flag_is_seen(busy: Machine) -> None:

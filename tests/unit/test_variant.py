@@ -114,6 +114,7 @@ def test_every_part_of_a_vm_can_be_replaced(make_machine: MakeMachine) -> None:
     machine.delete_slot()
     vm = machine.vm
     parts = [vm.kvm.rcu, vm.kvm.srcu, vm.kvm.tables, vm.requests, vm.host, vm.tlb, vm.roots, vm.writer, vm.zapper, vm.memslots]
+    parts += [vm.yielding, vm.huge, vm.dirty, vm.ageing, vm.notifier, vm.nx]
     parts += [vm.faults, vm.exported_tdps, vm.exporter, device, hwpt, *vm.vcpus()]
     assert {type(part) for part in parts} == set(replaced)
 

@@ -329,7 +329,7 @@ def test_a_stale_io_fault_is_tried_again_from_the_start(machine: Machine) -> Non
     machine.add_slot(0, 8)
     fd = machine.export()
     stale = machine.record("fault_stale")
-    machine.at("P1", lambda: machine.kvm.mmu_invalidate_seq.fetch_add(1))
+    machine.at("P1", lambda: machine.kvm.invalidation.seq.fetch_add(1))
     assert fd.fault(5, write=False)
     assert stale.args("fault_stale") == [(None, 5, "notifier")]
 

@@ -56,7 +56,8 @@ def test_the_order_is_mappings_then_vcpus_then_roots(machine: Machine) -> None:
     vcpu_roots: list[bool] = []
     machine.on(root_invalidated=lambda _: vcpu_roots.append(vcpu.root is None))
     machine.vm.put()
-    assert list(dict.fromkeys(events.names())) == ["spte_zapped", "root_invalidated", "root_zapped", "root_freed"]
+    assert list(dict.fromkeys(events.names())) == ["spte_zapped", "flush_begin", "root_invalidated", "root_zapped", "root_freed"]
+    assert [args[0] for args in events.args("flush_begin")] == ["zap-all"], "for importers: no vCPU can run any more"
     assert events.args("root_freed") == [(root,)]
     assert vcpu_roots == [True]
 
@@ -152,7 +153,7 @@ def test_nothing_is_reported_twice_under_one_signature(machine: Machine) -> None
         machine.vm.memslots.gfn_to_memslot(0, 1)
     (report,) = machine.reporter.reports
     assert report.count == 5
-    machine.expect("O3 memslots-without-srcu")
+    machine.expect("O3 suspicious-srcu-usage")
 
 
 @pytest.mark.parametrize("preference", ["fair", "reader", "writer"])

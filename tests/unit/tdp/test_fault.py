@@ -79,29 +79,32 @@ def test_a_root_that_became_invalid_is_stale(machine: Machine, vcpu: Vcpu) -> No
 
 def test_an_invalidation_after_the_snapshot_makes_the_frame_stale(machine: Machine, vcpu: Vcpu) -> None:
     stale = machine.record("fault_stale")
-    machine.at("P2", lambda: machine.kvm.mmu_invalidate_seq.fetch_add(1))
+    machine.at("P2", lambda: machine.kvm.invalidation.seq.fetch_add(1))
     assert machine.fault(vcpu, 5) is RetPf.RETRY
     assert stale.args("fault_stale") == [(vcpu, 5, "notifier")]
     assert machine.fault(vcpu, 5) is RetPf.FIXED
 
 
 def test_an_invalidation_before_the_snapshot_does_no_harm(machine: Machine, vcpu: Vcpu) -> None:
-    machine.kvm.mmu_invalidate_seq.fetch_add(1)
+    machine.kvm.invalidation.seq.fetch_add(1)
     assert machine.fault(vcpu, 5) is RetPf.FIXED
 
 
 def test_the_snapshot_is_taken_before_the_frame_is_looked_up(machine: Machine, vcpu: Vcpu) -> None:
     frames_at_p1: list[int] = []
     machine.at("P1", lambda: frames_at_p1.append(machine.regions[0, 0].ptes[5]))
-    machine.at("P1", lambda: machine.kvm.mmu_invalidate_seq.fetch_add(1))
+    machine.at("P1", lambda: machine.kvm.invalidation.seq.fetch_add(1))
     assert machine.fault(vcpu, 5) is RetPf.RETRY
     assert frames_at_p1 == [0]
 
 
-def test_an_invalidation_in_progress_makes_every_fault_stale(machine: Machine, vcpu: Vcpu) -> None:
-    machine.kvm.mmu_invalidate_in_progress.fetch_add(1)
-    assert machine.fault(vcpu, 5) is RetPf.RETRY
-    machine.kvm.mmu_invalidate_in_progress.fetch_add(-1)
+def test_an_invalidation_in_progress_makes_the_faults_in_its_range_stale(machine: Machine, vcpu: Vcpu) -> None:
+    hva = machine.regions[0, 0].hva
+    with writing(machine.mmu_lock):
+        machine.kvm.invalidation.begin(hva + 5, hva + 6)
+    assert [machine.fault(vcpu, gfn) for gfn in (4, 5, 6)] == [RetPf.FIXED, RetPf.RETRY, RetPf.FIXED]
+    with writing(machine.mmu_lock):
+        machine.kvm.invalidation.end()
     assert machine.fault(vcpu, 5) is RetPf.FIXED
 
 
@@ -212,7 +215,7 @@ def test_mapping_needs_the_read_lock(machine: Machine, vcpu: Vcpu) -> None:
 
 def test_a_fault_needs_srcu(machine: Machine, vcpu: Vcpu) -> None:
     assert vcpu.page_fault(5, False) is RetPf.FIXED
-    machine.expect("O3 memslots-without-srcu")
+    machine.expect("O3 suspicious-srcu-usage")
 
 
 def test_the_caches_are_filled_before_the_lock_is_taken(machine: Machine) -> None:
@@ -277,7 +280,7 @@ def test_every_fault_is_counted_under_exactly_one_answer(machine: Machine, vcpu:
     machine.fault(vcpu, 5)
     machine.fault(vcpu, 5)
     machine.fault(vcpu, 40)
-    machine.at("P2", lambda: machine.kvm.mmu_invalidate_seq.fetch_add(1))
+    machine.at("P2", lambda: machine.kvm.invalidation.seq.fetch_add(1))
     machine.fault(vcpu, 6)
     stat = vcpu.stat
     assert (stat.pf_fixed, stat.pf_spurious, stat.pf_emulate, stat.pf_retry) == (1, 1, 1, 1)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mmu.paging.spte import HOST_WRITABLE, MMU_WRITABLE, REMOVED_SPTE, SPTE_W, pfn_of
+from mmu.paging.spte import HOST_WRITABLE, MMU_WRITABLE, REMOVED_SPTE, SPTE_D, SPTE_W, pfn_of
 from mmu.paging.table import RootPage
 from mmu.sync.poison import is_poisoned
 from mmu.tdp.iter import TdpIter
@@ -127,7 +127,7 @@ def test_the_exclusive_setter_sees_what_the_cpu_changed_behind_it(machine: Machi
         assert writer.set_spte(sp, index, 5, protected, 0) == protected | SPTE_W
 
 
-@pytest.mark.parametrize("bits", [SPTE_W | MMU_WRITABLE | HOST_WRITABLE, HOST_WRITABLE, 0])
+@pytest.mark.parametrize("bits", [SPTE_D | SPTE_W | MMU_WRITABLE | HOST_WRITABLE, HOST_WRITABLE, 0])
 def test_other_leaves_have_no_volatile_bits(machine: Machine, writer: SpteWriter, bits: int) -> None:
     assert not writer.has_volatile_bits(machine.kvm.layout.leaf(1, 1, writable=False, host_writable=False) | bits, 1)
 

@@ -1,0 +1,29 @@
+"""O13: an MMIO SPTE is honoured only where no memslot is."""
+
+from __future__ import annotations
+
+from mmu.memory.memslots import MemslotSet
+from mmu.paging.spte import describe
+from stress.oracles.base import Oracle
+
+
+class MmioOracle(Oracle):
+    """Looks up what an MMIO SPTE says, in the very set of slots by which it was found current."""
+
+    rules = ("O13",)
+    title = "no access is emulated as MMIO where a memslot is"
+
+    def mmio_honoured(self, vcpu: object, gfn: int, spte: int, slots: MemslotSet) -> None:
+        """The access is about to be emulated."""
+        slot = slots.at(gfn)
+        if slot is not None:
+            self.kvm.warn(
+                "O13",
+                "stale-mmio-honoured",
+                f"BUG: {vcpu} emulates an access to gfn {gfn:#x} as MMIO, although {slot.describe()} covers it",
+                "an MMIO SPTE is honoured only if its generation is the current stable one and no slot covers the gfn",
+                "check_mmio_spte(), kvm_mmu_invalidate_mmio_sptes(); R9 MMIO SPTEs survive; B55, invariant I16",
+                subject="mmio",
+                extra=(("SPTE", [describe(spte, self.kvm.layout)]),),
+                gfn=gfn,
+            )
