@@ -222,9 +222,11 @@ class HostMemory:
             block = self._allocator.take_block(level)
             if block is None:
                 return False
-            for page in run:
-                old = region.ptes[page]
-                self._install(region, page, block + page - first, self.word[old], level)
+            replaced = [region.ptes[page] for page in run]
+            for page, old in zip(run, replaced, strict=True):
+                self._own(region, page, block + page - first, self.word[old])
+            self._publish(region, run, block, level)
+            for old in replaced:
                 self._release(old)
             return True
 
@@ -271,7 +273,8 @@ class HostMemory:
             block = self._allocator.take_block(level)
             if block is not None:
                 for page in range(first, last):
-                    self._install(region, page, block + page - first, 0, level)
+                    self._own(region, page, block + page - first, 0)
+                self._publish(region, range(first, last), block, level)
                 return block + index - first
         pfn = self._allocator.take()
         if pfn is None:
@@ -279,7 +282,13 @@ class HostMemory:
         self._install(region, index, pfn, 0)
         return pfn
 
-    def _install(self, region: Region, index: int, pfn: int, word: int, level: int = PG_LEVEL_4K) -> None:
+    def _install(self, region: Region, index: int, pfn: int, word: int) -> None:
+        """Map one small page."""
+        self._own(region, index, pfn, word)
+        self._publish(region, range(index, index + 1), pfn, PG_LEVEL_4K)
+
+    def _own(self, region: Region, index: int, pfn: int, word: int) -> None:
+        """The frame belongs to a page of the region from now on."""
         if self.word[pfn] and self._probe.bad_translation is not None:
             self._probe.bad_translation(None, (self.word[pfn] & _TAG_MASK) - 1, pfn, True, 0)
         self.word.store(pfn, word)
@@ -287,8 +296,14 @@ class HostMemory:
         moving = region.moving_to.value is not None
         self.stamp.store(pfn, MOVING if moving else region.base.value + index)
         self._owners[pfn] = region
-        region.levels.store(index, level)
-        region.ptes.store(index, pfn)
+
+    def _publish(self, region: Region, pages: range, pfn: int, level: int) -> None:
+        """Map frames from `pfn` on. Faults look at `ptes` without a lock, and then at the level of what they found there, so
+        nothing of a huge page may be seen before all of it is right."""
+        for page in pages:
+            region.levels.store(page, level)
+        for offset, page in enumerate(pages):
+            region.ptes.store(page, pfn + offset)
 
     def _changeable(self, region: Region, first: int, last: int) -> list[int]:
         """The pages of [first, last) that may be changed one by one: huge pages inside the range are split for that."""
