@@ -333,7 +333,8 @@ def _stale_caches(state: State, who: str, cache: TranslationCache, root: RootPag
     for gfn, spte in cache.entries.items():
         now = walker.walk(TranslationCache(), root, gfn)
         same = layout.is_present(now) and not (now ^ spte) & ADDR_MASK
-        if not same or (spte & ~now & (SPTE_W | SPTE_D) and not layout.is_access_tracked(now)):
+        rights = SPTE_W | SPTE_D if layout.ad_bits or not now & MMU_WRITABLE else 0  # ageing takes W without a flush
+        if not same or spte & ~now & rights:
             yield f"{who} caches gfn {gfn:#x} -> {spte:#x}, no flush is pending, and the tables say {now:#x}"
             return
 

@@ -93,7 +93,9 @@ class RootsUnderReadLock(Roots):
         """Look, then look again under tdp_mmu_pages_lock, so that two vCPUs do not make one root each."""
         kvm = self.kvm
         kvm.mmu_lock.assert_held()
+        kvm.rcu.read_lock()  # under the read lock a root can leave the list at any time, and mmu_lock holds off no grace period
         root = self.find_root(role)
+        kvm.rcu.read_unlock()
         if root is not None:
             return root
         with kvm.tdp_mmu_pages_lock:
@@ -110,10 +112,9 @@ class RootsUnderReadLock(Roots):
 class SmallZapsFirst(Zapper):
     """Invalid roots are zapped at 4 KiB granularity first, to cut the jitter of large removals (6.9)."""
 
-    def zap_levels(self, root: RootPage, shared: bool) -> tuple[int, ...]:
-        """A pass over leaves comes first."""
-        large = (min(PG_LEVEL_1G, root.level), root.level)
-        return (PG_LEVEL_4K, *large) if shared else large
+    def zap_levels(self, root: RootPage) -> tuple[int, ...]:
+        """A pass for every size of page, smallest first, then the root."""
+        return (*range(PG_LEVEL_4K, min(PG_LEVEL_1G, root.level) + 1), root.level)
 
 
 class LookBeforeLocking(FaultHandler):

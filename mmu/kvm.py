@@ -181,8 +181,13 @@ class Kvm:
 
     def set_pfn_dirty(self, pfn: int) -> None:
         """kvm_set_pfn_dirty(): the host must write this frame back before it can drop it."""
-        if pfn < self.config.frames:
-            self.pfn_dirtied[pfn] = self.dirty_clock.value
+        if pfn >= self.config.frames:
+            return
+        now = self.dirty_clock.value
+        while True:
+            seen = self.pfn_dirtied[pfn]
+            if seen >= now or self.pfn_dirtied.cmpxchg(pfn, seen, now) == seen:
+                return  # somebody who looked at the clock later may have been faster
 
     def warn(
         self,

@@ -28,6 +28,8 @@ from stress.variants import load_variants
 from stress.verdict import ExitCode, Verdict
 
 RESULTS = Path("results")
+MENDED = ('vm.profile="hardened"', "vm.variants=[]", "expect.rules=[]", "expect.codes=[]")
+"""What turns a scenario that must fail into one that must pass."""
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -44,6 +46,7 @@ def cli() -> None:
 @click.option("--seed", type=click.IntRange(0), help="Seed of every random choice; by default the scenario's, else a new one.")
 @click.option("--duration", type=click.FloatRange(0, min_open=True), help="Seconds to run, instead of the scenario's.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a key, such as vm.vcpus=4. May be repeated.")
+@click.option("--mended", is_flag=True, help="Run it on the mended design: profile hardened, no variants, nothing expected.")
 @click.option("--variant", "files", multiple=True, type=click.Path(path_type=Path), help="Python file with a Variant. May be repeated.")
 @click.option("--results", type=click.Path(path_type=Path), default=RESULTS, show_default=True, help="Where result directories go.")
 @click.option("--quiet", "-q", is_flag=True, help="Print the verdict line only.")
@@ -53,6 +56,7 @@ def run(
     seed: int | None,
     duration: float | None,
     overrides: tuple[str, ...],
+    mended: bool,
     files: tuple[Path, ...],
     results: Path,
     quiet: bool,
@@ -61,6 +65,8 @@ def run(
     """Run a scenario and judge it."""
     if duration is not None:
         overrides = (*overrides, f"budget.duration_s={duration}")
+    if mended:
+        overrides = (*overrides, *MENDED)
     scenario, variants = load_all(config, overrides, files)
     if seed is None:
         seed = scenario.seed if scenario.seed is not None else secrets.randbelow(1 << 31)

@@ -85,19 +85,29 @@ class ExportedTdps:
         self.kvm = kvm
         self.exported_tdplist_lock = kvm.sync.spinlock("exported_tdplist_lock")
         self._list: Cell[tuple[ExportedTdp, ...]] = kvm.runtime.cell("exported_tdp_list", ())
+        self._claims: Cell[tuple[ExportedTdp, ...]] = kvm.runtime.cell("exported_tdp_claims", ())
 
     def reserve(self, exported: ExportedTdp) -> None:
         """Check and insert in one critical section (the mend of R1): -EEXIST when the address space is exported."""
         with self.exported_tdplist_lock:
             self.refuse_second(exported)
-            self.insert(exported)
+            self.claim(exported)
+            self.insert_early(exported)
+
+    def claim(self, exported: ExportedTdp) -> None:
+        """The address space is taken from now on; exported_tdplist_lock is held."""
+        self._claims.value = (*self._claims.value, exported)
+
+    def insert_early(self, exported: ExportedTdp) -> None:
+        """On the list before anybody can see the object; exported_tdplist_lock is held."""
+        self.insert(exported)
 
     def publish(self, exported: ExportedTdp) -> None:
         """The object is complete. It is on the list already."""
 
     def refuse_second(self, exported: ExportedTdp) -> None:
         """-EEXIST when the address space is exported; exported_tdplist_lock is held."""
-        if any(other.as_id == exported.as_id for other in self._list.value):
+        if any(other.as_id == exported.as_id for other in (*self._claims.value, *self._list.value)):
             raise KvmError(errno.EEXIST, f"address space {exported.as_id} is exported already: close that TDP FD first")
 
     def insert(self, exported: ExportedTdp) -> None:
@@ -113,6 +123,7 @@ class ExportedTdps:
             if exported not in self._list.value:
                 self._corrupt("an exported TDP is removed that was never added")
             self._list.value = tuple(other for other in self._list.value if other is not exported)
+            self._claims.value = tuple(other for other in self._claims.value if other is not exported)
 
     def all(self) -> tuple[ExportedTdp, ...]:
         """What is exported now."""

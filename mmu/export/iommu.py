@@ -112,6 +112,8 @@ class KvmHwpt:
         self.live: Cell[bool] = kvm.runtime.cell("hwpt.live", True)
         """Whether the IOMMU domain behind it exists."""
         self.revoked: Cell[bool] = kvm.runtime.cell("hwpt.revoked", False)
+        self._in_flight = kvm.runtime.counter("hwpt.in_flight")
+        self._draining = kvm.runtime.cell("hwpt.draining", False)
         self.fd = fd.get()
         try:
             with fd.exported.bind_lock:
@@ -176,7 +178,9 @@ class KvmHwpt:
         if probe.io_fault_begin is not None:
             probe.io_fault_begin(self.device, gfn, write)
         start = self.kvm.runtime.now()
-        ok = (not self.revoked.value or self.reattach()) and self.fd.fault(gfn, write)
+        self._in_flight.fetch_add(1)
+        ok = not self._draining.value and (not self.revoked.value or self.reattach()) and self.fd.fault(gfn, write)
+        self._in_flight.fetch_add(-1)
         if probe.io_fault_end is not None:
             probe.io_fault_end(self.device, gfn, write, ok, self.kvm.runtime.now() - start)
         return ok
@@ -184,9 +188,15 @@ class KvmHwpt:
     def destroy(self) -> None:
         """HWPT destroy: detach the hardware, unregister, and only then free the domain and give up the TDP FD (the mend of
         R14)."""
+        self.drain()
         self.unbind()
         self.free_domain()
         self.fd.put()
+
+    def drain(self) -> None:
+        """flush_workqueue(): no IO fault is being handled any more, and none will be."""
+        self._draining.store(True)
+        self.kvm.runtime.wait_until("IO page faults in flight", lambda: self._in_flight.value == 0)
 
     def unbind(self) -> None:
         """Block the hardware and unregister: on return no callback runs, none will, and no root is walked."""

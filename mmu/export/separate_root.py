@@ -36,9 +36,6 @@ class ZapSeparately(Zapper):
     def zap_exported_roots(self) -> None:
         """Nothing: what vCPUs must forget is not in this root."""
 
-    def zap_exported_mmio_sptes(self) -> None:
-        """Nothing: a device never gets an MMIO SPTE."""
-
 
 SEPARATE_ROOT = Variant(
     name="separate-root",

@@ -49,8 +49,9 @@ class TdpFd:
         self._exporter = exporter
 
     def get(self) -> TdpFd:
-        """kvm_tdp_fd_get()."""
-        self.count.get()
+        """kvm_tdp_fd_get(): -EBADF once it is closed for good."""
+        if not self.count.inc_not_zero():
+            raise KvmError(errno.EBADF, "the TDP FD was closed")
         return self
 
     def put(self) -> None:
@@ -128,7 +129,10 @@ class Exporter:
         except KvmError:
             self._put_vm()
             raise
-        self.get_exported_tdp(exported)
+        if not self.get_exported_tdp(exported):
+            self.exported_tdps.remove(exported)
+            self._put_vm()
+            raise KvmError(errno.ESRCH, "the process that owns the VM has exited")
         fd = TdpFd(self, exported)
         if kvm.should_fail("get_unused_fd"):
             self.abandon(fd)
@@ -164,21 +168,27 @@ class Exporter:
         fd.put()
         return True
 
-    def get_exported_tdp(self, exported: ExportedTdp) -> None:
-        """kvm_mmu_get_exported_tdp(): find or make the root of the address space and mark it exported."""
+    def get_exported_tdp(self, exported: ExportedTdp) -> bool:
+        """kvm_mmu_get_exported_tdp(): find or make the root of the address space and mark it exported; not once the process
+        is gone, whose memory is being unmapped."""
         kvm = self.kvm
         token = kvm.srcu.read_lock()
         with self.cache_lock:
             self._cache.topup()
             kvm.mmu_lock.write_lock()
-            root = self.roots.get_vcpu_root(self.export_role(exported.as_id))
-            if root.exported.value:
-                self._warn_exported_twice(root)
-            root.exported.value = True
-            exported.root.value = root
-            self.dirty.protect_exported(root, self.memslots)
+            alive = not kvm.mm_gone.value
+            if alive:
+                root = self.roots.get_vcpu_root(self.export_role(exported.as_id))
+                if root.exported.value:
+                    self._warn_exported_twice(root)
+                root.exported.value = True
+                exported.root.value = root
+                self.dirty.protect_exported(root, self.memslots)
             kvm.mmu_lock.write_unlock()
+            if not alive:
+                self._cache.drain()
         kvm.srcu.read_unlock(token)
+        return alive
 
     def export_role(self, as_id: int) -> RootRole:
         """The role of the root that is exported: the one that vCPUs use, outside SMM and nested guests."""
@@ -229,15 +239,15 @@ class Exporter:
         if kvm.probe.point is not None:
             kvm.probe.point("P17")
         with self.cache_lock:
+            kvm.mmu_lock.write_lock()
+            root = exported.root.value
+            assert root is not None
+            root.exported.value = False
+            self.zap_unexported(root)
+            self.roots.put_root(root, shared=False)
+            exported.root.value = None
+            kvm.mmu_lock.write_unlock()
             self._cache.drain()
-        kvm.mmu_lock.write_lock()
-        root = exported.root.value
-        assert root is not None
-        root.exported.value = False
-        self.zap_unexported(root)
-        self.roots.put_root(root, shared=False)
-        exported.root.value = None
-        kvm.mmu_lock.write_unlock()
 
     def zap_unexported(self, root: RootPage) -> None:
         """Zap the leaves and flush. The root stays valid and loaded, so a zap of its tables without a flush (R5) would
@@ -269,13 +279,17 @@ class Exporter:
         slot = self.memslots.gfn_to_memslot(exported.as_id, gfn)
         region, index = (slot.region, gfn - slot.base_gfn) if slot is not None and not slot.invalid else (None, 0)
         self.kvm.srcu.read_unlock(token)
-        if region is not None and not region.ptes[index] and not region.dead.value:
+        if region is None or region.ptes[index] or region.dead.value:
+            return
+        try:
             self.faults.host.fault_in(region, index)
+        except KvmError:
+            if not region.dead.value:
+                raise  # no memory left; a region that has gone is the memslots' business, which are looked at next
 
-    def would_sleep(self, exported: ExportedTdp, gfn: int) -> bool:
-        """Whether the page has gone again since `prefault`; slots_lock is held."""
-        slot = self.memslots.gfn_to_memslot(exported.as_id, gfn)
-        return slot is not None and not slot.invalid and not slot.region.ptes[gfn - slot.base_gfn]
+    def may_sleep(self) -> bool:
+        """Whether the host may be waited for with slots_lock held (R17)."""
+        return False
 
     def _fault_once(self, exported: ExportedTdp, gfn: int, write: bool) -> bool | None:
         """Under slots_lock, which keeps the slots still, so no SRCU section is needed."""
@@ -296,16 +310,19 @@ class Exporter:
         """kvm_mmu_fault_exported_tdp(). None when the page has to be brought in first."""
         fault: Fault | None = None
         while True:
-            if self.would_sleep(exported, gfn):
-                return None
             fault = self.next_fault(fault)
+            fault.nowait = not self.may_sleep()
             fault.gfn, fault.write, fault.as_id = gfn, write, exported.as_id
             fault.nx_workaround = self.kvm.nx_huge_pages.value
             result = self._attempt(exported, fault)
+            if result is RetPf.INVALID:
+                return None
             if result is not RetPf.RETRY:
                 return self.answer(result)
             if self.kvm.probe.io_fault_retried is not None:
                 self.kvm.probe.io_fault_retried(gfn)
+            if self.kvm.probe.point is not None:
+                self.kvm.probe.point("P16")
             self.kvm.runtime.relax()
 
     def next_fault(self, previous: Fault | None) -> Fault:  # noqa: ARG002 - nothing is taken over
@@ -327,7 +344,7 @@ class Exporter:
         kvm = self.kvm
         result = self.faults.faultin_pfn(fault)
         if result is not RetPf.CONTINUE or fault.slot is None:
-            return result if result is RetPf.RETRY else RetPf.EMULATE
+            return RetPf.EMULATE if result is RetPf.CONTINUE else result
         with self.cache_lock:
             self._cache.topup()
             kvm.mmu_lock.read_lock()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 from enum import Enum
 from typing import Final, Protocol
 
@@ -97,7 +98,9 @@ class VcpuStats:
 class Vcpu:
     """One virtual CPU, run by one thread. `state` is what other threads see of it; the rest is the thread's own."""
 
-    def __init__(self, kvm: Kvm, number: int, requests: Requests, roots: Roots, faults: FaultHandler, host: HostMemory) -> None:
+    def __init__(
+        self, kvm: Kvm, number: int, requests: Requests, roots: Roots, faults: FaultHandler, host: HostMemory, mmput: Callable[[], None]
+    ) -> None:
         self.kvm = kvm
         self.number = number
         self.state = RunState(kvm.runtime, f"vcpu{number}")
@@ -114,11 +117,13 @@ class Vcpu:
         self._roots = roots
         self._faults = faults
         self._host = host
+        self._mmput = mmput
         self._pending = NO_ACCESS
         self._fault = Fault()
         self._srcu_token = Hold(kvm.srcu.lock_class)
         self._nx = kvm.nx_huge_pages
-        self._pml: list[int] = []
+        self.pml: list[int] = []
+        """Gfns that hardware has logged and nobody has seen yet."""
         self._logs = kvm.config.pml
         self._walker = HardwareWalker(kvm, self._set_dirty_bit)
         self._needed = (SPTE_R, SPTE_W | SPTE_D if kvm.config.ad_bits else SPTE_W)
@@ -131,7 +136,7 @@ class Vcpu:
 
     def run(self, guest: Guest, accesses: int = 64) -> Exit:
         """KVM_RUN: let the guest make up to `accesses` memory accesses. SRCU is held except while in the guest."""
-        if self.kvm.mm_gone.value:
+        if not self.kvm.mm_users.inc_not_zero():
             raise KvmError(errno.EIO, "the process that owns the VM has exited: KVM_RUN is not possible any more")
         self.vcpu_load()
         srcu = self.kvm.srcu
@@ -146,6 +151,7 @@ class Vcpu:
         finally:
             srcu.read_unlock(self._srcu_token)
             self.vcpu_put()
+            self._mmput()
         return Exit.INTR
 
     def _enter_guest(self, guest: Guest, left: int) -> tuple[int, Miss | None]:
@@ -161,7 +167,7 @@ class Vcpu:
         finally:
             self._leave_guest()
             self._srcu_token = self.kvm.srcu.read_lock()
-            if self._pml:
+            if self.pml:
                 self.flush_pml_buffer()
 
     def interrupt(self) -> None:
@@ -251,14 +257,18 @@ class Vcpu:
         """The walker has set a D bit: page modification logging, but for a nested guest, whose addresses it would get wrong."""
         self.dirtied[pfn] = tick
         if self._logs and not self.role.guest_mode:
-            self._pml.append(gfn)
+            self.pml.append(gfn)
+
+    def unlogged(self) -> list[int]:
+        """Gfns whose write is on its way into the dirty log: logged by hardware, or being made writable just now."""
+        return [*self.pml, self._fault.fixing]
 
     def flush_pml_buffer(self) -> None:
         """vmx_flush_pml_buffer(): on every exit; SRCU is held for read."""
-        self.stat.pml_logged += len(self._pml)
-        for gfn in self._pml:
+        self.stat.pml_logged += len(self.pml)
+        for gfn in self.pml:
             self._faults.mark_page_dirty(self.role.as_id, gfn)
-        self._pml.clear()
+        self.pml.clear()
 
     # Exits.
 
@@ -304,6 +314,7 @@ class Vcpu:
         fault.as_id = self.role.as_id
         fault.goal_level = PG_LEVEL_4K
         fault.nx_workaround = self._nx.value
+        fault.req_level = PG_LEVEL_4K
         fault.huge_page_disallowed = False
         result = self._faults.page_fault(root, self.cache, fault, self)
         if result is FIXED:

@@ -138,7 +138,7 @@ class VirtualMachine:
     def create_vcpu(self) -> Vcpu:
         """KVM_CREATE_VCPU."""
         number = self._vcpu_numbers.fetch_add(1)
-        vcpu = self.parts[Vcpu](self.kvm, number, self.requests, self.roots, self.faults, self.host)
+        vcpu = self.parts[Vcpu](self.kvm, number, self.requests, self.roots, self.faults, self.host, self.mmput)
         while True:
             seen = self._vcpus.value
             if self._vcpus.cmpxchg(seen, (*seen, vcpu)) == seen:
@@ -216,6 +216,7 @@ class VirtualMachine:
                 self._leak("running-vcpu", f"{vcpu} is in guest mode while the VM is destroyed")
         if not kvm.mm_gone.value:
             self.zapper.zap_all()
+        kvm.srcu.synchronize()  # mmu_notifier_unregister(): a release that has begun is waited for
         for vcpu in self._vcpus.value:
             vcpu.destroy()
         self._uninit_tdp_mmu()

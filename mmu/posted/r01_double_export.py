@@ -8,10 +8,11 @@ from mmu.variant import Variant
 class CheckThenInsert(ExportedTdps):
     """The list lock is dropped between the check and the insertion."""
 
-    def reserve(self, exported: ExportedTdp) -> None:
-        """Only look."""
-        with self.exported_tdplist_lock:
-            self.refuse_second(exported)
+    def claim(self, exported: ExportedTdp) -> None:
+        """Nobody who looks next can tell."""
+
+    def insert_early(self, exported: ExportedTdp) -> None:
+        """Not yet."""
 
     def publish(self, exported: ExportedTdp) -> None:
         """Insert at the end of creation."""
@@ -25,8 +26,9 @@ class ListFirst(Exporter):
     def release(self, exported: ExportedTdp) -> None:
         """From the first step on, the same address space can be exported again."""
         self.exported_tdps.remove(exported)
-        exported.unregister_all()
-        self.put_exported_tdp(exported)
+        with exported.bind_lock:
+            exported.unregister_all()
+            self.put_exported_tdp(exported)
         exported.released.value = True
         self._put_vm()
 

@@ -8,10 +8,8 @@ from mmu.variant import Variant
 class ListLast(ExportedTdps):
     """The object is added to the list as the very last step."""
 
-    def reserve(self, exported: ExportedTdp) -> None:
-        """Only look."""
-        with self.exported_tdplist_lock:
-            self.refuse_second(exported)
+    def insert_early(self, exported: ExportedTdp) -> None:
+        """Not yet; the address space is claimed all the same, so this is not R1."""
 
     def publish(self, exported: ExportedTdp) -> None:
         """Insert, whatever has become of the object meanwhile."""

@@ -7,7 +7,7 @@ from mmu.variant import Variant
 class LeavesOnly(Zapper):
     """kvm_mmu_invalidate_mmio_sptes() relies on zap_all_fast, whose leaf zap skips what is not shadow-present."""
 
-    def zap_exported_mmio_sptes(self) -> None:
+    def zap_kept_mmio_sptes(self) -> None:
         """Nothing more is done."""
 
 

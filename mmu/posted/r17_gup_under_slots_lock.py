@@ -11,9 +11,9 @@ class SleepUnderSlotsLock(Exporter):
     def prefault(self, exported: ExportedTdp, gfn: int) -> None:
         """Nothing is brought in before."""
 
-    def would_sleep(self, exported: ExportedTdp, gfn: int) -> bool:  # noqa: ARG002 - it will, and nobody asks
-        """Go on."""
-        return False
+    def may_sleep(self) -> bool:
+        """It will, and nobody asks."""
+        return True
 
 
 VARIANT = Variant(

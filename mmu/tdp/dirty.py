@@ -92,8 +92,20 @@ class DirtyLog:
             return
         for slot in memslots.active(root.role.as_id).index.value[1]:
             if slot.dirty_bitmap is not None:
-                self.clear_dirty_pt_masked(root, slot, set(range(slot.npages)))
+                self._wrprot_exclusive(root, slot)
                 self.flush_protected(slot)
+
+    def _wrprot_exclusive(self, root: RootPage, slot: Memslot) -> None:
+        """Take W from every leaf of the slot, huge ones too; mmu_lock is held for write."""
+        kvm = self.kvm
+        kvm.rcu.read_lock()
+        it = TdpIter(kvm, root, PG_LEVEL_4K, slot.base_gfn, slot.end_gfn)
+        while it.valid:
+            if self.is_clearable(it, SPTE_W):
+                old = self.writer.clear_spte_bits(it, SPTE_W)
+                self.writer.handle_changed_spte(it.sp, it.gfn, old, old & ~SPTE_W, False)
+            it.next_present()
+        kvm.rcu.read_unlock()
 
     def wrprot_slot(self, root: RootPage, slot: Memslot, min_level: int) -> bool:
         """kvm_tdp_mmu_wrprot_slot(): take W from every leaf of at least `min_level`; mmu_lock is held for read."""

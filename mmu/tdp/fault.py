@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import IntEnum
 
 from mmu.kvm import Kvm
-from mmu.memory.host import HostMemory
+from mmu.memory.host import HostMemory, Region
 from mmu.memory.memslots import GEN_UPDATE_IN_PROGRESS, KVM_MEM_READONLY, KVM_MEMSLOT_INVALID, Memslot, Memslots
 from mmu.paging.geometry import PG_LEVEL_4K, Geometry
 from mmu.paging.spte import ADDR_MASK, MMU_WRITABLE, PFN_SHIFT, REMOVED_SPTE, SPTE_PS, SPTE_R, SPTE_W, SPTE_X
@@ -28,6 +28,7 @@ class RetPf(IntEnum):
 
 
 CONTINUE, RETRY, EMULATE, FIXED, SPURIOUS = RetPf.CONTINUE, RetPf.RETRY, RetPf.EMULATE, RetPf.FIXED, RetPf.SPURIOUS
+INVALID = RetPf.INVALID
 
 
 class Fault:
@@ -35,14 +36,16 @@ class Fault:
 
     A vCPU has one and renews it at every exit, so nothing is carried over from an earlier fault (R8); anybody else
     makes a fresh one. `goal_level` is the level to map at, `req_level` what host and slot would have allowed,
-    `nx_workaround` the NX huge page policy as it was when the fault began. `hold`, `reader` and `srcu_reader` are the
-    records of the thread that handles it, if it knows them.
+    `nx_workaround` the NX huge page policy as it was when the fault began. `nowait` forbids to wait for the host
+    (FOLL_NOWAIT), `fixing` is the gfn that the lockless path is making writable just now. `hold`, `reader` and
+    `srcu_reader` are the records of the thread that handles it, if it knows them.
     """
 
     gfn = 0
     write = False
     fetch = False
     present = False
+    nowait = False
     as_id = 0
     goal_level = PG_LEVEL_4K
     req_level = PG_LEVEL_4K
@@ -52,6 +55,7 @@ class Fault:
     pfn = 0
     host_writable = False
     mmu_seq = 0
+    fixing = -1
     hold: RwHold | None = None
     reader: Reader | None = None
     srcu_reader: Reader | None = None
@@ -179,9 +183,17 @@ class FaultHandler:
                 return EMULATE
         region = slot.region
         index = fault.gfn - slot.base_gfn
-        fault.pfn = region.ptes[index] or self.host.fault_in(region, index)
+        fault.pfn = region.ptes[index] or self._fault_in(fault, region, index)
+        if not fault.pfn:
+            return INVALID
         fault.host_writable = slot.host_writable
         return CONTINUE
+
+    def _fault_in(self, fault: Fault, region: Region, index: int) -> int:
+        """The frame, brought in if need be; 0 when that would have to be waited for, and may not be."""
+        if fault.nowait and not region.dead.value:
+            return region.ptes[index]
+        return self.host.fault_in(region, index)
 
     def is_page_fault_stale(self, root: RootPage, fault: Fault) -> bool:
         """is_page_fault_stale(): under mmu_lock - the root was invalidated, or the pfn or the policy may be out of date."""
@@ -190,13 +202,16 @@ class FaultHandler:
         if root.invalid.value:
             return True
         slot = fault.slot
-        if slot is not None and self._invalidation.retry(fault.mmu_seq, slot.region.hva + fault.gfn - slot.base_gfn):
+        if slot is None:
+            return False
+        region = slot.region
+        if self._invalidation.retry(fault.mmu_seq, region.hva + fault.gfn - slot.base_gfn):
             return True
-        return root.exported.value and self.is_policy_stale(fault)
+        return region.max_level > 1 and self.is_policy_stale(fault)
 
     def is_policy_stale(self, fault: Fault) -> bool:
-        """Whether the NX policy has changed since the fault began (the mend of R10): a root that is kept valid has no
-        other way to tell."""
+        """Whether the NX policy has changed since the fault began (the mend of R10): a root that was kept valid through the
+        toggle, whether it is still exported or not, has no other way to tell. Small pages may always be executable."""
         return fault.nx_workaround != self.kvm.nx_huge_pages.value
 
     def map(self, root: RootPage, cache: PageCache, fault: Fault) -> RetPf:
@@ -277,7 +292,10 @@ class FaultHandler:
         """
         if self.is_taken(old):
             return RETRY
-        new = self.make_mmio_spte(fault.gfn, fault.as_id)
+        generation = self.memslots.active(fault.as_id).generation.value
+        if self.is_in_flux(generation):
+            return EMULATE
+        new = self.make_mmio_spte(fault.gfn, generation)
         if new != old and not self.writer.set_spte_atomic(sp, index, fault.gfn, old, new):
             return RETRY
         return EMULATE
@@ -286,11 +304,15 @@ class FaultHandler:
         """Whether the entry maps memory."""
         return bool(old & self._present)
 
-    def make_mmio_spte(self, gfn: int, as_id: int) -> int:
+    def is_in_flux(self, generation: int) -> bool:
+        """Nothing is cached while memslots are being updated (ddfd1730fd82): an entry made after a wrap's zap, and before the
+        new generation is stored, would survive the wrap and match when its generation comes round again."""
+        return bool(generation & GEN_UPDATE_IN_PROGRESS)
+
+    def make_mmio_spte(self, gfn: int, generation: int) -> int:
         """make_mmio_spte(): without any hardware rights, so that an IOMMU cannot take it for a writable leaf (the mend of
         R18); a CPU's violation finds the mark as well as its misconfiguration would."""
-        generation = self.memslots.active(as_id).generation.value & self._gen_mask
-        return self.layout.mmio(gfn, generation, self.mmio_rights())
+        return self.layout.mmio(gfn, generation & self._gen_mask, self.mmio_rights())
 
     def mmio_rights(self) -> int:
         """The hardware rights of an MMIO SPTE."""
@@ -394,10 +416,13 @@ class FaultHandler:
 
     def fast_pf_fix_direct_spte(self, sp: ShadowPage, index: int, fault: Fault, old: int, new: int) -> bool:
         """fast_pf_fix_direct_spte(): compare-exchange on the exact old value; a write is then dirty."""
+        fault.fixing = fault.gfn
         if sp.spt.cmpxchg(index, old, new) != old:
+            fault.fixing = -1
             return False
         if new & SPTE_W and not old & SPTE_W and fault.slot is not None:
             fault.slot.mark_dirty(fault.gfn)
+        fault.fixing = -1
         if self._probe.fast_page_fault is not None:
             self._probe.fast_page_fault(fault.gfn, old, new)
         return True

@@ -65,7 +65,7 @@ class HugePages:
             if self.yielding.iter_cond_resched(it, False, shared):
                 it.next_present()
                 continue
-            if not kvm.layout.is_leaf(it.old_spte, it.level) or not self._inside(it, start, end):
+            if not kvm.layout.is_leaf(it.old_spte, it.level):
                 it.next_present()
                 continue
             if spare is None:
@@ -82,9 +82,6 @@ class HugePages:
         kvm.rcu.read_unlock()
         if spare is not None:
             kvm.tables.discard(spare)
-
-    def _inside(self, it: TdpIter, start: int, end: int) -> bool:
-        return it.gfn >= start and it.gfn + self.kvm.geometry.pages(it.level) <= end
 
     # Collapsing.
 

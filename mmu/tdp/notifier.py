@@ -84,7 +84,8 @@ class MmuNotifier:
         kvm = self.kvm
         token = kvm.srcu.read_lock()
         kvm.mm_gone.store(True)
-        self.zapper.zap_all()
+        if not kvm.dying.value:  # otherwise the VM's destruction does it, or has done it
+            self.zapper.zap_all()
         kvm.srcu.read_unlock(token)
 
     def unmap_gfn_range(self, slot: Memslot, start: int, end: int, *, flush: bool) -> bool:

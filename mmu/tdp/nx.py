@@ -38,6 +38,8 @@ class NxHugePages:
         """kvm_recover_nx_huge_pages(): remove a share of the tables that only the mitigation keeps, so that huge leaves can
         come back; returns how many were dealt with."""
         kvm = self.kvm
+        if not kvm.config.nx_recovery_ratio:
+            return 0
         token = kvm.srcu.read_lock()
         kvm.mmu_lock.write_lock()
         kvm.rcu.read_lock()

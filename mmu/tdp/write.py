@@ -154,8 +154,10 @@ class SpteWriter:
         self._pages_4k.shard.n -= 1
         if old & self._dirty:
             pfn = (old & ADDR_MASK) >> PFN_SHIFT
-            if pfn < self._frames:
-                self._dirtied[pfn] = self._clock.value
+            if shared:
+                self.kvm.set_pfn_dirty(pfn)
+            elif pfn < self._frames:
+                self._dirtied.store(pfn, self._clock.value)
 
     def _changed_from_present(self, sp: ShadowPage, gfn: int, level: int, old: int, new: int, shared: bool) -> None:
         """The rest of handle_changed_spte(): anything but a new present entry where there was none."""

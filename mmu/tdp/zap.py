@@ -82,15 +82,16 @@ class Zapper:
             if self.kvm.probe.mmio_wrapped is not None:
                 self.kvm.probe.mmio_wrapped(generation)
             self.zap_all_fast()
-            self.zap_exported_mmio_sptes()
+            self.zap_kept_mmio_sptes()
 
-    def zap_exported_mmio_sptes(self) -> None:
-        """A root that is kept valid keeps its MMIO SPTEs through a leaf zap; at a wrap they have to go (the mend of R9)."""
+    def zap_kept_mmio_sptes(self) -> None:
+        """A root that was kept valid, whether it is still exported or not, has kept its MMIO SPTEs through the leaf zap; at a
+        wrap they have to go (the mend of R9)."""
         kvm = self.kvm
         kvm.mmu_lock.write_lock()
         kvm.rcu.read_lock()
         for root in self.roots.each_rcu():
-            if root.exported.value:
+            if not root.invalid.value:
                 self._zap_mmio_sptes(root)
         kvm.rcu.read_unlock()
         kvm.mmu_lock.write_unlock()
@@ -233,13 +234,13 @@ class Zapper:
             )
         kvm.mmu_lock.assert_held_mode(shared)
         kvm.rcu.read_lock()
-        for level in self.zap_levels(root, shared):
+        for level in self.zap_levels(root):
             self._zap_root_pass(root, shared, level, flush)
         if flush:
             self.tlb.flush("zap-all")
         kvm.rcu.read_unlock()
 
-    def zap_levels(self, root: RootPage, shared: bool) -> tuple[int, ...]:  # noqa: ARG002 - a later kernel's passes depend on it
+    def zap_levels(self, root: RootPage) -> tuple[int, ...]:
         """The level of each pass: 1 GiB, then all of it (1b6043e8e584)."""
         return (min(PG_LEVEL_1G, root.level), root.level)
 

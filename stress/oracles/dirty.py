@@ -41,12 +41,21 @@ class DirtyOracle(Oracle):
         state = self._rounds.get((slot.as_id, slot.id))
         if state is None:
             return
-        lost = state.owed - pages
+        missing = state.owed - pages
+        on_the_way = self._on_the_way(slot) if missing else set()
+        lost = missing - on_the_way
         written = {page for page in self.vm.host.written_since(slot.region, state.since) if page < slot.npages}
-        state.owed = written - pages
+        state.owed = (written - pages) | (missing & on_the_way)
         state.since = self._next_epoch()
         if lost:
             self._report(slot, lost)
+
+    def _on_the_way(self, slot: Memslot) -> set[int]:
+        """Pages that a vCPU is about to log, or has logged since the log was read: it marks the bitmap before it forgets."""
+        gfns = {gfn for vcpu in self.vm.vcpus() for gfn in vcpu.unlogged()}
+        bitmap = slot.dirty_bitmap
+        marked = {page for page, dirty in enumerate(bitmap) if dirty} if bitmap is not None else set()
+        return marked | {gfn - slot.base_gfn for gfn in gfns}
 
     def _next_epoch(self) -> int:
         epoch = self.vm.host.epoch

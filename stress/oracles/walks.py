@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from mmu.paging.spte import describe
-from mmu.paging.table import RootPage
-from mmu.tdp.iter import TdpIter
+from mmu.paging.spte import ADDR_MASK, describe
+from mmu.paging.table import RootPage, ShadowPage
 from stress.oracles.base import Oracle
 
 
@@ -18,19 +17,31 @@ class WalkOracle(Oracle):
         """The zap of [start, end) is over."""
         if yielded:
             return  # faults may have mapped something behind it, legally
-        layout = self.kvm.layout
-        it = TdpIter(self.kvm, root, 1, start, min(end, self.kvm.geometry.max_gfn + 1))
-        while it.valid:
-            if layout.is_leaf(it.old_spte, it.level):
-                self.kvm.warn(
-                    "O15",
-                    "leaf-not-visited",
-                    f"BUG: a zap of gfns {start:#x}..{end - 1:#x} of {root.describe()} has left gfn {it.gfn:#x} level {it.level} mapped",
-                    "an SPTE that is present during a whole walk is visited by it",
-                    "tdp_mmu_zap_leafs(), tdp_iter; reference 2.4, B16",
-                    subject=str(it.level),
-                    extra=(("SPTE", [describe(it.old_spte, layout)]),),
-                    gfn=it.gfn,
-                )
-                return
-            it.next_present()
+        left = self._leaf_in(root, start, end)
+        if left is None:
+            return
+        gfn, level, spte = left
+        self.kvm.warn(
+            "O15",
+            "leaf-not-visited",
+            f"BUG: a zap of gfns {start:#x}..{end - 1:#x} of {root.describe()} has left gfn {gfn:#x} level {level} mapped",
+            "an SPTE that is present during a whole walk is visited by it",
+            "tdp_mmu_zap_leafs(), tdp_iter; reference 2.4, B16",
+            subject=str(level),
+            extra=(("SPTE", [describe(spte, self.kvm.layout)]),),
+            gfn=gfn,
+        )
+
+    def _leaf_in(self, sp: ShadowPage, start: int, end: int) -> tuple[int, int, int] | None:
+        """Any leaf below `sp` that overlaps [start, end), found without the iterator whose work is judged."""
+        layout, step = self.kvm.layout, self.kvm.geometry.pages(sp.level)
+        first = max(0, (start - sp.gfn) // step)
+        for index in range(first, min(len(sp.spt), -(-(end - sp.gfn) // step))):
+            spte = sp.spt[index]
+            if layout.is_leaf(spte, sp.level):
+                return sp.gfn + index * step, sp.level, spte
+            if layout.is_table(spte, sp.level):
+                found = self._leaf_in(self.kvm.tables.at(spte & ADDR_MASK), start, end)
+                if found is not None:
+                    return found
+        return None

@@ -56,16 +56,22 @@ def broken(machine: Machine) -> set[str]:
     return {violation.invariant for violation in violations(machine.vm)}
 
 
+def expect(machine: Machine, *reports: str) -> None:
+    """Exactly these were reported since the last look; each a `rule code`."""
+    found = machine.news()
+    assert found == set(reports), f"reported {sorted(found)}, expected {sorted(reports)}\n{machine.splats()}"
+
+
 def assert_clean(machine: Machine) -> None:
     """No rule and no invariant is broken, and no access went wrong."""
-    machine.expect()
+    expect(machine)
     machine.assert_sound()
 
 
 def assert_found(machine: Machine, *reports: str) -> None:
     """Exactly these were reported, invariants at rest included; the VM has served its purpose."""
     check(machine.vm)
-    machine.expect(*reports)
+    expect(machine, *reports)
     machine.abandon()
 
 

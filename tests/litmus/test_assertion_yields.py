@@ -16,7 +16,7 @@ from mmu.task import Task
 from mmu.tdp.fault import Fault, RetPf
 from mmu.tdp.iter import TdpIter
 from tests.conftest import elsewhere, eventually, finish, rcu_section, reading, srcu_section, writing
-from tests.litmus.bench import add_huge_slot, both_ways, defect, ended, fetch, finish_all, litmus, meanwhile, part, until_stuck
+from tests.litmus.bench import add_huge_slot, both_ways, defect, ended, expect, fetch, finish_all, litmus, meanwhile, part, until_stuck
 from tests.model import Machine, machine_of, w
 
 
@@ -113,7 +113,7 @@ def test_it_gives_the_lock_to_who_waits(shared: bool, call: Call) -> None:
         root = prepared(machine)
         count, _ = yields_of(machine, shared, lambda: call(machine, root))
         assert count
-        machine.expect()
+        expect(machine)
         machine.abandon()
 
 
@@ -194,7 +194,7 @@ def test_it_keeps_the_lock_whoever_waits(shared: bool, call: Call) -> None:
     with machine_of() as machine:
         root = prepared(machine)
         assert yields_of(machine, shared, lambda: call(machine, root)) == (0, False)
-        machine.expect()
+        expect(machine)
         machine.abandon()
 
 
@@ -204,7 +204,7 @@ def test_the_exported_zap_keeps_the_lock_whoever_waits() -> None:
         machine.export()
         assert yields_of(machine, False, machine.vm.zapper.zap_exported_roots) == (0, False)
         assert machine.leaves(root) == {}
-        machine.expect()
+        expect(machine)
 
 
 @pytest.mark.parametrize("shared", [True, False])
@@ -224,7 +224,7 @@ def test_cond_resched_is_the_yield_point_itself(shared: bool) -> None:
 
         count, _ = yields_of(machine, shared, ask, "rcu")
         assert (answers, count) == ([False, True], 1), "not before a step was made, and then at once"
-        machine.expect()
+        expect(machine)
 
 
 # Who takes the lock itself.
@@ -245,7 +245,7 @@ def test_zap_all_fast_drops_the_lock_only_while_it_zaps_invalidated_roots() -> N
         waiter.leave()
         assert waiter.yields
         assert all(shared for shared, _ in waiter.yields), "it is then held for read"
-        machine.expect()
+        expect(machine)
 
 
 def test_zap_all_fast_keeps_the_lock_from_invalidation_to_the_end_of_the_exported_zap() -> None:
@@ -261,7 +261,7 @@ def test_zap_all_fast_keeps_the_lock_from_invalidation_to_the_end_of_the_exporte
             machine.vm.zapper.zap_all_fast()
         waiter.leave()
         assert served == [False]
-        machine.expect()
+        expect(machine)
 
 
 def test_zapping_invalidated_roots_yields() -> None:
@@ -275,7 +275,7 @@ def test_zapping_invalidated_roots_yields() -> None:
         waiter.leave()
         assert waiter.yields
         assert not any(root.spt)
-        machine.expect()
+        expect(machine)
         machine.abandon()
 
 
@@ -292,7 +292,7 @@ def test_the_recovery_worker_yields_between_pages() -> None:
         waiter.leave()
         assert waiter.yields
         assert events.names()[:3] == ["prepare_zap_page", "flush_begin", "mmu_write_unlocking"], "flushed before the lock goes"
-        machine.expect()
+        expect(machine)
 
 
 @both_ways
@@ -305,7 +305,7 @@ def test_un_export_may_yield_as_posted_and_does_not_any_more(posted: bool) -> No
         fd.put()
         waiter.leave()
         assert bool(waiter.yields) == posted
-        machine.expect()
+        expect(machine)
 
 
 def test_exporting_keeps_the_lock() -> None:
@@ -315,7 +315,7 @@ def test_exporting_keeps_the_lock() -> None:
         machine.export()
         waiter.leave()
         assert waiter.yields == []
-        machine.expect()
+        expect(machine)
 
 
 def test_an_io_fault_keeps_the_lock_while_it_maps() -> None:
@@ -328,7 +328,7 @@ def test_an_io_fault_keeps_the_lock_while_it_maps() -> None:
         waiter.leave()
         assert waiter.tasks
         assert waiter.yields == []
-        machine.expect()
+        expect(machine)
 
 
 # Who needs no lock, and who waits for nobody.
@@ -344,7 +344,7 @@ def test_the_lockless_fault_runs_while_somebody_else_holds_mmu_lock_for_write() 
             machine.vm.dirty.wrprot_slot(vcpu.root, slot_of(machine), 1)
         with elsewhere(machine.runtime, writing(machine.mmu_lock)):
             assert machine.fault(vcpu, 1, write=True, present=True) is RetPf.FIXED
-        machine.expect()
+        expect(machine)
 
 
 def test_the_last_put_does_not_wait_for_readers() -> None:
@@ -356,7 +356,7 @@ def test_the_last_put_does_not_wait_for_readers() -> None:
             assert machine.kvm.tables.freed.value == 0
         machine.kvm.rcu.barrier()
         assert machine.kvm.tables.freed.value == 1
-        machine.expect()
+        expect(machine)
 
 
 @pytest.mark.parametrize("shared", [True, False])
@@ -384,7 +384,7 @@ def test_the_body_of_a_yield_safe_loop_may_drop_the_lock_while_the_root_goes(sha
         machine.mmu_lock.unlock(shared)
         assert [rcu for _, rcu in seen] == [False] * len(seen)
         assert (last,) in freed.args("root_freed")
-        machine.expect()
+        expect(machine)
 
 
 # Who sleeps.
@@ -424,7 +424,7 @@ def test_splitting_allocates_with_everything_dropped_and_the_lock_is_free_meanwh
         Memory.machine = None
         assert Memory.seen == [(0, False)] * 2
         assert machine.kvm.stat.pages_2m.value == 0
-        machine.expect()
+        expect(machine)
         machine.assert_sound()
 
 
@@ -449,7 +449,7 @@ def test_swapping_memslots_waits_for_srcu_readers() -> None:
             assert not ended(machine, adder)
             assert machine.vm.memslots.peek(0).by_id(0) is not None, "published"
         finish_all(machine, [adder])
-        machine.expect()
+        expect(machine)
 
 
 def test_swapping_memslots_waits_for_the_end_of_invalidations() -> None:
@@ -461,7 +461,7 @@ def test_swapping_memslots_waits_for_the_end_of_invalidations() -> None:
         assert machine.vm.memslots.peek(0).by_id(1) is None, "not published"
         machine.vm.notifier.invalidate_range_end(region, 0, 4)
         finish_all(machine, [adder])
-        machine.expect()
+        expect(machine)
 
 
 def test_slots_arch_lock_is_free_during_the_srcu_wait() -> None:
@@ -473,7 +473,7 @@ def test_slots_arch_lock_is_free_during_the_srcu_wait() -> None:
             assert not ended(machine, adder)
         machine.kvm.srcu.read_unlock(token)
         finish_all(machine, [adder])
-        machine.expect()
+        expect(machine)
 
 
 @both_ways
@@ -491,4 +491,4 @@ def test_an_io_fault_sleeps_while_its_page_is_brought_in(posted: bool) -> None:
         machine.vm.host.resolve(region, 1)
         finish_all(machine, [worker, other])
         assert answers == [True]
-        machine.expect()
+        expect(machine)

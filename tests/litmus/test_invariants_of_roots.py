@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mmu.invariants import INVARIANTS
-from mmu.memory.memslots import KVM_MEM_READONLY, MemoryRegion
+from mmu.memory.memslots import KVM_MEM_READONLY, MemoryRegion, Memslot
 from mmu.memory.tlb import RemoteTlb
 from mmu.paging.table import RootPage, RootRole, ShadowPage
 from mmu.sync.rcu import Rcu
@@ -22,6 +22,7 @@ from tests.litmus.bench import (
     assert_found,
     broken,
     dma,
+    expect,
     litmus,
     meanwhile,
     move_pages,
@@ -106,9 +107,9 @@ def test_i1_the_last_put_of_a_root_that_was_not_zapped_is_reported() -> None:
 class ZapForgotten(Zapper):
     """The gifted reference is put, and the zap that should come before it is not done."""
 
-    def zap_root(self, root: RootPage, shared: bool) -> None:
+    def zap_root(self, root: RootPage, shared: bool, *, flush: bool = False) -> None:
         if not shared:
-            super().zap_root(root, shared)
+            super().zap_root(root, shared, flush=flush)
 
 
 def test_i2_a_zapped_root_is_empty_although_a_vcpu_still_holds_it() -> None:
@@ -139,10 +140,10 @@ def test_i2_sees_a_root_whose_zap_was_forgotten() -> None:
 class LeavesTheLoopEarly(Zapper):
     """B04's shape: whoever leaves a yield-safe loop early owns a reference, and this one forgets it."""
 
-    def zap_roots_leafs(self, as_id: int, start: int, end: int) -> bool:
+    def zap_roots_leafs(self, as_id: int, start: int, end: int, *, flush: bool = False) -> bool:
         for root in self.roots.each_yield_safe(shared=False, as_id=as_id):
-            return self.zap_leafs(root, start, end, can_yield=True, flush=False)
-        return False
+            return self.zap_leafs(root, start, end, can_yield=True, flush=flush)
+        return flush
 
 
 def test_i3_every_holder_is_counted() -> None:
@@ -206,7 +207,7 @@ def test_i4_invalidating_without_the_write_lock_is_reported() -> None:
         machine.vcpu()
         with reading(machine.mmu_lock):
             machine.vm.roots.invalidate_all_roots()
-        machine.expect("O5 assert-held-for-write")
+        expect(machine, "O5 assert-held-for-write")
 
 
 # I5: exported implies valid, with one exporter behind the flag.
@@ -235,7 +236,7 @@ def test_i5_sees_an_exported_root_become_invalid_when_it_happens_and_at_rest() -
         machine.add_slot(0, 8)
         machine.export()
         machine.delete_slot()
-        machine.expect("O12 exported-root-invalid")
+        expect(machine, "O12 exported-root-invalid")
         assert broken(machine) == {"I5"}
         assert_found(machine, "INV I5")
 
@@ -290,8 +291,8 @@ class WritesEverywhere(FaultHandler):
 class Deaf(MmuNotifier):
     """range_start unmaps nothing."""
 
-    def unmap_gfn_range(self, slot: object, start: int, end: int) -> bool:
-        return False
+    def unmap_gfn_range(self, slot: Memslot, start: int, end: int, *, flush: bool) -> bool:
+        return flush
 
 
 class FrameNotAligned(FaultHandler):
@@ -337,7 +338,7 @@ def test_i7_sees_a_huge_leaf_with_an_unaligned_frame() -> None:
     with litmus(part(FrameNotAligned), huge_2m=4) as machine:
         add_huge_slot(machine)
         machine.fault(machine.vcpu(), 1)
-        machine.expect("O7 spte-transition")
+        expect(machine, "O7 spte-transition")
         assert broken(machine) == {"I7"}
         assert_found(machine, "INV I7")
 
@@ -371,7 +372,7 @@ def test_i8_sees_leaves_of_a_deleted_slot_when_the_call_returns_and_at_rest() ->
         machine.export()
         machine.run(machine.vcpu(), 1)
         drop_slot(machine)
-        machine.expect("O6 leaf-of-deleted-slot")
+        expect(machine, "O6 leaf-of-deleted-slot")
         assert broken(machine) == {"I8"}
         assert_found(machine, "INV I8")
 
@@ -411,7 +412,7 @@ def test_i9_nothing_is_cached_of_a_deleted_slot(device: bool) -> None:
 def test_i9_sees_a_vcpu_that_was_not_flushed() -> None:
     with litmus(MUTANTS["no-flush-after-exported-zap"]) as machine:
         warm_up_and_delete(machine, device=False)
-        machine.expect("O1 missing-flush")
+        expect(machine, "O1 missing-flush")
         assert broken(machine) == {"I9"}
         assert_found(machine, "INV I9")
 
@@ -419,7 +420,7 @@ def test_i9_sees_a_vcpu_that_was_not_flushed() -> None:
 def test_i9_sees_a_device_that_was_not_told() -> None:
     with litmus(MUTANTS["importers-not-notified"]) as machine:
         warm_up_and_delete(machine, device=True)
-        machine.expect("O16 importer-not-told")
+        expect(machine, "O16 importer-not-told")
         assert broken(machine) == {"I9"}
         assert_found(machine, "INV I9")
 
@@ -469,7 +470,7 @@ def test_i10_sees_a_table_that_is_never_freed() -> None:
 def test_i10_freeing_without_a_grace_period_is_reported() -> None:
     with litmus(MUTANTS["table-freed-at-once"]) as machine:
         remove_tables(machine)
-        machine.expect("O3 free-without-rcu")
+        expect(machine, "O3 free-without-rcu")
         machine.abandon()
 
 
@@ -484,7 +485,7 @@ def test_i10_a_table_that_a_walker_stands_in_is_used_after_free() -> None:
             spt = table.spt
             meanwhile(machine, lambda: machine.vm.set_nx_huge_pages(True))
             assert spt[index] == 0
-        machine.expect("O3 free-without-rcu", "O2 use-after-free")
+        expect(machine, "O3 free-without-rcu", "O2 use-after-free")
         machine.abandon()
 
 
@@ -494,7 +495,7 @@ def test_i10_destroying_the_vm_without_draining_callbacks_is_reported() -> None:
         machine.run(machine.vcpu(), 1)
         with elsewhere(machine.runtime, rcu_section(machine.kvm.rcu)):
             machine.destroy()
-        machine.expect("O11 leak-page-table-memory", "O11 leak-rcu-callbacks")
+        expect(machine, "O11 leak-page-table-memory", "O11 leak-rcu-callbacks")
 
 
 def test_i10_destroying_the_vm_waits_for_readers() -> None:
@@ -505,4 +506,4 @@ def test_i10_destroying_the_vm_waits_for_readers() -> None:
         machine.destroy()
         assert machine.kvm.rcu.pending() == 0
         assert machine.kvm.tables.live() == 0
-        machine.expect()
+        expect(machine)

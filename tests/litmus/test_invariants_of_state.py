@@ -28,6 +28,7 @@ from tests.litmus.bench import (
     broken,
     defect,
     dma,
+    expect,
     fetch,
     litmus,
     meanwhile,
@@ -151,7 +152,7 @@ def test_i12_an_end_without_its_start_is_reported() -> None:
         machine.regions[0, 0] = region
         set_flags(machine, 0)
         machine.vm.notifier.invalidate_range_end(region, 0, 4)
-        machine.expect("O9 invalidate-underflow")
+        expect(machine, "O9 invalidate-underflow")
         assert broken(machine) == {"I12"}
         assert_found(machine, "O9 I12")
 
@@ -164,7 +165,7 @@ def test_i12_a_snapshot_older_than_the_invalidation_maps_a_released_page() -> No
         assert machine.fault(vcpu, 1) is RetPf.FIXED
         assert broken(machine) == {"I7"}, "the leaf maps what was released"
         machine.run(vcpu, 1)
-        machine.expect("O6 stale-map")
+        expect(machine, "O6 stale-map")
         machine.abandon()
 
 
@@ -327,7 +328,7 @@ def test_i16_an_mmio_spte_does_not_survive_the_wrap_of_its_generation() -> None:
 def test_i16_sees_an_ancient_mmio_spte_that_is_current_again() -> None:
     with litmus(POSTED["r9-mmio-sptes-survive"], mmio_gen_bits=3) as machine:
         assert wrap_the_generation(machine) is Exit.MMIO
-        machine.expect("O13 stale-mmio-honoured")
+        expect(machine, "O13 stale-mmio-honoured")
         assert broken(machine) == {"I16"}
         assert_found(machine, "O13 I16")
 
@@ -356,7 +357,7 @@ def test_i17_sees_an_executable_huge_leaf() -> None:
     with litmus(part(PolicyIgnored), huge_2m=4, nx_huge_pages=True) as machine:
         add_huge_slot(machine)
         machine.run(machine.vcpu(), 1)
-        machine.expect("O14 executable-huge-leaf")
+        expect(machine, "O14 executable-huge-leaf")
         assert broken(machine) == {"I17"}
         assert_found(machine, "O14 I17")
 
@@ -405,9 +406,9 @@ def test_i18_an_importer_that_is_not_told_is_reported() -> None:
         device, hwpt = machine.attach(machine.export())
         assert dma(device, hwpt, 1)
         machine.delete_slot()
-        machine.expect("O16 importer-not-told")
+        expect(machine, "O16 importer-not-told")
         assert device.transact(1, write=False) is Dma.WRONG
-        machine.expect("O1 stale-tlb")
+        expect(machine, "O1 stale-tlb")
         machine.abandon()
 
 
@@ -424,7 +425,7 @@ def test_i19_an_io_fault_is_a_success_if_and_only_if_it_can_be_mapped(posted: bo
         assert_clean(machine)
         assert hwpt.io_fault(1, write=True) is not posted, "it is mapped already"
         if posted:
-            machine.expect("O16 io-fault-answer")
+            expect(machine, "O16 io-fault-answer")
             assert broken(machine) == {"I19"}
             assert_found(machine, "INV I19")
         else:
@@ -475,7 +476,7 @@ def test_i20_a_lock_taken_against_the_order_is_reported_though_nothing_hangs() -
     with litmus(part(SlotsLockInFault)) as machine:
         machine.add_slot(0, 8)
         machine.run(machine.vcpu(), 1)
-        machine.expect("O5 circular-dependency")
+        expect(machine, "O5 circular-dependency")
 
 
 def test_i20_sees_a_lock_that_is_held_at_rest() -> None:
@@ -489,12 +490,12 @@ def test_i20_a_section_that_its_thread_never_left_is_reported() -> None:
     with litmus(part(SrcuForgotten)) as machine:
         region = machine.add_slot(0, 8)
         meanwhile(machine, lambda: machine.vm.notifier.test_young(region, 0, 8))
-        machine.expect("O5 held-at-exit")
+        expect(machine, "O5 held-at-exit")
         machine.abandon()
 
 
 def test_i20_a_hold_beyond_its_bound_is_reported() -> None:
     with litmus(limits=Limits(write_hold_s=Seconds(1e-9))) as machine:
         machine.vcpu()
-        machine.expect("O10 long-write-hold")
+        expect(machine, "O10 long-write-hold")
         machine.abandon()

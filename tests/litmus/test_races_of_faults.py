@@ -27,6 +27,7 @@ from tests.litmus.bench import (
     broken,
     defect,
     ended,
+    expect,
     fetch,
     finish_all,
     litmus,
@@ -115,7 +116,7 @@ def test_without_the_stale_check_it_maps_behind_the_zapper() -> None:
         vcpu = machine.vcpu()
         machine.at("P2", lambda: meanwhile(machine, lambda: machine.vm.set_nx_huge_pages(True)))
         machine.fault(vcpu, 1)
-        machine.expect("O12 map-in-obsolete-root")
+        expect(machine, "O12 map-in-obsolete-root")
         assert broken(machine) == {"I2"}
         machine.abandon()
 
@@ -246,7 +247,7 @@ def test_r7_an_io_fault_that_a_vcpu_has_resolved_meanwhile(posted: bool, point: 
             machine.at("P1", map_it)
         assert hwpt.io_fault(1, write=True) is not posted
         if posted:
-            machine.expect("O16 io-fault-answer")
+            expect(machine, "O16 io-fault-answer")
             assert_found(machine, "INV I19")
         else:
             assert device.transact(1, write=True) is Dma.DONE
@@ -302,7 +303,7 @@ def test_r8_a_huge_page_is_split_between_two_attempts(posted: bool) -> None:
         hwpt.io_fault(1, write=True)
         assert split, "the first attempt lost the exchange for the 2M leaf"
         if posted:
-            machine.expect("O7 spte-transition")
+            expect(machine, "O7 spte-transition")
             assert "not aligned to its level" in machine.splats()
             assert broken(machine) == {"I7"}
             machine.abandon()
@@ -340,7 +341,7 @@ def test_r10_the_mitigation_is_switched_on_while_a_fault_is_in_flight(posted: bo
         result = fetch(machine, vcpu, 1) if kind == "fetch" else machine.fault(vcpu, 1)
         if posted:
             assert result is RetPf.FIXED
-            machine.expect("O14 executable-huge-leaf")
+            expect(machine, "O14 executable-huge-leaf")
             assert_found(machine, "O14 I17")
         else:
             assert result is RetPf.RETRY
@@ -356,6 +357,18 @@ def test_r10_a_root_that_is_not_exported_needs_no_mend(posted: bool) -> None:
         vcpu = machine.vcpu()
         machine.at("P2", lambda: meanwhile(machine, lambda: machine.vm.set_nx_huge_pages(True)))
         assert machine.fault(vcpu, 1) is RetPf.RETRY, "its root is invalid"
+        assert_clean(machine)
+
+
+def test_r10_a_root_that_was_exported_when_the_knob_changed_needs_the_mend_although_it_is_not_any_more() -> None:
+    """It was kept valid then; that it is un-exported by now says nothing about the fault's policy."""
+    with litmus(huge_2m=4) as machine:
+        add_huge_slot(machine)
+        fd = machine.export()
+        vcpu = machine.vcpu()
+        machine.at("P2", lambda: meanwhile(machine, lambda: machine.vm.set_nx_huge_pages(True), fd.put))
+        assert machine.fault(vcpu, 1) is RetPf.RETRY
+        machine.run(vcpu, 1)
         assert_clean(machine)
 
 
@@ -385,7 +398,7 @@ def test_r11_the_recovery_worker_meets_the_table_of_a_deleted_slot(posted: bool)
         meanwhile(machine, machine.delete_slot)
         assert len(machine.kvm.possible_nx_huge_pages.pages()) == 1
         assert machine.vm.recover_nx_huge_pages() == 1
-        machine.expect(*(["O9 nx-recovery-no-slot"] if posted else []))
+        expect(machine, *(["O9 nx-recovery-no-slot"] if posted else []))
         assert machine.kvm.possible_nx_huge_pages.pages() == ()
         machine.assert_sound()
 

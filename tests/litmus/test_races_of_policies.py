@@ -7,18 +7,22 @@ import pytest
 
 from mmu.export.iommu import Dma
 from mmu.export.policies import POLICIES
+from mmu.kernels import KERNELS
 from mmu.machine.vcpu import Exit
 from mmu.memory.memslots import KVM_MEM_LOG_DIRTY_PAGES
 from mmu.task import Task
 from mmu.variant import Variant
 from tests.conftest import finish
-from tests.litmus.bench import Steps, assert_clean, dma, ended, finish_all, litmus, meanwhile, until_stuck
+from tests.litmus.bench import Steps, assert_clean, dma, ended, expect, finish_all, litmus, meanwhile, until_stuck
 from tests.model import Machine, w
 
 WRONG = "invalidate-in-place"
 SOUND = [policy for name, policy in POLICIES.items() if name != WRONG]
 
 each_policy = pytest.mark.parametrize("policy", SOUND, ids=[policy.name for policy in SOUND])
+
+
+each_kernel = pytest.mark.parametrize("kernel", list(KERNELS))
 
 
 def test_the_negative_control_is_the_only_one_that_is_left_out() -> None:
@@ -37,9 +41,10 @@ def two_slots(machine: Machine) -> tuple[object, object, object]:
     return vcpu, device, hwpt
 
 
+@each_kernel
 @each_policy
-def test_nobody_reaches_a_deleted_slot_and_everybody_the_rest(policy: Variant) -> None:
-    with litmus(policy) as machine:
+def test_nobody_reaches_a_deleted_slot_and_everybody_the_rest(policy: Variant, kernel: str) -> None:
+    with litmus(*KERNELS[kernel], policy) as machine:
         vcpu, device, hwpt = two_slots(machine)
         meanwhile(machine, lambda: machine.delete_slot(1))
         for write in (False, True):
@@ -75,9 +80,10 @@ def test_an_access_in_flight_is_over_before_the_delete_returns(policy: Variant) 
         assert_clean(machine)
 
 
+@each_kernel
 @each_policy
-def test_a_guest_that_is_running_is_out_before_the_delete_returns(policy: Variant) -> None:
-    with litmus(policy) as machine:
+def test_a_guest_that_is_running_is_out_before_the_delete_returns(policy: Variant, kernel: str) -> None:
+    with litmus(*KERNELS[kernel], policy) as machine:
         vcpu, _, _ = two_slots(machine)
         deleting: list[Task] = []
 
@@ -141,7 +147,7 @@ def test_the_fd_can_be_closed_and_the_address_space_exported_again(policy: Varia
         _, device, hwpt = two_slots(machine)
         machine.delete_slot(1)
         hwpt.destroy()
-        meanwhile(machine, lambda: machine._fds[0].put())
+        meanwhile(machine, machine._fds[0].put)
         assert device.transact(1, write=False) is None
         again, new_hwpt = machine.attach(machine.export(), "device1")
         assert dma(again, new_hwpt, 1)
@@ -151,10 +157,10 @@ def test_the_fd_can_be_closed_and_the_address_space_exported_again(policy: Varia
 def test_invalidating_in_place_is_found_out_at_once_and_when_the_device_goes_on() -> None:
     with litmus(POLICIES[WRONG]) as machine:
         _, device, _ = two_slots(machine)
-        meanwhile(machine, lambda: machine.delete_slot(1))
-        machine.expect("O12 exported-root-invalid")
+        meanwhile(machine, lambda: machine.delete_slot(1), machine.kvm.rcu.barrier)
+        expect(machine, "O12 exported-root-invalid")
         assert device.transact(17, write=True) is Dma.WRONG
-        machine.expect("O1 stale-tlb")
+        expect(machine, "O1 stale-tlb", "O2 use-after-free")
         machine.abandon()
 
 

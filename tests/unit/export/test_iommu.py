@@ -7,12 +7,15 @@ from typing import Any
 
 import pytest
 
+from mmu.errors import KvmError
 from mmu.export.iommu import Device, Dma, KvmHwpt
 from mmu.memory.memslots import KVM_MEM_READONLY
 from mmu.memory.tlb import WHOLE
 from mmu.paging.spte import PFN_SHIFT, REMOVED_SPTE, SPTE_W
+from mmu.paging.table import RootPage
 from tests.conftest import PATIENCE, blocked, finish, rcu_section, writing
 from tests.model import Machine
+from tests.unit.conftest import MakeMachine
 
 
 @pytest.fixture
@@ -274,3 +277,197 @@ def test_closing_a_device_while_the_vm_flushes_does_no_harm(machine: Machine, hw
     leave.set()
     finish(machine.runtime, flusher, closer)
     assert not hwpt.live.value
+
+
+# Groups of faults.
+
+
+def handled(machine: Machine) -> list[tuple[int, bool]]:
+    """What becomes of each fault of a group, as (gfn, success)."""
+    answers: list[tuple[int, bool]] = []
+    machine.on(io_fault_end=lambda device, gfn, write, ok, ns: answers.append((gfn, ok)))
+    return answers
+
+
+def test_a_group_is_answered_as_one(machine: Machine, hwpt: KvmHwpt) -> None:
+    answers = handled(machine)
+    assert hwpt.io_fault_group([(2, False), (3, True), (4, True)])
+    assert answers == [(2, True), (3, True), (4, True)]
+    machine.assert_sound()
+
+
+def test_after_the_first_failure_the_rest_of_a_group_is_not_handled(machine: Machine, hwpt: KvmHwpt) -> None:
+    """Reference 1.7: errors are sticky in the group."""
+    answers = handled(machine)
+    assert not hwpt.io_fault_group([(2, False), (40, True), (4, True)])
+    assert answers == [(2, True), (40, False)]
+    assert sorted(machine.leaves(machine.root())) == [1, 2]
+    assert hwpt.io_fault(4, write=True), "of that group only"
+
+
+def test_an_empty_group_is_a_success(machine: Machine, hwpt: KvmHwpt) -> None:
+    assert hwpt.io_fault_group([])
+
+
+# Another root.
+
+
+def other_root(machine: Machine) -> RootPage:
+    """A root that maps gfn 1 as well."""
+    root = machine.root(as_id=1)
+    machine.plant(root, 1, pfn=machine.regions[0, 0].ptes[1])
+    return root
+
+
+def test_switching_walks_the_new_root_and_forgets_the_old_one(machine: Machine, device: Device, hwpt: KvmHwpt) -> None:
+    device.transact(1, write=False)
+    root = other_root(machine)
+    assert hwpt.switch_root(root)
+    assert device.root.value is root
+    assert (device.iotlb.entries, device.iotlb.tables) == ({}, {})
+    assert device.transact(1, write=False) is Dma.DONE
+    assert hwpt.switch_root(machine.root())
+
+
+def test_a_switch_waits_for_the_access_in_flight(machine: Machine, device: Device, hwpt: KvmHwpt) -> None:
+    """Only then it is acknowledged: the old root may be freed."""
+    lock = NotedLock(device.hardware)
+    device.hardware = lock
+    order: list[str] = []
+    switchers: list[Any] = []
+    root, fresh = machine.root(), other_root(machine)
+
+    def switch() -> None:
+        assert hwpt.switch_root(fresh)
+        order.append("acknowledged")
+
+    def in_flight() -> None:
+        switchers.append(blocked(machine.runtime, switch, lambda _: lock.awaited.is_set()))
+        order.append("accessed")
+
+    machine.at("P16", in_flight)
+    assert device.transact(1, write=True) is Dma.DONE
+    finish(machine.runtime, *switchers)
+    assert order == ["accessed", "acknowledged"]
+    assert hwpt.switch_root(root)
+
+
+def test_a_switch_may_sleep_so_it_must_not_be_atomic(machine: Machine, device: Device, hwpt: KvmHwpt) -> None:
+    with writing(machine.mmu_lock):
+        root = device.root.value
+        assert root is not None
+        hwpt.switch_root(root)
+    machine.expect("O5 sleep-in-atomic")
+
+
+def test_a_revoked_device_reaches_nothing_until_it_is_attached_again(machine: Machine, device: Device, hwpt: KvmHwpt) -> None:
+    device.transact(1, write=False)
+    hwpt.revoke()
+    assert device.root.value is None
+    assert device.iotlb.entries == {}
+    assert device.transact(1, write=False) is None
+    assert hwpt.revoked.value
+    assert hwpt.reattach()
+    assert (hwpt.revoked.value, device.root.value) == (False, machine.root())
+    assert device.transact(1, write=False) is Dma.DONE
+    machine.assert_sound()
+
+
+def test_an_io_fault_brings_a_revoked_device_back(machine: Machine, device: Device, hwpt: KvmHwpt) -> None:
+    hwpt.revoke()
+    assert hwpt.io_fault(2, write=True)
+    assert device.transact(2, write=True) is Dma.DONE
+
+
+def test_a_device_that_was_not_revoked_is_not_attached_again(machine: Machine, device: Device, hwpt: KvmHwpt) -> None:
+    device.transact(1, write=False)
+    assert hwpt.reattach()
+    assert list(device.iotlb.entries) == [1], "nothing was drained"
+
+
+def test_without_an_exported_root_a_device_stays_revoked(machine: Machine, device: Device, hwpt: KvmHwpt) -> None:
+    hwpt.revoke()
+    root = hwpt.fd.exported.root
+    exported, root.value = root.value, None
+    assert not hwpt.reattach()
+    assert not hwpt.io_fault(1, write=False)
+    assert device.root.value is None
+    root.value = exported
+
+
+def test_a_switch_that_fails_keeps_the_old_root(make_machine: MakeMachine) -> None:
+    machine = make_machine(fail_function=lambda step: step == "switch_root")
+    machine.add_slot(0, 4)
+    device, hwpt = machine.attach(machine.export())
+    root = device.root.value
+    assert not hwpt.switch_root(machine.root(as_id=1))
+    assert device.root.value is root
+
+
+# Binding.
+
+
+def test_an_attach_that_fails_leaves_nothing_behind(make_machine: MakeMachine) -> None:
+    """Defect R15: one put, not two."""
+    failing = {"hwpt_attach"}
+    machine = make_machine(fail_function=lambda step: step in failing)
+    fd = machine.export()
+    device = machine.vm.create_device()
+    with pytest.raises(KvmError, match="ENOMEM"):
+        machine.vm.attach(device, fd)
+    assert fd.count.read() == 1
+    assert fd.exported.importers() == ()
+    assert device.root.value is None
+    assert fd.metadata().root.exported.value
+    failing.clear()
+    hwpt = machine.vm.attach(device, fd)
+    machine.assert_sound()
+    hwpt.destroy()
+
+
+def test_a_device_cannot_be_bound_to_what_was_released(machine: Machine) -> None:
+    fd = machine.export()
+    holder = fd.get()
+    fd.put()
+    machine.vm.exporter.put_exported_tdp(fd.exported)
+    with pytest.raises(KvmError, match="ENODEV"):
+        machine.vm.attach(machine.vm.create_device(), fd)
+    assert fd.exported.importers() == ()
+    assert holder.count.read() == 1
+    machine.abandon()
+
+
+def test_registering_and_programming_the_root_are_one_step(machine: Machine) -> None:
+    """Otherwise the root could be switched in between, and the device would walk the old one for ever."""
+    fd, held = machine.export(), list[bool]()
+    plain = Device.attach
+
+    class Noting(Device):
+        def attach(self, root: RootPage) -> None:
+            held.append(fd.exported.bind_lock.held())
+            assert len(fd.exported.importers()) == 1
+            plain(self, root)
+
+    device = Noting(machine.kvm, machine.vm.host, "noting")
+    hwpt = KvmHwpt(machine.kvm, fd, device)
+    assert held == [True]
+    hwpt.destroy()
+
+
+def test_un_export_and_binding_exclude_each_other(machine: Machine, hwpt: KvmHwpt) -> None:
+    waiting: list[Any] = []
+    exported = hwpt.fd.exported
+
+    def bind_lock_taken() -> None:
+        waiting.append(blocked(machine.runtime, hwpt.reattach, lambda task: task.waiting_for == "exported_bind_lock"))
+
+    hwpt.revoke()
+    hwpt.fd.get()
+    machine.at("P17", bind_lock_taken)
+    while hwpt.fd.count.read() > 1:
+        hwpt.fd.count.put()
+    hwpt.fd.put()
+    finish(machine.runtime, *waiting)
+    assert exported.root.value is None
+    assert hwpt.revoked.value, "it found no root any more"
+    hwpt.live.store(False)

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from mmu.errors import KvmError
+from mmu.export.importer import ExportedTdp
+from mmu.export.tdp_fd import TYPE_EPT, TdpFd
 from mmu.memory.memslots import KVM_MEM_READONLY, KVM_MEMSLOT_INVALID
 from mmu.memory.requests import KVM_REQ_TLB_FLUSH
 from mmu.memory.tlb import WHOLE
@@ -374,3 +376,127 @@ def test_an_invalid_slot_is_not_mappable(machine: Machine) -> None:
     machine.at("P14", look)
     machine.delete_slot()
     assert seen == [(True, False)]
+
+
+# The file table.
+
+
+def test_a_new_fd_is_complete_before_user_space_can_see_it(machine: Machine) -> None:
+    """Defect R3: a second thread may close it at once."""
+    seen: list[tuple[bool, bool, int]] = []
+    plain = machine.vm.exporter.fd_install
+
+    def install(fd: TdpFd) -> None:
+        seen.append((fd.exported in machine.vm.exported_tdps.all(), fd.metadata().root.exported.value, fd.number.value))
+        plain(fd)
+
+    machine.vm.exporter.fd_install = install  # type: ignore[method-assign]
+    fd = machine.export()
+    assert seen == [(True, True, 0)]
+    assert fd.number.value >= 3
+    assert machine.vm.exporter.files.value == (fd,)
+
+
+def test_an_fd_that_is_closed_the_moment_it_appears_does_no_harm(machine: Machine) -> None:
+    closed: list[bool] = []
+    plain = machine.vm.exporter.fd_install
+
+    def install(fd: TdpFd) -> None:
+        plain(fd)
+        together(machine.runtime, lambda: closed.append(machine.vm.exporter.close(fd)))
+
+    machine.vm.exporter.fd_install = install  # type: ignore[method-assign]
+    fd = machine.vm.create_tdp_fd()
+    assert closed == [True]
+    assert fd.exported.released.value
+    assert machine.vm.exported_tdps.all() == ()
+    machine.expect()
+
+
+def test_an_fd_is_closed_once(machine: Machine) -> None:
+    fd = machine.vm.create_tdp_fd()
+    assert [machine.vm.close_tdp_fd(fd) for _ in range(3)] == [True, False, False]
+    assert machine.vm.exporter.files.value == ()
+    machine.expect()
+
+
+def test_of_many_that_close_an_fd_at_once_one_does(machine: Machine) -> None:
+    fd, answers = machine.vm.create_tdp_fd(), list[bool]()
+    together(machine.runtime, *[lambda: answers.append(machine.vm.close_tdp_fd(fd))] * 6)
+    assert answers.count(True) == 1
+    machine.expect()
+
+
+def test_closing_keeps_what_others_still_use(machine: Machine) -> None:
+    fd = machine.vm.create_tdp_fd()
+    _, hwpt = machine.attach(fd)
+    assert machine.vm.close_tdp_fd(fd)
+    assert fd.metadata().root.exported.value
+    hwpt.destroy()
+    assert fd.exported.released.value
+
+
+def test_fds_are_numbered_as_they_come(machine: Machine) -> None:
+    first = machine.vm.create_tdp_fd()
+    machine.vm.close_tdp_fd(first)
+    assert machine.export().number.value == first.number.value + 1
+
+
+def test_a_creation_that_fails_late_is_undone_once(make_machine: MakeMachine) -> None:
+    """Defect R4: the file's release does everything, the error path nothing more."""
+    failing = {"get_unused_fd"}
+    machine = make_machine(fail_function=lambda step: step in failing)
+    vcpu = machine.vcpu()
+    assert refused(machine) == errno.EMFILE
+    assert machine.vm.exported_tdps.all() == ()
+    assert machine.vm.exporter.files.value == ()
+    assert vcpu.root is not None
+    assert not vcpu.root.exported.value
+    assert vcpu.root.refcount.read() == 2
+    machine.assert_sound()
+    failing.clear()
+    assert machine.export().metadata().root is vcpu.root
+    machine.assert_sound()
+
+
+# Metadata.
+
+
+@pytest.mark.parametrize(("max_level", "largest"), [(1, 1), (2, 2), (3, 3)])
+def test_the_metadata_says_what_the_tables_hold(make_machine: MakeMachine, max_level: int, largest: int) -> None:
+    """What an IOMMU driver checks: superpages, and the bits that no leaf of a level ever has."""
+    machine = make_machine(max_level=max_level)
+    metadata = machine.export().metadata()
+    assert (metadata.type, metadata.max_huge_page_level) == (TYPE_EPT, largest)
+    layout = machine.kvm.layout
+    for level in range(1, metadata.level + 1):
+        leaf = layout.leaf(16, level, writable=True, host_writable=True)
+        assert bool(leaf & metadata.reserved_bits[level]) == (level > largest)
+        if 1 < level <= largest:
+            assert layout.leaf(17, level, writable=True, host_writable=True) & metadata.reserved_bits[level], "not aligned"
+
+
+# The list.
+
+
+def test_an_object_that_was_released_cannot_be_listed(machine: Machine) -> None:
+    exported = ExportedTdp(machine.kvm, 0)
+    exported.released.value = True
+    machine.vm.exported_tdps.reserve(exported)
+    machine.expect("O17 list-corruption")
+    assert machine.vm.exported_tdps.all() == ()
+
+
+def test_an_object_that_was_never_listed_cannot_be_taken_off(machine: Machine) -> None:
+    fd = machine.export()
+    machine.vm.exported_tdps.remove(ExportedTdp(machine.kvm, 0))
+    machine.expect("O17 list-corruption")
+    assert machine.vm.exported_tdps.all() == (fd.exported,)
+
+
+def test_an_address_space_can_be_exported_again_only_when_the_release_is_complete(machine: Machine) -> None:
+    """The other half of R1: the object leaves the list last."""
+    fd, answers = machine.vm.create_tdp_fd(), list[int]()
+    machine.at("P17", lambda: together(machine.runtime, lambda: answers.append(refused(machine))))
+    fd.put()
+    assert answers == [errno.EEXIST]

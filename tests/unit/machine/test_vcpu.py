@@ -80,10 +80,15 @@ def test_an_access_without_a_slot_is_for_user_space(machine: Machine, vcpu: Vcpu
     assert sorted(vcpu.tlb.entries) == [1, 2]
 
 
+@pytest.mark.xfail(reason="map_mmio() walks to the entry of the gfn modulo the tables: it meets another gfn's leaf and retries for ever")
 def test_an_access_beyond_the_tables_is_for_user_space_too(machine: Machine, vcpu: Vcpu) -> None:
     """Bits that no level looks at must be zero; they are not simply left out."""
     machine.run(vcpu, 1)
-    assert machine.run(vcpu, machine.kvm.geometry.max_gfn + 1 + 1) is Exit.MMIO
+    beyond = machine.kvm.geometry.max_gfn + 1 + 1
+    before = machine.spte(1)
+    assert machine.fault(vcpu, beyond) is RetPf.EMULATE
+    assert machine.spte(1) == before
+    assert machine.run(vcpu, beyond) is Exit.MMIO
     assert machine.wrong == []
 
 

@@ -151,8 +151,10 @@ def test_the_largest_pages_are_split_all_the_way_down(huge: Machine) -> None:
     huge.assert_sound()
 
 
-@pytest.mark.parametrize(("start", "end", "left"), [(4, 8, [0, 8]), (4, 12, [0]), (8, 8, [0, 4, 8]), (0, 4, [4, 8])])
-def test_only_what_lies_in_the_range_is_split(huge: Machine, vcpu: Vcpu, start: int, end: int, left: list[int]) -> None:
+@pytest.mark.parametrize(
+    ("start", "end", "left"), [(4, 8, [0, 8]), (4, 12, [0]), (8, 8, [0, 4, 8]), (0, 4, [4, 8]), (6, 7, [0, 8]), (7, 9, [0])]
+)
+def test_only_what_the_range_touches_is_split(huge: Machine, vcpu: Vcpu, start: int, end: int, left: list[int]) -> None:
     huge.run(vcpu, 0, 4, 8)
     split(huge, start, end)
     assert [gfn for gfn, _ in huge.huge_leaves()] == left

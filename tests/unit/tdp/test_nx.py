@@ -122,7 +122,6 @@ def test_a_table_that_is_zapped_before_it_could_be_remembered_is_not(mitigated: 
     assert mitigated.kvm.stat.tdp_mmu_pages.value == 1
 
 
-@pytest.mark.xfail(reason="vCPU faults do not reset req_level: hugepage_adjust returns early for a logging slot and keeps the last fault's")
 def test_a_table_of_a_slot_that_logs_dirty_pages_is_not_remembered(mitigated: Machine, vcpu: Vcpu) -> None:
     """It would not be huge without the mitigation either, whatever the vCPU's last fault was about."""
     mitigated.add_slot(48, 16, slot=1, max_level=2, flags=KVM_MEM_LOG_DIRTY_PAGES)
