@@ -121,7 +121,9 @@ class Invalidation:
             )
 
     def retry(self, seq: int, hva: int) -> bool:
-        """mmu_invalidate_retry_hva(): whether a fault that took `seq` before its pfn look-up may be out of date."""
+        """mmu_invalidate_retry_hva(): whether a fault that took `seq` before its pfn look-up may be out of date; needs
+        mmu_lock. (is_page_fault_stale() has the same two comparisons in line.)"""
+        self._kvm.mmu_lock.assert_held()
         return (self.in_progress.value > 0 and self.in_range(hva)) or self.seq.value != seq
 
     def in_range(self, hva: int) -> bool:
@@ -159,6 +161,7 @@ class Kvm:
         self.mn_invalidate_lock = sync.spinlock("mn_invalidate_lock")
         self.mn_active_invalidate_count = runtime.counter("mn_active_invalidate_count")
         self.srcu = sync.srcu("kvm->srcu")
+        self.created_vcpus = runtime.counter("kvm->created_vcpus")
         self.users_count = sync.refcount("kvm->users_count", 1)
         self.stat = VmStats(runtime)
         self.mmu_valid_gen = runtime.counter("mmu_valid_gen")

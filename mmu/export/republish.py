@@ -19,6 +19,7 @@ class RepublishExported(Zapper):
         """kvm_mmu_zap_all_fast() with the switch between two write-held sections; importers may sleep in it."""
         kvm = self.kvm
         kvm.slots_lock.assert_held()
+        kvm.rcu.forbid_sleep("kvm_mmu_zap_all_fast")
         export = next(iter(self.exports.all()), None)
         with export.bind_lock if export is not None else nullcontext():
             kvm.mmu_lock.write_lock()

@@ -308,6 +308,7 @@ class Exporter:
 
     def fault_locked(self, exported: ExportedTdp, gfn: int, write: bool) -> bool | None:
         """kvm_mmu_fault_exported_tdp(). None when the page has to be brought in first."""
+        self.kvm.slots_lock.assert_held()
         fault: Fault | None = None
         while True:
             fault = self.next_fault(fault)

@@ -113,7 +113,6 @@ class VirtualMachine:
         )
         self._vcpus: Cell[tuple[Vcpu, ...]] = kvm.runtime.cell("vm.vcpus", ())
         self._devices: Cell[tuple[Device, ...]] = kvm.runtime.cell("vm.devices", ())
-        self._vcpu_numbers = kvm.runtime.counter("vm.vcpu_numbers")
         self.destroyed: Cell[bool] = kvm.runtime.cell("vm.destroyed", False)
 
     def _assemble_mmu(self) -> None:
@@ -137,7 +136,7 @@ class VirtualMachine:
 
     def create_vcpu(self) -> Vcpu:
         """KVM_CREATE_VCPU."""
-        number = self._vcpu_numbers.fetch_add(1)
+        number = self.kvm.created_vcpus.fetch_add(1)
         vcpu = self.parts[Vcpu](self.kvm, number, self.requests, self.roots, self.faults, self.host, self.mmput)
         while True:
             seen = self._vcpus.value

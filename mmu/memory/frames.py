@@ -25,6 +25,8 @@ class FrameAllocator:
             pages = geometry.pages(level) if level <= geometry.levels else 0
             for _ in range(count if pages else 0):
                 end = (end - pages) & -pages
+                if end <= 0:
+                    raise ValueError(f"{frames} frames have no room for {huge[0]} huge blocks of 2 MiB and {huge[1]} of 1 GiB")
                 self._blocks.append((end, end + pages, level))
                 self._whole[level].put(len(self._blocks) - 1)
         self._lowest = end if self._blocks else frames

@@ -326,6 +326,8 @@ class Memslots:
     def advance_generation(self, new: MemslotSet, generation: int) -> None:
         """The architecture drops what could match the new generation *before* it becomes current (152482580a1b)."""
         self.listener.memslots_updated(generation)
+        if self.kvm.probe.point is not None:
+            self.kvm.probe.point("P13")
         new.generation.value = generation
 
     def wait_for_invalidations(self, then: Callable[[], None]) -> None:

@@ -127,6 +127,7 @@ class FaultHandler:
         self._rcu = kvm.rcu
         self._invalidation = kvm.invalidation
         self._seq = kvm.invalidation.seq
+        self._in_progress = kvm.invalidation.in_progress
         self._shifts = kvm.geometry.shifts()
         self._mask = kvm.geometry.mask
         self._probe = kvm.probe
@@ -175,7 +176,8 @@ class FaultHandler:
             self._probe.point("P1")
         if slot is None:
             fault.pfn = NO_SLOT
-            return CONTINUE if self.kvm.config.mmio_caching else EMULATE
+            cached = self.kvm.config.mmio_caching and fault.gfn <= self.kvm.geometry.max_gfn
+            return CONTINUE if cached else EMULATE
         if slot.flags & _SPECIAL:
             if slot.flags & KVM_MEMSLOT_INVALID:
                 return RETRY
@@ -205,7 +207,7 @@ class FaultHandler:
         if slot is None:
             return False
         region = slot.region
-        if self._invalidation.retry(fault.mmu_seq, region.hva + fault.gfn - slot.base_gfn):
+        if self._seq.value != fault.mmu_seq or (self._in_progress.value and self._invalidation.in_range(slot.hva(fault.gfn))):
             return True
         return region.max_level > 1 and self.is_policy_stale(fault)
 
@@ -285,13 +287,7 @@ class FaultHandler:
     # MMIO.
 
     def map_mmio(self, sp: ShadowPage, index: int, fault: Fault, old: int) -> RetPf:
-        """No slot covers the gfn: note that in an MMIO SPTE, and have user space emulate the access.
-
-        A leaf that is there belongs to a slot that is being created: others see it already, this fault does not. To put an
-        MMIO SPTE over it would hide the leaf from every later zap, while TLBs go on using it.
-        """
-        if self.is_taken(old):
-            return RETRY
+        """No slot covers the gfn: note that in an MMIO SPTE, and have user space emulate the access."""
         generation = self.memslots.active(fault.as_id).generation.value
         if self.is_in_flux(generation):
             return EMULATE
@@ -300,13 +296,10 @@ class FaultHandler:
             return RETRY
         return EMULATE
 
-    def is_taken(self, old: int) -> bool:
-        """Whether the entry maps memory."""
-        return bool(old & self._present)
-
     def is_in_flux(self, generation: int) -> bool:
-        """Nothing is cached while memslots are being updated (ddfd1730fd82): an entry made after a wrap's zap, and before the
-        new generation is stored, would survive the wrap and match when its generation comes round again."""
+        """Nothing is cached while memslots are being updated (ddfd1730fd82). An entry made after a wrap's zap, and before the
+        new generation is stored, would survive the wrap and match when its generation comes round again; and others may
+        see a slot that this fault does not: an MMIO SPTE over their leaf would hide it from every later zap."""
         return bool(generation & GEN_UPDATE_IN_PROGRESS)
 
     def make_mmio_spte(self, gfn: int, generation: int) -> int:

@@ -126,7 +126,7 @@ class Roots:
     def invalidate_all_roots(self) -> list[RootPage]:
         """kvm_tdp_mmu_invalidate_all_roots(): every valid root that is not exported becomes invalid and scheduled."""
         kvm = self.kvm
-        if kvm.users_count.read():
+        if kvm.users_count.read() and kvm.created_vcpus.value:
             kvm.mmu_lock.assert_held_write()
         invalidated = []
         for root in self._all():

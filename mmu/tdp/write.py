@@ -157,7 +157,7 @@ class SpteWriter:
             if shared:
                 self.kvm.set_pfn_dirty(pfn)
             elif pfn < self._frames:
-                self._dirtied.store(pfn, self._clock.value)
+                self._dirtied[pfn] = self._clock.value  # mmu_lock is held for write: nobody else reports now
 
     def _changed_from_present(self, sp: ShadowPage, gfn: int, level: int, old: int, new: int, shared: bool) -> None:
         """The rest of handle_changed_spte(): anything but a new present entry where there was none."""

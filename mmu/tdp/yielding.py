@@ -21,6 +21,7 @@ class Yielding:
         On true the caller must go to the next step without touching the iterator's SPTE.
         """
         kvm = self.kvm
+        kvm.rcu.assert_held("sptep")
         if it.yielded or it.gfn > it.next_last_level_gfn:
             self._warn_yield(it)
         if self.must_advance(it):

@@ -110,6 +110,7 @@ class Zapper:
         what was mapped before."""
         kvm = self.kvm
         kvm.slots_lock.assert_held()
+        kvm.rcu.forbid_sleep("kvm_mmu_zap_all_fast")
         kvm.mmu_lock.write_lock()
         if kvm.probe.zap_all_fast is not None:
             kvm.probe.zap_all_fast(kvm.mmu_valid_gen.value)

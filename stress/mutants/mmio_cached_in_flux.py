@@ -14,11 +14,11 @@ class CacheInFlux(FaultHandler):
 
 VARIANT = Variant(
     name="mmio-cached-in-flux",
-    title="an MMIO SPTE made between a wrap's zap and the new generation survives the wrap",
+    title="MMIO SPTEs made while memslots are in flux survive a wrap, or hide a leaf from later zaps",
     parts=(CacheInFlux,),
-    expects=("O13",),
+    expects=("O13", "O1"),
     rule="what is looked up while memslots are in flux may not be cached",
-    origin="B55 (ddfd1730fd82, 152482580a1b), reference 4d",
+    origin="B55 (ddfd1730fd82, 152482580a1b), reference 4d; the hidden leaf was found by this harness",
     story=(
         "memslot worker: the generation is about to wrap: all MMIO SPTEs are zapped",
         "vCPU: no slot at gfn g: an MMIO SPTE of the last generation before the wrap",

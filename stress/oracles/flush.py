@@ -7,6 +7,7 @@ import threading
 from mmu.export.importer import ExportedTdp
 from mmu.machine.vm import VirtualMachine
 from mmu.memory.tlb import WHOLE
+from mmu.paging.spte import REMOVED_SPTE, describe
 from mmu.paging.table import RootPage, ShadowPage
 from stress.oracles.base import Oracle
 from stress.scenario.types import Limits
@@ -39,6 +40,8 @@ class FlushOracle(Oracle):
         root = sp.root
         if root is None or root.invalid.value or self.kvm.dying.value:
             return
+        if shared and new != REMOVED_SPTE and not self.kvm.layout.is_present(new):
+            self._not_frozen(root, gfn, old, new)
         debts = self._debts
         end = gfn + self._pages[level - 1]
         if not root.role.iommu and not self.kvm.mm_gone.value:
@@ -49,6 +52,19 @@ class FlushOracle(Oracle):
             owed = debts.importers.get(root)
             if owed is None or gfn < owed[0] or end > owed[1]:
                 debts.importers[root] = _widened(owed, gfn, end)
+
+    def _not_frozen(self, root: RootPage, gfn: int, old: int, new: int) -> None:
+        """Others hold mmu_lock for read, too: they could map another frame before anybody has flushed this one."""
+        layout = self.kvm.layout
+        self.kvm.warn(
+            "O1",
+            "removed-without-freezing",
+            f"BUG: a mapping of valid {root.describe()} was removed under mmu_lock(read) without freezing the entry",
+            "under the read lock an entry is frozen first, then flushed, and only then cleared: nobody may refill it in between",
+            "tdp_mmu_zap_spte_atomic(); reference 2.6, B06",
+            extra=(("SPTE", [f"old {describe(old, layout)}", f"new {describe(new, layout)}"]),),
+            gfn=gfn,
+        )
 
     def flush_end(self, reason: str, gfn: int, pages: int, ns: int) -> None:
         """The vCPUs are flushed."""
