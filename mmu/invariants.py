@@ -364,7 +364,20 @@ INVARIANTS: dict[str, Callable[[State], Iterator[str]]] = {
 """Each invariant as it can be read off a VM at rest. Several are judged as events happen, too, by the model or by oracles."""
 
 RULE_OF = {"I13": "O9", "I14": "O9", "I12": "O9", "I15": "O8", "I16": "O13", "I17": "O14"}
-"""The oracle rule that an invariant belongs to; the others are reported as INV."""
+"""The oracle rule that an invariant is reported as; the others are reported as INV."""
+
+RELATED = {
+    **dict.fromkeys(("I1", "I2", "I3"), "O4"),
+    **dict.fromkeys(("I4", "I5"), "O12"),
+    **dict.fromkeys(("I7", "I8"), "O6"),
+    **dict.fromkeys(("I18", "I19"), "O16"),
+    "I6": "O2",
+    "I9": "O1",
+    "I10": "O11",
+    "I11": "O7",
+    "I20": "O5",
+}
+"""For those: the oracle whose rule is broken somewhere before such a state is reached."""
 
 
 def violations(vm: VirtualMachine) -> list[Violation]:

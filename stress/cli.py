@@ -123,7 +123,7 @@ def report(directory: Path, as_json: bool) -> ExitCode:
 @cli.command("list")
 @click.argument("what", type=click.Choice(["all", *catalogue.KINDS]), default="all")
 def list_things(what: str) -> ExitCode:
-    """List scenarios, policies, oracles, variants or counters."""
+    """List scenarios, policies, profiles, kernels, oracles, variants, defects of the posted series, or counters."""
     click.echo(catalogue.listing(what), nl=False)
     return ExitCode.PASS
 

@@ -13,6 +13,8 @@ from pathlib import Path
 import psutil
 from attrs import evolve, frozen
 
+from mmu.invariants import RELATED
+from mmu.report import Report
 from mmu.runtime import Runtime
 from mmu.variant import Variant
 from stress.engines.session import Session
@@ -177,6 +179,12 @@ def expected_of(scenario: Scenario) -> tuple[str, ...]:
     return tuple(scenario.expect.codes or scenario.expect.rules)
 
 
+def suspects_of(report: Report, known: Sequence[Variant]) -> tuple[str, ...]:
+    """The titles of the known defects that break the rule of this report."""
+    rules = {report.rule, RELATED.get(report.code, report.rule)}
+    return tuple(variant.title for variant in known if rules & set(variant.expects))
+
+
 def stored_findings(session: Session) -> tuple[StoredFinding, ...]:
     """The session's findings in stored form."""
     known = [variant for variant in session.variants if variant.expects]
@@ -192,7 +200,7 @@ def stored_findings(session: Session) -> tuple[StoredFinding, ...]:
             at_s=item.at_s,
             count=item.report.count,
             splat=item.report.render(),
-            suspects=tuple(variant.title for variant in known if item.report.rule in variant.expects),
+            suspects=suspects_of(item.report, known),
         )
         for item in session.findings()
     ]

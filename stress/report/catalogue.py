@@ -8,12 +8,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from mmu.export.policies import POLICIES
+from mmu.kernels import KERNELS
+from mmu.posted import POSTED
 from mmu.report import RULES
 from stress.mutants import MUTANTS
 from stress.observe.counters import COUNTERS
 from stress.oracles import ORACLES
 
-KINDS = ("scenarios", "policies", "oracles", "variants", "counters")
+KINDS = ("scenarios", "policies", "profiles", "kernels", "oracles", "variants", "defects", "counters")
 CONFIGS = Path("configs")
 
 
@@ -27,12 +29,24 @@ def _entries(kind: str) -> Iterator[str]:
     sources: dict[str, Callable[[], dict[str, str]]] = {
         "scenarios": _scenarios,
         "policies": lambda: {name: policy.title for name, policy in POLICIES.items()},
+        "profiles": _profiles,
+        "kernels": _kernels,
         "oracles": _oracles,
         "variants": lambda: {name: f"{mutant.title} [{', '.join(mutant.expects)}]" for name, mutant in MUTANTS.items()},
+        "defects": lambda: {name: f"{defect.title} [{', '.join(defect.expects)}]" for name, defect in POSTED.items()},
         "counters": lambda: COUNTERS,
     }
     for name, text in sources[kind]().items():
         yield from textwrap.wrap(f"{name:<34} {text}", 100, initial_indent="  ", subsequent_indent=" " * 37)
+
+
+def _profiles() -> dict[str, str]:
+    numbers = ", ".join(name.split("-")[0].upper() for name in POSTED)
+    return {"hardened": "the mended design", "rfc-v1": f"the series as posted, with its defects {numbers}"}
+
+
+def _kernels() -> dict[str, str]:
+    return {name: "; ".join(variant.title for variant in variants) or "the base of the series" for name, variants in KERNELS.items()}
 
 
 def _scenarios() -> dict[str, str]:

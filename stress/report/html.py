@@ -6,7 +6,7 @@ import jinja2
 
 from mmu.report import RULES
 from stress.observe.counters import COUNTERS
-from stress.observe.histograms import OPERATIONS
+from stress.observe.histograms import NUMBERS, OPERATIONS
 from stress.report.console import GROUPS, verdict_line
 from stress.results.record import RunRecord
 from stress.results.store import was_killed
@@ -39,6 +39,7 @@ def render(record: RunRecord) -> str:
         groups=GROUPS,
         counters=COUNTERS,
         operations=OPERATIONS,
+        numbers=NUMBERS,
         rules=RULES,
         memory=_memory_path(record),
     )

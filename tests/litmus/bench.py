@@ -174,7 +174,9 @@ def until_stuck(machine: Machine, body: Callable[[], object], on: str, also: Cal
         body()
 
     task = machine.runtime.spawn("other", whole)
-    eventually(lambda: on in task.waiting_for or ended(machine, task) or also(), f"{task} to end or to wait for {on}")
+    eventually(
+        lambda: (task.waiting_for and on in task.waiting_for) or ended(machine, task) or also(), f"{task} to end or to wait for {on}"
+    )
     return task
 
 
