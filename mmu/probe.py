@@ -42,6 +42,8 @@ HOOKS: dict[str, str] = {
     "grace_period": "(ns, callbacks) one RCU grace period ended and its callbacks ran",
     "importer_called": "(importer, gfn, pages) an importer's invalidate callback is about to run",
     "walk_section": "(steps, ns) a zap went that many entries, and that long inside RCU, without yielding",
+    "root_loaded": "(vcpu, ns) a vCPU has found or made its root (kvm_mmu_load)",
+    "io_fault_held": "(ns) an IO page fault is decided; it has held slots_lock for so long",
     "io_fault_retried": "(gfn) an IO page fault has to be tried again",
     "fast_page_fault": "(gfn, old, new) fast_page_fault: an SPTE was fixed without mmu_lock",
     "huge_page_split": "(gfn, level) kvm_mmu_split_huge_page: a huge leaf was replaced by a table of smaller ones",
@@ -96,6 +98,8 @@ class Probe:
     grace_period: Hook
     importer_called: Hook
     walk_section: Hook
+    root_loaded: Hook
+    io_fault_held: Hook
     io_fault_retried: Hook
     fast_page_fault: Hook
     huge_page_split: Hook

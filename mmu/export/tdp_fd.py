@@ -294,9 +294,12 @@ class Exporter:
     def _fault_once(self, exported: ExportedTdp, gfn: int, write: bool) -> bool | None:
         """Under slots_lock, which keeps the slots still, so no SRCU section is needed."""
         with self.kvm.slots_lock:
+            start = self.kvm.runtime.now()
             ok = self.fault_locked(exported, gfn, write)
             if ok is not None:
                 self._answered(exported, gfn, write, ok)
+            if self.kvm.probe.io_fault_held is not None:
+                self.kvm.probe.io_fault_held(self.kvm.runtime.now() - start)
         return ok
 
     def _answered(self, exported: ExportedTdp, gfn: int, write: bool, ok: bool) -> None:

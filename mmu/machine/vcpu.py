@@ -331,12 +331,15 @@ class Vcpu:
 
     def load_root(self) -> None:
         """kvm_mmu_load(): find or make the root of the vCPU's role, then flush the local TLB."""
+        start = self.kvm.runtime.now()
         self.cache.topup()
         self._roots.load_lock()
         self.root = self._roots.get_vcpu_root(self.role)
         self._roots.load_unlock()
         self.stat.root_loads += 1
         self.flush_local()
+        if self.kvm.probe.root_loaded is not None:
+            self.kvm.probe.root_loaded(self, self.kvm.runtime.now() - start)
 
     def switch_role(self, role: RootRole) -> None:
         """kvm_mmu_new_pgd(): run on another root, one from the cache of previous roots if it is there and still valid; the

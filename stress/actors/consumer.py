@@ -204,4 +204,9 @@ class Consumer(Actor):
 
     def totals(self) -> dict[str, int]:
         """Its share of the run's counters."""
-        return {"device_accesses": self.accesses, "device_aborts": self.aborts, "device_iotlb_hits": self.device.hits}
+        return {
+            "device_accesses": self.accesses,
+            "device_aborts": self.aborts,
+            "device_iotlb_hits": self.device.hits,
+            "device_walks": self.device.walks,
+        }

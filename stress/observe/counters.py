@@ -51,6 +51,7 @@ COUNTERS: dict[str, str] = {
     "importer_notifications": "importer callbacks",
     "device_accesses": "DMA accesses that reached memory",
     "device_iotlb_hits": "of those, the ones translated by the IOTLB",
+    "device_walks": "page walks by devices' IOMMUs",
     "device_aborts": "DMA accesses aborted because nothing maps the gfn",
     "io_faults": "IO page faults answered",
     "io_faults_failed": "of those, answered with failure",

@@ -22,9 +22,14 @@ OPERATIONS = {
     "memslot": "one memslot call, from slots_lock on",
     "memslot_srcu": "its waits for SRCU readers",
     "memslot_flush_shadow": "its unmapping (zap_all_fast)",
+    "zap_invalidate": "of a fast zap: making roots invalid and kicking vCPUs",
+    "zap_exported": "of a fast zap: the exported roots' leaves, flush included",
+    "zap_invalidated_roots": "of a memslot call: zapping invalidated roots under mmu_lock(read)",
     "memslot_commit": "its commit, dirty logging included",
     "device_window": "from the start of a delete or move until no device could reach the slot any more (M9)",
     "flush": "one remote flush, importers included",
+    "root_load": "one load of a root by a vCPU",
+    "io_fault_slots_lock": "slots_lock held by one IO page fault",
     "io_fault": "one IO page fault, from queue to answer",
     "importer_notify": "telling one exported root's importers, usually under mmu_lock (M7, R21)",
     "importer_switch": "one importer's switch to a republished root",
@@ -79,6 +84,9 @@ class _Local(threading.local):
         self.call_began_at = 0
         self.importers_safe_at = 0
         self.toggled_at = 0
+        self.zap_began_at = 0
+        self.kicked_at = 0
+        self.unlocked_at = 0
         owner.enlist(self.buckets, self.highest)
 
 
@@ -113,8 +121,34 @@ class Histograms:
             if part in parts:
                 self.record(f"memslot_{part}", parts[part])
         local = self._local
+        if "flush_shadow" in parts and local.zap_began_at > local.call_began_at:
+            self.record("zap_invalidated_roots", max(0, parts["flush_shadow"] - (local.unlocked_at - local.zap_began_at)))
         if change in (Change.DELETE, Change.MOVE) and local.importers_safe_at > local.call_began_at:
             self.record("device_window", local.importers_safe_at - local.call_began_at)
+
+    def zap_all_fast(self, gen: int) -> None:
+        """A fast zap has taken mmu_lock."""
+        self._local.zap_began_at = self._now()
+
+    def roots_kicked(self, roots: object) -> None:
+        """All vCPUs have dropped what was invalidated."""
+        local = self._local
+        local.kicked_at = self._now()
+        self.record("zap_invalidate", local.kicked_at - local.zap_began_at)
+
+    def exported_zapped(self, root: object, leaves: int) -> None:
+        """An exported root has lost its leaves."""
+        local = self._local
+        if local.kicked_at > local.zap_began_at > 0:
+            self.record("zap_exported", self._now() - local.kicked_at)
+
+    def root_loaded(self, vcpu: object, ns: int) -> None:
+        """A vCPU has a root again."""
+        self.record("root_load", ns)
+
+    def io_fault_held(self, ns: int) -> None:
+        """An IO fault gives slots_lock back."""
+        self.record("io_fault_slots_lock", ns)
 
     def memslot_begin(self, change: Change, slot: object) -> None:
         """One memslot call begins."""
@@ -165,7 +199,9 @@ class Histograms:
 
     def mmu_write_unlocking(self) -> None:
         """mmu_lock about to be released."""
-        self.record("mmu_lock_write_hold", self._now() - self._local.write_locked_at)
+        local = self._local
+        local.unlocked_at = self._now()
+        self.record("mmu_lock_write_hold", local.unlocked_at - local.write_locked_at)
 
     def latencies(self) -> list[Latency]:
         """The distributions so far, those of operations that happened."""

@@ -67,9 +67,10 @@ def _lines(record: RunRecord, splats: bool) -> Iterator[str]:
             yield f"{row.operation:<22}{row.count:>10,}{row.p50 / scale:>10,.1f}{row.p99 / scale:>10,.1f}{row.max / scale:>10,.1f}"
         yield ""
     if record.figures:
-        yield "measurements (reference 5.3)"
+        yield "measurements (reference 5.3; the timed ones are above, all are in the report)"
         for figure in record.figures:
-            yield f"  {figure.number:<4}{figure.name:<52}{figure.value:>12,.1f} {figure.unit}".rstrip()
+            if not figure.timed:
+                yield f"  {figure.number:<4}{figure.name:<52}{figure.value:>12,.1f}"
         yield ""
     yield from _memory(record)
     yield from _trouble(record, splats)

@@ -11,12 +11,13 @@ from stress.observe.histograms import Latency
 
 @frozen
 class MeasuredFigure:
-    """One measurement: the reference's number, a name, a value and its unit."""
+    """One measurement: the reference's number, a name, a value and its unit; `timed` ones come from a histogram."""
 
     number: str
     name: str
     value: float
     unit: str
+    timed: bool = False
 
 
 def figures_of(
@@ -46,8 +47,13 @@ _TIMED = (
     ("M3", "memslot", "memslot call"),
     ("M3", "memslot_srcu", "its SRCU waits"),
     ("M3", "memslot_flush_shadow", "its unmapping"),
+    ("M3", "zap_invalidate", "invalidating roots and kicking vCPUs"),
+    ("M3", "zap_exported", "the exported zap, flush included"),
+    ("M3", "zap_invalidated_roots", "zapping invalidated roots"),
     ("M3", "memslot_commit", "its commit"),
     ("M4", "fault", "vCPU fault"),
+    ("M4", "root_load", "root load by a vCPU"),
+    ("M6", "io_fault_slots_lock", "slots_lock held by an IO page fault"),
     ("M6", "io_fault", "IO page fault"),
     ("M7", "importer_notify", "time in importer callbacks"),
     ("M7", "importer_switch", "an importer's switch of roots"),
@@ -62,8 +68,8 @@ def _times(latencies: Mapping[str, Latency]) -> Iterator[MeasuredFigure]:
         found = latencies.get(operation)
         if found is not None:
             unit, scale = ("", 1) if operation == "zap_steps" else ("us", 1000)
-            yield MeasuredFigure(number, f"{name}, p99", found.p99 / scale, unit)
-            yield MeasuredFigure(number, f"{name}, longest", found.max / scale, unit)
+            yield MeasuredFigure(number, f"{name}, p99", found.p99 / scale, unit, timed=True)
+            yield MeasuredFigure(number, f"{name}, longest", found.max / scale, unit, timed=True)
 
 
 def _per_delete(counters: Mapping[str, int]) -> Iterator[MeasuredFigure]:
@@ -72,6 +78,8 @@ def _per_delete(counters: Mapping[str, int]) -> Iterator[MeasuredFigure]:
         yield MeasuredFigure("M5", "vCPU faults that mapped, per delete or move", counters["vcpu_faults_fixed"] / deletes, "")
         yield MeasuredFigure("M5", "spurious vCPU faults, per delete or move", counters["vcpu_faults_spurious"] / deletes, "")
         yield MeasuredFigure("M5", "IO page faults, per delete or move", counters["io_faults"] / deletes, "")
+        found = counters["device_walks"] - counters["io_faults"]
+        yield MeasuredFigure("M5", "device walks that found a mapping, per delete or move", max(0, found) / deletes, "")
         yield MeasuredFigure("M7", "remote flushes, per delete or move", counters["remote_flushes"] / deletes, "")
 
 

@@ -174,9 +174,11 @@ def until_stuck(machine: Machine, body: Callable[[], object], on: str, also: Cal
         body()
 
     task = machine.runtime.spawn("other", whole)
-    eventually(
-        lambda: (task.waiting_for and on in task.waiting_for) or ended(machine, task) or also(), f"{task} to end or to wait for {on}"
-    )
+
+    def waits() -> bool:
+        return bool(task.waiting_for) and on in task.waiting_for
+
+    eventually(lambda: waits() or ended(machine, task) or also(), f"{task} to end or to wait for {on}")
     return task
 
 
