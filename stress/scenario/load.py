@@ -256,6 +256,8 @@ def _is(wanted: Any) -> Callable[[Any], bool]:
 def _structure_choice(value: Any, kind: Any) -> Any:
     choices = get_args(kind)
     if isinstance(choices[0], str):
+        if type(value) is float:
+            value = str(value)  # a version such as 6.6 without its quotes, as --set vm.kernel=6.6 gives it
         return _name(value, choices, "a choice")
     if type(value) is not int or value not in choices:
         raise _Invalid(value, "one of " + ", ".join(map(str, choices)))

@@ -43,7 +43,6 @@ def test_zap_all_fast_in_an_rcu_section_is_reported_as_soon_as_it_has_to_yield()
         machine.abandon()
 
 
-@pytest.mark.xfail(strict=True, reason="zap_all_fast() declares no might_sleep: uncontended, an RCU section goes unnoticed (2.14 row 1)")
 def test_zap_all_fast_in_an_rcu_section_is_always_reported() -> None:
     with machine_of() as machine:
         prepared(machine)
@@ -63,7 +62,6 @@ def test_invalidating_needs_no_lock_when_the_vm_has_no_users() -> None:
         expect(machine)
 
 
-@pytest.mark.xfail(strict=True, reason="invalidate_all_roots() waives its assertion only without users, not without vCPUs (2.14 row 2)")
 def test_invalidating_needs_no_lock_when_the_vm_has_no_vcpus() -> None:
     with machine_of() as machine:
         machine.root()
@@ -222,10 +220,9 @@ def test_yielding_without_an_rcu_section_is_reported_when_it_yields() -> None:
             machine.mmu_lock.needbreak = lambda: True  # type: ignore[method-assign]
             machine.vm.yielding.iter_cond_resched(it, False, False)
             machine.kvm.rcu.read_unlock()
-        expect(machine, "O3 unlock-without-lock")
+        expect(machine, "O3 suspicious-rcu-usage", "O3 unlock-without-lock")
 
 
-@pytest.mark.xfail(strict=True, reason="iter_cond_resched() does not assert RCU: unnoticed unless the lock is contended (2.14 row 12)")
 def test_asking_to_yield_without_an_rcu_section_is_always_reported() -> None:
     with machine_of() as machine:
         prepared(machine)
@@ -234,10 +231,9 @@ def test_asking_to_yield_without_an_rcu_section_is_always_reported() -> None:
                 it = iterator(machine)
                 it.next()
             machine.vm.yielding.iter_cond_resched(it, False, False)
-        assert machine.news()
+        expect(machine, "O3 suspicious-rcu-usage")
 
 
-@pytest.mark.xfail(strict=True, reason="Invalidation.retry() does not assert mmu_lock, which 2.14 row 14 asks of mmu_invalidate_retry_*")
 def test_asking_the_notifier_without_mmu_lock_is_reported() -> None:
     with machine_of() as machine:
         mmu_invalidate_retry(machine)
@@ -278,10 +274,9 @@ def test_an_io_fault_without_slots_lock_is_reported() -> None:
         prepared(machine)
         machine.export()
         fault_exported(machine)
-        expect(machine, "O3 suspicious-srcu-usage")
+        expect(machine, HELD, "O3 suspicious-srcu-usage")
 
 
-@pytest.mark.xfail(strict=True, reason="fault_locked() does not assert slots_lock: an SRCU section passes for it (2.14 last row)")
 def test_an_io_fault_under_srcu_alone_is_reported() -> None:
     with machine_of() as machine:
         prepared(machine)
