@@ -17,8 +17,8 @@ class _Debts(threading.local):
     """What the calling thread owes: the span of gfns, [first, end), removed from each valid root, for vCPUs and importers."""
 
     def __init__(self) -> None:
-        self.vcpus: dict[RootPage, tuple[int, int]] = {}
-        self.importers: dict[RootPage, tuple[int, int]] = {}
+        self.vcpus: dict[RootPage, list[int]] = {}
+        self.importers: dict[RootPage, list[int]] = {}
 
 
 class FlushOracle(Oracle):
@@ -45,13 +45,9 @@ class FlushOracle(Oracle):
         debts = self._debts
         end = gfn + self._pages[level - 1]
         if not root.role.iommu and not self.kvm.mm_gone.value:
-            owed = debts.vcpus.get(root)
-            if owed is None or gfn < owed[0] or end > owed[1]:
-                debts.vcpus[root] = _widened(owed, gfn, end)
+            _widen(debts.vcpus, root, gfn, end)
         if root.exported.value:
-            owed = debts.importers.get(root)
-            if owed is None or gfn < owed[0] or end > owed[1]:
-                debts.importers[root] = _widened(owed, gfn, end)
+            _widen(debts.importers, root, gfn, end)
 
     def _not_frozen(self, root: RootPage, gfn: int, old: int, new: int) -> None:
         """Others hold mmu_lock for read, too: they could map another frame before anybody has flushed this one."""
@@ -106,14 +102,17 @@ class FlushOracle(Oracle):
         debts.importers.clear()
 
 
-def _widened(span: tuple[int, int] | None, gfn: int, end: int) -> tuple[int, int]:
-    """The smallest span with [gfn, end) in it, too."""
+def _widen(owed: dict[RootPage, list[int]], root: RootPage, gfn: int, end: int) -> None:
+    """The root's span becomes the smallest one with [gfn, end) in it, too."""
+    span = owed.get(root)
     if span is None:
-        return gfn, end
-    return (gfn if gfn < span[0] else span[0], end if end > span[1] else span[1])
+        owed[root] = [gfn, end]
+        return
+    span[1] = max(span[1], end)
+    span[0] = min(span[0], gfn)
 
 
-def _settle(owed: dict[RootPage, tuple[int, int]], gfn: int, pages: int) -> None:
+def _settle(owed: dict[RootPage, list[int]], gfn: int, pages: int) -> None:
     """A flush of the given range has happened; what it covers is paid."""
     if pages == WHOLE:
         owed.clear()

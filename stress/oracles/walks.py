@@ -34,10 +34,12 @@ class WalkOracle(Oracle):
 
     def _leaf_in(self, sp: ShadowPage, start: int, end: int) -> tuple[int, int, int] | None:
         """Any leaf below `sp` that overlaps [start, end), found without the iterator whose work is judged."""
-        layout, step = self.kvm.layout, self.kvm.geometry.pages(sp.level)
+        layout, step, spt = self.kvm.layout, self.kvm.geometry.pages(sp.level), sp.spt
+        present = layout.present
         first = max(0, (start - sp.gfn) // step)
-        for index in range(first, min(len(sp.spt), -(-(end - sp.gfn) // step))):
-            spte = sp.spt[index]
+        last = min(len(spt), -(-(end - sp.gfn) // step))
+        for index in [index for index in range(first, last) if spt[index] & present]:
+            spte = spt[index]
             if layout.is_leaf(spte, sp.level):
                 return sp.gfn + index * step, sp.level, spte
             if layout.is_table(spte, sp.level):
