@@ -59,7 +59,7 @@ class Device:
             if self.host.access(pfn, tag_of(0, gfn), write):
                 return Dma.DONE
             if self.kvm.probe.bad_translation is not None:
-                self.kvm.probe.bad_translation(self.name, gfn, pfn, write, self.walk(gfn))
+                self.kvm.probe.bad_translation(self.name, gfn, pfn, write, self._walker.look(self.root.value, gfn))
             return Dma.WRONG
         finally:
             hardware.release()

@@ -245,7 +245,7 @@ class Vcpu:
             stat.accesses += 1
             pfn = (spte & ADDR_MASK) >> PFN_SHIFT
             if not access(pfn, as_tag | gfn, bool(write)) and probe.bad_translation is not None:
-                probe.bad_translation(str(self), gfn, pfn, bool(write), self.walk(gfn))
+                probe.bad_translation(str(self), gfn, pfn, bool(write), self._walker.look(self.root, gfn))
         return left, None
 
     def walk(self, gfn: int, write: bool = False) -> int:

@@ -55,6 +55,7 @@ class HardwareWalker:
     """
 
     def __init__(self, kvm: Kvm, on_dirty: Callable[[int, int, int], None] | None = None) -> None:
+        self._kvm = kvm
         self._tables = kvm.tables
         self._max_gfn = kvm.geometry.max_gfn
         self._mask = kvm.geometry.mask
@@ -91,6 +92,10 @@ class HardwareWalker:
         if self._on_dirty is not None and spte & SPTE_RWX and not spte & SPTE_MMIO:
             return self._set_bits(sp, index, spte, gfn, 0, write)
         return spte
+
+    def look(self, root: ShadowPage | None, gfn: int) -> int:
+        """What the tables say now, for a report: nothing is cached, and no bit is set."""
+        return HardwareWalker(self._kvm).walk(TranslationCache(), root, gfn)
 
     def _set_bits(self, sp: ShadowPage, index: int, spte: int, gfn: int, shift: int, write: bool) -> int:
         """Set A, and D for a write that the entry allows; gives up, without a translation, when the entry changes meanwhile."""

@@ -219,7 +219,7 @@ class Rcu(EpochDomain):
                 f"WARNING: suspicious RCU usage: illegal context switch in RCU read-side critical section ({doing})",
                 f"{doing} may block or let others run, which is forbidden inside an RCU read section",
                 "rcu_note_context_switch(); reference 2.1 rule 6",
-                f"{doing} in {stacks.capture(3, 1)[0][0].co_qualname}",
+                f"{doing} in {stacks.caller()}",
             )
 
     def synchronize(self) -> None:

@@ -92,6 +92,7 @@ def test_what_a_zap_leaves_behind_after_it_has_yielded_may_be_new(watch: Watch) 
     assert [args[3] for args in done.args("zap_leafs_done")] == [True]
     assert list(machine.leaves(machine.root())) == [9]
     machine.expect()
+    machine.abandon()
 
 
 # Bounds.

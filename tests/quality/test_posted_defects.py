@@ -1,0 +1,110 @@
+"""The series as posted: each defect is found by its own scenario, all of them together and alone, and none once mended."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from mmu.posted import POSTED, PROFILES
+from mmu.report import RULES
+from stress.cli import MENDED
+from stress.scenario.load import load
+from stress.scenario.types import Scenario
+from tests.engine import run_scenario
+
+FOLDER = Path(__file__).parents[2] / "configs" / "rfc-v1"
+SCENARIOS = {path.stem.split("-")[0]: path for path in sorted(FOLDER.glob("*.toml"))}
+"""By R-number."""
+DEFECTS = {f"R{int(name.split('-')[0][1:]):02}": name for name in POSTED}
+"""Names of variants by R-number."""
+FIGURES = {"R13", "R16"}
+"""Properties of the seed that are measured: no variant takes a mend out, because there is none."""
+FINDING = [number for number, path in SCENARIOS.items() if load(path).expect.codes]
+IMPATIENT = ("budget.settle_s=0.02", "budget.duration_s=8")
+SPECIAL = {
+    "R12": ("budget.duration_s=0.5",),
+    "R17": ("limits.stall_s=1.0", "limits.rcu_stall_s=2.0"),
+}
+"""The end of the run is what R12 is about; R17 is a deadlock that is known as soon as the watchdog says so."""
+
+
+def fired(number: str, *overrides: str) -> tuple[Scenario, set[str]]:
+    """What the scenario of a defect finds: with up to three seeds, until something expected is among it."""
+    scenario = load(SCENARIOS[number], (*IMPATIENT, *SPECIAL.get(number, ()), *overrides))
+    codes: set[str] = set()
+    for seed in (1, 2, 3):
+        session, _ = run_scenario(scenario, seed)
+        codes |= {finding.report.code for finding in session.findings()}
+        if codes & set(scenario.expect.codes):
+            break
+    return scenario, codes
+
+
+def test_every_defect_has_its_scenario_and_every_scenario_its_defect() -> None:
+    assert set(SCENARIOS) == set(DEFECTS) | FIGURES
+    for number, path in SCENARIOS.items():
+        named = re.findall(r"vm\.variants=\[\"(.+?)\"\]", path.read_text(encoding="utf-8"))
+        assert named == ([DEFECTS[number]] if number in DEFECTS else []), path.name
+
+
+def test_a_scenario_runs_the_series_as_posted_and_names_what_it_expects() -> None:
+    for number, path in SCENARIOS.items():
+        scenario = load(path)
+        assert scenario.title.startswith(f"R{int(number[1:])} ")
+        assert scenario.vm.profile == ("hardened" if number == "R16" else "rfc-v1")
+        assert bool(scenario.expect.codes) == (number != "R16")
+        assert scenario.vm.variants == ()
+        assert scenario.obligations
+
+
+def test_the_profile_is_all_defects_together() -> None:
+    assert PROFILES == {"hardened": (), "rfc-v1": tuple(POSTED.values())}
+
+
+@pytest.mark.parametrize("name", POSTED)
+def test_a_defect_explains_itself(name: str) -> None:
+    defect = POSTED[name]
+    number = name.split("-")[0].upper()
+    assert defect.name == name
+    assert re.match(rf"{number}\b", defect.title), defect.title
+    assert f"1.11 {number} " in defect.origin
+    assert defect.rule
+    assert len(defect.story) >= 2
+    assert all(re.match(r"[\w, ]+: ", step) for step in defect.story), "each step says who does it"
+    assert defect.parts
+    assert defect.expects
+    assert set(defect.expects) <= set(RULES)
+
+
+@pytest.mark.parametrize("number", FINDING)
+def test_the_series_as_posted_fails_as_expected(number: str) -> None:
+    scenario, codes = fired(number)
+    assert codes & set(scenario.expect.codes), f"{sorted(codes) or 'nothing'}, expected one of {scenario.expect.codes}"
+
+
+@pytest.mark.parametrize("number", [number for number in FINDING if number in DEFECTS])
+def test_one_defect_in_the_mended_design_fails_as_expected(number: str) -> None:
+    scenario, codes = fired(number, "vm.profile=hardened", f'vm.variants=["{DEFECTS[number]}"]')
+    assert codes & set(scenario.expect.codes), f"{sorted(codes) or 'nothing'}, expected one of {scenario.expect.codes}"
+
+
+@pytest.mark.parametrize("number", [number for number in SCENARIOS if number != "R13"])
+def test_the_mended_design_passes(number: str) -> None:
+    scenario = load(SCENARIOS[number], ("budget.duration_s=2", *MENDED))
+    session, outcome = run_scenario(scenario)
+    assert [finding.report.headline for finding in session.findings()] == []
+    assert session.errors() == ()
+    assert outcome.clean_end
+
+
+def test_what_the_seed_is_by_nature_no_mend_takes_away_but_another_policy_does() -> None:
+    """R13: the zap of everything without yielding is the seed itself."""
+    scenario = load(SCENARIOS["R13"], ("budget.duration_s=4", "budget.settle_s=0.02", *MENDED))
+    session, _ = run_scenario(scenario)
+    assert {finding.report.code for finding in session.findings()} == {"unbounded-walk"}
+    other = load(SCENARIOS["R13"], ("budget.duration_s=2", 'vm.policy="slot-leaves"', *MENDED))
+    session, outcome = run_scenario(other)
+    assert [finding.report.headline for finding in session.findings()] == []
+    assert outcome.clean_end
