@@ -34,7 +34,7 @@ HOOKS: dict[str, str] = {
     "guest_enter": "(vcpu) a vCPU is in guest mode and has seen no pending request",
     "memslot_begin": "(change, slot) a memslot call took slots_lock",
     "memslot_gone": "(slot) DELETE or MOVE: the old range must be unmapped now; slots_lock is still held",
-    "memslot_end": "(change, slot, parts) a memslot call returns; parts maps phase to nanoseconds",
+    "memslot_end": "(change, slot, parts) a memslot call returns, but for one that failed; parts maps phase to nanoseconds",
     "io_fault_begin": "(device, gfn, write) an IO page fault was taken from the queue",
     "io_fault_answered": "(gfn, write, ok, mappable) decided, slots_lock still held; mappable as the slots say now",
     "io_fault_end": "(device, gfn, write, ok, ns) the page response was sent",

@@ -66,10 +66,6 @@ class Memslot(RcuHead):
         """__gfn_to_hva_memslot(): the host page number behind a guest frame."""
         return self.region.hva + gfn - self.base_gfn
 
-    def gfn_of_hva(self, hva: int) -> int:
-        """hva_to_gfn_memslot(): the guest frame that a host page number backs."""
-        return self.base_gfn + hva - self.region.hva
-
     def mark_dirty(self, gfn: int) -> None:
         """mark_page_dirty_in_slot()."""
         if self.dirty_bitmap is not None:

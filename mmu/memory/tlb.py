@@ -84,7 +84,7 @@ class HardwareWalker:
                 if spte & SPTE_PS:
                     if self._on_dirty is not None:
                         spte = self._set_bits(sp, index, spte, gfn, shift, write)
-                    return spte + ((gfn & ((1 << shift) - 1)) << PFN_SHIFT)
+                    return spte and spte + ((gfn & ((1 << shift) - 1)) << PFN_SHIFT)
                 sp = self._tables.at(spte & ADDR_MASK)
             cache.tables[key] = sp
         index = gfn & self._mask

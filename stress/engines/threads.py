@@ -42,7 +42,6 @@ class ThreadEngine:
         self._on_tick = on_tick
         self._limits = session.scenario.limits
         self._tasks: list[Task] = []
-        self._checked_in_run = 0
 
     def run(self) -> Outcome:
         """The whole run: set up, start, watch, stop, check, take down."""

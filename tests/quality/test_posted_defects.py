@@ -25,9 +25,11 @@ FINDING = [number for number, path in SCENARIOS.items() if load(path).expect.cod
 IMPATIENT = ("budget.settle_s=0.02", "budget.duration_s=8")
 SPECIAL = {
     "R12": ("budget.duration_s=0.5",),
+    "R14": ("disturbances.delay_s=0.02",),
     "R17": ("limits.stall_s=1.0", "limits.rcu_stall_s=2.0"),
 }
-"""The end of the run is what R12 is about; R17 is a deadlock that is known as soon as the watchdog says so."""
+"""The end of the run is what R12 is about; a longer delay makes R14's window easier to hit on a busy machine; R17 is a
+deadlock that is known as soon as the watchdog says so."""
 
 
 def fired(number: str, *overrides: str) -> tuple[Scenario, set[str]]:
@@ -99,12 +101,16 @@ def test_the_mended_design_passes(number: str) -> None:
     assert outcome.clean_end
 
 
-def test_what_the_seed_is_by_nature_no_mend_takes_away_but_another_policy_does() -> None:
+def test_what_the_seed_is_by_nature_no_mend_takes_away() -> None:
     """R13: the zap of everything without yielding is the seed itself."""
-    scenario = load(SCENARIOS["R13"], ("budget.duration_s=4", "budget.settle_s=0.02", *MENDED))
+    scenario = load(SCENARIOS["R13"], ("budget.duration_s=6", "budget.settle_s=0.02", *MENDED))
     session, _ = run_scenario(scenario)
     assert {finding.report.code for finding in session.findings()} == {"unbounded-walk"}
-    other = load(SCENARIOS["R13"], ("budget.duration_s=2", 'vm.policy="slot-leaves"', *MENDED))
-    session, outcome = run_scenario(other)
+
+
+@pytest.mark.xfail(strict=True, reason="un-export zaps all leaves of the root without yielding, whatever the policy")
+def test_another_policy_bounds_every_zap() -> None:
+    """What the scenario of R13 says of itself."""
+    scenario = load(SCENARIOS["R13"], ("budget.duration_s=2", "budget.settle_s=0.02", 'vm.policy="slot-leaves"', *MENDED))
+    session, _ = run_scenario(scenario)
     assert [finding.report.headline for finding in session.findings()] == []
-    assert outcome.clean_end

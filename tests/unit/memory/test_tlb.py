@@ -254,6 +254,22 @@ def test_a_walk_that_loses_its_entry_has_no_translation(machine: Machine, cpu: H
     machine.abandon()
 
 
+@pytest.mark.parametrize("level", [1, 3])
+def test_a_look_at_the_tables_changes_nothing(machine: Machine, cpu: HardwareWalker, marks: Marks, level: int) -> None:
+    """What is shown as evidence must not be made by looking for it."""
+    root = machine.root()
+    machine.plant(root, 37)
+    if level == 3:
+        root.spt.store(2, machine.kvm.layout.leaf(16, 3, writable=True, host_writable=True))
+    sp, index = machine.entry(root, 37, level)
+    sp.spt.fetch_and(index, ~(SPTE_A | SPTE_D))
+    before = sp.spt[index]
+    assert cpu.look(root, 37) == (before if level == 1 else before + (5 << PFN_SHIFT))
+    assert (sp.spt[index], marks) == (before, [])
+    assert cpu.look(root, 60) == cpu.look(None, 37) == cpu.look(root, 64) == 0
+    machine.abandon()
+
+
 def test_the_walker_leaves_an_mmio_spte_alone(machine: Machine, cpu: HardwareWalker) -> None:
     """Even one whose rights would make it a misconfiguration."""
     root, cache = machine.root(), TranslationCache()

@@ -1,0 +1,114 @@
+"""Disturbances: steps that fail by shares, and delays at the chosen points; both follow from the seed."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from mmu.runtime import Runtime
+from stress.observe.disturb import Delays, Failures
+from stress.scenario.types import Disturbances, Seconds, Share
+from tests.conftest import finish
+
+STEPS = {
+    "hwpt_attach": "fail_attach",
+    "get_unused_fd": "fail_fd",
+    "prepare_memory_region": "fail_prepare",
+    "switch_root": "fail_switch",
+}
+EVERYTHING_FAILS = Disturbances(fail_attach=Share(1), fail_fd=Share(1), fail_prepare=Share(1), fail_switch=Share(1))
+
+
+def in_task(name: str, failures: Failures, *steps: str) -> list[bool]:
+    """What a task of that name is told of the steps."""
+    runtime, answers = Runtime(), []
+    assert failures.fail_function is not None
+    fails = failures.fail_function
+    finish(runtime, runtime.spawn(name, lambda: answers.extend(fails(step) for step in steps)))
+    return answers
+
+
+def test_without_a_share_nobody_is_even_asked() -> None:
+    assert Failures(Disturbances(), 1).fail_function is None
+
+
+@pytest.mark.parametrize(("step", "key"), STEPS.items())
+def test_a_share_is_that_of_its_own_step(step: str, key: str) -> None:
+    failures = Failures(Disturbances(**{key: Share(1.0)}), 1)
+    assert in_task("device0", failures, *STEPS) == [other == step for other in STEPS]
+
+
+def test_a_share_of_one_is_always() -> None:
+    assert in_task("device0", Failures(EVERYTHING_FAILS, 1), *(list(STEPS) * 20)) == [True] * 80
+
+
+def test_nothing_fails_while_the_run_is_set_up() -> None:
+    assert in_task("setup", Failures(EVERYTHING_FAILS, 1), *(list(STEPS) * 20)) == [False] * 80
+
+
+def test_a_step_that_no_share_is_for_does_not_fail() -> None:
+    assert in_task("device0", Failures(EVERYTHING_FAILS, 1), "something_else") == [False]
+
+
+def test_failures_follow_from_the_seed_and_the_task() -> None:
+    def told(seed: int, task: str) -> list[bool]:
+        return in_task(task, Failures(Disturbances(fail_attach=Share(0.5)), seed), *(["hwpt_attach"] * 64))
+
+    assert told(1, "device0") == told(1, "device0")
+    assert told(1, "device0") != told(2, "device0")
+    assert told(1, "device0") != told(1, "device1")
+    assert 10 < sum(told(1, "device0")) < 54
+
+
+class Clock:
+    """A runtime whose sleeps are written down."""
+
+    def __init__(self) -> None:
+        self.slept: list[float] = []
+
+    def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+
+
+def delays_of(**config: Any) -> tuple[Delays, Clock, Any]:
+    clock, counter = Clock(), Runtime().per_thread_counter("delays")
+    return Delays(clock, Disturbances(**config), 1, counter), clock, counter  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("config", [{"delay_share": Share(0)}, {"points": ()}])
+def test_without_a_share_or_a_point_nobody_observes(config: dict[str, Any]) -> None:
+    assert delays_of(**config)[0].point is None
+
+
+def test_a_delay_is_at_a_chosen_point_and_no_longer_than_it_may_be() -> None:
+    delays, clock, counter = delays_of(delay_share=Share(1), delay_s=Share(0.5), points=("P4",), stutter_every_s=Seconds(1))
+    assert delays.point is not None
+    for _ in range(50):
+        delays.point("P4")
+        delays.point("P5")
+    assert len(clock.slept) == counter.value == 50
+    assert 0 <= min(clock.slept) < 0.1
+    assert 0.4 < max(clock.slept) <= 0.5
+
+
+def test_delays_come_by_their_share() -> None:
+    delays, clock, _ = delays_of(delay_share=Share(0.25), points=("P4",))
+    assert delays.point is not None
+    for _ in range(400):
+        delays.point("P4")
+    assert 60 < len(clock.slept) < 140
+
+
+def test_a_fail_function_is_asked_by_the_model(make_machine: Any) -> None:
+    """The steps have the names that the model knows."""
+    asked: list[str] = []
+    machine = make_machine(fail_function=lambda step: asked.append(step) or False)
+    machine.add_slot(0, 16)
+    machine.attach(machine.export())
+    assert set(asked) == {"prepare_memory_region", "get_unused_fd", "hwpt_attach"}
+    _, hwpt = SimpleNamespace(), machine._hwpts[0]
+    asked.clear()
+    hwpt.switch_root(machine.root())
+    assert asked == ["switch_root"]
