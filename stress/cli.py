@@ -28,7 +28,7 @@ from stress.variants import load_variants
 from stress.verdict import ExitCode, Verdict
 
 RESULTS = Path("results")
-MENDED = ('vm.profile="hardened"', "vm.variants=[]", "expect.rules=[]", "expect.codes=[]")
+MENDED = ('vm.profile="hardened"', "vm.variants=[]", "vm.variant_files=[]", "expect.rules=[]", "expect.codes=[]")
 """What turns a scenario that must fail into one that must pass."""
 
 

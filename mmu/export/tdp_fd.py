@@ -251,8 +251,9 @@ class Exporter:
 
     def zap_unexported(self, root: RootPage) -> None:
         """Zap the leaves and flush. The root stays valid and loaded, so a zap of its tables without a flush (R5) would
-        leave vCPUs with translations, and partial walks, into freed memory."""
-        if self.zapper.zap_leafs(root, 0, self.kvm.geometry.max_gfn + 1, can_yield=False, flush=False):
+        leave vCPUs with translations, and partial walks, into freed memory. It may yield: the exporter's reference pins the
+        root, and what vCPUs map behind it is theirs."""
+        if self.zapper.zap_leafs(root, 0, self.kvm.geometry.max_gfn + 1, can_yield=True, flush=False):
             self.tlb.flush("un-export")
 
     # IO page faults.

@@ -39,6 +39,8 @@ class DirtyLog:
 
     def slot_apply_flags(self, old: Memslot | None, new: Memslot | None) -> None:
         """kvm_mmu_slot_apply_flags(): the new slot is in force; logging went on or off."""
+        if new is not None and old is None and new.dirty_bitmap is not None:
+            self._started(new)
         if old is None or new is None or old.base_gfn != new.base_gfn:
             return
         was, now = bool(old.flags & KVM_MEM_LOG_DIRTY_PAGES), bool(new.flags & KVM_MEM_LOG_DIRTY_PAGES)
@@ -62,8 +64,12 @@ class DirtyLog:
                 changed |= self.wrprot_slot(root, slot, PG_LEVEL_2M)
         kvm.mmu_lock.read_unlock()
         self.flush_enabled(slot, changed)
-        if kvm.probe.dirty_log_started is not None:
-            kvm.probe.dirty_log_started(slot)
+        self._started(slot)
+
+    def _started(self, slot: Memslot) -> None:
+        """Whatever is written from here on is logged."""
+        if self.kvm.probe.dirty_log_started is not None:
+            self.kvm.probe.dirty_log_started(slot)
 
     def flush_enabled(self, slot: Memslot, changed: bool) -> None:  # noqa: ARG002 - somebody else may have changed it before
         """The unconditional flush of the slot, outside mmu_lock (b64d740ea7dd)."""

@@ -21,7 +21,7 @@ class DirtyLogger(Actor):
     def step(self) -> None:
         """One ioctl."""
         if not self._left:
-            self._left = self._reads if self._set_flags(KVM_MEM_LOG_DIRTY_PAGES) else 0
+            self._left = self._reads + 1 if self._set_flags(KVM_MEM_LOG_DIRTY_PAGES) else 0
         elif self._left == 1:
             self._left = 0 if self._set_flags(0) else 1
         else:

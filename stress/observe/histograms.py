@@ -86,6 +86,7 @@ class _Local(threading.local):
         self.toggled_at = 0
         self.zap_began_at = 0
         self.kicked_at = 0
+        self.kicked_before_yield = 0
         self.unlocked_at = 0
         owner.enlist(self.buckets, self.highest)
 
@@ -141,6 +142,7 @@ class Histograms:
         local = self._local
         if local.kicked_at > local.zap_began_at > 0:
             self.record("zap_exported", self._now() - local.kicked_at)
+            local.kicked_at = 0
 
     def root_loaded(self, vcpu: object, ns: int) -> None:
         """A vCPU has a root again."""
@@ -153,6 +155,7 @@ class Histograms:
     def memslot_begin(self, change: Change, slot: object) -> None:
         """One memslot call begins."""
         self._local.call_began_at = self._now()
+        self._local.kicked_at = 0
 
     def importers_notified(self, exported: object, gfn: int, pages: int, ns: int) -> None:
         """The importers of one exported root have been told."""
@@ -201,7 +204,12 @@ class Histograms:
         """mmu_lock about to be released."""
         local = self._local
         local.unlocked_at = self._now()
+        local.kicked_before_yield, local.kicked_at = local.kicked_at, 0
         self.record("mmu_lock_write_hold", local.unlocked_at - local.write_locked_at)
+
+    def zap_yielded(self) -> None:
+        """The lock was only lent: what was being timed goes on."""
+        self._local.kicked_at = self._local.kicked_before_yield
 
     def latencies(self) -> list[Latency]:
         """The distributions so far, those of operations that happened."""

@@ -36,6 +36,10 @@ class DirtyOracle(Oracle):
         """Writes from here on must be logged."""
         self._rounds[slot.as_id, slot.id] = _Round(self._next_epoch())
 
+    def memslot_gone(self, slot: Memslot) -> None:
+        """What was owed of a slot goes with it."""
+        self._rounds.pop((slot.as_id, slot.id), None)
+
     def dirty_log_read(self, slot: Memslot, pages: set[int]) -> None:
         """The log was read."""
         state = self._rounds.get((slot.as_id, slot.id))

@@ -171,7 +171,15 @@ def _limit_checks(scenario: Scenario, at: Callable[[str], str]) -> Iterable[Prob
     """A bound must leave room for the sleeps that the scenario itself asks for, or it calls them a hang."""
     disturbances, actors, limits = scenario.disturbances, scenario.actors, scenario.limits
     delays = 60 * disturbances.delay_share * disturbances.delay_s if disturbances.points else 0
-    longest = round(delays + 2 * max(actors.memslot_worker.pause_s, actors.vcpu.idle_s if actors.vcpu.idle_share else 0), 3)
+    sleeps = (
+        actors.memslot_worker.pause_s,
+        actors.vcpu.idle_s if actors.vcpu.idle_share else 0.0,
+        actors.host.pause_s if actors.host.threads else 0.0,
+        actors.dirty_log.pause_s if actors.dirty_log.enabled else 0.0,
+        actors.nx.pause_s if actors.nx.enabled else 0.0,
+        2 * actors.exporter.hold_s if actors.exporter.threads else 0.0,
+    )
+    longest = round(delays + 2 * max(sleeps), 3)
     for key in ("stall_s", "rcu_stall_s", "write_hold_s"):
         value = getattr(limits, key)
         if value < longest:

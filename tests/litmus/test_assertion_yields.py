@@ -296,15 +296,17 @@ def test_the_recovery_worker_yields_between_pages() -> None:
 
 
 @both_ways
-def test_un_export_may_yield_as_posted_and_does_not_any_more(posted: bool) -> None:
+def test_un_export_may_yield_and_flushes_first_since_it_is_mended(posted: bool) -> None:
     with machine_of(variants=defect("r5-unexport-without-flush", posted)) as machine:
         prepared(machine)
         fd = machine.export()
         waiter = Waiter(machine)
         machine.on(spte_zapped=lambda *_: waiter.arrive())
+        events = machine.record("flush_begin", "mmu_write_unlocking")
         fd.put()
         waiter.leave()
-        assert bool(waiter.yields) == posted
+        assert waiter.yields
+        assert (events.names()[0] == "flush_begin") != posted
         expect(machine)
 
 

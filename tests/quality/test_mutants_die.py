@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from attrs import evolve
 
-from stress.mutants import MUTANTS
+from mmu.posted import POSTED
+from stress.mutants import MUTANTS, SHIPPED
 from stress.scenario.load import load
 from stress.scenario.types import Seconds
 from tests.engine import run_scenario
@@ -29,6 +30,11 @@ def test_every_variant_explains_itself() -> None:
         assert variant.rule
         assert variant.origin
         assert len(variant.story) >= 2
+
+
+def test_a_variant_is_a_mutant_or_a_defect_as_posted_and_not_both() -> None:
+    assert set(MUTANTS) & set(POSTED) == set()
+    assert SHIPPED == {**MUTANTS, **POSTED}
 
 
 @pytest.mark.parametrize("path", SCENARIOS, ids=lambda path: path.stem)

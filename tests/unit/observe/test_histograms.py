@@ -66,7 +66,6 @@ def test_the_parts_of_a_fast_zap_are_timed() -> None:
     assert [counts[part] for part in ("zap_invalidate", "zap_exported", "zap_invalidated_roots", "mmu_lock_write_hold")] == [1] * 4
 
 
-@pytest.mark.xfail(strict=True, reason="an exported zap of its own is timed from the fast zap before it, however long ago")
 def test_what_is_zapped_without_a_fast_zap_is_no_part_of_one() -> None:
     """Policies D and E zap the exported root's leaves apart from kvm_mmu_zap_all_fast()."""
     histograms = Histograms(Runtime())

@@ -9,8 +9,8 @@ import pytest
 
 from mmu.export.iommu import Dma
 from mmu.machine.vcpu import Vcpu
-from mmu.memory.memslots import KVM_MEM_LOG_DIRTY_PAGES, Memslot, MemoryRegion
 from mmu.memory.host import tag_of
+from mmu.memory.memslots import KVM_MEM_LOG_DIRTY_PAGES, MemoryRegion, Memslot
 from mmu.paging.table import RootPage
 from mmu.posted import POSTED
 from mmu.task import current
@@ -284,7 +284,6 @@ def test_a_page_that_was_taken_away_is_owed_by_nobody(watch: Watch) -> None:
     assert [machine.vm.get_dirty_log(0) for _ in range(3)] == [set()] * 3
 
 
-@pytest.mark.xfail(strict=True, reason="DirtyOracle keeps what the slot of the same number owed when it was deleted")
 def test_a_slot_that_comes_back_logging_owes_nothing_of_the_one_before(watch: Watch) -> None:
     machine = watch()
     vcpu = logging(machine)

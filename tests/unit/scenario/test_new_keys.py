@@ -65,7 +65,11 @@ def wrong_value(key: str, kind: Any) -> tuple[str, str]:
         return "'text'", "found 'text'; expected a list"
     if str(get_origin(kind)) == "typing.Literal":
         choices = get_args(kind)
-        return ("'none of them'", "found 'none of them'; expected") if isinstance(choices[0], str) else ("9", "found 9; expected one of 1, 2, 3")
+        return (
+            ("'none of them'", "found 'none of them'; expected")
+            if isinstance(choices[0], str)
+            else ("9", "found 9; expected one of 1, 2, 3")
+        )
     return WRONG[kind]
 
 
@@ -167,10 +171,14 @@ def test_a_generation_needs_two_bits_and_has_no_more_than_the_kernels(tmp_path: 
     assert f"scenario.toml:2: vm.mmio_gen_bits: {bits}; expected 2 to 19" in problem
 
 
-@pytest.mark.xfail(strict=True, reason="the sleeps of the newer actors are not looked at")
 @pytest.mark.parametrize(
     "actor",
-    ["host]\nthreads = 1\npause_s", "dirty_log]\nenabled = true\npause_s", "nx]\nenabled = true\npause_s", "exporter]\nthreads = 1\nhold_s"],
+    [
+        "host]\nthreads = 1\npause_s",
+        "dirty_log]\nenabled = true\npause_s",
+        "nx]\nenabled = true\npause_s",
+        "exporter]\nthreads = 1\nhold_s",
+    ],
     ids=lambda text: text.split("]")[0],
 )
 def test_a_bound_leaves_room_for_the_sleeps_of_every_actor(tmp_path: Path, actor: str) -> None:
@@ -226,3 +234,8 @@ def test_every_shipped_scenario_loads_and_loads_back_as_itself(path: Path) -> No
     again, problems = structure(data, {}, "memory")
     assert problems == []
     assert again == scenario
+
+
+@pytest.mark.xfail(strict=True, reason="too few frames for pages and blocks are two lines about one key")
+def test_too_few_frames_are_one_problem(tmp_path: Path) -> None:
+    assert len(problems_of(tmp_path, "[vm]\nentries = 16\nframes = 64\nhuge_2m = 4\n")) == 1
