@@ -41,7 +41,7 @@ HOOKS: dict[str, str] = {
     "bad_translation": "(who, gfn, pfn, write, spte) an access reached memory that is not the gfn's",
     "grace_period": "(ns, callbacks) one RCU grace period ended and its callbacks ran",
     "importer_called": "(importer, gfn, pages) an importer's invalidate callback is about to run",
-    "walk_section": "(steps, ns) a zap went that many entries, and that long inside RCU, without yielding",
+    "walk_section": "(steps, ns, can_yield) a zap went so many entries, and so long inside RCU, without yielding; whether it might have",
     "root_loaded": "(vcpu, ns) a vCPU has found or made its root (kvm_mmu_load)",
     "io_fault_held": "(ns) an IO page fault is decided; it has held slots_lock for so long",
     "io_fault_retried": "(gfn) an IO page fault has to be tried again",

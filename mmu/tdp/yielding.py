@@ -30,7 +30,7 @@ class Yielding:
             return False
         if flush:
             self.tlb.flush("yield")
-        self.section_end(it)
+        self.section_end(it, can_yield=True)
         kvm.rcu.read_unlock()
         if kvm.probe.point is not None:
             kvm.probe.point("P7")
@@ -46,10 +46,10 @@ class Yielding:
         """The forward-progress guard (B07): no yield before the walk has got anywhere since the last one."""
         return it.next_last_level_gfn == it.yielded_gfn
 
-    def section_end(self, it: TdpIter) -> None:
+    def section_end(self, it: TdpIter, *, can_yield: bool) -> None:
         """Tell how long the walk went without yielding: entries visited, and time inside one RCU read section."""
         if self.kvm.probe.walk_section is not None:
-            self.kvm.probe.walk_section(it.steps, self.kvm.runtime.now() - it.began)
+            self.kvm.probe.walk_section(it.steps, self.kvm.runtime.now() - it.began, can_yield)
         it.steps = 0
 
     def allocate_unlocked(self, it: TdpIter, shared: bool) -> ShadowPage:

@@ -260,7 +260,7 @@ class Zapper:
                 if self.writer.iter_set_spte_atomic(it, 0):
                     break
             it.next_present()
-        self.yielding.section_end(it)
+        self.yielding.section_end(it, can_yield=True)
 
     # Leaves only.
 
@@ -287,7 +287,7 @@ class Zapper:
                 set_spte(it.sp, it.index, it.gfn, spte, 0)
                 flush = True
             step()
-        self.yielding.section_end(it)
+        self.yielding.section_end(it, can_yield=can_yield)
         if kvm.probe.zap_leafs_done is not None:
             kvm.probe.zap_leafs_done(root, start, end, yielded)
         kvm.rcu.read_unlock()

@@ -30,11 +30,11 @@ def cast_of(stage: Stage) -> list[Actor]:
         cast += [ExporterActor(stage, number) for number in range(config.exporter.threads)]
     if config.exit.enabled:
         cast.append(ProcessExit(stage, list(cast)))
-    if stage.scenario.memory.userfaults:
-        cast.append(UserfaultHandler(stage))
     if stage.scenario.vm.have_exported_tdp:
         fds = SharedTdpFd(stage)
         for number in range(config.consumer.devices):
             worker = IopfWorker(stage, f"iopf{number}")
             cast += [Consumer(stage, number, worker, fds), worker]
+    if stage.scenario.memory.userfaults:
+        cast.append(UserfaultHandler(stage, list(cast)))
     return cast

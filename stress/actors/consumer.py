@@ -175,8 +175,9 @@ class Consumer(Actor):
         """Open the fd and bind the device to it; false when that failed, as it may."""
         try:
             fd = self._fds.open()
-        except KvmError:
-            self.stage.counts["exports_refused"].add(1)
+        except KvmError as error:
+            if error.errno != errno.EAGAIN:
+                self.stage.counts["exports_refused"].add(1)
             return False
         try:
             self.hwpt = self.stage.vm.attach(self.device, fd)

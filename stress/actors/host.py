@@ -87,23 +87,20 @@ class UserfaultHandler(Actor):
 
     parks = False
 
-    def __init__(self, stage: Stage) -> None:
+    def __init__(self, stage: Stage, others: list[Actor]) -> None:
         super().__init__(stage, "userfaultfd")
         self._queue = stage.layout.userfaults
-        self._waited = stage.vm.kvm.runtime.cell("userfaultfd.done", False)
+        self._others = others
 
     def finished(self) -> bool:
-        """Goes on until everybody who could be waiting is gone."""
-        return self.stage.control.stopping.value and self._waited.value and not len(self._queue)
+        """Goes on until everybody who could be waiting is gone; `others` is complete when the run begins."""
+        return all(actor.gone for actor in self._others)
 
     def step(self) -> None:
         """Serve one missing page."""
         runtime = self.stage.vm.kvm.runtime
         if not len(self._queue):
-            self._waited.store(self.stage.control.stopping.value)
-            runtime.relax()
-            runtime.sleep(0.0005)
-            return
+            runtime.wait_until("a userfault", lambda: len(self._queue) > 0 or self.finished())
         missing = self._queue.take()
         if missing is None:
             return

@@ -167,7 +167,7 @@ class Histograms:
         self.record("importer_switch", ns)
         self._local.importers_safe_at = self._now()
 
-    def walk_section(self, steps: int, ns: int) -> None:
+    def walk_section(self, steps: int, ns: int, can_yield: bool) -> None:
         """A zap went so far without yielding."""
         self.record("zap_steps", steps)
         self.record("zap_section", ns)

@@ -74,6 +74,10 @@ class FlushOracle(Oracle):
             _settle(owed, gfn, pages)
             self._debts.importers.update(owed)
 
+    def memslot_end(self, change: object, slot: object, parts: object) -> None:
+        """A call returns: what it removed under mmu_lock(read) is due, too."""
+        self.mmu_write_unlocking()
+
     def mmu_write_unlocking(self) -> None:
         """Payday."""
         debts = self._debts

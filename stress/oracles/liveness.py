@@ -20,7 +20,7 @@ class LivenessOracle(Oracle):
     """Times every write-held section, and bounds walks. The other liveness rules are the watchdog's and RCU's own."""
 
     rules = ("O10",)
-    title = "no write-held section of mmu_lock lasts longer than limits.write_hold_s, no walk goes limits.walk_steps without yielding"
+    title = "no write-held section of mmu_lock lasts longer than limits.write_hold_s, no walk that cannot yield goes limits.walk_steps"
 
     def __init__(self, vm: VirtualMachine, limits: Limits) -> None:
         super().__init__(vm, limits)
@@ -44,9 +44,9 @@ class LivenessOracle(Oracle):
                 "soft lockup; reference O10, R13, M1",
             )
 
-    def walk_section(self, steps: int, ns: int) -> None:
-        """A walk has gone that far without yielding."""
-        if self._steps and steps > self._steps:
+    def walk_section(self, steps: int, ns: int, can_yield: bool) -> None:
+        """A walk has gone that far without yielding; one that would have, had anybody waited, has done no harm."""
+        if self._steps and steps > self._steps and not can_yield:
             self.kvm.warn(
                 "O10",
                 "unbounded-walk",

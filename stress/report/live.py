@@ -41,7 +41,7 @@ class Silent:
 
 
 class Plain(Silent):
-    """A line every two seconds, for logs and pipes."""
+    """A line every two seconds, or thirty lines for a longer run, for logs and pipes."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -50,7 +50,7 @@ class Plain(Silent):
     def show(self, progress: Progress) -> None:
         """Print when it is time."""
         if progress.elapsed_s >= self._next:
-            self._next = progress.elapsed_s + PLAIN_EVERY_S
+            self._next = progress.elapsed_s + max(PLAIN_EVERY_S, progress.duration_s / 30)
             self._console.print(line_of(progress), highlight=False, markup=False, soft_wrap=True)
 
 

@@ -133,9 +133,6 @@ def _cross_checks(scenario: Scenario, places: dict[str, str], source: str) -> It
     if not 2 <= vm.levels <= 5:
         shaped = False
         yield Problem(at("vm.levels"), "vm.levels", str(vm.levels), "2 to 5")
-    pages = memory.fixed_pages + memory.churn_slots * memory.churn_pages + memory.smm_pages + memory.smm_churn_pages
-    if vm.frames < 2 * pages + 64:
-        yield Problem(at("vm.frames"), "vm.frames", str(vm.frames), f"at least {2 * pages + 64}", "twice the guest's pages, and 64")
     if shaped:
         room = vm.entries**vm.levels
         needed = memory.frames_needed(memory.stride(vm.entries, vm.levels))
@@ -143,7 +140,7 @@ def _cross_checks(scenario: Scenario, places: dict[str, str], source: str) -> It
             yield Problem(
                 at("vm.levels"), "vm.levels", f"{room} guest frames", f"at least {needed}", "more levels or entries, or less memory"
             )
-        yield from _huge_checks(scenario, at)
+    yield from _memory_checks(scenario, at)
     yield from _limit_checks(scenario, at)
     worker = scenario.actors.memslot_worker
     if worker.enabled and not worker.delete_weight + worker.move_weight + worker.flags_weight:
@@ -151,16 +148,15 @@ def _cross_checks(scenario: Scenario, places: dict[str, str], source: str) -> It
         yield Problem(at(key), key, "all weights are 0", "at least one above 0", "enabled = false leaves the worker out")
 
 
-def _huge_checks(scenario: Scenario, at: Callable[[str], str]) -> Iterable[Problem]:
-    """Blocks for huge pages are part of the frames, and leave enough single ones."""
+def _memory_checks(scenario: Scenario, at: Callable[[str], str]) -> Iterable[Problem]:
+    """There are frames enough for the guest, besides the blocks that are kept for huge pages."""
     vm, memory = scenario.vm, scenario.memory
     blocks = vm.huge_2m * vm.entries + vm.huge_1g * vm.entries**2 * 2  # a 1 GiB block may waste as much for its alignment
     pages = memory.fixed_pages + memory.churn_slots * memory.churn_pages + memory.smm_pages + memory.smm_churn_pages
-    if blocks and vm.frames < blocks + 2 * pages + 64:
-        needed = f"at least {blocks + 2 * pages + 64}"
-        yield Problem(
-            at("vm.frames"), "vm.frames", str(vm.frames), needed, "the blocks of huge_2m and huge_1g, and twice the guest's pages"
-        )
+    needed = blocks + 2 * pages + 64
+    if vm.frames < needed:
+        hint = "the huge blocks, twice the guest's pages, and 64" if blocks else "twice the guest's pages, and 64"
+        yield Problem(at("vm.frames"), "vm.frames", str(vm.frames), f"at least {needed}", hint)
     if memory.host_level > 1 and not vm.huge_2m + vm.huge_1g:
         yield Problem(at("memory.host_level"), "memory.host_level", str(memory.host_level), "1", "vm.huge_2m = 16 sets huge pages aside")
     if not 2 <= vm.mmio_gen_bits <= MMIO_GEN_BITS:

@@ -239,7 +239,7 @@ class Disturbances:
 @frozen
 class Limits:
     """Bounds whose breach is a finding (O10). Generous: they tell a hang from a slow machine. `walk_steps` bounds how many
-    SPTEs a zap visits without yielding (R13); 0 is no bound."""
+    SPTEs a zap visits that cannot yield (R13); 0 is no bound."""
 
     stall_s: Seconds = Seconds(10.0)
     rcu_stall_s: Seconds = Seconds(10.0)

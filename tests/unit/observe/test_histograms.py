@@ -81,7 +81,7 @@ def test_what_is_zapped_without_a_fast_zap_is_no_part_of_one() -> None:
 
 def test_a_number_is_no_time() -> None:
     histograms = Histograms(Runtime())
-    histograms.walk_section(512, 7_000)
+    histograms.walk_section(512, 7_000, False)
     assert {row.operation: row.max for row in histograms.latencies()} == {"zap_steps": 512, "zap_section": 7_000}
 
 
