@@ -124,8 +124,9 @@ class PageTableMemory:
         """Pages given to RCU to be freed, the freed ones included."""
         self.allocated = runtime.counter("page_table_pages.allocated")
         self.released = runtime.counter("page_table_pages.released")
-        self.freed = runtime.counter("page_table_pages.freed")
-        """Pages that RCU has freed; `released` counts those as well that never became visible."""
+        """Pages that are gone, freed by RCU or discarded."""
+        self.discarded = runtime.counter("page_table_pages.discarded")
+        """Pages that never became visible."""
 
     def allocate(self) -> ShadowPage:
         """tdp_mmu_alloc_sp(): a zeroed page, not yet visible to anybody."""
@@ -149,6 +150,7 @@ class PageTableMemory:
     def discard(self, page: ShadowPage) -> None:
         """Free a page that never became visible."""
         self.by_spte.pop(self._layout.table(page.address), None)
+        self.discarded.fetch_add(1)
         self.released.fetch_add(1)
 
     def retire(self, page: ShadowPage) -> None:
@@ -165,7 +167,6 @@ class PageTableMemory:
         if not self._rcu.in_callback():
             self._report_unprotected_free(page)
         self.released.fetch_add(1)
-        self.freed.fetch_add(1)
         if not self._poisoning:
             self.by_spte.pop(self._layout.table(page.address), None)
             return
