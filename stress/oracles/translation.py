@@ -30,7 +30,7 @@ class TranslationOracle(Oracle):
                 f"SPTE now: {describe(spte, self.kvm.layout)}",
             ],
         )
-        if spte & SPTE_MMIO:
+        if spte & SPTE_MMIO and pfn_of(spte) == pfn:
             self.kvm.warn(
                 "O6",
                 "mmio-spte-walked",
