@@ -1,10 +1,12 @@
-"""O14: while the NX huge page mitigation is on, no executable huge leaf is installed."""
+"""O14: while the NX huge page mitigation is on, no executable huge leaf exists."""
 
 from __future__ import annotations
 
 from mmu.machine.vm import VirtualMachine
+from mmu.paging.geometry import PG_LEVEL_2M
 from mmu.paging.spte import SPTE_X, describe
-from mmu.paging.table import ShadowPage
+from mmu.paging.table import RootPage, ShadowPage
+from mmu.tdp.iter import TdpIter
 from stress.oracles.base import Oracle
 from stress.scenario.types import Limits
 
@@ -25,22 +27,35 @@ class NxOracle(Oracle):
         self._toggling.value = True
 
     def nx_toggle_end(self, on: bool) -> None:
-        """The new policy holds for everything."""
+        """The new policy holds for everything: also for what was installed while the knob was being switched. kvm_lock is
+        still held, so it is not switched again meanwhile."""
         self._toggling.value = False
+        if not on:
+            return
+        self.kvm.rcu.read_lock()
+        for root in self.vm.roots.each_rcu():
+            it = TdpIter(self.kvm, root, PG_LEVEL_2M, 0, self.kvm.geometry.max_gfn + 1)
+            while it.valid:
+                if self.kvm.layout.is_leaf(it.old_spte, it.level):
+                    self._judge(root, it.gfn, it.level, it.old_spte)
+                it.next_present()
+        self.kvm.rcu.read_unlock()
 
     def huge_mapped(self, sp: ShadowPage, gfn: int, level: int, spte: int) -> None:
-        """A huge leaf."""
-        root = sp.root
-        if not spte & SPTE_X or root is None or root.role.iommu or root.invalid.value:
+        """A huge leaf is installed."""
+        if sp.root is not None and self.kvm.nx_huge_pages.value and not self._toggling.value:
+            self._judge(sp.root, gfn, level, spte)
+
+    def _judge(self, root: RootPage, gfn: int, level: int, spte: int) -> None:
+        if not spte & SPTE_X or root.role.iommu or root.invalid.value:
             return
-        if self.kvm.nx_huge_pages.value and not self._toggling.value:
-            self.kvm.warn(
-                "O14",
-                "executable-huge-leaf",
-                f"BUG: executable huge leaf at gfn {gfn:#x} level {level} of {root.describe()} while nx_huge_pages is on",
-                "while the NX huge page mitigation is on no executable huge leaf may exist: a CPU could be crashed through it",
-                "kvm_mmu_hugepage_adjust(), set_nx_huge_pages(); R10 NX toggle race; invariant I17",
-                subject="huge",
-                extra=(("SPTE", [describe(spte, self.kvm.layout)]),),
-                gfn=gfn,
-            )
+        self.kvm.warn(
+            "O14",
+            "executable-huge-leaf",
+            f"BUG: executable huge leaf at gfn {gfn:#x} level {level} of {root.describe()} while nx_huge_pages is on",
+            "while the NX huge page mitigation is on no executable huge leaf may exist: a CPU could be crashed through it",
+            "kvm_mmu_hugepage_adjust(), set_nx_huge_pages(); R10 NX toggle race; invariant I17",
+            subject="huge",
+            extra=(("SPTE", [describe(spte, self.kvm.layout)]),),
+            gfn=gfn,
+        )
