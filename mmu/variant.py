@@ -6,7 +6,9 @@ compose when they override different methods; the later one wins where they meet
 
 from __future__ import annotations
 
+import importlib
 import inspect
+import pkgutil
 from collections.abc import Iterable
 from typing import TypeVar
 
@@ -31,6 +33,13 @@ class Variant:
     rule: str = ""
     origin: str = ""
     story: tuple[str, ...] = field(default=())
+
+
+def variants_in(package: str, path: Iterable[str]) -> dict[str, Variant]:
+    """Every module's `VARIANT` in a package that has one idea a file, by the variant's name; in the order of the files."""
+    modules = sorted(info.name for info in pkgutil.iter_modules(path))
+    found = [importlib.import_module(f"{package}.{module}").VARIANT for module in modules]
+    return {variant.name: variant for variant in found}
 
 
 class Parts:

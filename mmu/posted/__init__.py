@@ -6,21 +6,9 @@ are figures by nature (R13 beyond its bound, R16, R21) need no part: they are me
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
+from mmu.variant import Variant, variants_in
 
-from mmu.variant import Variant
-
-
-def _load() -> dict[str, Variant]:
-    found: dict[str, Variant] = {}
-    for module in sorted(info.name for info in pkgutil.iter_modules(__path__)):
-        variant = importlib.import_module(f"{__name__}.{module}").VARIANT
-        found[variant.name] = variant
-    return found
-
-
-POSTED: dict[str, Variant] = _load()
+POSTED: dict[str, Variant] = variants_in(__name__, __path__)
 """Every defect of the posted series by name, in the order of its R-number."""
 
 PROFILES: dict[str, tuple[Variant, ...]] = {"hardened": (), "rfc-v1": tuple(POSTED.values())}

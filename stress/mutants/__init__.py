@@ -5,22 +5,10 @@ One idea a file; each file's `VARIANT` says what it breaks, where that comes fro
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
-
 from mmu.posted import POSTED
-from mmu.variant import Variant
+from mmu.variant import Variant, variants_in
 
-
-def _load() -> dict[str, Variant]:
-    found: dict[str, Variant] = {}
-    for module in sorted(info.name for info in pkgutil.iter_modules(__path__)):
-        variant = importlib.import_module(f"{__name__}.{module}").VARIANT
-        found[variant.name] = variant
-    return found
-
-
-MUTANTS: dict[str, Variant] = _load()
+MUTANTS: dict[str, Variant] = variants_in(__name__, __path__)
 """Every shipped variant by name."""
 
 SHIPPED: dict[str, Variant] = {**POSTED, **MUTANTS}
