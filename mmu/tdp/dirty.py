@@ -108,10 +108,14 @@ class DirtyLog:
         it = TdpIter(kvm, root, PG_LEVEL_4K, slot.base_gfn, slot.end_gfn)
         while it.valid:
             if self.is_clearable(it, SPTE_W):
-                old = self.writer.clear_spte_bits(it, SPTE_W)
-                self.writer.handle_changed_spte(it.sp, it.gfn, old, old & ~SPTE_W, False)
+                self._clear_bit(it, SPTE_W)
             it.next_present()
         kvm.rcu.read_unlock()
+
+    def _clear_bit(self, it: TdpIter, bit: int) -> None:
+        """Take a bit from a leaf under mmu_lock(write), with all that follows from it."""
+        old = self.writer.clear_spte_bits(it, bit)
+        self.writer.handle_changed_spte(it.sp, it.gfn, old, old & ~bit, False)
 
     def wrprot_slot(self, root: RootPage, slot: Memslot, min_level: int) -> bool:
         """kvm_tdp_mmu_wrprot_slot(): take W from every leaf of at least `min_level`; mmu_lock is held for read."""
@@ -218,7 +222,6 @@ class DirtyLog:
         it = TdpIter(kvm, root, PG_LEVEL_4K, slot.base_gfn + min(pages), slot.base_gfn + last + 1)
         while it.valid:
             if it.level == PG_LEVEL_4K and it.gfn - slot.base_gfn in pages and self.is_clearable(it, bit):
-                old = self.writer.clear_spte_bits(it, bit)
-                self.writer.handle_changed_spte(it.sp, it.gfn, old, old & ~bit, False)
+                self._clear_bit(it, bit)
             it.next_present()
         kvm.rcu.read_unlock()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import random
 from abc import ABC, abstractmethod
 
+from mmu.errors import KvmError
 from mmu.machine.vm import VirtualMachine
+from mmu.memory.memslots import MemoryRegion
 from stress.actors.layout import Layout
 from stress.engines.control import Control
 from stress.observe.counts import Counts
@@ -28,6 +30,15 @@ class Stage:
         """Close the VM's fd, once."""
         if not self._vm_closed.cmpxchg(False, True):
             self.vm.put()
+
+    def set_region(self, region: MemoryRegion) -> bool:
+        """KVM_SET_USER_MEMORY_REGION; a refusal, as fault injection brings about, is counted: false."""
+        try:
+            self.vm.set_user_memory_region(region)
+        except KvmError:
+            self.counts["memslots_refused"].add(1)
+            return False
+        return True
 
     def dice(self, name: str) -> random.Random:
         """The random generator of an actor: its choices follow from the seed and its name alone."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from mmu.errors import KvmError
 from mmu.memory.memslots import KVM_MEM_LOG_DIRTY_PAGES, MemoryRegion
 from stress.actors.base import Actor, Stage
 
@@ -40,9 +39,4 @@ class DirtyLogger(Actor):
 
     def _set_flags(self, flags: int) -> bool:
         place, region = self.stage.layout.fixed[0], self.stage.layout.fixed_regions[0]
-        try:
-            self.stage.vm.set_user_memory_region(MemoryRegion(0, place.gfn, place.pages, region, flags, place.as_id))
-        except KvmError:
-            self.stage.counts["memslots_refused"].add(1)
-            return False
-        return True
+        return self.stage.set_region(MemoryRegion(0, place.gfn, place.pages, region, flags, place.as_id))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from mmu.errors import KvmError
 from mmu.memory.host import tag_of
 from mmu.memory.memslots import KVM_MEM_LOG_DIRTY_PAGES, MemoryRegion
 from stress.actors.base import Actor, Stage
@@ -34,11 +33,8 @@ class MemslotWorker(Actor):
         """Map fresh memory and give it to KVM."""
         vm, place = self.stage.vm, churn.place()
         region = self.stage.layout.mmap(place, churning=True)
-        try:
-            vm.set_user_memory_region(MemoryRegion(churn.slot, place.gfn, place.pages, region, 0, place.as_id))
-        except KvmError:
+        if not self.stage.set_region(MemoryRegion(churn.slot, place.gfn, place.pages, region, 0, place.as_id)):
             vm.host.munmap(region)
-            self.stage.counts["memslots_refused"].add(1)
             return
         churn.region.value = region
         churn.flags.value = 0
@@ -47,10 +43,7 @@ class MemslotWorker(Actor):
         """Delete the slot, then release its memory: from here on any use of it is a finding."""
         vm, region = self.stage.vm, churn.region.value
         assert region is not None
-        try:
-            vm.set_user_memory_region(MemoryRegion(churn.slot, 0, 0, as_id=churn.place().as_id))
-        except KvmError:
-            self.stage.counts["memslots_refused"].add(1)
+        if not self.stage.set_region(MemoryRegion(churn.slot, 0, 0, as_id=churn.place().as_id)):
             return
         churn.region.value = None
         vm.host.munmap(region)
@@ -61,23 +54,16 @@ class MemslotWorker(Actor):
         assert region is not None
         target = churn.homes[1 - churn.home.value]
         vm.host.begin_move(region, tag_of(target.as_id, target.gfn))
-        try:
-            vm.set_user_memory_region(MemoryRegion(churn.slot, target.gfn, target.pages, region, churn.flags.value, target.as_id))
-        except KvmError:
+        if not self.stage.set_region(MemoryRegion(churn.slot, target.gfn, target.pages, region, churn.flags.value, target.as_id)):
             vm.host.abort_move(region)
-            self.stage.counts["memslots_refused"].add(1)
             return
         churn.home.value = 1 - churn.home.value
         vm.host.end_move(region)
 
     def flags(self, churn: ChurnSlot) -> None:
         """Toggle KVM_MEM_LOG_DIRTY_PAGES: a swap and its SRCU wait without any zap."""
-        vm, region, place = self.stage.vm, churn.region.value, churn.place()
+        region, place = churn.region.value, churn.place()
         assert region is not None
         flags = churn.flags.value ^ KVM_MEM_LOG_DIRTY_PAGES
-        try:
-            vm.set_user_memory_region(MemoryRegion(churn.slot, place.gfn, place.pages, region, flags, place.as_id))
-        except KvmError:
-            self.stage.counts["memslots_refused"].add(1)
-            return
-        churn.flags.value = flags
+        if self.stage.set_region(MemoryRegion(churn.slot, place.gfn, place.pages, region, flags, place.as_id)):
+            churn.flags.value = flags

@@ -30,39 +30,32 @@ class TranslationOracle(Oracle):
                 f"SPTE now: {describe(spte, self.kvm.layout)}",
             ],
         )
+        reached = f"{who} reached frame {pfn:#x} at gfn {gfn:#x}"
         if spte & SPTE_MMIO and pfn_of(spte) == pfn:
-            self.kvm.warn(
+            verdict = (
                 "O6",
                 "mmio-spte-walked",
                 f"BUG: {who} took the MMIO SPTE of gfn {gfn:#x} for a leaf and reached frame {pfn:#x}",
                 "what is non-present to KVM must be non-present to every hardware that walks the table",
                 "R18 importer interprets raw bits; reference 1.11, VT-d looks at R and W separately",
-                subject=_kind(who),
-                extra=(evidence,),
-                gfn=gfn,
             )
         elif mapped:
-            self.kvm.warn(
+            verdict = (
                 "O6",
                 "stale-map",
-                f"BUG: stale mapping: {who} reached frame {pfn:#x} at gfn {gfn:#x}, and the page table still maps it",
+                f"BUG: stale mapping: {reached}, and the page table still maps it",
                 "after the operation that had to remove a mapping has returned, no present leaf may map the old memory",
                 "reference O6, invariant I8; kvm_mmu_zap_all_fast()",
-                subject=_kind(who),
-                extra=(evidence,),
-                gfn=gfn,
             )
         else:
-            self.kvm.warn(
+            verdict = (
                 "O1",
                 "stale-tlb",
-                f"BUG: stale translation: {who} reached frame {pfn:#x} at gfn {gfn:#x} through its TLB",
+                f"BUG: stale translation: {reached} through its TLB",
                 "a translation must not be used after the flush that had to remove it",
                 "reference O1, invariant I9; kvm_flush_remote_tlbs()",
-                subject=_kind(who),
-                extra=(evidence,),
-                gfn=gfn,
             )
+        self.kvm.warn(*verdict, subject=_kind(who), extra=(evidence,), gfn=gfn)
 
     def _late_write(self, tag: int, pfn: int) -> None:
         gfn = tag & 0xFFFFFFFFFF
