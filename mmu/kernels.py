@@ -24,7 +24,7 @@ class ZapByWorkqueue(Zapper):
         self, kvm: Kvm, roots: Roots, writer: SpteWriter, tlb: RemoteTlb, requests: Requests, yielding: Yielding, exports: Exports
     ) -> None:
         super().__init__(kvm, roots, writer, tlb, requests, yielding, exports)
-        self._work = kvm.runtime.queue()
+        self._work = kvm.runtime.queue("zap workqueue")
         self._queued = kvm.runtime.counter("tdp_mmu_zap_wq.queued")
         self._done = kvm.runtime.counter("tdp_mmu_zap_wq.done")
         self._worker: Cell[Task | None] = kvm.runtime.cell("tdp_mmu_zap_wq", None)
@@ -38,7 +38,7 @@ class ZapByWorkqueue(Zapper):
         for root in self.roots.each_yield_safe(shared=True):
             if root.scheduled.value:
                 root.scheduled.value = False
-                self._queued.fetch_add(1)
+                self._queued.add(1)
                 self._work.put(root)
         kvm.mmu_lock.read_unlock()
         self._start_worker()
@@ -71,7 +71,7 @@ class ZapByWorkqueue(Zapper):
             self.kvm.mmu_lock.read_lock()
             self.zap_scheduled_root(root)
             self.kvm.mmu_lock.read_unlock()
-            self._done.fetch_add(1)
+            self._done.add(1)
 
 
 class RootsUnderReadLock(Roots):

@@ -110,7 +110,7 @@ class Invalidation:
     def end(self) -> None:
         """kvm_mmu_invalidate_end(): the sequence goes up first, so that no fault slips through between the two."""
         self._kvm.mmu_lock.assert_held_write()
-        self.seq.fetch_add(1)
+        self.seq.add(1)
         if self.in_progress.fetch_add(-1) < 1:
             self._kvm.warn(
                 "O9",
@@ -168,7 +168,7 @@ class Kvm:
         self.invalidation = Invalidation(self)
         self.nx_huge_pages: Cell[bool] = runtime.cell("nx_huge_pages", config.nx_huge_pages)
         self.dirty_clock = runtime.counter("dirty_clock", 1)
-        self.pfn_dirtied = runtime.table(config.frames)
+        self.pfn_dirtied = runtime.table(config.frames, "pfn_dirtied")
         """When a frame was last reported dirty to the host (kvm_set_pfn_dirty), in ticks of `dirty_clock`: hardware ticks
         before it sets a D bit, software reads the clock after it has taken one away."""
         self.fail_function = fail_function

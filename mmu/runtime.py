@@ -68,6 +68,13 @@ class Counter(Cell[int]):
 
     __slots__ = ()
 
+    def add(self, amount: int) -> None:
+        """atomic_add(): nobody learns the value, so the order of two additions does not matter."""
+        lock = self._lock
+        lock.acquire()
+        self.value += amount
+        lock.release()
+
     def fetch_add(self, amount: int) -> int:
         """Add, return the value before."""
         lock = self._lock
@@ -148,14 +155,18 @@ class PerThreadCounter:
 class Table(list[int]):
     """`size` shared words, such as a page-table page. `table[i]` is READ_ONCE; writes go through the methods."""
 
-    __slots__ = ("_lock", "note")
+    __slots__ = ("_lock", "name", "note")
 
     note: Any
     """Set when the table is freed: what a use-after-free report says about it."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, name: str) -> None:
         super().__init__([0] * size)
+        self.name = name
         self._lock = threading.Lock()
+
+    def end(self) -> None:
+        """The memory is being freed: whoever touches the words from now on, or without an order before, is wrong."""
 
     def store(self, index: int, value: int) -> None:
         """WRITE_ONCE, ordered against the read-modify-writes of this table."""
@@ -268,21 +279,29 @@ class Runtime:
         """A statistic that every thread writes."""
         return PerThreadCounter(name)
 
-    def table(self, size: int) -> Table:
+    def table(self, size: int, name: str = "words") -> Table:
         """`size` shared integers, all 0."""
-        return Table(size)
+        return Table(size, name)
 
-    def queue(self) -> Queue[Any]:
+    def queue(self, name: str = "queue") -> Queue[Any]:  # noqa: ARG002 - for engines that show what is waited for
         """A queue between threads."""
         return Queue()
 
-    def lock(self) -> RawLock:
+    def lock(self, name: str = "lock") -> RawLock:  # noqa: ARG002 - for engines that show who waits for what
         """A mutual-exclusion lock without rules; `mmu.sync` puts the rules on top."""
         return threading.Lock()
 
-    def rwlock(self, preference: str) -> RawRwLock:
+    def rwlock(self, preference: str, name: str = "rwlock") -> RawRwLock:  # noqa: ARG002 - as for `lock`
         """A `readerwriterlock` of the given preference: fair, reader or writer."""
         return RWLOCKS[preference](lock_factory=threading.Lock, time_source=time.monotonic)
+
+    def contention_of(self, lock: RawRwLock) -> Callable[[], bool] | None:  # noqa: ARG002 - for engines that know
+        """What tells whether a task waits for `lock`; None when only the tasks' own records do."""
+        return None
+
+    def ending(self, *pointers: Cell[Any]) -> None:
+        """An object is about to be freed that could once be found through `pointers`: whoever has read one of them before its
+        last store, and has not been waited for, may still use the object. For engines that check that."""
 
     def now(self) -> int:
         """Nanoseconds on a clock that never goes back."""
@@ -293,7 +312,12 @@ class Runtime:
         time.sleep(seconds)
 
     def relax(self) -> None:
-        """One step of a spin: let others run."""
+        """cpu_relax(): one step of a spin. What the caller has read since the last one, or some of it, has to change before
+        the next step can end otherwise."""
+        time.sleep(0)
+
+    def resched(self) -> None:
+        """cond_resched(): let others run; the caller goes on whatever they do."""
         time.sleep(0)
 
     def wait_until(

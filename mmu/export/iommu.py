@@ -40,7 +40,7 @@ class Device:
         self.name = name
         self.iotlb = TranslationCache()
         self.root: Cell[RootPage | None] = kvm.runtime.cell(f"{name}.root", None)
-        self.hardware = kvm.runtime.lock()
+        self.hardware = kvm.runtime.lock(f"{name} hardware")
         self.hits = 0
         self.walks = 0
         self._walker = HardwareWalker(kvm)
@@ -178,9 +178,9 @@ class KvmHwpt:
         if probe.io_fault_begin is not None:
             probe.io_fault_begin(self.device, gfn, write)
         start = self.kvm.runtime.now()
-        self._in_flight.fetch_add(1)
+        self._in_flight.add(1)
         ok = not self._draining.value and (not self.revoked.value or self.reattach()) and self.fd.fault(gfn, write)
-        self._in_flight.fetch_add(-1)
+        self._in_flight.add(-1)
         if probe.io_fault_end is not None:
             probe.io_fault_end(self.device, gfn, write, ok, self.kvm.runtime.now() - start)
         return ok

@@ -306,7 +306,7 @@ class Exporter:
     def _answered(self, exported: ExportedTdp, gfn: int, write: bool, ok: bool) -> None:
         mappable = self.mappable(exported, gfn, write)
         if ok != mappable:
-            self.wrong_answers.fetch_add(1)
+            self.wrong_answers.add(1)
         if self.kvm.probe.io_fault_answered is not None:
             self.kvm.probe.io_fault_answered(gfn, write, ok, mappable)
 

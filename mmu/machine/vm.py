@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 
 from mmu.export.importer import ExportedTdps
@@ -59,6 +60,12 @@ PART_BASES: tuple[type, ...] = (
 """What a variant can replace."""
 
 
+@functools.lru_cache(maxsize=64)
+def parts_for(variants: tuple[Variant, ...]) -> Parts:
+    """The parts of a VM with these variants; composed once, however many VMs are built."""
+    return Parts(PART_BASES, variants)
+
+
 class MemslotHooks:
     """What the architecture does when memslots change (kvm_arch_*_memory_region)."""
 
@@ -88,7 +95,7 @@ class VirtualMachine:
         runtime = runtime or Runtime()
         reporter = reporter or Reporter()
         probe = probe or Probe()
-        self.parts = parts = Parts(PART_BASES, variants)
+        self.parts = parts = parts_for(tuple(variants))
         if config.checked:
             sync = Sync(runtime, reporter, probe, config.rcu_stall_seconds, parts[Rcu], parts[Srcu])
         else:

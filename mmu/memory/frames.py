@@ -14,14 +14,14 @@ class FrameAllocator:
 
     def __init__(self, runtime: Runtime, geometry: Geometry, frames: int, huge: tuple[int, int] = (0, 0)) -> None:
         self._frames = frames
-        self._single: Queue[int] = runtime.queue()
+        self._single: Queue[int] = runtime.queue("free frames")
         self._whole: dict[int, Queue[int]] = {}
         self._blocks: list[tuple[int, int, int]] = []
-        self._out = runtime.table(huge[0] + huge[1])
+        self._out = runtime.table(huge[0] + huge[1], "frames.out")
         """Frames of each block that somebody uses."""
         end = frames
         for level, count in ((PG_LEVEL_1G, huge[1]), (PG_LEVEL_2M, huge[0])):
-            self._whole[level] = runtime.queue()
+            self._whole[level] = runtime.queue(f"free blocks[{level}]")
             pages = geometry.pages(level) if level <= geometry.levels else 0
             for _ in range(count if pages else 0):
                 end = (end - pages) & -pages

@@ -52,8 +52,8 @@ class Region:
         self.writable = writable
         self.max_level = max_level
         self.userfaults = userfaults
-        self.ptes: Table = runtime.table(pages)
-        self.levels: Table = runtime.table(pages)
+        self.ptes: Table = runtime.table(pages, "host PTE")
+        self.levels: Table = runtime.table(pages, "host level")
         self.base: Cell[int] = runtime.cell("region.base", 0)
         self.moving_to: Cell[int | None] = runtime.cell("region.moving_to", None)
         self.dead: Cell[bool] = runtime.cell("region.dead", False)
@@ -81,10 +81,10 @@ class HostMemory:
         self._geometry = geometry or Geometry()
         self.mmap_lock = sync.mutex("mmap_lock")
         self.frames = frames
-        self.stamp = runtime.table(frames)
-        self.word = runtime.table(frames)
+        self.stamp = runtime.table(frames, "frame owner")
+        self.word = runtime.table(frames, "frame data")
         self.epoch: Cell[int] = runtime.cell("host.epoch", 1)
-        self._page_index = runtime.table(frames)
+        self._page_index = runtime.table(frames, "frame index")
         self._owners: dict[int, Region] = {}
         self._regions: dict[int, Region] = {}
         self._next_hva = runtime.counter("host.next_hva", self._geometry.pages(PG_LEVEL_1G))

@@ -276,7 +276,7 @@ class Memslots:
             raise KvmError(errno.ENOMEM, "no memory for the new slot (injected)")
         if new is not None and new.flags & KVM_MEM_LOG_DIRTY_PAGES:
             keeps = old is not None and old.dirty_bitmap is not None
-            new.dirty_bitmap = old.dirty_bitmap if keeps and old is not None else self.kvm.runtime.table(new.npages)
+            new.dirty_bitmap = old.dirty_bitmap if keeps and old is not None else self.kvm.runtime.table(new.npages, "dirty bitmap")
 
     def _activate_again(self, doomed: Memslot | None, old: Memslot | None, parts: dict[str, int]) -> None:
         """kvm_activate_memslot(): prepare failed; the old slot, if it was made INVALID, comes back."""
@@ -359,5 +359,6 @@ class Memslots:
 
     def _discard(self, slot: Memslot) -> None:
         slot.retire(slot.describe(), self.kvm.reporter)
+        self.kvm.runtime.ending(*(each.index for each in self._sets[slot.as_id]))
         if self.kvm.config.poisoning:
             poison(slot, self.kvm.reporter)

@@ -141,9 +141,9 @@ class RemoteTlb:
         if probe.flush_begin is not None:
             probe.flush_begin(reason, gfn, pages)
         start = kvm.runtime.now()
-        kvm.stat.remote_tlb_flush_requests.fetch_add(1)
+        kvm.stat.remote_tlb_flush_requests.add(1)
         if self.requests.make_all_cpus_request(KVM_REQ_TLB_FLUSH):
-            kvm.stat.remote_tlb_flush.fetch_add(1)
+            kvm.stat.remote_tlb_flush.add(1)
         if probe.point is not None:
             probe.point("P15")
         self.notify_importers(gfn, pages)

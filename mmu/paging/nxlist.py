@@ -32,7 +32,7 @@ class PossibleNxHugePages:
             self._report("a page is added that is on it already")
             return
         self._pages.value = (*self._pages.value, sp)
-        self._splits.fetch_add(1)
+        self._splits.add(1)
 
     def untrack(self, sp: ShadowPage) -> None:
         """untrack_possible_nx_huge_page() with the flag: the page is no longer kept small for the mitigation's sake."""
@@ -43,7 +43,7 @@ class PossibleNxHugePages:
         left = tuple(page for page in self._pages.value if page is not sp)
         if len(left) != len(self._pages.value):
             self._pages.value = left
-            self._splits.fetch_add(-1)
+            self._splits.add(-1)
 
     def remove(self, sp: ShadowPage) -> None:
         """list_del(): of a page that must be on the list."""

@@ -130,12 +130,12 @@ class PageTableMemory:
 
     def allocate(self) -> ShadowPage:
         """tdp_mmu_alloc_sp(): a zeroed page, not yet visible to anybody."""
-        page = ShadowPage(self._address(), self._runtime.table(self._entries))
+        page = ShadowPage(self._address(), self._runtime.table(self._entries, "SPTE"))
         return self._enter(page)
 
     def allocate_root(self, role: RootRole, level: int) -> RootPage:
         """A zeroed root page with two references: the caller's and the TDP MMU's own."""
-        root = RootPage(self._address(), self._runtime.table(self._entries), self._runtime, self._reporter, role, level)
+        root = RootPage(self._address(), self._runtime.table(self._entries, "SPTE"), self._runtime, self._reporter, role, level)
         self._enter(root)
         return root
 
@@ -144,19 +144,19 @@ class PageTableMemory:
         page = self.by_spte.get(self._layout.table(address))
         if page is None:
             self._report("wild-pointer", "O2", f"page-table address {address:#x} holds no page", "whatever was there")
-            page = ShadowPage(address, self._runtime.table(self._entries))
+            page = ShadowPage(address, self._runtime.table(self._entries, "SPTE"))
         return page
 
     def discard(self, page: ShadowPage) -> None:
         """Free a page that never became visible."""
         self.by_spte.pop(self._layout.table(page.address), None)
-        self.discarded.fetch_add(1)
-        self.released.fetch_add(1)
+        self.discarded.add(1)
+        self.released.add(1)
 
     def retire(self, page: ShadowPage) -> None:
         """Take an unlinked page out of sight; it is freed after a grace period (call_rcu)."""
         page.retire(page.describe(), self._reporter)
-        self.retired.fetch_add(1)
+        self.retired.add(1)
         self._rcu.call(lambda: self.free(page))
 
     def free(self, page: ShadowPage) -> None:
@@ -166,7 +166,7 @@ class PageTableMemory:
             return
         if not self._rcu.in_callback():
             self._report_unprotected_free(page)
-        self.released.fetch_add(1)
+        self.released.add(1)
         if not self._poisoning:
             self.by_spte.pop(self._layout.table(page.address), None)
             return
@@ -192,7 +192,7 @@ class PageTableMemory:
 
     def _enter(self, page: ShadowPage) -> ShadowPage:
         self.by_spte[self._layout.table(page.address)] = page
-        self.allocated.fetch_add(1)
+        self.allocated.add(1)
         return page
 
     def _report_unprotected_free(self, page: ShadowPage) -> None:

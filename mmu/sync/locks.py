@@ -39,7 +39,7 @@ class Mutex:
         self._lockdep = lockdep
         self._rcu = rcu
         self._key = self.lock_class.key(WRITE)
-        self._raw: RawLock = runtime.lock()
+        self._raw: RawLock = runtime.lock(name)
         self._local = _HoldLocal(self)
         self._doing = f"taking {name}"
 
@@ -56,11 +56,10 @@ class Mutex:
                 self._rcu.forbid_sleep(self._doing)
         node = lockdep.chain_of(task)
         task.chain = node.children.get(self._key) or lockdep.extend(task, self.lock_class, WRITE)
-        if not self._raw.acquire(blocking=False):
-            hold.mode = -WRITE
-            before, task.waiting_for = task.waiting_for, self.name
-            self._raw.acquire()
-            task.waiting_for = before
+        hold.mode = -WRITE
+        before, task.waiting_for = task.waiting_for, self.name
+        self._raw.acquire()
+        task.waiting_for = before
         hold.mode = WRITE
         hold.site = capture(2, 6)
         task.held.append(hold)
@@ -150,7 +149,8 @@ class RwLock:
     ) -> None:
         self.name = name
         self.preference = preference
-        self.raw: RawRwLock = runtime.rwlock(preference)
+        self.raw: RawRwLock = runtime.rwlock(preference, name)
+        self._contended = runtime.contention_of(self.raw)
         self.lock_class = lockdep.register(name, sleeping=False, recursive_read=preference == "reader")
         self._lockdep = lockdep
         self._probe = probe or Probe()
@@ -247,6 +247,8 @@ class RwLock:
 
     def needbreak(self) -> bool:
         """rwlock_needbreak(): whether another thread waits for the lock."""
+        if self._contended is not None:
+            return self._contended()
         for hold in self._holds:  # noqa: SIM110 - any() with a generator triples the cost of a zap's step
             if hold.mode < 0:
                 return True
@@ -263,7 +265,7 @@ class RwLock:
         if self._rcu is not None:
             self._rcu.forbid_sleep(f"cond_resched_rwlock({self.name})")
         self.unlock(shared)
-        self._runtime.relax()
+        self._runtime.resched()
         self.lock(shared)
         return True
 

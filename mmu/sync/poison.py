@@ -46,6 +46,7 @@ class RcuHead:
 
 _poisoned: dict[type, type] = {}
 _dead_types: set[type] = set()
+_freed_words: dict[type, type] = {}
 
 
 def poison(obj: RcuHead, reporter: Reporter) -> None:
@@ -77,8 +78,8 @@ def obituary_of(obj: RcuHead) -> Obituary | None:
     return note
 
 
-class FreedTable(Table):
-    """A freed table of words: every load or store is a report, and reads as non-present."""
+class _FreedWords(Table):
+    """What a freed table does instead of its class: every load or store is a report, and reads as non-present."""
 
     __slots__ = ()
 
@@ -88,7 +89,7 @@ class FreedTable(Table):
 
     def __iter__(self) -> Iterator[int]:
         self._touched("iterated", "all")
-        return iter([0] * len(self))
+        return iter(())
 
     def store(self, index: int, value: int) -> None:
         """Report; nothing is stored."""
@@ -115,8 +116,19 @@ class FreedTable(Table):
 
 def poison_table(table: Table, note: Obituary) -> None:
     """Free a table's words. `note` is the obituary of the page they belong to."""
+    table.end()
     table.note = note
-    table.__class__ = FreedTable
+    live = type(table)
+    dead = _freed_words.get(live)
+    if dead is None:
+        dead = type("Freed" + live.__name__, (_FreedWords, live), {"__slots__": ()})
+        _freed_words[live] = dead
+    table.__class__ = dead
+
+
+def is_freed_table(table: Table) -> bool:
+    """Whether the words were freed; does not count as a touch."""
+    return isinstance(table, _FreedWords)
 
 
 def report_touch(note: Obituary, how: str, skip: int = 2) -> None:

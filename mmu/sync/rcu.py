@@ -49,15 +49,16 @@ class EpochDomain:
         self.lockdep = lockdep
         self.reporter = lockdep.reporter
         self.gp_seq = runtime.counter(f"{name}.gp_seq", 1)
-        self._readers: tuple[Reader, ...] = ()
-        self._readers_lock = threading.Lock()
+        self._readers: Cell[tuple[Reader, ...]] = runtime.cell(f"{name}.readers", ())
         self.local = _ReaderLocal(self)
 
     def enlist(self, reader: Reader) -> None:
         """A thread uses the domain for the first time; readers of threads that have ended, outside, are forgotten."""
-        with self._readers_lock:
-            kept = (other for other in self._readers if other.task.thread.is_alive() or other.epoch.value != IDLE)
-            self._readers = (*kept, reader)
+        while True:
+            seen = self._readers.value
+            kept = (other for other in seen if other.task.thread.is_alive() or other.epoch.value != IDLE)
+            if self._readers.cmpxchg(seen, (*kept, reader)) == seen:
+                return
 
     def check_exit(self, task: Task) -> None:
         """A thread ends: it may not be inside a read section, which would never be closed."""
@@ -84,13 +85,13 @@ class EpochDomain:
         The number is read before the epoch: a section that is only about to be announced is not "inside", and a grace
         period need not wait for it.
         """
-        numbered = [(reader, reader.sections) for reader in self._readers]
+        numbered = [(reader, reader.sections) for reader in self._readers.value]
         return tuple((reader, number) for reader, number in numbered if reader.epoch.value != IDLE)
 
     def wait_for_readers(self) -> None:
         """Wait until every section that was open when the call began is closed: the heart of a grace period."""
         target = self.gp_seq.fetch_add(1) + 1
-        for reader in self._readers:
+        for reader in self._readers.value:
             epoch = reader.epoch
             if IDLE < epoch.value < target:
                 self._wait_for(reader, target)
@@ -167,13 +168,12 @@ class Rcu(EpochDomain):
     ) -> None:
         super().__init__(runtime, lockdep, name, stall_seconds)
         self._probe = probe or Probe()
-        self._queue = runtime.queue()
+        self._queue = runtime.queue("rcu callbacks")
         self._queued = runtime.counter("rcu.queued")
         self._done = runtime.counter("rcu.done")
         self._stop = runtime.cell("rcu.stop", False)
         self._callback_task: Cell[Task | None] = runtime.cell("rcu.callback_task", None)
-        self._worker_lock = threading.Lock()
-        self._has_worker = False
+        self._has_worker: Cell[bool] = runtime.cell("rcu.has_worker", False)
         self.grace_periods = runtime.counter("rcu.grace_periods")
 
     def read_lock(self, reader: Reader | None = None) -> None:
@@ -243,10 +243,10 @@ class Rcu(EpochDomain):
                 stacks.caller(),
             )
             return
-        self._queued.fetch_add(1)
+        self._queued.add(1)
         self._queue.put((callback, self.inside()))
-        if not self._has_worker:
-            self._start_worker()
+        if not self._has_worker.value and not self._has_worker.xchg(True):
+            self.runtime.spawn("rcu_gp", self._work)
 
     def barrier(self) -> None:
         """rcu_barrier(): return when every callback queued so far has run."""
@@ -267,12 +267,6 @@ class Rcu(EpochDomain):
         """End the callback task once its queue is empty."""
         self._stop.store(True)
 
-    def _start_worker(self) -> None:
-        with self._worker_lock:
-            if not self._has_worker:
-                self._has_worker = True
-                self.runtime.spawn("rcu_gp", self._work)
-
     def _work(self) -> None:
         """The task that waits for grace periods (rcu_gp_kthread and its callback offload in one)."""
         while True:
@@ -287,7 +281,7 @@ class Rcu(EpochDomain):
                 self.check_outlasted(snapshot, "call_rcu")
                 self._run(callback)
             self._callback_task.value = None
-            self.grace_periods.fetch_add(1)
+            self.grace_periods.add(1)
             if self._probe.grace_period is not None:
                 self._probe.grace_period(self.runtime.now() - start, len(batch))
 
@@ -300,7 +294,7 @@ class Rcu(EpochDomain):
                 raise
             self.runtime.on_task_error(current.task, error)
         finally:
-            self._done.fetch_add(1)
+            self._done.add(1)
 
 
 class Srcu(EpochDomain):

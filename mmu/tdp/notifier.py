@@ -36,7 +36,7 @@ class MmuNotifier:
         kvm = self.kvm
         start = kvm.runtime.now()
         with kvm.mn_invalidate_lock:
-            kvm.mn_active_invalidate_count.fetch_add(1)
+            kvm.mn_active_invalidate_count.add(1)
         token = kvm.srcu.read_lock()
         locked = flush = False
         for slot in self.slots(region, first, last):
@@ -65,7 +65,7 @@ class MmuNotifier:
             kvm.mmu_lock.write_unlock()
         kvm.srcu.read_unlock(token)
         with kvm.mn_invalidate_lock:
-            kvm.mn_active_invalidate_count.fetch_add(-1)
+            kvm.mn_active_invalidate_count.add(-1)
 
     def clear_flush_young(self, region: Region, first: int, last: int) -> bool:
         """Make the pages old and flush, so that the next use is seen; whether they were young."""

@@ -227,7 +227,7 @@ class SpteWriter:
         """tdp_account_mmu_page(): after the page became visible, so the count may lag for a moment."""
         if self._probe.point is not None:
             self._probe.point("P5")
-        self.kvm.stat.tdp_mmu_pages.fetch_add(1)
+        self.kvm.stat.tdp_mmu_pages.add(1)
 
     def handle_removed_pt(self, sp: ShadowPage, shared: bool) -> None:
         """handle_removed_pt(): unlink a table, freeze or clear every entry in it, and have RCU free it."""
@@ -254,7 +254,7 @@ class SpteWriter:
     def unlink_sp(self, sp: ShadowPage, shared: bool) -> None:  # noqa: ARG002 - who holds mmu_lock for write needs no second lock
         """tdp_mmu_unlink_sp(): off the page count, and off the list of possible huge pages if it is there."""
         kvm = self.kvm
-        kvm.stat.tdp_mmu_pages.fetch_add(-1)
+        kvm.stat.tdp_mmu_pages.add(-1)
         if sp.nx_disallowed is not None:
             with kvm.tdp_mmu_pages_lock:
                 kvm.possible_nx_huge_pages.untrack(sp)

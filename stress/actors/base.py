@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from mmu.errors import KvmError
 from mmu.machine.vm import VirtualMachine
 from mmu.memory.memslots import MemoryRegion
+from mmu.runtime import Cell
 from stress.actors.layout import Layout
 from stress.engines.control import Control
 from stress.observe.counts import Counts
@@ -58,9 +59,10 @@ class Actor(ABC):
         self.stage = stage
         self.name = name
         self.progress = 0
-        self.done = False
+        runtime = stage.vm.kvm.runtime
+        self.done: Cell[bool] = runtime.cell(f"{name}.done", False)
         """The last step is over."""
-        self.gone = False
+        self.gone: Cell[bool] = runtime.cell(f"{name}.gone", False)
         """And everything after it."""
 
     def body(self) -> None:
@@ -76,15 +78,16 @@ class Actor(ABC):
                 self.step()
                 self.progress += 1
         finally:
-            self.done = True
+            self.done.value = True
             try:
                 self.end()
             finally:
-                self.gone = True
+                self.gone.value = True
 
     def finished(self) -> bool:
-        """Whether the loop ends."""
-        return self.stage.control.stopping.value
+        """Whether the loop ends: the run is over, or this actor has done its share."""
+        control = self.stage.control
+        return control.stopping.value or self.progress >= control.rounds
 
     def begin(self) -> None:  # noqa: B027 - most actors need no preparation
         """Get ready."""

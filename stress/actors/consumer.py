@@ -31,7 +31,7 @@ class IopfWorker(Actor):
 
     def __init__(self, stage: Stage, name: str) -> None:
         super().__init__(stage, name)
-        self.queue = stage.vm.kvm.runtime.queue()
+        self.queue = stage.vm.kvm.runtime.queue("IO page faults")
         self.closed = stage.vm.kvm.runtime.cell("iopf.closed", False)
 
     def finished(self) -> bool:
@@ -72,7 +72,7 @@ class SharedTdpFd:
                 fd = self._stage.vm.create_tdp_fd(0)
                 self._fd.value = fd
                 self._stage.counts["exports"].add(1)
-            self._users.fetch_add(1)
+            self._users.add(1)
         return fd
 
     def close(self) -> None:
@@ -107,6 +107,7 @@ class Consumer(Actor):
         )
         self._position = 0
         self._group = config.group
+        self._bursts = config.bursts
         self._reexport_ns = int(1e9 / config.reexports_per_s) if config.reexports_per_s and number == 0 else 0
         self._exported_at = 0
         self.device = stage.vm.create_device(self.name)
@@ -129,7 +130,7 @@ class Consumer(Actor):
         if self._fds.recycling.value:
             self._detach()
             return
-        for _ in range(16):
+        for _ in range(self._bursts):
             self._dma([self._next() for _ in range(self._group)])
 
     def end(self) -> None:

@@ -43,4 +43,4 @@ class ExporterActor(Actor):
         for fd in vm.exporter.files.value:
             if vm.close_tdp_fd(fd):
                 self.stage.counts["unexports"].add(1)
-        vm.kvm.runtime.relax()
+        vm.kvm.runtime.resched()

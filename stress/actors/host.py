@@ -94,7 +94,7 @@ class UserfaultHandler(Actor):
 
     def finished(self) -> bool:
         """Goes on until everybody who could be waiting is gone; `others` is complete when the run begins."""
-        return all(actor.gone for actor in self._others)
+        return all(actor.gone.value for actor in self._others)
 
     def step(self) -> None:
         """Serve one missing page."""

@@ -61,7 +61,7 @@ class Layout:
         self._last = vm.kvm.geometry.max_gfn
         self._memory = memory
         self.fixed_regions: list[Region] = []
-        self.userfaults: Queue[tuple[Region, int]] = vm.kvm.runtime.queue()
+        self.userfaults: Queue[tuple[Region, int]] = vm.kvm.runtime.queue("userfaults")
         """Missing pages that somebody waits for."""
 
     def create_fixed(self) -> None:

@@ -16,12 +16,19 @@ class ProcessExit(Actor):
 
     def step(self) -> None:
         """Nothing before the end."""
-        self.stage.vm.kvm.runtime.wait_until("the end of the run", lambda: self.stage.control.stopping.value, patience=0.01)
+        self.stage.vm.kvm.runtime.wait_until("the end of the run", self._over, patience=0.01)
+
+    def _over(self) -> bool:
+        return self.stage.control.stopping.value or all(actor.done.value for actor in self._others)
+
+    def finished(self) -> bool:
+        """When everybody else has stopped."""
+        return self._over()
 
     def end(self) -> None:
         """exit_mmap; the VM's fd may be closed before."""
         vm = self.stage.vm
-        vm.kvm.runtime.wait_until("the other threads of the process", lambda: all(actor.gone for actor in self._others))
+        vm.kvm.runtime.wait_until("the other threads of the process", lambda: all(actor.gone.value for actor in self._others))
         if self.stage.scenario.actors.exit.vm_first:
             self.stage.close_vm()
         vm.exit_mm()

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
+
 from mmu.runtime import Runtime
 
 
 class Control:
     """Shared flags. Actors look at them between steps, where they hold no lock and are outside the guest."""
 
-    def __init__(self, runtime: Runtime) -> None:
+    def __init__(self, runtime: Runtime, rounds: float = math.inf) -> None:
         self._runtime = runtime
+        self.rounds = rounds
+        """How many steps an actor makes at most."""
         self.started = runtime.cell("control.started", False)
         self.stopping = runtime.cell("control.stopping", False)
         self.pausing = runtime.cell("control.pausing", False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import traceback
 from collections.abc import Sequence
@@ -41,10 +42,13 @@ class Finding:
     at_s: float
 
 
-class Session:
-    """Everything that one run consists of. `set_up` and `take_down` are run by tasks of the engine."""
+class World:
+    """The VM of one run, its actors and its judges; nothing that only observes. `set_up` and `take_down` belong to the
+    engine's order of things."""
 
-    def __init__(self, scenario: Scenario, seed: int, runtime: Runtime, extra: Sequence[Variant] = ()) -> None:
+    def __init__(
+        self, scenario: Scenario, seed: int, runtime: Runtime, extra: Sequence[Variant] = (), *, probe: Probe | None = None, rounds: float = math.inf
+    ) -> None:
         self.scenario = scenario
         self.seed = seed
         self.runtime = runtime
@@ -53,7 +57,7 @@ class Session:
         self._findings: list[Finding] = []
         self._errors: list[str] = []
         self.reporter = Reporter(self._found)
-        self.probe = Probe(self._observer_failed)
+        self.probe = probe or Probe(self.observer_failed)
         self.variants = variants_of(scenario, extra)
         self.vm = VirtualMachine(
             vm_config(scenario),
@@ -63,15 +67,9 @@ class Session:
             probe=self.probe,
             fail_function=Failures(scenario.disturbances, seed).fail_function,
         )
-        self.control = Control(runtime)
+        self.control = Control(runtime, rounds)
         self.counts = Counts(runtime)
-        self.histograms = Histograms(runtime)
-        self.gauges = Gauges(self.vm)
-        self.recorder = Recorder(runtime, self.vm.kvm.layout)
-        self.reporter.enrich = self.recorder.enrich
         self.oracles = attach_all(self.vm, scenario.limits)
-        delays = Delays(runtime, scenario.disturbances, seed, self.counts["delays"])
-        self.probe.attach(self.counts, self.histograms, self.gauges, self.recorder, delays)
         self.stage: Stage | None = None
         self.actors: list[Actor] = []
 
@@ -87,14 +85,6 @@ class Session:
         """Close the VM fd: with every TDP FD closed before, this destroys the VM and checks that nothing is left."""
         assert self.stage is not None
         self.stage.close_vm()
-
-    def interrupt_vcpus(self, interrupt: bool) -> None:
-        """Make every KVM_RUN return soon, or stop doing so."""
-        for vcpu in self.vm.vcpus():
-            if interrupt:
-                vcpu.interrupt()
-            else:
-                vcpu.immediate_exit.store(False)
 
     def findings(self) -> list[Finding]:
         """What was found so far, each with its current count, first seen first."""
@@ -136,9 +126,30 @@ class Session:
         with self._lock:
             self._findings.append(Finding(report, round(self.elapsed(), 3)))
 
-    def _observer_failed(self, hook: str, error: BaseException) -> None:
+    def observer_failed(self, hook: str, error: BaseException) -> None:
         where = "".join(traceback.format_exception(error))
         self.fail(f"an observer raised in {hook}: {error!r}\n{where}")
+
+
+class Session(World):
+    """A world with everybody who watches it, for a run on real threads."""
+
+    def __init__(self, scenario: Scenario, seed: int, runtime: Runtime, extra: Sequence[Variant] = ()) -> None:
+        super().__init__(scenario, seed, runtime, extra)
+        self.histograms = Histograms(runtime)
+        self.gauges = Gauges(self.vm)
+        self.recorder = Recorder(runtime, self.vm.kvm.layout)
+        self.reporter.enrich = self.recorder.enrich
+        delays = Delays(runtime, scenario.disturbances, seed, self.counts["delays"])
+        self.probe.attach(self.counts, self.histograms, self.gauges, self.recorder, delays)
+
+    def interrupt_vcpus(self, interrupt: bool) -> None:
+        """Make every KVM_RUN return soon, or stop doing so."""
+        for vcpu in self.vm.vcpus():
+            if interrupt:
+                vcpu.interrupt()
+            else:
+                vcpu.immediate_exit.store(False)
 
 
 def variants_of(scenario: Scenario, extra: Sequence[Variant] = ()) -> list[Variant]:

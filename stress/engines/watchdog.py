@@ -36,7 +36,7 @@ class Watchdog:
         stuck = []
         for actor in actors:
             progress, still = self._seen.get(actor, (-1, 0.0))
-            moved = actor.moved() != progress or actor.done or not actor.parks
+            moved = actor.moved() != progress or actor.done.value or not actor.parks
             still = 0.0 if moved else still + served
             if still > self._stall_s:
                 stuck.append(actor)

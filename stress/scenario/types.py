@@ -140,7 +140,7 @@ class MemslotActor:
 @frozen
 class ConsumerActor:
     """The consumer: devices that do DMA through the exported root. `reexports_per_s` closes and reopens the TDP FD; a device
-    posts `group` accesses at a time, whose IO page faults are answered together."""
+    posts `group` accesses at a time, whose IO page faults are answered together, `bursts` times a step."""
 
     devices: Count = Count(1)
     write_share: Share = Share(0.5)
@@ -148,6 +148,7 @@ class ConsumerActor:
     window_pages: Positive = Positive(8)
     reexports_per_s: Rate = Rate(2.0)
     group: Positive = Positive(1)
+    bursts: Positive = Positive(16)
 
 
 @frozen
@@ -257,6 +258,17 @@ class Budget:
 
 
 @frozen
+class Explore:
+    """How the controlled engine runs the scenario: every actor makes `rounds` steps a schedule; a schedule of more than
+    `max_steps` is not finished. `lock_granularity` says whether an operation on mmu_lock is one step, or the steps inside
+    `readerwriterlock` are explored, too."""
+
+    rounds: Positive = Positive(2)
+    max_steps: Positive = Positive(20_000)
+    lock_granularity: Literal["atomic", "library"] = "atomic"
+
+
+@frozen
 class Expect:
     """For scenarios that must fail: the rules of which at least one has to fire, and codes of findings likewise."""
 
@@ -277,5 +289,6 @@ class Scenario:
     disturbances: Disturbances = field(factory=Disturbances)
     limits: Limits = field(factory=Limits)
     budget: Budget = field(factory=Budget)
+    explore: Explore = field(factory=Explore)
     obligations: dict[str, Amount] = field(factory=dict)
     expect: Expect = field(factory=Expect)

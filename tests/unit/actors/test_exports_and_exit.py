@@ -269,7 +269,7 @@ def test_the_memory_goes_before_files_are_closed(staged: MakeStage, vm_first: bo
     session = ending(staged, vm_first=vm_first)
     fd = session.vm.create_tdp_fd(0)
     for actor in session.actors:
-        actor.gone = True
+        actor.gone.value = True
     the(session, "exit").end()
     assert session.vm.kvm.mm_gone.value
     assert session.totals()["process_exits"] == 1
@@ -285,7 +285,7 @@ def test_the_process_does_not_end_before_its_threads(staged: MakeStage) -> None:
     task = blocked(session.runtime, the(session, "exit").end, at=lambda task: "other threads" in (task.waiting_for or ""))
     assert not session.vm.kvm.mm_gone.value
     for actor in session.actors:
-        actor.gone = True
+        actor.gone.value = True
     finish(session.runtime, task)
     assert session.vm.kvm.mm_gone.value
 
@@ -299,7 +299,7 @@ def test_a_device_goes_on_until_the_memory_has_gone(staged: MakeStage) -> None:
     def dies() -> None:
         if device.accesses + device.aborts > 5:
             for actor in others:
-                actor.gone = True
+                actor.gone.value = True
             the(session, "exit").end()
 
     task = session.runtime.spawn("device0", device.end)

@@ -282,6 +282,6 @@ def test_the_handler_stays_until_nobody_waits(staged: MakeStage) -> None:
     others = [actor for actor in session.actors if actor is not handler]
     for actor in others:
         assert not handler.finished(), "somebody may still wait for a page"
-        actor.gone = True
+        actor.gone.value = True
     assert handler.finished()
     handler.step()  # nobody is there to wait for

@@ -1,0 +1,643 @@
+"""The controlled runtime: the same words, tables, locks and waits as the thread runtime's, but every operation is a
+scheduling point of a `Scheduler`.
+
+Nothing here locks: exactly one task runs. Time is virtual, a microsecond a step; a sleep is a scheduling point and orders
+nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+from mmu.runtime import RWLOCKS, Cell, Counter, PerThreadCounter, Queue, RawLock, RawRwLock, Runtime, Table
+from mmu.task import Task
+from stress.engines.scheduler import (
+    ACQUIRE,
+    ADD,
+    ENDING,
+    FREE,
+    LOAD,
+    READ_ACQUIRE,
+    READ_RELEASE,
+    RELEASE,
+    RMW,
+    STORE,
+    YIELD,
+    OWNER_SHIFT,
+    ControlTask,
+    Scheduler,
+)
+
+T = TypeVar("T")
+STEP_NS = 1000
+
+
+class ControlledCell(Cell[T]):
+    """One shared word under control."""
+
+    __slots__ = ("_scheduler", "_value", "_word")
+
+    def __init__(self, scheduler: Scheduler, name: str, value: T) -> None:  # noqa: PLW0231 - there is no lock to make
+        self.name = name
+        self._scheduler = scheduler
+        self._value = value
+        self._word = scheduler.number(1, self)
+
+    def peek(self, index: int = 0) -> T:  # noqa: ARG002 - a table has more than one
+        """The value, without a step."""
+        return self._value
+
+    @property
+    def value(self) -> T:
+        """READ_ONCE."""
+        self._scheduler.step(LOAD, self._word)
+        return self._value
+
+    @value.setter
+    def value(self, value: T) -> None:
+        """WRITE_ONCE."""
+        scheduler = self._scheduler
+        scheduler.step(STORE, self._word)
+        self._value = value
+        if scheduler.watched and self._word in scheduler.watched:
+            scheduler.wrote(self._word)
+
+    def store(self, value: T) -> None:
+        """smp_store_mb."""
+        self.value = value
+
+    def xchg(self, value: T) -> T:
+        """Store `value`, return what was there."""
+        scheduler = self._scheduler
+        scheduler.step(RMW, self._word)
+        old, self._value = self._value, value
+        if scheduler.watched and self._word in scheduler.watched:
+            scheduler.wrote(self._word)
+        return old
+
+    def cmpxchg(self, old: T, new: T) -> T:
+        """Store `new` if the word equals `old`; one that fails is a load."""
+        scheduler = self._scheduler
+        scheduler.step(RMW, self._word)
+        seen = self._value
+        if seen != old:
+            scheduler.was_load()
+            return seen
+        self._value = new
+        if scheduler.watched and self._word in scheduler.watched:
+            scheduler.wrote(self._word)
+        return seen
+
+
+class ControlledCounter(ControlledCell[int], Counter):
+    """A shared integer under control."""
+
+    __slots__ = ()
+
+    def add(self, amount: int) -> None:
+        """atomic_add(): commutes with other additions."""
+        scheduler = self._scheduler
+        scheduler.step(ADD, self._word)
+        self._value += amount
+        if scheduler.watched and self._word in scheduler.watched:
+            scheduler.wrote(self._word)
+
+    def fetch_add(self, amount: int) -> int:
+        """Add, return the value before."""
+        return self._modify(lambda old: old + amount)
+
+    def fetch_or(self, bits: int) -> int:
+        """Set bits, return the value before."""
+        return self._modify(lambda old: old | bits)
+
+    def fetch_and(self, bits: int) -> int:
+        """Keep only `bits`, return the value before."""
+        return self._modify(lambda old: old & bits)
+
+    def inc_not_zero(self) -> bool:
+        """refcount_inc_not_zero."""
+        return self._modify(lambda old: old + 1 if old else 0) != 0
+
+    def _modify(self, change: Callable[[int], int]) -> int:
+        scheduler = self._scheduler
+        scheduler.step(RMW, self._word)
+        old = self._value
+        self._value = change(old)
+        if scheduler.watched and self._word in scheduler.watched:
+            scheduler.wrote(self._word)
+        return old
+
+
+class ControlledTable(Table):
+    """Shared words under control. When the table is freed its storage goes, so that an operation announced before and done
+    after finds nothing and is repeated as what it is then: a touch of freed memory."""
+
+    __slots__ = ("_first", "_scheduler", "_size")
+
+    def __init__(self, scheduler: Scheduler, size: int, name: str) -> None:  # noqa: PLW0231 - there is no lock to make
+        list.__init__(self, [0]) if size == 1 else list.__init__(self, [0] * size)
+        self.name = name
+        self._scheduler = scheduler
+        self._size = size
+        self._first = scheduler.number(size, self)
+
+    def peek(self, index: int = 0) -> int:
+        """A value, without a step; 0 once the table is freed."""
+        return list.__getitem__(self, index) if list.__len__(self) else 0
+
+    def end(self) -> None:
+        """A step that touches every word; then the words are gone."""
+        first = self._first
+        self._scheduler.end(FREE, first, [(FREE, word) for word in range(first + 1, first + self._size)])
+        list.clear(self)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[each] for each in range(*index.indices(self._size))]
+        self._scheduler.step(LOAD, self._first + index)
+        try:
+            return list.__getitem__(self, index)
+        except IndexError:
+            return self._again(index)[index]
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        self.store(index, value)
+
+    def __iter__(self) -> Iterator[int]:
+        for index in range(self._size):
+            yield self[index]
+
+    def store(self, index: int, value: int) -> None:
+        """WRITE_ONCE."""
+        scheduler = self._scheduler
+        word = self._first + index
+        scheduler.step(STORE, word)
+        try:
+            list.__setitem__(self, index, value)
+        except IndexError:
+            self._again(index).store(index, value)
+            return
+        if scheduler.watched and word in scheduler.watched:
+            scheduler.wrote(word)
+
+    def xchg(self, index: int, value: int) -> int:
+        """Store `value`, return what was there."""
+        return self._modify(index, lambda _: value)
+
+    def fetch_and(self, index: int, bits: int) -> int:
+        """Keep only `bits`, return what was there."""
+        return self._modify(index, lambda old: old & bits)
+
+    def cmpxchg(self, index: int, old: int, new: int) -> int:
+        """Store `new` if the word equals `old`; one that fails is a load."""
+        scheduler = self._scheduler
+        word = self._first + index
+        scheduler.step(RMW, word)
+        try:
+            seen: int = list.__getitem__(self, index)
+        except IndexError:
+            return self._again(index).cmpxchg(index, old, new)
+        if seen != old:
+            scheduler.was_load()
+            return seen
+        list.__setitem__(self, index, new)
+        if scheduler.watched and word in scheduler.watched:
+            scheduler.wrote(word)
+        return seen
+
+    def _modify(self, index: int, change: Callable[[int], int]) -> int:
+        scheduler = self._scheduler
+        word = self._first + index
+        scheduler.step(RMW, word)
+        try:
+            old: int = list.__getitem__(self, index)
+        except IndexError:
+            return self._again(index).xchg(index, 0)
+        list.__setitem__(self, index, change(old))
+        if scheduler.watched and word in scheduler.watched:
+            scheduler.wrote(word)
+        return old
+
+    def _again(self, index: int) -> Table:
+        """The table as it is now: freed, unless the index is simply wrong."""
+        if list.__len__(self) or not 0 <= index < self._size:
+            raise IndexError(f"{self.name} has {self._size} words, there is no index {index}")
+        return self
+
+
+class ControlledQueue(Queue[T]):
+    """A queue under control; to the scheduler it is one word."""
+
+    __slots__ = ("_scheduler", "_word", "name")
+
+    def __init__(self, scheduler: Scheduler, name: str) -> None:
+        super().__init__()
+        self.name = name
+        self._scheduler = scheduler
+        self._word = scheduler.number(1, self)
+
+    def peek(self, index: int = 0) -> int:  # noqa: ARG002 - one word
+        """How many items there are, without a step."""
+        return len(self._items)
+
+    def put(self, item: T) -> None:
+        """Add at the end."""
+        self._scheduler.step(RMW, self._word)
+        self._items.append(item)
+        self._wrote()
+
+    def take(self) -> T | None:
+        """Remove the oldest item."""
+        self._scheduler.step(RMW, self._word)
+        item = super().take()
+        self._wrote()
+        return item
+
+    def drain(self) -> list[T]:
+        """Remove and return everything, in one step."""
+        self._scheduler.step(RMW, self._word)
+        items = list(self._items)
+        self._items.clear()
+        self._wrote()
+        return items
+
+    def __len__(self) -> int:
+        self._scheduler.step(LOAD, self._word)
+        return len(self._items)
+
+    def _wrote(self) -> None:
+        if self._word in self._scheduler.watched:
+            self._scheduler.wrote(self._word)
+
+
+class ControlledLock:
+    """A mutual-exclusion lock under control. A second acquire by its owner waits for ever, as a mutex does."""
+
+    def __init__(self, scheduler: Scheduler, name: str) -> None:
+        self.name = name
+        self.pending: list[ControlTask] = []
+        self.owner: ControlTask | None = None
+        self._scheduler = scheduler
+        self._word = scheduler.number(1, self)
+
+    def peek(self, index: int = 0) -> str:  # noqa: ARG002 - one word
+        """Who holds it, without a step."""
+        return self.owner.name if self.owner is not None else ""
+
+    def open_to(self, task: ControlTask) -> bool:  # noqa: ARG002 - all are equal
+        """Whether it is free."""
+        return self.owner is None
+
+    def owners(self) -> list[ControlTask]:
+        """Who holds it."""
+        return [self.owner] if self.owner is not None else []
+
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
+        """Take it; one that may not block, or not for ever, looks once and takes it or not."""
+        scheduler = self._scheduler
+        if not blocking or timeout >= 0:
+            scheduler.step(RMW, self._word)
+            if self.owner is not None:
+                return False
+        else:
+            scheduler.pass_gate(ACQUIRE, self._word, self, self.name)
+        self.owner = scheduler.running
+        if self.pending:
+            scheduler.gate_changed(self)
+        return True
+
+    def release(self) -> None:
+        """Give it back; anybody may."""
+        scheduler = self._scheduler
+        scheduler.step(RELEASE, self._word)
+        if self.owner is None:
+            raise RuntimeError("release unlocked lock")
+        self.owner = None
+        if self.pending:
+            scheduler.gate_changed(self)
+
+    def locked(self) -> bool:
+        """Whether somebody holds it."""
+        self._scheduler.step(LOAD, self._word)
+        return self.owner is not None
+
+    def __enter__(self) -> bool:
+        return self.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+class _Handle:
+    """One task's way to a `ControlledRwLock`, for one mode."""
+
+    def __init__(self, lock: ControlledRwLock, write: bool) -> None:
+        self._lock = lock
+        self._write = write
+
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:  # noqa: ARG002 - the model always waits
+        """Take the lock in this handle's mode."""
+        self._lock.take_write() if self._write else self._lock.take_read()
+        return True
+
+    def release(self) -> None:
+        """Give it back."""
+        self._lock.drop_write() if self._write else self._lock.drop_read()
+
+
+class ControlledRwLock:
+    """A reader-writer lock whose every operation is one step, with the three preferences of `readerwriterlock`.
+
+    `fair`: a writer first closes the gate, for readers and writers alike, and then waits for the readers inside.
+    `writer`: a writer that waits keeps readers out. `reader`: readers enter whenever no writer is inside.
+    Asking for it is a step of its own, which `rwlock_needbreak` sees.
+    """
+
+    def __init__(self, scheduler: Scheduler, preference: str, name: str) -> None:
+        self.name = name
+        self.preference = preference
+        self.pending: list[ControlTask] = []
+        self.readers: list[ControlTask] = []
+        self.writer: ControlTask | None = None
+        self.gate: ControlTask | None = None
+        self.asking = 0
+        """How many tasks wait to be let in."""
+        self.writers_waiting = 0
+        self._scheduler = scheduler
+        self._word = scheduler.number(2, self)
+        self._asked = self._word + 1
+
+    def gen_rlock(self) -> RawLock:
+        """A reader's handle."""
+        return _Handle(self, write=False)
+
+    def gen_wlock(self) -> RawLock:
+        """A writer's handle."""
+        return _Handle(self, write=True)
+
+    def peek(self, index: int = 0) -> str:
+        """Who holds it, or for word 1 how many ask for it, without a step."""
+        if index:
+            return str(self.asking)
+        if self.writer is not None:
+            return f"{self.writer.name} (write)"
+        return ", ".join(task.name for task in self.readers)
+
+    def is_contended(self) -> bool:
+        """rwlock_needbreak(): whether somebody waits for it."""
+        scheduler = self._scheduler
+        scheduler.step(LOAD, self._asked)
+        if scheduler.keep_extras and not scheduler.quiet:
+            scheduler.extras.setdefault(len(scheduler.trace) - 1, []).append((LOAD, self._word))
+        return self.asking > 0
+
+    def open_to(self, task: ControlTask) -> bool:
+        """Whether the acquisition that `task` has announced could happen now."""
+        if task.kind == READ_ACQUIRE:
+            if self.preference == "reader":
+                return self.writer is None
+            if self.preference == "writer":
+                return self.writer is None and not self.writers_waiting
+            return self.gate is None
+        if self.preference == "fair" and self.gate is not task:
+            return self.gate is None
+        return self.writer is None and not self.readers
+
+    def owners(self) -> list[ControlTask]:
+        """Who keeps others out."""
+        holders = [*self.readers, *([self.writer] if self.writer is not None else [])]
+        return holders or ([self.gate] if self.gate is not None else [])
+
+    def take_read(self) -> None:
+        """A reader enters."""
+        scheduler = self._scheduler
+        self._ask(1)
+        scheduler.pass_gate(READ_ACQUIRE, self._word, self, f"{self.name} (read)")
+        self.asking -= 1
+        self.readers.append(scheduler.running)
+        if self.pending:
+            scheduler.gate_changed(self)
+
+    def take_write(self) -> None:
+        """A writer enters."""
+        scheduler = self._scheduler
+        what = f"{self.name} (write)"
+        self._ask(1)
+        if self.preference == "fair":
+            scheduler.pass_gate(ACQUIRE, self._word, self, what)
+            self.gate = scheduler.running
+        else:
+            scheduler.step(RMW, self._word)
+            self.writers_waiting += 1
+        if self.pending:
+            scheduler.gate_changed(self)
+        scheduler.pass_gate(ACQUIRE, self._word, self, what)
+        self.asking -= 1
+        if self.preference != "fair":
+            self.writers_waiting -= 1
+        self.writer = scheduler.running
+        if self.pending:
+            scheduler.gate_changed(self)
+
+    def drop_read(self) -> None:
+        """A reader leaves."""
+        scheduler = self._scheduler
+        scheduler.step(READ_RELEASE, self._word)
+        if scheduler.running not in self.readers:
+            raise RuntimeError("release unlocked lock")
+        self.readers.remove(scheduler.running)
+        if self.pending:
+            scheduler.gate_changed(self)
+
+    def drop_write(self) -> None:
+        """A writer leaves."""
+        scheduler = self._scheduler
+        scheduler.step(RELEASE, self._word)
+        if self.writer is None:
+            raise RuntimeError("release unlocked lock")
+        self.writer = self.gate = None
+        if self.pending:
+            scheduler.gate_changed(self)
+
+    def _ask(self, amount: int) -> None:
+        self._scheduler.step(ADD, self._asked)
+        self.asking += amount
+
+
+class _LibraryHandle:
+    """`readerwriterlock`'s own handle, with the lock's count of who asks for it."""
+
+    def __init__(self, lock: LibraryRwLock, inner: Any) -> None:
+        self._lock = lock
+        self._inner = inner
+
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
+        """Take it through the library's own steps."""
+        self._lock.asking.add(1)
+        try:
+            return bool(self._inner.acquire(blocking, timeout))
+        finally:
+            self._lock.asking.add(-1)
+
+    def release(self) -> None:
+        """Give it back through the library's own steps."""
+        self._inner.release()
+
+
+class LibraryRwLock:
+    """The real `readerwriterlock`, explored inside: its inner locks are controlled ones."""
+
+    def __init__(self, runtime: ControlledRuntime, preference: str, name: str) -> None:
+        self.name = name
+        self.asking = runtime.counter(f"{name}.asking")
+        numbers = iter(range(100))
+        self._inner = RWLOCKS[preference](
+            lock_factory=lambda: ControlledLock(runtime.scheduler, f"{name}.lock{next(numbers)}"), time_source=runtime.seconds
+        )
+
+    def gen_rlock(self) -> RawLock:
+        """A reader's handle."""
+        return _LibraryHandle(self, self._inner.gen_rlock())
+
+    def gen_wlock(self) -> RawLock:
+        """A writer's handle."""
+        return _LibraryHandle(self, self._inner.gen_wlock())
+
+    def is_contended(self) -> bool:
+        """Whether somebody waits for it."""
+        return self.asking.value > 0
+
+
+class Tally(PerThreadCounter):
+    """A statistic under control: nobody counts at the same time, so one number does for every task."""
+
+    __slots__ = ("local", "n", "shard")
+
+    def __init__(self, name: str) -> None:  # noqa: PLW0231 - there are no shares
+        self.name = name
+        self.n = 0
+        self.local = self.shard = self  # type: ignore[assignment]  # stands for both
+
+    def add(self, amount: int) -> None:
+        """Add."""
+        self.n += amount
+
+    @property
+    def value(self) -> int:
+        """The sum."""
+        return self.n
+
+
+class ControlledRuntime(Runtime):
+    """Makes everything that tasks share for one schedule of one scheduler. `granularity` is `atomic` (an operation on a
+    rwlock is a step) or `library` (the steps inside `readerwriterlock` are)."""
+
+    def __init__(self, scheduler: Scheduler, granularity: str = "atomic") -> None:
+        super().__init__()
+        self.scheduler = scheduler
+        self.granularity = granularity
+        self._slept = 0
+        scheduler.exit_checks = self._exit_checks
+        scheduler.on_error = self._failed
+
+    def cell(self, name: str, value: T) -> Cell[T]:
+        """A shared word that holds anything immutable."""
+        return ControlledCell(self.scheduler, name, value)
+
+    def counter(self, name: str, value: int = 0) -> Counter:
+        """A shared integer."""
+        return ControlledCounter(self.scheduler, name, value)
+
+    def table(self, size: int, name: str = "words") -> Table:
+        """`size` shared integers, all 0."""
+        return ControlledTable(self.scheduler, size, name)
+
+    def queue(self, name: str = "queue") -> Queue[Any]:
+        """A queue between tasks."""
+        return ControlledQueue(self.scheduler, name)
+
+    def lock(self, name: str = "lock") -> RawLock:
+        """A mutual-exclusion lock."""
+        return ControlledLock(self.scheduler, name)
+
+    def rwlock(self, preference: str, name: str = "rwlock") -> RawRwLock:
+        """A reader-writer lock, of one step an operation or of the library's own."""
+        if self.granularity == "library":
+            return LibraryRwLock(self, preference, name)
+        return ControlledRwLock(self.scheduler, preference, name)
+
+    def contention_of(self, lock: RawRwLock) -> Callable[[], bool] | None:
+        """What tells whether a task waits for `lock`."""
+        assert isinstance(lock, ControlledRwLock | LibraryRwLock)
+        return lock.is_contended
+
+    def ending(self, *pointers: Cell[Any]) -> None:
+        """A step that the happens-before check judges."""
+        words = [(ENDING, cell._word) for cell in pointers if isinstance(cell, ControlledCell)]
+        self.scheduler.end(ENDING, 0, words)
+
+    def now(self) -> int:
+        """Virtual nanoseconds: a microsecond a step, and what was slept."""
+        scheduler = self.scheduler
+        return (scheduler.steps_before + len(scheduler.trace)) * STEP_NS + self._slept
+
+    def seconds(self) -> float:
+        """Virtual seconds."""
+        return self.now() / 1e9
+
+    def sleep(self, seconds: float) -> None:
+        """A scheduling point; virtual time passes."""
+        self._slept += int(seconds * 1e9)
+        self.scheduler.step(YIELD, 0)
+
+    def relax(self) -> None:
+        """One step of a spin: the task can run again when something that it has read is written."""
+        self.scheduler.relax()
+
+    def resched(self) -> None:
+        """A scheduling point."""
+        self.scheduler.step(YIELD, 0)
+
+    def wait_until(
+        self,
+        what: str,
+        predicate: Callable[[], bool],
+        *,
+        on_late: Callable[[float], None] | None = None,  # noqa: ARG002 - a wait that never ends is a deadlock here
+        patience: float = 2e-4,  # noqa: ARG002 - nobody polls
+    ) -> None:
+        """The task cannot run until the predicate is true."""
+        self.scheduler.wait(what, predicate)
+
+    def spawn(self, name: str, body: Callable[[], None]) -> Task:
+        """A task that the model makes for itself serves others: it is not waited for."""
+        return self.start(name, body, daemon=True)
+
+    def start(self, name: str, body: Callable[[], None], *, daemon: bool = False) -> Task:
+        """A task of the schedule."""
+        task = Task(name)
+        self._tasks.append(task)
+        self.scheduler.spawn(name, body, daemon, task)
+        return task
+
+    def join(self, task: Task, timeout: float | None = None) -> bool:  # noqa: ARG002 - time is virtual
+        """Wait for a task to end."""
+        control = self.scheduler.tasks[task.number - 1]
+        word = control.index << OWNER_SHIFT
+
+        def ended() -> bool:
+            self.scheduler.step(LOAD, word)
+            return control.done
+
+        self.scheduler.wait(f"{task.name} to end", ended)
+        return control.done
+
+    def per_thread_counter(self, name: str) -> PerThreadCounter:
+        """A statistic: no task's course depends on it, so it is no scheduling point."""
+        return Tally(name)
+
+    def _failed(self, task: ControlTask, error: BaseException) -> None:
+        if self.on_task_error is not None and task.task is not None:
+            self.on_task_error(task.task, error)
+

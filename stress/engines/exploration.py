@@ -1,0 +1,90 @@
+"""A scenario as a program for the scheduler: the same VM, actors and oracles as on real threads."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Hashable, Sequence
+
+from mmu import invariants
+from mmu.report import Report
+from mmu.task import Task
+from mmu.variant import Variant
+from stress.actors.base import Actor
+from stress.engines.controlled import ControlledRuntime
+from stress.engines.program import Instance, Part, QuietProbe
+from stress.engines.session import World
+from stress.scenario.types import Scenario
+
+SERVICES = ("iopf", "userfaultfd")
+"""Actors that serve others; they end when those have."""
+
+
+class ScenarioProgram:
+    """A scenario, to be run once a schedule. `rounds` is how many steps every actor makes."""
+
+    def __init__(self, name: str, scenario: Scenario, variants: Sequence[Variant] = ()) -> None:
+        self.name = name
+        self.scenario = scenario
+        self.variants = tuple(variants)
+
+    def build(self, runtime: ControlledRuntime, seed: int) -> Instance:
+        """A fresh VM with its actors."""
+        return ScenarioInstance(self, runtime, seed)
+
+
+class ScenarioInstance:
+    """One VM with its actors, for one schedule."""
+
+    has_start = True
+
+    def __init__(self, program: ScenarioProgram, runtime: ControlledRuntime, seed: int) -> None:
+        scenario = program.scenario
+        self._runtime = runtime
+        self._errors: list[str] = []
+        runtime.on_task_error = self._task_failed
+        probe = QuietProbe(runtime.scheduler, self._observer_failed)
+        self.world = world = World(scenario, seed, runtime, program.variants, probe=probe, rounds=scenario.explore.rounds)
+        world.probe.attach(world.counts)
+        world.set_up()
+        self.parts: Sequence[Part] = [Part(actor.name, self._body(actor)) for actor in world.actors]
+
+    def _body(self, actor: Actor) -> Callable[[], None]:
+        kvm = self.world.vm.kvm
+
+        def body() -> None:
+            _ = kvm.rcu.local.reader, kvm.srcu.local.reader, kvm.mmu_lock.local.hold
+            actor.body()
+
+        return body
+
+    def start(self) -> None:
+        """Every actor is ready."""
+        self.world.control.started.store(True)
+
+    def closing(self) -> Sequence[Part]:
+        """Check the invariants, then destroy the VM."""
+        world = self.world
+        if self._errors:
+            return ()
+        if not world.vm.destroyed.value:
+            invariants.check(world.vm)
+        world.counts["quiescent_checks"].add(1)
+        return [Part("teardown", world.take_down)]
+
+    def reports(self) -> Sequence[Report]:
+        """The broken rules, first seen first."""
+        return [finding.report for finding in self.world.findings()]
+
+    def errors(self) -> Sequence[str]:
+        """What went wrong with the harness; beside a finding that is a consequence."""
+        return [*self._errors, *self.world.errors()]
+
+    def outcome(self) -> Hashable:
+        """What the guests and devices have seen."""
+        return tuple((actor.name, actor.progress) for actor in self.world.actors)
+
+    def _task_failed(self, task: Task, error: BaseException) -> None:
+        self._errors.append(f"{task.name} raised {error!r}\n" + "".join(traceback.format_exception(error)))
+
+    def _observer_failed(self, hook: str, error: BaseException) -> None:
+        self._errors.append(f"an observer raised in {hook}: {error!r}\n" + "".join(traceback.format_exception(error)))

@@ -1,0 +1,216 @@
+"""What a scheduler can run: programs, which are built afresh for every schedule, and the run that came of one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, Protocol
+
+from attrs import define, field, frozen
+
+from mmu.probe import Probe
+from mmu.report import Report, section
+from stress.engines.controlled import ControlledRuntime
+from stress.engines.scheduler import RELAX, Access, Event, Picker, Scheduler, waits_for
+
+FAIR_STEPS = 50_000
+"""How long a schedule that has reached its limit may go on with fair turns before it is called a livelock."""
+
+
+@frozen
+class Part:
+    """One task of a program: a name that is unique in it, and what it does. Daemons are not waited for."""
+
+    name: str
+    body: Callable[[], None]
+    daemon: bool = False
+
+
+class Instance(Protocol):
+    """One program, ready to run once."""
+
+    parts: Sequence[Part]
+    has_start: bool
+    """Whether the parts get ready first, in a fixed order, and then wait for `start`. Otherwise everything is explored."""
+
+    def start(self) -> None:
+        """Every part waits for the common start: let them go."""
+        ...
+
+    def closing(self) -> Sequence[Part]:
+        """Called after the last part has ended: what still has to be done, in a fixed order, before the judgement."""
+        ...
+
+    def reports(self) -> Sequence[Report]:
+        """The broken rules that were seen."""
+        ...
+
+    def errors(self) -> Sequence[str]:
+        """What went wrong with the harness itself."""
+        ...
+
+    def outcome(self) -> Hashable:
+        """What the program came to, for comparing schedules."""
+        ...
+
+
+class Program(Protocol):
+    """Something that can be run again and again, always from the same start."""
+
+    name: str
+
+    def build(self, runtime: ControlledRuntime, seed: int) -> Instance:
+        """A fresh instance, everything shared made by `runtime`; `seed` is all that it may depend on."""
+        ...
+
+
+class Strategy(Protocol):
+    """Decides who runs next."""
+
+    name: str
+
+    def begin(self, scheduler: Scheduler) -> Picker:
+        """A schedule is about to begin: what picks the next task, at every step."""
+        ...
+
+    def end(self, run: Run) -> None:
+        """The schedule is over: learn from it."""
+        ...
+
+
+@define
+class Run:
+    """One schedule and what came of it. `trace` is the explored phase; `cut` says that the strategy gave it up, because
+    others like it were seen; `livelock` and `limit_hit` that it was longer than allowed, with and without fair turns."""
+
+    trace: list[Event] = field(factory=list)
+    extras: dict[int, list[Access]] = field(factory=dict)
+    names: list[str] = field(factory=list)
+    reports: tuple[Report, ...] = ()
+    errors: tuple[str, ...] = ()
+    outcome: Hashable = None
+    cut: bool = False
+    limit_hit: bool = False
+    completed: bool = False
+    seed: int = 0
+    instance: Any = None
+    scheduler: Scheduler | None = None
+
+    @property
+    def failed(self) -> bool:
+        """Whether a rule was broken."""
+        return bool(self.reports)
+
+    @property
+    def signature(self) -> str:
+        """What the failure is: the first finding's rule, code and subject."""
+        return self.reports[0].signature if self.reports else ""
+
+
+class Executor:
+    """Runs schedules of one program, one at a time."""
+
+    def __init__(self, program: Program, *, limit: int = 20_000, granularity: str = "atomic", keep_extras: bool = False) -> None:
+        self.program = program
+        self.limit = limit
+        self.granularity = granularity
+        self.keep_extras = keep_extras
+
+    def execute(self, strategy: Strategy, seed: int = 0) -> Run:
+        """Build the program, explore one schedule of it with `strategy`, close it and judge."""
+        scheduler = Scheduler(self.limit)
+        scheduler.keep_extras = self.keep_extras
+        runtime = ControlledRuntime(scheduler, self.granularity)
+        instance = self.program.build(runtime, seed)
+        for part in instance.parts:
+            runtime.start(part.name, part.body, daemon=part.daemon)
+        run = Run(seed=seed, instance=instance, scheduler=scheduler)
+        found: list[Report] = []
+        try:
+            self._explore(scheduler, instance, strategy, run, found)
+            if run.completed:
+                self._close(scheduler, runtime, instance, found)
+        finally:
+            if any(not task.done for task in scheduler.tasks):
+                scheduler.abandon()
+        run.names = [task.name for task in scheduler.tasks]
+        run.reports = (*instance.reports(), *found)
+        run.errors = tuple(instance.errors())
+        run.outcome = instance.outcome() if run.completed else None
+        strategy.end(run)
+        return run
+
+    def _explore(self, scheduler: Scheduler, instance: Instance, strategy: Strategy, run: Run, found: list[Report]) -> None:
+        if instance.has_start:
+            scheduler.run(scheduler.first)
+            instance.start()
+        scheduler.run(strategy.begin(scheduler))
+        run.trace, run.extras = scheduler.trace, scheduler.extras
+        run.limit_hit = scheduler.limit_hit
+        run.cut = scheduler.given_up
+        run.completed = not (scheduler.unfinished or run.cut)
+        if run.limit_hit and scheduler.unfinished:
+            found.append(livelock(scheduler))
+        elif scheduler.stuck:
+            found.append(deadlock(scheduler))
+
+    def _close(self, scheduler: Scheduler, runtime: ControlledRuntime, instance: Instance, found: list[Report]) -> None:
+        for part in instance.closing():
+            runtime.start(part.name, part.body)
+            scheduler.run(scheduler.first)
+            if scheduler.unfinished:
+                found.append(deadlock(scheduler))
+                return
+
+
+def deadlock(scheduler: Scheduler) -> Report:
+    """Nobody can run, and somebody is not done."""
+    lines = waits_for(scheduler)
+    spinning = [task for task in scheduler.waiting if task.kind == RELAX]
+    code = "livelock" if spinning else "deadlock"
+    waiting = sorted(f"{task.name}: {task.what}" for task in scheduler.waiting if not task.daemon)
+    return Report(
+        "O10",
+        code,
+        f"BUG: {code}: {', '.join(task.name for task in scheduler.waiting if not task.daemon)} can never go on",
+        "every task makes progress; here each waits for something that nobody is left to do",
+        "khungtaskd; reference O10",
+        subject="; ".join(waiting),
+        sections=(section("waits for", lines),),
+    )
+
+
+def livelock(scheduler: Scheduler) -> Report:
+    """Everybody got fair turns, and still the end never came."""
+    busy = sorted(task.name for task in scheduler.tasks if not task.done and not task.daemon)
+    return Report(
+        "O10",
+        "livelock",
+        f"BUG: livelock: {', '.join(busy)} went on for {FAIR_STEPS:,} steps with fair turns and did not end",
+        "every task makes progress when it gets its turns",
+        "reference O10, B38",
+        subject=", ".join(busy),
+        sections=(section("waits for", waits_for(scheduler) or ["nobody waits"]),),
+    )
+
+
+class QuietProbe(Probe):
+    """A probe whose observers look at the model without being scheduled: what they read belongs to the current step."""
+
+    __slots__ = ("_scheduler",)
+
+    def __init__(self, scheduler: Scheduler, on_error: Callable[[str, BaseException], None] | None = None) -> None:
+        super().__init__(on_error)
+        self._scheduler = scheduler
+
+    def _dispatcher(self, name: str, methods: tuple[Callable[..., Any], ...]) -> Callable[..., None]:
+        inner = super()._dispatcher(name, methods)
+        scheduler = self._scheduler
+
+        def quiet(*args: Any) -> None:
+            scheduler.quiet += 1
+            try:
+                inner(*args)
+            finally:
+                scheduler.quiet -= 1
+
+        return quiet

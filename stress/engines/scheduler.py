@@ -1,0 +1,552 @@
+"""The scheduler: exactly one task runs, and every operation on a shared word or lock asks who runs next.
+
+A task announces the operation it is about to do, a strategy picks one of the runnable tasks, and the picked task's
+announced operation is executed. What cannot be done now (a lock that is held, a predicate that is false) makes its task
+not runnable until a write makes it possible, so nothing ever spins or polls, and "nobody is runnable" is a fact.
+
+Events are `(task index, kind, word)`. Words are numbered by the task that made them, so that a number means the same in
+every schedule in which that task did the same.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any, Final, Protocol
+
+from mmu.task import Task, current
+from stress.engines.carrier import POOL, Carrier, Signal
+
+LOAD: Final = 0
+ADD: Final = 1
+READ_ACQUIRE: Final = 2
+READ_RELEASE: Final = 3
+STORE: Final = 4
+RMW: Final = 5
+ACQUIRE: Final = 6
+RELEASE: Final = 7
+WAIT: Final = 8
+RELAX: Final = 9
+YIELD: Final = 10
+SPAWN: Final = 11
+START: Final = 12
+END: Final = 13
+FREE: Final = 14
+ENDING: Final = 15
+
+KINDS = (
+    "load",
+    "add",
+    "read-acquire",
+    "read-release",
+    "store",
+    "rmw",
+    "acquire",
+    "release",
+    "wait",
+    "relax",
+    "yield",
+    "spawn",
+    "start",
+    "end",
+    "free",
+    "ending",
+)
+"""The kinds of operations by number. Two operations on one word commute when both are LOAD, both ADD, or both are a
+reader's (READ_*) on a lock; WAIT and RELAX are loads; YIELD and ENDING touch nothing."""
+
+NO_WORD: Final = 0
+OWNER_SHIFT: Final = 32
+"""A word's number is owner << OWNER_SHIFT | serial number."""
+
+Event = tuple[int, int, int]
+Access = tuple[int, int]
+"""(kind, word)."""
+
+
+class Abandoned(BaseException):
+    """Raised in every task when its schedule is given up; nothing in the model may catch it."""
+
+
+class Gate(Protocol):
+    """What a task can be blocked at: a lock, seen by the scheduler."""
+
+    pending: list[ControlTask]
+
+    def open_to(self, task: ControlTask) -> bool:
+        """Whether the operation that `task` has announced could be done now."""
+        ...
+
+    def owners(self) -> list[ControlTask]:
+        """Who keeps it closed, for the waits-for graph."""
+        ...
+
+
+class ControlTask:
+    """A task under control: `kind` and `word` are the operation it has announced."""
+
+    __slots__ = (
+        "body",
+        "carrier",
+        "daemon",
+        "done",
+        "enabled",
+        "gate",
+        "index",
+        "kind",
+        "made",
+        "name",
+        "predicate",
+        "reads",
+        "relaxed_at",
+        "revived",
+        "task",
+        "what",
+        "word",
+    )
+
+    def __init__(self, index: int, name: str, carrier: Carrier, body: Callable[[], None], daemon: bool) -> None:
+        self.index = index
+        self.name = name
+        self.carrier = carrier
+        self.body = body
+        self.daemon = daemon
+        self.kind = START
+        self.word = NO_WORD
+        self.made = 0
+        self.enabled = True
+        self.done = False
+        self.gate: Gate | None = None
+        self.predicate: Callable[[], bool] | None = None
+        self.reads: list[Access] = []
+        self.what = ""
+        self.relaxed_at = 0
+        self.revived = 0
+        self.task: Task | None = None
+
+    def __repr__(self) -> str:
+        return f"<{self.name} {KINDS[self.kind]} {self.word:#x}>"
+
+
+Picker = Callable[[], ControlTask]
+
+
+class Scheduler:
+    """Runs tasks one at a time. `pick` is the strategy's choice; `trace` the events of the current phase."""
+
+    def __init__(self, limit: int = 50_000, fair_steps: int = 50_000) -> None:
+        self.limit = limit
+        self.fair_steps = fair_steps
+        self.tasks: list[ControlTask] = []
+        self.runnable: list[ControlTask] = []
+        self.trace: list[Event] = []
+        self.extras: dict[int, list[Access]] = {}
+        """Further words that an event touched: what observers read while it was the last, what a predicate read."""
+        self.registry: list[tuple[int, Any]] = []
+        """Every object with its first word, in the order in which they were made."""
+        self.quiet = 1
+        """Not 0: operations are done at once, as part of the current step."""
+        self.watched: dict[int, list[ControlTask]] = {}
+        self.keep_extras = False
+        self.on_error: Callable[[ControlTask, BaseException], None] | None = None
+        self.exit_checks: list[Callable[[Task], None]] = []
+        self.limit_hit = False
+        self.given_up = False
+        self.stuck = False
+        """The phase ended because nobody was runnable, although somebody was not done."""
+        self.pick: Picker = self.first
+        self.steps_before = 0
+        self._noting: list[Access] | None = None
+        self._main = Signal()
+        self._outside = ControlTask(0, "main", Carrier.__new__(Carrier), _nothing, daemon=True)
+        self._outside.made = 1
+        self._outside.enabled = False
+        self.running = self._outside
+        self._aborting = False
+        self._foreground = 0
+
+    # Making tasks and words.
+
+    def number(self, count: int, thing: object) -> int:
+        """Numbers for `count` new words of `thing`; the first of them."""
+        owner = self.running
+        word = owner.index << OWNER_SHIFT | owner.made
+        owner.made += count
+        self.registry.append((word, thing))
+        return word
+
+    def spawn(self, name: str, body: Callable[[], None], daemon: bool, identity: Task) -> ControlTask:
+        """A new task, runnable at once, that is `identity` to itself and others. Daemons are not waited for."""
+        index = len(self.tasks) + 1
+        carrier = POOL.carrier(index)
+        task = ControlTask(index, name, carrier, body, daemon)
+        self.step(SPAWN, index << OWNER_SHIFT)
+        identity.number = index
+        identity.thread = carrier.thread
+        identity.ident = carrier.thread.ident or 0
+        task.task = identity
+        task.word = index << OWNER_SHIFT
+        task.made = 1
+        self.tasks.append(task)
+        task.carrier.load(lambda: self._carry(task))
+        self.runnable.append(task)
+        if not daemon:
+            self._foreground += 1
+        return task
+
+    # Phases; called by the thread that owns the scheduler.
+
+    def run(self, pick: Picker) -> None:
+        """Run until every task that is no daemon is done, or nobody can run (`stuck`), or the limit is hit. `trace` and
+        `extras` start afresh."""
+        self.steps_before += len(self.trace)
+        self.trace = []
+        self.extras = {}
+        for task in self.tasks:
+            task.relaxed_at = 0
+        self.stuck = False
+        self.pick = pick
+        if not self._foreground or (not self.runnable and not self._revive()):
+            self.stuck = bool(self._foreground)
+            return
+        self.quiet = 0
+        first = pick()
+        self.running = first
+        first.carrier.signal.set()
+        self._main.wait()
+        self.quiet = 1
+        self.running = self._outside
+
+    def abandon(self) -> None:
+        """Give the schedule up: unwind every task that is not done, one after another."""
+        self._aborting = True
+        self.quiet = 1
+        for task in self.tasks:
+            if not task.done:
+                self.running = task
+                task.carrier.signal.set()
+                self._main.wait()
+        self.running = self._outside
+
+    def first(self) -> ControlTask:
+        """The picker for what is not explored: go on while possible, else the first that can run."""
+        running = self.running
+        return running if running.enabled and not running.done else min(self.runnable, key=_index)
+
+    def next_in_turn(self) -> ControlTask:
+        """The fair picker: the next task that can run, round and round."""
+        after = self.running.index
+        return min(self.runnable, key=lambda task: (task.index <= after, task.index))
+
+    @property
+    def waiting(self) -> list[ControlTask]:
+        """Tasks that are not done and cannot run."""
+        return [task for task in self.tasks if not task.done and not task.enabled]
+
+    @property
+    def unfinished(self) -> int:
+        """How many tasks are not done, daemons aside."""
+        return self._foreground
+
+    def peek(self, word: int) -> object:
+        """The object that a word belongs to."""
+        return next((thing for first, thing in reversed(self.registry) if first <= word and first >> OWNER_SHIFT == word >> OWNER_SHIFT), None)
+
+    # What running tasks call.
+
+    def step(self, kind: int, word: int) -> None:
+        """The running task is about to do `kind` on `word`: the strategy says who goes first."""
+        if self.quiet:
+            if self._noting is not None:
+                self._noting.append((kind, word))
+            elif self.keep_extras and self.running is not self._outside and not self._aborting:
+                self.extras.setdefault(len(self.trace) - 1, []).append((kind, word))
+            return
+        task = self.running
+        task.kind = kind
+        task.word = word
+        chosen = self.pick()
+        if chosen is not task:
+            self._switch(task, chosen)
+        trace = self.trace
+        trace.append((task.index, kind, word))
+        if len(trace) >= self.limit:
+            self._over()
+
+    def pass_gate(self, kind: int, word: int, gate: Gate, what: str) -> None:
+        """Like `step`, for an operation that may have to wait at `gate`."""
+        if self.quiet:
+            if self._aborting:
+                raise Abandoned
+            return
+        task = self.running
+        task.kind = kind
+        task.word = word
+        task.gate = gate
+        task.what = what
+        gate.pending.append(task)
+        if not gate.open_to(task):
+            self._disable(task)
+        self._hand_over(task)
+        gate.pending.remove(task)
+        task.gate = None
+        self.trace.append((task.index, kind, word))
+        if len(self.trace) >= self.limit:
+            self._over()
+
+    def gate_changed(self, gate: Gate) -> None:
+        """The state of `gate` is another: look again who may pass."""
+        for task in gate.pending:
+            self._set_enabled(task, gate.open_to(task))
+
+    def wait(self, what: str, predicate: Callable[[], bool]) -> None:
+        """Not runnable until `predicate` is true."""
+        if self.quiet:
+            if self._aborting:
+                raise Abandoned
+            return
+        task = self.running
+        task.kind = WAIT
+        task.predicate = predicate
+        task.what = what
+        if not self._look(task):
+            self._disable(task)
+        self._hand_over(task)
+        self._unwatch(task)
+        task.predicate = None
+        self._saw(task)
+
+    def relax(self) -> None:
+        """Not runnable until something that the task has read since it last relaxed is written by somebody else."""
+        if self.quiet:
+            return
+        task = self.running
+        task.kind = RELAX
+        task.what = "spinning"
+        changed, task.reads = self._read_since_relaxed(task)
+        task.word = task.reads[0][1] if task.reads else NO_WORD
+        if not changed:
+            self._watch(task)
+            self._disable(task)
+        self._hand_over(task)
+        self._unwatch(task)
+        self._saw(task)
+        task.relaxed_at = len(self.trace)
+
+    def wrote(self, word: int) -> None:
+        """`word`, which somebody watches, has a new value."""
+        for task in list(self.watched[word]):
+            if task is self.running:
+                continue
+            if task.predicate is None:
+                task.revived = 0
+                self._set_enabled(task, True)
+            else:
+                self._unwatch(task)
+                self._set_enabled(task, self._look(task))
+
+    def was_load(self) -> None:
+        """The read-modify-write just done has changed nothing."""
+        if not self.quiet:
+            task, _, word = self.trace[-1]
+            self.trace[-1] = (task, LOAD, word)
+
+    def end(self, kind: int, word: int, accesses: list[Access]) -> None:
+        """A step that touches many words."""
+        self.step(kind, word)
+        if not self.quiet:
+            self.extras[len(self.trace) - 1] = accesses
+
+    # Switching.
+
+    def _switch(self, task: ControlTask, chosen: ControlTask) -> None:
+        self.running = chosen
+        chosen.carrier.signal.set()
+        task.carrier.signal.wait()
+        if self._aborting:
+            raise Abandoned
+
+    def _hand_over(self, task: ControlTask) -> None:
+        """Go on with whoever is picked, which may be `task` itself if it can run."""
+        if not self.runnable and not self._revive():
+            self._report_stuck(task)
+            return
+        chosen = self.pick()
+        if chosen is not task:
+            self._switch(task, chosen)
+
+    def _report_stuck(self, task: ControlTask) -> None:
+        self.stuck = True
+        self._main.set()
+        task.carrier.signal.wait()
+        if self._aborting:
+            raise Abandoned
+
+    def _over(self) -> None:
+        """Too many steps: go on with fair turns for a while; after that the schedule is given up."""
+        if not self.limit_hit:
+            self.limit_hit = True
+            self.limit = len(self.trace) + self.fair_steps
+            self.pick = self.next_in_turn
+            return
+        self._main.set()
+        self.running.carrier.signal.wait()
+        raise Abandoned
+
+    def give_up(self) -> None:
+        """For pickers: this schedule is not worth going on with."""
+        self.given_up = True
+        self._main.set()
+        self.running.carrier.signal.wait()
+        raise Abandoned
+
+    def _carry(self, task: ControlTask) -> None:
+        """What the task's carrier runs."""
+        assert task.task is not None
+        current.task = mine = task.task
+        try:
+            if not self._aborting:
+                self.trace.append((task.index, START, task.word))
+                task.body()
+        except Abandoned:
+            pass
+        except BaseException as error:
+            mine.error = error
+            if self.on_error is not None:
+                self.on_error(task, error)
+        try:
+            if not self._aborting:
+                for check in self.exit_checks:
+                    check(mine)
+                self.step(END, task.index << OWNER_SHIFT)
+        except Abandoned:
+            pass
+        self._ended(task)
+
+    def _ended(self, task: ControlTask) -> None:
+        task.done = True
+        self._disable(task)
+        if not task.daemon:
+            self._foreground -= 1
+        if self._aborting:
+            self._main.set()
+            return
+        word = task.index << OWNER_SHIFT
+        if word in self.watched:
+            self.wrote(word)
+        if not self._foreground:
+            self._main.set()
+            return
+        if not self.runnable and not self._revive():
+            self.stuck = True
+            self._main.set()
+            return
+        chosen = self.pick()
+        self.running = chosen
+        chosen.carrier.signal.set()
+
+    # Who can run.
+
+    def _disable(self, task: ControlTask) -> None:
+        if task.enabled:
+            task.enabled = False
+            self.runnable.remove(task)
+
+    def _set_enabled(self, task: ControlTask, enabled: bool) -> None:
+        if enabled is not task.enabled:
+            task.enabled = enabled
+            if enabled:
+                self.runnable.append(task)
+            else:
+                self.runnable.remove(task)
+
+    def _revive(self) -> bool:
+        """Nobody can run: let those that spin look once more, twice in a row at most, in case they wait for more than words."""
+        revived = False
+        for task in self.tasks:
+            if not task.done and not task.enabled and task.kind == RELAX and task.revived < 2:
+                task.revived += 1
+                self._set_enabled(task, True)
+                revived = True
+        return revived
+
+    def _look(self, task: ControlTask) -> bool:
+        """Evaluate the predicate, and watch every word that it read."""
+        assert task.predicate is not None
+        noting, self._noting = self._noting, []
+        self.quiet += 1
+        try:
+            result = task.predicate()
+        finally:
+            self.quiet -= 1
+            task.reads, self._noting = self._noting, noting
+        task.word = task.reads[0][1] if task.reads else NO_WORD
+        self._watch(task)
+        return result
+
+    def _watch(self, task: ControlTask) -> None:
+        for _, word in task.reads:
+            tasks = self.watched.setdefault(word, [])
+            if task not in tasks:
+                tasks.append(task)
+
+    def _unwatch(self, task: ControlTask) -> None:
+        for _, word in task.reads:
+            tasks = self.watched.get(word)
+            if tasks is not None and task in tasks:
+                tasks.remove(task)
+                if not tasks:
+                    del self.watched[word]
+
+    def _saw(self, task: ControlTask) -> None:
+        """Record a WAIT or RELAX with everything it has looked at."""
+        self.trace.append((task.index, task.kind, task.word))
+        if len(task.reads) > 1:
+            self.extras[len(self.trace) - 1] = task.reads[1:]
+        task.reads = []
+        if len(self.trace) >= self.limit:
+            self._over()
+
+    def _read_since_relaxed(self, task: ControlTask) -> tuple[bool, list[Access]]:
+        """Whether something read since then was written by others after the read; and everything that was read."""
+        written: set[int] = set()
+        reads: dict[int, None] = {}
+        mine = task.index
+        changed = False
+        trace = self.trace
+        for position in range(len(trace) - 1, max(task.relaxed_at, len(trace) - 2000) - 1, -1):
+            index, kind, word = trace[position]
+            if index != mine:
+                if kind in _WRITES:
+                    written.add(word)
+            elif kind in _READS:
+                changed = changed or word in written
+                reads[word] = None
+        return changed, [(LOAD, word) for word in reads]
+
+
+_READS = frozenset({LOAD, RMW, WAIT})
+_WRITES = frozenset({STORE, RMW, ADD, FREE})
+
+
+def _index(task: ControlTask) -> int:
+    return task.index
+
+
+def _nothing() -> None:
+    """The main thread is no task."""
+
+
+def waits_for(scheduler: Scheduler) -> list[str]:
+    """Who waits for what, and whom; a line each."""
+    lines = []
+    for task in scheduler.waiting:
+        owners = task.gate.owners() if task.gate is not None else []
+        names = ", ".join(owner.name for owner in owners if owner is not task)
+        lines.append(f"{task.name} waits for {task.what}" + (f", held by {names}" if names else ""))
+    return lines
+
+
+def frames_of(task: ControlTask) -> Any:
+    """The Python frame in which a parked task stands."""
+    return sys._current_frames().get(task.carrier.thread.ident or -1)

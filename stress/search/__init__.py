@@ -1,0 +1,1 @@
+"""Search: strategies, schedules, replay, minimisation and explanation, over what `stress.engines.program` can run."""

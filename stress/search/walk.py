@@ -1,0 +1,31 @@
+"""Uniform random walk: at every step each runnable task is as likely as any other."""
+
+from __future__ import annotations
+
+import random
+
+from stress.engines.program import Run
+from stress.engines.scheduler import ControlTask, Picker, Scheduler
+
+
+class RandomWalk:
+    """Schedule number n of a seed is always the same."""
+
+    name = "random"
+
+    def __init__(self, seed: int) -> None:
+        self._dice = random.Random(seed)
+
+    def begin(self, scheduler: Scheduler) -> Picker:
+        """Draw afresh."""
+        draw = self._dice.random
+        runnable = scheduler.runnable
+
+        def pick() -> ControlTask:
+            count = len(runnable)
+            return runnable[int(draw() * count)] if count > 1 else runnable[0]
+
+        return pick
+
+    def end(self, run: Run) -> None:
+        """Nothing is learnt."""
