@@ -365,8 +365,10 @@ class ControlledRwLock:
         """How many tasks wait to be let in."""
         self.writers_waiting = 0
         self._scheduler = scheduler
-        self._word = scheduler.number(2, self)
+        self._word = scheduler.number(3, self)
         self._asked = self._word + 1
+        self._inside = self._word + 2 if preference == "fair" else self._word
+        """Where readers leave and a writer that has closed the gate enters; with a gate, nothing else has to be ordered."""
 
     def gen_rlock(self) -> RawLock:
         """A reader's handle."""
@@ -378,7 +380,7 @@ class ControlledRwLock:
 
     def peek(self, index: int = 0) -> str:
         """Who holds it, or for word 1 how many ask for it, without a step."""
-        if index:
+        if index == 1:
             return str(self.asking)
         if self.writer is not None:
             return f"{self.writer.name} (write)"
@@ -432,7 +434,7 @@ class ControlledRwLock:
             self.writers_waiting += 1
         if self.pending:
             scheduler.gate_changed(self)
-        scheduler.pass_gate(ACQUIRE, self._word, self, what)
+        scheduler.pass_gate(ACQUIRE, self._inside, self, what)
         self.asking -= 1
         if self.preference != "fair":
             self.writers_waiting -= 1
@@ -443,7 +445,7 @@ class ControlledRwLock:
     def drop_read(self) -> None:
         """A reader leaves."""
         scheduler = self._scheduler
-        scheduler.step(READ_RELEASE, self._word)
+        scheduler.step(READ_RELEASE, self._inside)
         if scheduler.running not in self.readers:
             raise RuntimeError("release unlocked lock")
         self.readers.remove(scheduler.running)

@@ -67,6 +67,8 @@ class Strategy(Protocol):
     """Decides who runs next."""
 
     name: str
+    exhausted: bool
+    """Whether every schedule that it would ever try has been run."""
 
     def begin(self, scheduler: Scheduler) -> Picker:
         """A schedule is about to begin: what picks the next task, at every step."""
@@ -88,6 +90,8 @@ class Run:
     reports: tuple[Report, ...] = ()
     errors: tuple[str, ...] = ()
     outcome: Hashable = None
+    blocked: list[tuple[int, int, list[Access]]] = field(factory=list)
+    """What the tasks that can never go on had announced: (task index, kind, accesses)."""
     cut: bool = False
     limit_hit: bool = False
     completed: bool = False
@@ -145,6 +149,7 @@ class Executor:
             instance.start()
         scheduler.run(strategy.begin(scheduler))
         run.trace, run.extras = scheduler.trace, scheduler.extras
+        run.blocked = [(task.index, task.kind, task.reads or [(task.kind, task.word)]) for task in scheduler.waiting]
         run.limit_hit = scheduler.limit_hit
         run.cut = scheduler.given_up
         run.completed = not (scheduler.unfinished or run.cut)

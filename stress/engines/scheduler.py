@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import Any, Final, Protocol
+from typing import Any, Final, NoReturn, Protocol
 
 from mmu.task import Task, current
 from stress.engines.carrier import POOL, Carrier, Signal
@@ -152,6 +152,8 @@ class Scheduler:
         self.exit_checks: list[Callable[[Task], None]] = []
         self.limit_hit = False
         self.given_up = False
+        self.crash: Exception | None = None
+        """What the strategy raised."""
         self.stuck = False
         """The phase ended because nobody was runnable, although somebody was not done."""
         self.pick: Picker = self.first
@@ -197,8 +199,8 @@ class Scheduler:
     # Phases; called by the thread that owns the scheduler.
 
     def run(self, pick: Picker) -> None:
-        """Run until every task that is no daemon is done, or nobody can run (`stuck`), or the limit is hit. `trace` and
-        `extras` start afresh."""
+        """Run until nobody can: every task is done, or only daemons wait, or (`stuck`) somebody waits for ever; or until the
+        limit is hit. `trace` and `extras` start afresh."""
         self.steps_before += len(self.trace)
         self.trace = []
         self.extras = {}
@@ -206,7 +208,7 @@ class Scheduler:
             task.relaxed_at = 0
         self.stuck = False
         self.pick = pick
-        if not self._foreground or (not self.runnable and not self._revive()):
+        if not self.runnable and not self._revive():
             self.stuck = bool(self._foreground)
             return
         self.quiet = 0
@@ -216,6 +218,8 @@ class Scheduler:
         self._main.wait()
         self.quiet = 1
         self.running = self._outside
+        if self.crash is not None:
+            raise self.crash
 
     def abandon(self) -> None:
         """Give the schedule up: unwind every task that is not done, one after another."""
@@ -369,14 +373,15 @@ class Scheduler:
     def _hand_over(self, task: ControlTask) -> None:
         """Go on with whoever is picked, which may be `task` itself if it can run."""
         if not self.runnable and not self._revive():
-            self._report_stuck(task)
+            self._rest(task)
             return
         chosen = self.pick()
         if chosen is not task:
             self._switch(task, chosen)
 
-    def _report_stuck(self, task: ControlTask) -> None:
-        self.stuck = True
+    def _rest(self, task: ControlTask) -> None:
+        """Nobody can run: the phase is over."""
+        self.stuck = self._foreground > 0
         self._main.set()
         task.carrier.signal.wait()
         if self._aborting:
@@ -389,16 +394,19 @@ class Scheduler:
             self.limit = len(self.trace) + self.fair_steps
             self.pick = self.next_in_turn
             return
+        self._leave(self.running)
+
+    def _leave(self, task: ControlTask) -> NoReturn:
+        """The running task hands over to the main thread for good."""
         self._main.set()
-        self.running.carrier.signal.wait()
+        if not task.done:
+            task.carrier.signal.wait()
         raise Abandoned
 
-    def give_up(self) -> None:
+    def give_up(self) -> NoReturn:
         """For pickers: this schedule is not worth going on with."""
         self.given_up = True
-        self._main.set()
-        self.running.carrier.signal.wait()
-        raise Abandoned
+        self._leave(self.running)
 
     def _carry(self, task: ControlTask) -> None:
         """What the task's carrier runs."""
@@ -434,14 +442,18 @@ class Scheduler:
         word = task.index << OWNER_SHIFT
         if word in self.watched:
             self.wrote(word)
-        if not self._foreground:
-            self._main.set()
-            return
         if not self.runnable and not self._revive():
-            self.stuck = True
+            self.stuck = self._foreground > 0
             self._main.set()
             return
-        chosen = self.pick()
+        try:
+            chosen = self.pick()
+        except Abandoned:
+            return
+        except Exception as error:
+            self.crash = error
+            self._main.set()
+            return
         self.running = chosen
         chosen.carrier.signal.set()
 
@@ -479,7 +491,7 @@ class Scheduler:
             result = task.predicate()
         finally:
             self.quiet -= 1
-            task.reads, self._noting = self._noting, noting
+            task.reads, self._noting = list(dict.fromkeys(self._noting)), noting
         task.word = task.reads[0][1] if task.reads else NO_WORD
         self._watch(task)
         return result

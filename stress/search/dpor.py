@@ -1,0 +1,252 @@
+"""Dynamic partial-order reduction: explores every class of schedules, most of them once.
+
+Source sets with sleep sets (Abdulla, Aronis, Jonsson, Sagonas, "Optimal dynamic partial order reduction", POPL 2014):
+after each execution every race in it - two conflicting events of different tasks with nothing ordered in between - asks
+for an execution in which the second comes first, unless one that is equivalent has been or will be explored. A lock that
+is held and a wait that is false are races with whatever closed them, not with what opens them.
+"""
+
+from __future__ import annotations
+
+from stress.engines.program import Run
+from stress.engines.scheduler import ACQUIRE, READ_ACQUIRE, READ_RELEASE, RELAX, RELEASE, WAIT, Access, ControlTask, Picker, Scheduler
+from stress.search.order import GROUP, Order, accesses, conflict
+
+_RELEASES = frozenset({RELEASE, READ_RELEASE})
+_GATED = frozenset({ACQUIRE, READ_ACQUIRE})
+_WAITING = frozenset({WAIT, RELAX})
+
+
+class _Node:
+    """A state on the current path: who can run (`enabled`, a bit each), who was chosen, who has to be tried, who was."""
+
+    __slots__ = ("backtrack", "chosen", "done", "enabled", "sleep")
+
+    def __init__(self, enabled: int, chosen: int, sleep: dict[int, list[Access]]) -> None:
+        self.enabled = enabled
+        self.chosen = chosen
+        self.sleep = sleep
+        self.backtrack = 1 << chosen
+        self.done: dict[int, list[Access]] = {}
+
+    def left(self) -> int:
+        """The tasks, a bit each, that still have to be tried here."""
+        left = self.backtrack & self.enabled & ~(1 << self.chosen)
+        for task in (*self.done, *self.sleep):
+            left &= ~(1 << task)
+        return left
+
+
+class Dpor:
+    """Exhaustive search. `exhausted` once every class was explored; needs an executor that keeps extras."""
+
+    name = "dpor"
+
+    def __init__(self) -> None:
+        self.exhausted = False
+        self.executions = 0
+        self.cut = 0
+        """Executions that were given up because others had covered what they would have shown."""
+        self._nodes: list[_Node] = []
+        self._prefix = 0
+        """How many events of the next execution are given: all but the last as before, the last one new."""
+
+    def begin(self, scheduler: Scheduler) -> Picker:
+        """Follow the path, then go on by default, avoiding what sleeps."""
+        nodes = self._nodes
+        given = self._prefix
+        tasks = scheduler.tasks
+        scheduler.keep_extras = True
+        sleep: dict[int, list[Access]] = {}
+
+        def pick() -> ControlTask:
+            nonlocal sleep
+            depth = len(scheduler.trace)
+            if depth < given:
+                return tasks[nodes[depth].chosen - 1]
+            if depth:
+                sleep = _still_asleep(nodes[depth - 1], scheduler, depth - 1)
+            enabled = 0
+            chosen = None
+            running = scheduler.running
+            for task in scheduler.runnable:
+                enabled |= 1 << task.index
+                if task.index not in sleep and (chosen is None or task is running or (chosen is not running and task.index < chosen.index)):
+                    chosen = task
+            if chosen is None:
+                scheduler.give_up()
+            nodes.append(_Node(enabled, chosen.index, sleep))
+            return chosen
+
+        return pick
+
+    def end(self, run: Run) -> None:
+        """Find the races of the execution, then the deepest state in which somebody is left to try."""
+        self.executions += 1
+        self.cut += run.cut
+        del self._nodes[len(run.trace) :]
+        self._find_races(run)
+        self._go_back(run)
+
+    def estimate(self) -> float:
+        """The share of the tree that is explored, as far as the tree is known: it only ever turns out larger."""
+        share, weight = 0.0, 1.0
+        for node in self._nodes:
+            options = max(1, (node.backtrack & node.enabled).bit_count())
+            weight /= options
+            share += weight * len(node.done)
+        return min(1.0, share)
+
+    def _find_races(self, run: Run) -> None:
+        order = Order(run.trace, run.extras, len(run.names))
+        first_new = max(0, self._prefix - 1)
+        trace = run.trace
+        for position in range(len(trace)):
+            touched = order.touched(position)
+            if position >= first_new and touched:
+                task, kind, _ = trace[position]
+                races = _races(order, self._nodes, position, task, kind, touched)
+                order.advance(position, touched)
+                for earlier in races:
+                    self._demand(order, earlier, position, task)
+            else:
+                order.advance(position, touched)
+        if not run.completed and not run.cut:
+            for pending in run.blocked:
+                self._blocked(order, pending)
+
+    def _blocked(self, order: Order, pending: tuple[int, int, list[Access]]) -> None:
+        """An operation that was never done because its task was blocked for ever: it, too, could have come first."""
+        task, kind, touched = pending
+        for earlier in _races(order, self._nodes, len(order.trace), task, kind, touched):
+            self._demand(order, earlier, len(order.trace), task)
+
+    def _demand(self, order: Order, earlier: int, later: int, task: int) -> None:
+        """Make sure that some execution from the state before `earlier` begins as one in which `later` comes first would."""
+        if earlier >= len(self._nodes):
+            return
+        node = self._nodes[earlier]
+        initials = _initials(order, earlier, later, task)
+        tried = node.backtrack
+        for sleeper in node.done:
+            tried |= 1 << sleeper
+        if initials & tried:
+            return
+        wanted = initials & node.enabled
+        if not wanted:
+            node.backtrack |= node.enabled
+        elif wanted >> task & 1:
+            node.backtrack |= 1 << task
+        else:
+            node.backtrack |= wanted & -wanted
+
+    def _go_back(self, run: Run) -> None:
+        nodes = self._nodes
+        while nodes:
+            node = nodes[-1]
+            left = node.left()
+            position = len(nodes) - 1
+            node.done[node.chosen] = accesses(run.trace[position], run.extras.get(position))
+            if left:
+                node.chosen = (left & -left).bit_length() - 1
+                self._prefix = len(nodes)
+                return
+            nodes.pop()
+        self.exhausted = True
+
+
+def _still_asleep(node: _Node, scheduler: Scheduler, position: int) -> dict[int, list[Access]]:
+    """Who sleeps after event `position`: those whose next operation commutes with it."""
+    if not node.sleep and not node.done:
+        return {}
+    event = scheduler.trace[position]
+    touched = accesses(event, scheduler.extras.get(position))
+    asleep = {**node.sleep, **node.done}
+    asleep.pop(event[0], None)
+    return {task: mine for task, mine in asleep.items() if not conflict(mine, touched)}
+
+
+def _races(order: Order, nodes: list[_Node], position: int, task: int, kind: int, touched: list[Access]) -> list[int]:
+    """The earlier events that race with the operation of `task` at `position`: in conflict, not ordered before it, with
+    nothing in between, and such that the operation could have come first."""
+    clock = order.current[task]
+    trace, numbers = order.trace, order.numbers
+    waiting = kind in _WAITING
+    found: set[int] = set()
+    for what, word in touched:
+        record = order.words.get(word)
+        if record is None:
+            continue
+        group = GROUP[what]
+        gated = what in _GATED
+        for earlier in reversed(record.history):
+            other, other_kind, _ = trace[earlier]
+            if group and _group_of(order, earlier, word) == group:
+                continue
+            if other == task or clock[other] >= numbers[earlier]:
+                if not _group_of(order, earlier, word):
+                    break
+                continue
+            if gated and other_kind in _RELEASES:
+                continue
+            if (gated or waiting) and _was_blocked(order, nodes, earlier, task):
+                continue
+            found.add(earlier)
+            if not (gated or waiting or _group_of(order, earlier, word)):
+                break
+    return _immediate(order, found)
+
+
+def _group_of(order: Order, position: int, word: int) -> int:
+    """The group of an event's access to `word`; of several the strongest."""
+    _, kind, where = order.trace[position]
+    if where == word and position not in order.extras:
+        return GROUP[kind]
+    return min(GROUP[kind] for kind, where in order.touched(position) if where == word)
+
+
+def _was_blocked(order: Order, nodes: list[_Node], earlier: int, task: int) -> bool:
+    """Whether the task was already waiting to do its operation when `earlier` happened, and could not."""
+    done_by_then = order.clocks[earlier][task] if order.trace[earlier][0] == task else _events_before(order, earlier, task)
+    if done_by_then != order.current[task][task]:
+        return False
+    return earlier < len(nodes) and not nodes[earlier].enabled >> task & 1
+
+
+def _events_before(order: Order, position: int, task: int) -> int:
+    """How many events of `task` come before `position` in the schedule."""
+    for index in range(position - 1, -1, -1):
+        if order.trace[index][0] == task:
+            return order.numbers[index]
+    return 0
+
+
+def _immediate(order: Order, found: set[int]) -> list[int]:
+    """Without those that happen before another one of them."""
+    if len(found) < 2:
+        return list(found)
+    return [one for one in found if not any(other > one and order.before(one, other) for other in found)]
+
+
+def _initials(order: Order, earlier: int, later: int, task: int) -> int:
+    """Who can begin (a bit each) what follows the state before `earlier`, without `earlier` and what depends on it, up to the
+    operation `later` of `task`."""
+    trace, clocks, numbers = order.trace, order.clocks, order.numbers
+    owner, number = trace[earlier][0], numbers[earlier]
+    firsts: dict[int, int] = {}
+    initials = 0
+    for position in range(earlier + 1, later):
+        clock = clocks[position]
+        if clock[owner] >= number:
+            continue
+        who = trace[position][0]
+        if who in firsts:
+            continue
+        if all(clock[other] < first for other, first in firsts.items()):
+            initials |= 1 << who
+        firsts[who] = numbers[position]
+    if task not in firsts:
+        clock = clocks[later] if later < len(clocks) else order.current[task]
+        if all(clock[other] < first for other, first in firsts.items()):
+            initials |= 1 << task
+    return initials

@@ -1,0 +1,160 @@
+"""Happens-before over the events of a schedule: which operations conflict, and vector clocks.
+
+Two operations on one word commute when both are loads, both are additions, or both are a reader's on a lock. Everything
+else that touches one word is ordered as it happened. Two schedules that differ only in the order of operations that
+commute are one *class* (a Mazurkiewicz trace): nobody in the model can tell them apart.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from stress.engines.program import Run
+from stress.engines.scheduler import ADD, ENDING, LOAD, READ_ACQUIRE, READ_RELEASE, RELAX, WAIT, YIELD, Access, Event
+
+EXCLUSIVE: Final = 0
+GROUP: Final = tuple(
+    {LOAD: 1, WAIT: 1, RELAX: 1, ADD: 2, READ_ACQUIRE: 3, READ_RELEASE: 3, YIELD: -1, ENDING: -1}.get(kind, EXCLUSIVE) for kind in range(16)
+)
+"""The group of each kind: members of one group commute on a word, `EXCLUSIVE` operations with nothing; -1 touches nothing."""
+
+Clock = list[int]
+_MASK: Final = (1 << 64) - 1
+
+
+def accesses(event: Event, extras: list[Access] | None) -> list[Access]:
+    """Everything that an event touched, as (kind, word)."""
+    _, kind, word = event
+    mine = [(kind, word)] if GROUP[kind] >= 0 and word else []
+    return mine + [(kind, word) for kind, word in extras if GROUP[kind] >= 0] if extras else mine
+
+
+def conflict(first: list[Access], second: list[Access]) -> bool:
+    """Whether two events do not commute."""
+    for kind, word in first:
+        group = GROUP[kind]
+        for other, where in second:
+            if where == word and (not group or group != GROUP[other]):
+                return True
+    return False
+
+
+def class_of(run: Run) -> int:
+    """A 64-bit number that two schedules share when they are one class, whatever process or Python made them."""
+    last: dict[int, int] = {}
+    base: dict[int, int] = {}
+    group: dict[int, int] = {}
+    gathered: dict[int, int] = {}
+    extras = run.extras
+    total = 0
+    for position, (task, kind, word) in enumerate(run.trace):
+        mark = last.get(task, 0)
+        more = extras.get(position) if extras else None
+        mine = GROUP[kind]
+        if mine < 0 or (not word and more is None):
+            mark = hash((task, kind, mark))
+        elif more is None:
+            if not mine or group.get(word) != mine:
+                base[word] = hash((base.get(word, 0), gathered.get(word, 0)))
+                group[word] = mine
+                gathered[word] = 0
+            mark = hash((task, kind, word, mark, base[word]))
+            gathered[word] = (gathered[word] + mark) & _MASK
+        else:
+            touched = accesses((task, kind, word), more)
+            before = [_enter(where, GROUP[what], base, group, gathered) for what, where in touched]
+            mark = hash((task, kind, word, mark, *before))
+            for _, where in touched:
+                gathered[where] = (gathered[where] + mark) & _MASK
+        last[task] = mark
+        total = (total + mark) & _MASK
+    return total
+
+
+def _enter(word: int, mine: int, base: dict[int, int], group: dict[int, int], gathered: dict[int, int]) -> int:
+    """An operation of group `mine` on `word`: what it comes after."""
+    if not mine or group.get(word) != mine:
+        base[word] = hash((base.get(word, 0), gathered.get(word, 0)))
+        group[word] = mine
+        gathered[word] = 0
+    return base[word]
+
+
+class _Word:
+    """What has happened to one word: `base` is the clock of everything before the current group, `gathered` that of the
+    group itself; `history` the events, of a group only the last of each task."""
+
+    __slots__ = ("base", "gathered", "group", "history", "starts")
+
+    def __init__(self, tasks: int) -> None:
+        self.base: Clock = [0] * tasks
+        self.gathered: Clock = [0] * tasks
+        self.group = EXCLUSIVE
+        self.history: list[int] = []
+        self.starts = 0
+
+    def open(self, group: int) -> None:
+        """An operation of `group` comes: does it join the current group, or come after it?"""
+        if group and group == self.group:
+            return
+        self.base = [max(pair) for pair in zip(self.base, self.gathered, strict=True)]
+        self.group = group
+        self.starts = len(self.history)
+
+    def note(self, position: int, task: int, trace: list[Event]) -> None:
+        """Remember the event; one of the same task in the same group makes an earlier one superfluous."""
+        history = self.history
+        for index in range(self.starts, len(history)):
+            if trace[history[index]][0] == task:
+                del history[index]
+                break
+        history.append(position)
+
+
+class Order:
+    """The happens-before order of a schedule: `clocks[i][t]` is how many events of task t are at or before event i, and
+    `numbers[i]` the number of event i within its own task, from 1 on."""
+
+    def __init__(self, trace: list[Event], extras: dict[int, list[Access]], tasks: int) -> None:
+        self.trace = trace
+        self.extras = extras
+        self.tasks = tasks + 1
+        self.clocks: list[Clock] = []
+        self.numbers: list[int] = []
+        self.words: dict[int, _Word] = {}
+        self.current: list[Clock] = [[0] * self.tasks for _ in range(self.tasks)]
+        """Each task's clock after its last event so far."""
+
+    def touched(self, position: int) -> list[Access]:
+        """What event `position` touched."""
+        return accesses(self.trace[position], self.extras.get(position))
+
+    def advance(self, position: int, touched: list[Access]) -> Clock:
+        """Take in event `position`; returns its clock. Events must come in order."""
+        task = self.trace[position][0]
+        clock = self.current[task].copy()
+        for kind, word in touched:
+            record = self.words.get(word)
+            if record is None:
+                record = self.words[word] = _Word(self.tasks)
+            record.open(GROUP[kind])
+            base = record.base
+            for index in range(self.tasks):
+                if base[index] > clock[index]:
+                    clock[index] = base[index]
+        clock[task] += 1
+        for kind, word in touched:
+            record = self.words[word]
+            if GROUP[kind]:
+                record.gathered = [max(pair) for pair in zip(record.gathered, clock, strict=True)]
+            else:
+                record.gathered = clock
+            record.note(position, task, self.trace)
+        self.current[task] = clock
+        self.clocks.append(clock)
+        self.numbers.append(clock[task])
+        return clock
+
+    def before(self, first: int, second: int) -> bool:
+        """Whether event `first` happens before event `second`."""
+        return self.clocks[second][self.trace[first][0]] >= self.numbers[first]
