@@ -6,8 +6,9 @@ one exists. The idea is trio's `Instrument`: an observer is any object that has 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 Hook = Callable[..., Any] | None
 
@@ -127,13 +128,15 @@ class Probe:
 
     def attach(self, *observers: object) -> None:
         """Connect every method of `observers` that is named after a hook. Call it before threads run."""
+        changed: dict[str, None] = {}
         for observer in observers:
-            for name in HOOKS:
-                method = getattr(observer, name, None)
+            for name in _hooks_of(cast(Any, type(observer)), frozenset(vars(observer)) if hasattr(observer, "__dict__") else frozenset()):
+                method = getattr(observer, name)
                 if callable(method):
                     self._wanted.setdefault(name, []).append(method)
-        for name, methods in self._wanted.items():
-            setattr(self, name, self._dispatcher(name, tuple(methods)))
+                    changed[name] = None
+        for name in changed:
+            setattr(self, name, self._dispatcher(name, tuple(self._wanted[name])))
 
     def _dispatcher(self, name: str, methods: tuple[Callable[..., Any], ...]) -> Callable[..., None]:
         on_error = self._on_error
@@ -148,6 +151,12 @@ class Probe:
                 on_error(name, error)
 
         return guarded
+
+
+@functools.lru_cache(maxsize=256)
+def _hooks_of(kind: Any, own: frozenset[str]) -> tuple[str, ...]:
+    """The hooks that a class, or an object of it by its `own` attributes, has methods for."""
+    return tuple(name for name in HOOKS if name in own or hasattr(kind, name))
 
 
 def _fan_out(methods: tuple[Callable[..., Any], ...]) -> Callable[..., None]:

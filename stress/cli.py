@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import signal
@@ -15,15 +16,20 @@ from attrs import evolve
 from rich.console import Console
 
 from mmu.variant import Variant
+from stress import explore as exploration
+from stress import replaying
 from stress.bench.figures import run_bench
 from stress.errors import ConfigError, Problem, ResultError, StressError, VariantError
+from stress.explore import ExploreRequest
 from stress.report import catalogue, console, html
-from stress.report.live import display_for
+from stress.report.live import display_for, exploration_display
 from stress.results.record import RunRecord, to_json
 from stress.results.store import CONSOLE_TXT, REPORT_HTML, RunDirectory
 from stress.run import RunRequest, execute
 from stress.scenario.load import load
 from stress.scenario.types import Scenario, Seed
+from stress.search import store
+from stress.search.strategies import strategy_for
 from stress.variants import load_variants
 from stress.verdict import ExitCode, Verdict
 
@@ -100,6 +106,106 @@ def keep(directory: RunDirectory, record: RunRecord) -> str:
     finally:
         signal.signal(signal.SIGINT, before)
     return ""
+
+
+@cli.command("explore")
+@click.option("--config", "-c", required=True, type=click.Path(path_type=Path), help="Scenario to explore (TOML).")
+@click.option("--strategy", "-s", default="portfolio", show_default=True, help="How schedules are chosen; see 'stress list strategies'.")
+@click.option("--schedules", "-n", type=click.IntRange(1), help="How many schedules to run.")
+@click.option("--duration", type=click.FloatRange(0, min_open=True), help="How many seconds to explore; 10 without --schedules.")
+@click.option("--exhaustive", is_flag=True, help="Explore every order of events (strategy dpor); not coming to the end is INCONCLUSIVE.")
+@click.option("--seed", type=click.IntRange(0), help="Seed of every random choice; by default the scenario's, else a new one.")
+@click.option("--jobs", "-j", type=click.IntRange(0), default=1, show_default=True, help="Processes; 0 is one a CPU.")
+@click.option("--keep-going", is_flag=True, help="Go on after a failure, to find others.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a key, such as vm.vcpus=1. May be repeated.")
+@click.option("--mended", is_flag=True, help="Explore the mended design: profile hardened, no variants, nothing expected.")
+@click.option("--variant", "files", multiple=True, type=click.Path(path_type=Path), help="Python file with a Variant. May be repeated.")
+@click.option("--results", type=click.Path(path_type=Path), default=RESULTS, show_default=True, help="Where result directories go.")
+@click.option("--quiet", "-q", is_flag=True, help="Print the verdict line only.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON, nothing else.")
+def explore_scenario(
+    config: Path,
+    strategy: str,
+    schedules: int | None,
+    duration: float | None,
+    exhaustive: bool,
+    seed: int | None,
+    jobs: int,
+    keep_going: bool,
+    overrides: tuple[str, ...],
+    mended: bool,
+    files: tuple[Path, ...],
+    results: Path,
+    quiet: bool,
+    as_json: bool,
+) -> ExitCode:
+    """Explore a scenario under a controlled scheduler: every failure can be replayed."""
+    if mended:
+        overrides = (*overrides, *MENDED)
+    scenario, _ = load_all(config, overrides, files)
+    if exhaustive and strategy == "portfolio":
+        strategy = "dpor"
+    strategy_for(strategy, 0)
+    if seed is None:
+        seed = scenario.seed if scenario.seed is not None else secrets.randbelow(1 << 31)
+    named = tuple(str(config.parent / file) for file in scenario.vm.variant_files)
+    request = ExploreRequest(
+        scenario=scenario,
+        name=config.stem,
+        seed=seed,
+        strategy=strategy,
+        variant_files=(*named, *map(str, files)),
+        schedules=schedules,
+        seconds=duration if duration is not None or schedules is not None or exhaustive else 10.0,
+        exhaustive=exhaustive,
+        jobs=jobs or os.cpu_count() or 1,
+        keep_going=keep_going,
+    )
+    with exploration_display(Console(), quiet=quiet or as_json) as show:
+        explored = exploration.explore(request, show)
+    exploration.keep(explored, results)
+    if as_json:
+        click.echo(json.dumps(exploration.as_data(explored), indent=1))
+    elif quiet:
+        click.echo(exploration.verdict_line(explored))
+    else:
+        click.echo("\n".join(exploration.lines(explored)))
+        assert explored.directory is not None
+        click.echo(f"results: {explored.directory.path}")
+    return explored.judgement.verdict.exit_code
+
+
+@cli.command()
+@click.argument("schedule")
+@click.option("--config", "-c", type=click.Path(path_type=Path), help="The scenario, for a schedule given as a string.")
+@click.option("--from", "start", type=click.IntRange(0), metavar="STEP", help="Follow the schedule up to this step only ...")
+@click.option("--then", "then", metavar="STRATEGY", help="... and go on with this strategy.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the strategy after --then.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a key of the scenario given with --config.")
+@click.option("--variant", "files", multiple=True, type=click.Path(path_type=Path), help="Python file with a Variant. May be repeated.")
+@click.option("--quiet", "-q", is_flag=True, help="Print the last line only.")
+def replay(
+    schedule: str,
+    config: Path | None,
+    start: int | None,
+    then: str | None,
+    seed: int,
+    overrides: tuple[str, ...],
+    files: tuple[Path, ...],
+    quiet: bool,
+) -> ExitCode:
+    """Run a recorded schedule again, step by step: a schedule file, or a schedule string with --config."""
+    if config is None:
+        recorded = store.read(Path(schedule))
+        if overrides:
+            raise StressError("--set goes with --config: a schedule file has its scenario in it")
+        recorded = evolve(recorded, variant_files=(*recorded.variant_files, *map(str, files)))
+    else:
+        scenario, _ = load_all(config, overrides, files)
+        recorded = store.of_string(config, scenario, tuple(map(str, files)), schedule)
+    outcome = replaying.run(recorded, start, strategy_for(then, seed) if then else None)
+    click.echo(replaying.text(recorded, outcome, quiet=quiet))
+    return outcome.exit_code
 
 
 @cli.command()

@@ -224,16 +224,20 @@ class LockDep:
         self.reporter.emit(Report("O5", code, headline, sentence, source, str(task), subject, tuple(parts)))
 
     def _add_edges(self, task: Task, held: list[ChainNode], lock_class: LockClass, mode: int) -> None:
-        here = stacks.capture(3)
+        here: stacks.Stack = ()
         for link in held:
             assert link.lock_class is not None
+            key = (lock_class, link.mode, mode)
+            if key in self._edges.get(link.lock_class, ()):
+                continue
+            here = here or stacks.capture(3)
             edge = _Edge(link.lock_class, link.mode, lock_class, mode, str(task), here)
             with self._lock:
                 group = self._edges.setdefault(link.lock_class, {})
-                fresh = (lock_class, link.mode, mode) not in group
+                fresh = key not in group
                 path = self._path_back(edge) if fresh else None
                 if fresh:
-                    group[(lock_class, link.mode, mode)] = edge
+                    group[key] = edge
             if path is not None:
                 self._report_cycle(edge, path)
 

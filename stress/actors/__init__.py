@@ -10,11 +10,14 @@ from stress.actors.host import HostActor, UserfaultHandler
 from stress.actors.memslot_worker import MemslotWorker
 from stress.actors.nx_admin import NxAdmin, NxRecovery
 from stress.actors.process_exit import ProcessExit
+from stress.actors.slots import prepare_slots
 from stress.actors.vcpu import VcpuActor
+from stress.scenario.script import Op
 
 
 def cast_of(stage: Stage) -> list[Actor]:
-    """Everybody who takes part in the scenario."""
+    """Everybody who takes part in the scenario. The memslots are what its script's setup says when they come."""
+    prepare_slots(stage)
     config = stage.scenario.actors
     cast: list[Actor] = [VcpuActor(stage, number) for number in range(stage.scenario.vm.vcpus)]
     if config.memslot_worker.enabled and stage.layout.churn:
@@ -37,4 +40,10 @@ def cast_of(stage: Stage) -> list[Actor]:
             cast += [Consumer(stage, number, worker, fds), worker]
     if stage.scenario.memory.userfaults:
         cast.append(UserfaultHandler(stage, list(cast)))
+    stage.cast[:] = cast
     return cast
+
+
+def performed(stage: Stage) -> dict[str, list[Op]]:
+    """What everybody has done since the start, by actor: the parts of a script that does the same again. Needs `record_ops`."""
+    return {actor.name: list(actor.performed) for actor in stage.cast if not actor.serves}

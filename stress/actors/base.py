@@ -1,9 +1,10 @@
-"""What an actor is: one thread with a part to play, made of steps."""
+"""What an actor is: one thread with a part to play, made of steps; a step is made of operations."""
 
 from __future__ import annotations
 
+import math
 import random
-from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
 
 from mmu.errors import KvmError
 from mmu.machine.vm import VirtualMachine
@@ -12,11 +13,16 @@ from mmu.runtime import Cell
 from stress.actors.layout import Layout
 from stress.engines.control import Control
 from stress.observe.counts import Counts
+from stress.scenario.script import Op
+from stress.scenario.scripts import script_of
 from stress.scenario.types import Scenario
 
 
 class Stage:
-    """What actors share: the VM, where its memory lies, the scenario, the counters and the engine's flags."""
+    """What actors share: the VM, where its memory lies, the scenario, the counters and the engine's flags.
+
+    `record_ops`, set before the start, makes every actor keep what it does in `performed`. `cast` is everybody.
+    """
 
     def __init__(self, vm: VirtualMachine, layout: Layout, scenario: Scenario, seed: int, counts: Counts, control: Control) -> None:
         self.vm = vm
@@ -25,6 +31,11 @@ class Stage:
         self.seed = seed
         self.counts = counts
         self.control = control
+        self.script = script_of(scenario)
+        self.prepared = vm.kvm.runtime.cell("script.prepared", 0)
+        """How many lines of the setup are done, those of the memslots aside."""
+        self.record_ops = False
+        self.cast: list[Actor] = []
         self._vm_closed = vm.kvm.runtime.cell("vm_fd.closed", False)
 
     def close_vm(self) -> None:
@@ -46,19 +57,29 @@ class Stage:
         return random.Random(f"{self.seed}/{name}")
 
 
-class Actor(ABC):
+class Actor:
     """One thread. `begin` runs before the common start, `step` again and again, `end` after the last step.
 
-    `progress` counts steps; the watchdog calls an actor stuck when it stands still. `parks` says whether the actor
-    stands still during a pause; one that only serves others does not need to.
+    What an actor does is a list of operations (`stress.scenario.script`), which `verbs` carry out. Without a script each
+    step draws its own (`choose`); with one, each step is its next operation. `progress` counts steps; the watchdog calls
+    an actor stuck when it stands still.
     """
 
     parks = True
+    """Whether the actor stands still during a pause; one that only serves others does not need to."""
+    serves = False
+    """Whether it only reacts to others: it has no script, and does not wait for the common start."""
 
     def __init__(self, stage: Stage, name: str) -> None:
         self.stage = stage
         self.name = name
         self.progress = 0
+        self.verbs: dict[str, Callable[..., object]] = {}
+        script = stage.script
+        self.script: tuple[Op, ...] | None = script.part(name) if script is not None else None
+        self.performed: list[Op] = []
+        """What it has done since the start, if that is recorded."""
+        self._position = 0
         runtime = stage.vm.kvm.runtime
         self.done: Cell[bool] = runtime.cell(f"{name}.done", False)
         """The last step is over."""
@@ -68,8 +89,12 @@ class Actor(ABC):
     def body(self) -> None:
         """What the thread runs."""
         self.begin()
+        self._prepare()
         control = self.stage.control
-        control.wait_for_start()
+        if self.serves:
+            control.ready.fetch_add(1)
+        else:
+            control.wait_for_start()
         try:
             while not self.finished():
                 if self.parks and control.pausing.value:
@@ -84,20 +109,72 @@ class Actor(ABC):
             finally:
                 self.gone.value = True
 
+    def _prepare(self) -> None:
+        """This actor's share of the setup, each line in its turn; the memslots' was done before any actor was there."""
+        stage = self.stage
+        script = stage.script
+        for turn, (name, op) in enumerate(script.turns() if script is not None else ()):
+            if name == self.name:
+                stage.vm.kvm.runtime.wait_until("its turn in the setup", lambda turn=turn: self._may_prepare(turn))  # type: ignore[misc]
+                self.perform(op)
+                stage.prepared.value = turn + 1
+
+    def _may_prepare(self, turn: int) -> bool:
+        return self.stage.prepared.value >= turn or self.stage.control.stopping.value
+
     def finished(self) -> bool:
         """Whether the loop ends: the run is over, or this actor has done its share."""
         control = self.stage.control
-        return control.stopping.value or self.progress >= control.rounds
+        if control.stopping.value:
+            return True
+        if self.script is None:
+            return self.progress >= control.rounds
+        return not self.script or (control.rounds < math.inf and self._position >= len(self.script))
 
-    def begin(self) -> None:  # noqa: B027 - most actors need no preparation
+    def begin(self) -> None:
         """Get ready."""
 
-    @abstractmethod
     def step(self) -> None:
-        """Do one thing."""
+        """Do one thing: the next operation of the script, round and round, or what chance brings, with a rest after it."""
+        script = self.script
+        if script is not None:
+            op = script[self._position % len(script)]
+            self._position += 1
+            self.do(op)
+            return
+        for op in self.choose():
+            self.do(op)
+        self.rest()
 
-    def end(self) -> None:  # noqa: B027 - nor any cleaning up
+    def choose(self) -> Iterable[Op]:
+        """The operations of one random step. Each is drawn when the one before it is done."""
+        return ()
+
+    def rest(self) -> None:
+        """The pause after a random step."""
+
+    def do(self, op: Op) -> None:
+        """Perform an operation, and note it if asked to."""
+        if self.stage.record_ops:
+            self.performed.append(op)
+        self.perform(op)
+
+    def perform(self, op: Op) -> None:
+        """Carry out an operation."""
+        self.verbs[op.name](*op.args)
+
+    def end(self) -> None:
         """Clean up."""
+
+    def stay(self) -> None:
+        """What a script leaves open stays open until everybody's script is done."""
+        others = [actor for actor in self.stage.cast if not actor.serves]
+        stopping = self.stage.control.stopping
+
+        def over() -> bool:
+            return stopping.value or all(actor.done.value for actor in others)
+
+        self.stage.vm.kvm.runtime.wait_until("the end of everybody's script", over)
 
     def moved(self) -> int:
         """A number that changes while the actor gets anywhere; what the watchdog looks at."""

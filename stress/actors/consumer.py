@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
 
 from mmu.errors import KvmError
 from mmu.export.iommu import Dma, KvmHwpt
 from mmu.export.tdp_fd import TdpFd
 from mmu.runtime import Cell
+from stress.actors.accesses import PATTERN, Habits, Program, program
 from stress.actors.base import Actor, Stage
+from stress.scenario.script import Op, dma_op
 
-PATTERN = 4096
+ATTACH = Op("attach")
+DETACH = Op("detach")
 
 
 class _Request:
@@ -28,6 +32,7 @@ class IopfWorker(Actor):
     """The IO page fault workqueue of one device: takes requests in order, asks KVM, responds."""
 
     parks = False
+    serves = True
 
     def __init__(self, stage: Stage, name: str) -> None:
         super().__init__(stage, name)
@@ -96,16 +101,8 @@ class Consumer(Actor):
         config = stage.scenario.actors.consumer
         self._dice = stage.dice(self.name)
         self._worker = worker
-        self._accesses = stage.layout.accesses(
-            self._dice,
-            0,
-            PATTERN,
-            write=config.write_share,
-            churn=config.churn_share,
-            unmapped=0.01,
-            window=config.window_pages,
-        )
-        self._position = 0
+        habits = Habits(config.write_share, config.churn_share, 0.01, config.window_pages)
+        self._programs: list[Program] = [program(stage, self._dice, 0, habits)] if self.script is None else []
         self._group = config.group
         self._bursts = config.bursts
         self._reexport_ns = int(1e9 / config.reexports_per_s) if config.reexports_per_s and number == 0 else 0
@@ -114,40 +111,82 @@ class Consumer(Actor):
         self.hwpt: KvmHwpt | None = None
         self.accesses = 0
         self.aborts = 0
+        self.verbs |= {
+            "dma-read": lambda gfn: self.dma(gfn << 1),
+            "dma-write": lambda gfn: self.dma(gfn << 1 | 1),
+            "dma": self.dma,
+            "attach": self.attach,
+            "detach": self._detach,
+        }
 
     def begin(self) -> None:
         """Open and attach before the run starts."""
         self._attach()
 
-    def step(self) -> None:
+    def choose(self) -> Iterator[Op]:
         """A burst of DMA; now and then a new TDP FD."""
         runtime = self.stage.vm.kvm.runtime
-        if self.hwpt is None and not self._attach():
-            runtime.sleep(0.001)
-            return
+        if not self.attached:
+            yield ATTACH
+            if not self.attached:
+                runtime.sleep(0.001)
+                return
         if self._reexport_ns and runtime.now() - self._exported_at > self._reexport_ns:
             self._fds.recycling.value = True
         if self._fds.recycling.value:
-            self._detach()
+            yield DETACH
             return
         for _ in range(self._bursts):
-            self._dma([self._next() for _ in range(self._group)])
+            yield self._next(self._group)
 
     def end(self) -> None:
         """Detach, close, let the worker go. If the process just dies, the device goes on until its memory has gone."""
-        kvm = self.stage.vm.kvm
-        if self.stage.scenario.actors.exit.enabled and self.hwpt is not None:
-            while not kvm.mm_gone.value:
-                self._dma([self._next()])
-            for _ in range(2 * PATTERN // 16):
-                self._dma([self._next()])
+        dies = self.stage.scenario.actors.exit.enabled and self.attached
+        if self.script is not None:
+            self.stay()
+            self._await_exit(dies)
+        elif dies:
+            self._outlive_the_process()
         self._detach()
         self._worker.closed.store(True)
 
-    def _next(self) -> tuple[int, bool]:
-        access = self._accesses[self._position]
-        self._position = (self._position + 1) % PATTERN
-        return access >> 1, bool(access & 1)
+    def _outlive_the_process(self) -> None:
+        """DMA while exit_mmap is at work, and after it."""
+        gone, rounds = self.stage.vm.kvm.mm_gone, self.stage.control.rounds
+        made = 0
+        while not gone.value and made < rounds:
+            self.do(self._next(1))
+            made += 1
+        self._await_exit(True)
+        for _ in range(int(min(rounds, 2 * PATTERN // 16))):
+            self.do(self._next(1))
+
+    def _await_exit(self, dies: bool) -> None:
+        gone = self.stage.vm.kvm.mm_gone
+        if dies and not gone.value:
+            self.stage.vm.kvm.runtime.wait_until("exit_mmap", lambda: gone.value)
+
+    @property
+    def attached(self) -> bool:
+        """Whether the device is bound to a TDP FD."""
+        return self.hwpt is not None
+
+    def attach(self) -> None:
+        """Open the fd and bind the device to it; nothing if it is bound. May fail."""
+        if not self.attached:
+            self._attach()
+
+    def dma(self, *accesses: int) -> None:
+        """Transfer a scatter list; nothing while the device is detached."""
+        if self.attached:
+            self._dma([(access >> 1, bool(access & 1)) for access in accesses])
+
+    def _next(self, count: int) -> Op:
+        """The next scatter list as an operation."""
+        (accesses,) = self._programs
+        group = accesses.ahead(count)
+        accesses.advance(count)
+        return dma_op(group[0]) if count == 1 else Op("dma", group)
 
     def _dma(self, group: list[tuple[int, bool]]) -> None:
         """Transfer a scatter list: what faults is requested as one group, and then tried again."""

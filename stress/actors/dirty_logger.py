@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from mmu.memory.memslots import KVM_MEM_LOG_DIRTY_PAGES, MemoryRegion
 from stress.actors.base import Actor, Stage
+from stress.scenario.script import Op
 
 
 class DirtyLogger(Actor):
@@ -16,20 +19,38 @@ class DirtyLogger(Actor):
         self._pause = config.pause_s
         self._reads = config.reads
         self._left = 0
+        self._logging = False
+        self.verbs |= {"log-on": self.log_on, "log-off": self.log_off, "read-log": self.read}
 
-    def step(self) -> None:
+    def choose(self) -> Iterator[Op]:
         """One ioctl."""
-        if not self._left:
-            self._left = self._reads + 1 if self._set_flags(KVM_MEM_LOG_DIRTY_PAGES) else 0
-        elif self._left == 1:
-            self._left = 0 if self._set_flags(0) else 1
+        if not self._logging:
+            yield Op("log-on")
+            self._left = self._reads
+        elif not self._left:
+            yield Op("log-off")
         else:
             self._left -= 1
-            self.read()
+            yield Op("read-log")
+
+    def rest(self) -> None:
+        """A random pause."""
         self.stage.vm.kvm.runtime.sleep(self._dice.random() * self._pause)
 
+    def log_on(self) -> None:
+        """Logging on; nothing if it is."""
+        if not self._logging:
+            self._logging = self._set_flags(KVM_MEM_LOG_DIRTY_PAGES)
+
+    def log_off(self) -> None:
+        """Logging off; nothing if it is."""
+        if self._logging:
+            self._logging = not self._set_flags(0)
+
     def read(self) -> None:
-        """KVM_GET_DIRTY_LOG, and KVM_CLEAR_DIRTY_LOG where the log is cleared by hand."""
+        """KVM_GET_DIRTY_LOG, and KVM_CLEAR_DIRTY_LOG where the log is cleared by hand; nothing if logging is off."""
+        if not self._logging:
+            return
         vm = self.stage.vm
         pages = vm.get_dirty_log(0)
         if vm.kvm.config.manual_protect:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from mmu.errors import KvmError
+from mmu.export.tdp_fd import TdpFd
 from stress.actors.base import Actor, Stage
+from stress.scenario.script import Op
 
 
 class ExporterActor(Actor):
@@ -15,32 +19,55 @@ class ExporterActor(Actor):
         self._dice = stage.dice(self.name)
         self._hold = config.hold_s
         self._closes = config.closes_others and number > 0
+        self._fd: TdpFd | None = None
+        self.verbs |= {"export": self.export, "close": self.close, "close-any": self.close_any}
 
-    def step(self) -> None:
+    def choose(self) -> Iterator[Op]:
         """One attempt."""
         if self._closes:
-            self._close_any()
-        else:
-            self._flap()
+            yield Op("close-any")
+            return
+        yield Op("export")
+        if self._fd is not None:
+            self._wait()
+            yield Op("close")
 
-    def _flap(self) -> None:
-        vm, runtime = self.stage.vm, self.stage.vm.kvm.runtime
+    def rest(self) -> None:
+        """A random pause; who closes others' fds never rests."""
+        if self._closes:
+            self.stage.vm.kvm.runtime.resched()
+        else:
+            self._wait()
+
+    def end(self) -> None:
+        """Close what is still held, after everybody's script."""
+        if self.script is not None and self._fd is not None:
+            self.stay()
+        self.close()
+
+    def export(self) -> None:
+        """KVM_CREATE_TDP_FD; nothing while one is held. A refusal is counted."""
+        if self._fd is not None:
+            return
         try:
-            fd = vm.create_tdp_fd(0)
+            self._fd = self.stage.vm.create_tdp_fd(0)
         except KvmError:
             self.stage.counts["exports_refused"].add(1)
-            runtime.sleep(self._dice.random() * self._hold)
             return
         self.stage.counts["exports"].add(1)
-        runtime.sleep(self._dice.random() * self._hold)
-        if vm.close_tdp_fd(fd):
-            self.stage.counts["unexports"].add(1)
-        runtime.sleep(self._dice.random() * self._hold)
 
-    def _close_any(self) -> None:
+    def close(self) -> None:
+        """close() of the fd that is held, which somebody may have closed before; nothing if there is none."""
+        fd, self._fd = self._fd, None
+        if fd is not None and self.stage.vm.close_tdp_fd(fd):
+            self.stage.counts["unexports"].add(1)
+
+    def close_any(self) -> None:
         """A guessed fd number: whatever is in the file table now."""
         vm = self.stage.vm
         for fd in vm.exporter.files.value:
             if vm.close_tdp_fd(fd):
                 self.stage.counts["unexports"].add(1)
-        vm.kvm.runtime.resched()
+
+    def _wait(self) -> None:
+        self.stage.vm.kvm.runtime.sleep(self._dice.random() * self._hold)

@@ -6,15 +6,11 @@ import random
 
 from attrs import frozen
 
-from mmu.machine.vcpu import FETCH
 from mmu.machine.vm import VirtualMachine
 from mmu.memory.host import Region, tag_of
 from mmu.memory.memslots import MemoryRegion
 from mmu.runtime import Cell, Queue
 from stress.scenario.types import Memory, Vm
-
-BURST = 48
-"""Accesses that a guest or device makes in one window before it goes elsewhere."""
 
 
 @frozen
@@ -79,32 +75,14 @@ class Layout:
         self.vm.host.assign(region, tag_of(place.as_id, place.gfn))
         return region
 
+    def backing(self) -> list[Region | None]:
+        """The memory of every region by its number: the fixed ones, then the churning ones, None where there is no slot now."""
+        return [*self.fixed_regions, *(slot.region.value for slot in self.churn)]
+
     def regions(self) -> list[Region]:
         """The memory that backs slots now; any of the churning ones may be gone in a moment."""
-        churning = [slot.region.value for slot in self.churn]
-        return [*self.fixed_regions, *(region for region in churning if region is not None)]
+        return [region for region in self.backing() if region is not None]
 
-    def accesses(
-        self, dice: random.Random, as_id: int, count: int, *, write: float, churn: float, unmapped: float, window: int, fetch: float = 0
-    ) -> list[int]:
-        """A list of accesses (gfn << 1 | write, or `FETCH` added) with the given shares of writes, fetches, churning and
-        unmapped gfns.
-
-        Accesses come in bursts within a window of pages, as programs make them, so that translations get reused.
-        """
-        fixed = [place for place in self.fixed if place.as_id == as_id]
-        moving = [home for slot in self.churn for home in slot.homes if home.as_id == as_id]
-        accesses: list[int] = []
-        while len(accesses) < count:
-            if not moving and not fixed:
-                accesses += [(self._last - dice.randrange(4)) << 1] * BURST
-                continue
-            place = dice.choice(moving if moving and (dice.random() < churn or not fixed) else fixed)
-            first = dice.randrange(place.pages)
-            for _ in range(BURST):
-                gfn = place.gfn + (first + dice.randrange(window)) % place.pages
-                if dice.random() < unmapped:
-                    gfn = self._last - dice.randrange(4)
-                fetches = fetch and dice.random() < fetch
-                accesses.append(gfn << 1 | FETCH if fetches else gfn << 1 | (dice.random() < write))
-        return accesses
+    def somewhere_unmapped(self, dice: random.Random) -> int:
+        """A gfn that no slot ever covers."""
+        return self._last - dice.randrange(4)

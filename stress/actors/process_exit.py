@@ -9,6 +9,7 @@ class ProcessExit(Actor):
     """Waits until every thread that could enter the kernel is gone, then lets the address space go (exit_mmap)."""
 
     parks = False
+    serves = True
 
     def __init__(self, stage: Stage, others: list[Actor]) -> None:
         super().__init__(stage, "exit")

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-from mmu.machine.vcpu import Vcpu
+from collections.abc import Iterator
+
+from mmu.machine.vcpu import FETCH, Vcpu
+from stress.actors.accesses import Habits, Program, program
 from stress.actors.base import Actor, Stage
+from stress.scenario.script import Op, access_op
 
-PATTERN = 4096
-"""Length of a guest's prepared list of accesses; each run starts at a random place in it."""
+IDLE = Op("idle")
 
 
-class _Program:
-    """A guest program: a prepared list of accesses, gone through in order."""
+class _Guest:
+    """A guest program: the accesses of one KVM_RUN, in order."""
 
-    def __init__(self, accesses: list[int]) -> None:
+    def __init__(self, accesses: tuple[int, ...]) -> None:
         self._accesses = accesses
-        self._length = len(accesses)
-        self.position = 0
+        self.made = 0
 
     def next_access(self) -> int:
         """The next access."""
-        position = self.position
-        self.position = position + 1 if position + 1 < self._length else 0
-        return self._accesses[position]
+        made = self.made
+        self.made = made + 1
+        return self._accesses[made]
 
 
 class VcpuActor(Actor):
@@ -30,43 +32,63 @@ class VcpuActor(Actor):
     def __init__(self, stage: Stage, number: int) -> None:
         super().__init__(stage, f"vcpu{number}")
         config = stage.scenario.actors.vcpu
-        self._dice = dice = stage.dice(self.name)
+        self._dice = stage.dice(self.name)
         self.vcpu: Vcpu = stage.vm.create_vcpu()
-
-        def program(as_id: int) -> _Program:
-            return _Program(
-                stage.layout.accesses(
-                    dice,
-                    as_id,
-                    PATTERN,
-                    write=config.write_share,
-                    churn=config.churn_share,
-                    unmapped=config.unmapped_share,
-                    window=config.window_pages,
-                    fetch=config.fetch_share,
-                )
-            )
-
-        self._programs = (program(0), program(1))
         self._smm_share = config.smm_share if stage.scenario.memory.smm_pages else 0.0
         self._nested_share = config.nested_share
         self._idle_share, self._idle_s = config.idle_share, config.idle_s
         self._batch = config.accesses_per_run
+        self._made = 0
+        habits = Habits(config.write_share, config.churn_share, config.unmapped_share, config.window_pages, config.fetch_share)
+        spaces = () if self.script is not None else (0, 1) if self._smm_share else (0,)
+        self._programs: list[Program] = [program(stage, self._dice, as_id, habits) for as_id in spaces]
+        self.verbs |= {
+            "read": lambda gfn: self.run(gfn << 1),
+            "write": lambda gfn: self.run(gfn << 1 | 1),
+            "fetch": lambda gfn: self.run(gfn << 1 | FETCH),
+            "run": self.run,
+            "smm": self.smm,
+            "nested": self.nested,
+            "idle": self.idle,
+        }
 
-    def step(self) -> None:
+    def choose(self) -> Iterator[Op]:
         """One KVM_RUN; now and then enter or leave SMM before it, or rest in user space after it."""
-        vcpu, dice = self.vcpu, self._dice
-        smm = vcpu.role.as_id == 1
+        dice, role = self._dice, self.vcpu.role
+        smm = role.as_id == 1
         if self._smm_share and dice.random() < (0.3 if smm else self._smm_share):
-            vcpu.set_smm(not smm)
-        elif self._nested_share and not smm and dice.random() < (0.3 if vcpu.role.guest_mode else self._nested_share):
-            vcpu.set_guest_mode(not vcpu.role.guest_mode)
-        program = self._programs[vcpu.role.as_id]
+            yield Op("smm", (int(not smm),))
+        elif self._nested_share and not smm and dice.random() < (0.3 if role.guest_mode else self._nested_share):
+            yield Op("nested", (int(not role.guest_mode),))
+        accesses = self._programs[self.vcpu.role.as_id]
         if dice.random() < 0.2:
-            program.position = dice.randrange(PATTERN)
-        vcpu.run(program, self._batch)
+            accesses.jump()
+        ahead = accesses.ahead(self._batch)
+        yield access_op(ahead[0]) if self._batch == 1 else Op("run", ahead)
+        accesses.advance(self._made)
         if self._idle_share and dice.random() < self._idle_share:
-            self.stage.vm.kvm.runtime.sleep(dice.random() * self._idle_s)
+            yield IDLE
+
+    def run(self, *accesses: int) -> None:
+        """One KVM_RUN; an MMIO exit ends it."""
+        guest = _Guest(accesses)
+        self.vcpu.run(guest, len(accesses))
+        self._made = guest.made
+
+    def smm(self, on: int) -> None:
+        """Enter or leave SMM; nothing if that is so already."""
+        if (self.vcpu.role.as_id == 1) != bool(on):
+            self.vcpu.set_smm(bool(on))
+
+    def nested(self, on: int) -> None:
+        """Enter or leave a nested guest; nothing if that is so already, or in SMM."""
+        role = self.vcpu.role
+        if role.as_id == 0 and role.guest_mode != bool(on):
+            self.vcpu.set_guest_mode(bool(on))
+
+    def idle(self) -> None:
+        """Rest in user space for a random time, with the root loaded."""
+        self.stage.vm.kvm.runtime.sleep(self._dice.random() * self._idle_s)
 
     def moved(self) -> int:
         """Steps and memory accesses: one long KVM_RUN is no hang, a guest that never gets its access through is."""

@@ -62,6 +62,8 @@ class Pool:
 
     def __init__(self) -> None:
         self._carriers: list[Carrier] = []
+        self.main = Signal()
+        """What the thread that owns the schedule waits for."""
         self.busy = threading.Lock()
         """Held by whoever runs a schedule."""
 

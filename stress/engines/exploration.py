@@ -41,6 +41,7 @@ class ScenarioInstance:
         scenario = program.scenario
         self._runtime = runtime
         self._errors: list[str] = []
+        self._totals: dict[str, int] | None = None
         runtime.on_task_error = self._task_failed
         probe = QuietProbe(runtime.scheduler, self._observer_failed)
         self.world = world = World(scenario, seed, runtime, program.variants, probe=probe, rounds=scenario.explore.rounds)
@@ -78,6 +79,12 @@ class ScenarioInstance:
     def errors(self) -> Sequence[str]:
         """What went wrong with the harness; beside a finding that is a consequence."""
         return [*self._errors, *self.world.errors()]
+
+    def counter(self, name: str) -> int:
+        """One of the run's counters."""
+        if self._totals is None:
+            self._totals = self.world.totals()
+        return self._totals[name]
 
     def outcome(self) -> Hashable:
         """What the guests and devices have seen."""

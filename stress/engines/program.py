@@ -67,8 +67,11 @@ class Strategy(Protocol):
     """Decides who runs next."""
 
     name: str
-    exhausted: bool
-    """Whether every schedule that it would ever try has been run."""
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether every schedule that it would ever try has been run."""
+        ...
 
     def begin(self, scheduler: Scheduler) -> Picker:
         """A schedule is about to begin: what picks the next task, at every step."""
@@ -145,7 +148,7 @@ class Executor:
 
     def _explore(self, scheduler: Scheduler, instance: Instance, strategy: Strategy, run: Run, found: list[Report]) -> None:
         if instance.has_start:
-            scheduler.run(scheduler.first)
+            scheduler.run()
             instance.start()
         scheduler.run(strategy.begin(scheduler))
         run.trace, run.extras = scheduler.trace, scheduler.extras
@@ -161,7 +164,7 @@ class Executor:
     def _close(self, scheduler: Scheduler, runtime: ControlledRuntime, instance: Instance, found: list[Report]) -> None:
         for part in instance.closing():
             runtime.start(part.name, part.body)
-            scheduler.run(scheduler.first)
+            scheduler.run()
             if scheduler.unfinished:
                 found.append(deadlock(scheduler))
                 return

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any, Final, NoReturn, Protocol
 
 from mmu.task import Task, current
-from stress.engines.carrier import POOL, Carrier, Signal
+from stress.engines.carrier import POOL, Carrier
 
 LOAD: Final = 0
 ADD: Final = 1
@@ -56,6 +56,8 @@ KINDS = (
 reader's (READ_*) on a lock; WAIT and RELAX are loads; YIELD and ENDING touch nothing."""
 
 NO_WORD: Final = 0
+TASK_LIST: Final = 1
+"""The list of tasks, to which every spawn adds: who spawns first has the lower number."""
 OWNER_SHIFT: Final = 32
 """A word's number is owner << OWNER_SHIFT | serial number."""
 
@@ -147,6 +149,8 @@ class Scheduler:
         self.quiet = 1
         """Not 0: operations are done at once, as part of the current step."""
         self.watched: dict[int, list[ControlTask]] = {}
+        self.serial = False
+        """In a phase that is not explored: no steps, only waits count."""
         self.keep_extras = False
         self.on_error: Callable[[ControlTask, BaseException], None] | None = None
         self.exit_checks: list[Callable[[Task], None]] = []
@@ -159,9 +163,9 @@ class Scheduler:
         self.pick: Picker = self.first
         self.steps_before = 0
         self._noting: list[Access] | None = None
-        self._main = Signal()
+        self._main = POOL.main
         self._outside = ControlTask(0, "main", Carrier.__new__(Carrier), _nothing, daemon=True)
-        self._outside.made = 1
+        self._outside.made = 2
         self._outside.enabled = False
         self.running = self._outside
         self._aborting = False
@@ -179,10 +183,13 @@ class Scheduler:
 
     def spawn(self, name: str, body: Callable[[], None], daemon: bool, identity: Task) -> ControlTask:
         """A new task, runnable at once, that is `identity` to itself and others. Daemons are not waited for."""
+        self.step(SPAWN, TASK_LIST)
         index = len(self.tasks) + 1
+        if not self.quiet:
+            self.trace[-1] = (self.running.index, SPAWN, index << OWNER_SHIFT)
+            self.extras[len(self.trace) - 1] = [(SPAWN, TASK_LIST)]
         carrier = POOL.carrier(index)
         task = ControlTask(index, name, carrier, body, daemon)
-        self.step(SPAWN, index << OWNER_SHIFT)
         identity.number = index
         identity.thread = carrier.thread
         identity.ident = carrier.thread.ident or 0
@@ -198,25 +205,27 @@ class Scheduler:
 
     # Phases; called by the thread that owns the scheduler.
 
-    def run(self, pick: Picker) -> None:
+    def run(self, pick: Picker | None = None) -> None:
         """Run until nobody can: every task is done, or only daemons wait, or (`stuck`) somebody waits for ever; or until the
-        limit is hit. `trace` and `extras` start afresh."""
+        limit is hit. `trace` and `extras` start afresh. Without a picker nothing is explored: tasks go on while they can."""
         self.steps_before += len(self.trace)
         self.trace = []
         self.extras = {}
         for task in self.tasks:
             task.relaxed_at = 0
         self.stuck = False
-        self.pick = pick
+        self.serial = pick is None
+        self.pick = pick = pick or self.first
         if not self.runnable and not self._revive():
             self.stuck = bool(self._foreground)
             return
-        self.quiet = 0
+        self.quiet = int(self.serial)
         first = pick()
         self.running = first
         first.carrier.signal.set()
         self._main.wait()
         self.quiet = 1
+        self.serial = False
         self.running = self._outside
         if self.crash is not None:
             raise self.crash
@@ -224,6 +233,7 @@ class Scheduler:
     def abandon(self) -> None:
         """Give the schedule up: unwind every task that is not done, one after another."""
         self._aborting = True
+        self.serial = False
         self.quiet = 1
         for task in self.tasks:
             if not task.done:
@@ -254,7 +264,9 @@ class Scheduler:
 
     def peek(self, word: int) -> object:
         """The object that a word belongs to."""
-        return next((thing for first, thing in reversed(self.registry) if first <= word and first >> OWNER_SHIFT == word >> OWNER_SHIFT), None)
+        return next(
+            (thing for first, thing in reversed(self.registry) if first <= word and first >> OWNER_SHIFT == word >> OWNER_SHIFT), None
+        )
 
     # What running tasks call.
 
@@ -279,7 +291,7 @@ class Scheduler:
 
     def pass_gate(self, kind: int, word: int, gate: Gate, what: str) -> None:
         """Like `step`, for an operation that may have to wait at `gate`."""
-        if self.quiet:
+        if self.quiet and not (self.serial and self.quiet == 1):
             if self._aborting:
                 raise Abandoned
             return
@@ -291,6 +303,9 @@ class Scheduler:
         gate.pending.append(task)
         if not gate.open_to(task):
             self._disable(task)
+        elif self.serial:
+            gate.pending.remove(task)
+            return
         self._hand_over(task)
         gate.pending.remove(task)
         task.gate = None
@@ -305,7 +320,7 @@ class Scheduler:
 
     def wait(self, what: str, predicate: Callable[[], bool]) -> None:
         """Not runnable until `predicate` is true."""
-        if self.quiet:
+        if self.quiet and not (self.serial and self.quiet == 1):
             if self._aborting:
                 raise Abandoned
             return
@@ -315,7 +330,8 @@ class Scheduler:
         task.what = what
         if not self._look(task):
             self._disable(task)
-        self._hand_over(task)
+        if not (self.serial and task.enabled):
+            self._hand_over(task)
         self._unwatch(task)
         task.predicate = None
         self._saw(task)

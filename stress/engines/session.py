@@ -47,7 +47,14 @@ class World:
     engine's order of things."""
 
     def __init__(
-        self, scenario: Scenario, seed: int, runtime: Runtime, extra: Sequence[Variant] = (), *, probe: Probe | None = None, rounds: float = math.inf
+        self,
+        scenario: Scenario,
+        seed: int,
+        runtime: Runtime,
+        extra: Sequence[Variant] = (),
+        *,
+        probe: Probe | None = None,
+        rounds: float = math.inf,
     ) -> None:
         self.scenario = scenario
         self.seed = seed
@@ -127,6 +134,7 @@ class World:
             self._findings.append(Finding(report, round(self.elapsed(), 3)))
 
     def observer_failed(self, hook: str, error: BaseException) -> None:
+        """An observer raised: the harness has failed."""
         where = "".join(traceback.format_exception(error))
         self.fail(f"an observer raised in {hook}: {error!r}\n{where}")
 

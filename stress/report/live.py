@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Protocol
 
@@ -11,6 +13,7 @@ from rich.live import Live
 from rich.text import Text
 
 from stress.run import Progress
+from stress.search.campaign import Tally
 
 PLAIN_EVERY_S = 2.0
 
@@ -82,6 +85,34 @@ def display_for(console: Console, *, quiet: bool) -> Display:
     if quiet:
         return Silent()
     return Terminal(console) if console.is_terminal and not console.is_dumb_terminal else Plain(console)
+
+
+@contextmanager
+def exploration_display(console: Console, *, quiet: bool) -> Iterator[Callable[[Tally], None]]:
+    """What shows the progress of an exploration; as for runs."""
+    if quiet:
+        yield lambda _: None
+    elif console.is_terminal and not console.is_dumb_terminal:
+        with Live(Text("starting"), console=console, refresh_per_second=4, transient=True) as live:
+            yield lambda tally: live.update(Text(exploration_line(tally)))
+    else:
+        next_s = [PLAIN_EVERY_S]
+
+        def show(tally: Tally) -> None:
+            if tally.seconds >= next_s[0]:
+                next_s[0] = tally.seconds * 1.2 + PLAIN_EVERY_S
+                console.print(exploration_line(tally), highlight=False, markup=False, soft_wrap=True)
+
+        yield show
+
+
+def exploration_line(tally: Tally) -> str:
+    """The progress line of an exploration."""
+    left = "" if tally.remaining is None else f"  left about {tally.remaining:,.0f} (estimate, tends to grow)"
+    return (
+        f"{tally.seconds:6.1f} s  schedules {tally.schedules:,}  steps {tally.steps:,}  classes {tally.classes:,}  "
+        f"unseen {tally.unseen_mass:.1%}{left}  failures {len(tally.failures)}"
+    )
 
 
 def line_of(progress: Progress) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 import re
@@ -21,12 +20,16 @@ from mmu.report import RULES
 from stress.errors import ConfigError, Problem
 from stress.mutants import SHIPPED
 from stress.observe.counters import COUNTERS
-from stress.scenario import types
+from stress.scenario import scripts, types
+from stress.scenario.names import nearest
 from stress.scenario.types import Scenario
 
 MOST = 1 << 24
 """Upper bound of counts: what a process could hold in memory, not a limit of the model."""
 MOST_ENTRIES = 1 << 16
+SPARE_FRAMES = 8
+"""Frames beside twice the guest's pages: frame 0 is never used, and each migration in progress holds one more. Twice the
+pages, because a freed frame shall stay recognisable for a while before it is used again."""
 
 
 class _Invalid(ValueError):
@@ -70,7 +73,7 @@ def structure(data: dict[str, Any], places: dict[str, str], source: str, folder:
 
     `places` maps dotted keys to file:line; names of files are relative to `folder`.
     """
-    unknown = list(_unknown_counters(data, places, source))
+    unknown = [*_unknown_counters(data, places, source), *scripts.wrong_lines(data.get("script"), lambda key: _place(key, places, source))]
     try:
         scenario = _converter(folder).structure(data, Scenario)
     except ClassValidationError as error:
@@ -142,6 +145,7 @@ def _cross_checks(scenario: Scenario, places: dict[str, str], source: str) -> It
             )
     yield from _memory_checks(scenario, at)
     yield from _limit_checks(scenario, at)
+    yield from scripts.misfits(scenario, at) if shaped else ()
     worker = scenario.actors.memslot_worker
     if worker.enabled and not worker.delete_weight + worker.move_weight + worker.flags_weight:
         key = "actors.memslot_worker.delete_weight"
@@ -153,9 +157,10 @@ def _memory_checks(scenario: Scenario, at: Callable[[str], str]) -> Iterable[Pro
     vm, memory = scenario.vm, scenario.memory
     blocks = vm.huge_2m * vm.entries + vm.huge_1g * vm.entries**2 * 2  # a 1 GiB block may waste as much for its alignment
     pages = memory.fixed_pages + memory.churn_slots * memory.churn_pages + memory.smm_pages + memory.smm_churn_pages
-    needed = blocks + 2 * pages + 64
+    small = max(2 * pages + SPARE_FRAMES, vm.entries if blocks else 0)  # 2 MiB blocks may have to move down for their alignment
+    needed = blocks + small
     if vm.frames < needed:
-        hint = "the huge blocks, twice the guest's pages, and 64" if blocks else "twice the guest's pages, and 64"
+        hint = f"{'the huge blocks, ' if blocks else ''}twice the guest's pages, and {SPARE_FRAMES}"
         yield Problem(at("vm.frames"), "vm.frames", str(vm.frames), f"at least {needed}", hint)
     if memory.host_level > 1 and not vm.huge_2m + vm.huge_1g:
         yield Problem(at("memory.host_level"), "memory.host_level", str(memory.host_level), "1", "vm.huge_2m = 16 sets huge pages aside")
@@ -190,7 +195,7 @@ def _unknown_counters(data: dict[str, Any], places: dict[str, str], source: str)
     for name in obligations if isinstance(obligations, dict) else ():
         if name not in COUNTERS:
             key = f"obligations.{name}"
-            yield Problem(_place(key, places, source), key, "unknown counter", "a counter (see 'stress list')", _nearest(name, COUNTERS))
+            yield Problem(_place(key, places, source), key, "unknown counter", "a counter (see 'stress list')", nearest(name, COUNTERS))
 
 
 def _converter(folder: Path) -> Converter:
@@ -207,6 +212,7 @@ def _converter(folder: Path) -> Converter:
         (types.Share, lambda value, _: _number(value, 0, 1, "a number from 0 to 1")),
         (types.Rate, lambda value, _: _rate(value)),
         (types.Seconds, lambda value, _: _number(value, 1e-9, None, "a number of seconds above 0")),
+        (types.Lines, lambda value, _: _lines(value)),
         (types.FileName, lambda value, _: _file(value, folder)),
         (types.PolicyName, lambda value, _: _name(value, POLICIES, "a policy")),
         (types.VariantName, lambda value, _: _name(value, SHIPPED, "a variant")),
@@ -245,7 +251,7 @@ def _shaped(value: Any, field: Any) -> Any:
     if origin is tuple and not isinstance(value, list):
         return _Misshapen(value, 'a list, such as ["..."]')
     if origin is dict and not isinstance(value, dict):
-        return _Misshapen(value, "a table of numbers")
+        return _Misshapen(value, "a table of lists" if types.Lines in get_args(field.type) else "a table of numbers")
     return value
 
 
@@ -294,6 +300,12 @@ def _file(value: Any, folder: Path) -> str:
         raise _Invalid(value, f"a readable file (relative to {folder.resolve()})", error.strerror or "") from None
 
 
+def _lines(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(line, str) for line in value):
+        raise _Invalid(value, 'a list of operations, such as ["write 0x4"]')
+    return tuple(value)
+
+
 def _rate(value: Any) -> float:
     rate = _number(value, 0, None, "a number from 0 on")
     if rate and not 1e-6 <= rate <= 1e6:
@@ -312,13 +324,8 @@ def _name(value: Any, known: Iterable[str], what: str) -> str:
     names = list(known)
     if not isinstance(value, str) or value not in names:
         shown = ", ".join(names) if len(names) <= 8 else f"{what} (see 'stress list')"
-        raise _Invalid(value, f"one of {shown}" if len(names) <= 8 else shown, _nearest(value, names))
+        raise _Invalid(value, f"one of {shown}" if len(names) <= 8 else shown, nearest(value, names))
     return value
-
-
-def _nearest(value: Any, names: Iterable[str]) -> str:
-    close = difflib.get_close_matches(str(value), list(names), 1, 0.5)
-    return f"did you mean {close[0]}?" if close else ""
 
 
 def _problems(error: BaseException, path: str, places: dict[str, str], source: str) -> Iterable[Problem]:
@@ -335,7 +342,7 @@ def _problems(error: BaseException, path: str, places: dict[str, str], source: s
         for name in sorted(error.extra_fields):
             key = f"{path}.{name}" if path else name
             expected = "one of " + ", ".join(known)
-            yield Problem(_place(key, places, source), key, "unknown key", expected, _nearest(name, known))
+            yield Problem(_place(key, places, source), key, "unknown key", expected, nearest(name, known))
     elif isinstance(error, _Invalid):
         yield Problem(_place(path, places, source), path, f"found {error.value!r}", error.expected, error.hint)
     else:

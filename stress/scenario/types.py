@@ -33,6 +33,9 @@ VariantName = NewType("VariantName", str)
 RuleName = NewType("RuleName", str)
 """The number of a rule (`stress list oracles`)."""
 
+Lines = NewType("Lines", tuple[str, ...])
+"""A list of operations, as text (`stress.scenario.script`)."""
+
 UNMAPPED_FRAMES = 8
 """Frames at the end of guest memory that no slot ever covers."""
 
@@ -102,6 +105,12 @@ class Memory:
         while stride < largest:
             stride *= 2
         return stride if self.frames_needed(stride) <= entries**levels else largest
+
+    def places(self) -> tuple[list[int], list[int]]:
+        """The sizes of the regions that stay, and of those that come and go, each in the order of their numbers."""
+        fixed = [self.fixed_pages, *([self.smm_pages] if self.smm_pages else [])]
+        smm = [self.smm_churn_pages] if self.smm_pages and self.smm_churn_pages else []
+        return [*fixed], [*([self.churn_pages] * self.churn_slots), *smm]
 
     def frames_needed(self, stride: int) -> int:
         """How many guest frames the places take, with a few left over that nothing maps."""
@@ -278,7 +287,12 @@ class Expect:
 
 @frozen
 class Scenario:
-    """A whole scenario. `obligations` are counts that the run must reach, or it proves nothing (INCONCLUSIVE)."""
+    """A whole scenario. `obligations` are counts that the run must reach, or it proves nothing (INCONCLUSIVE).
+
+    `script` says what each actor does, by its name, one operation after another; `setup` is done before the start. Without
+    a script the actors draw what they do; with one, an actor that it does not name does nothing. On real threads a script
+    is done again and again until the run ends, under control once.
+    """
 
     title: Text = Text("")
     engine: Literal["threads"] = "threads"
@@ -290,5 +304,6 @@ class Scenario:
     limits: Limits = field(factory=Limits)
     budget: Budget = field(factory=Budget)
     explore: Explore = field(factory=Explore)
+    script: dict[str, Lines] = field(factory=dict)
     obligations: dict[str, Amount] = field(factory=dict)
     expect: Expect = field(factory=Expect)

@@ -105,7 +105,7 @@ class Dpor:
             touched = order.touched(position)
             if position >= first_new and touched:
                 task, kind, _ = trace[position]
-                races = _races(order, self._nodes, position, task, kind, touched)
+                races = _races(order, self._nodes, task, kind, touched)
                 order.advance(position, touched)
                 for earlier in races:
                     self._demand(order, earlier, position, task)
@@ -118,7 +118,7 @@ class Dpor:
     def _blocked(self, order: Order, pending: tuple[int, int, list[Access]]) -> None:
         """An operation that was never done because its task was blocked for ever: it, too, could have come first."""
         task, kind, touched = pending
-        for earlier in _races(order, self._nodes, len(order.trace), task, kind, touched):
+        for earlier in _races(order, self._nodes, task, kind, touched):
             self._demand(order, earlier, len(order.trace), task)
 
     def _demand(self, order: Order, earlier: int, later: int, task: int) -> None:
@@ -166,7 +166,7 @@ def _still_asleep(node: _Node, scheduler: Scheduler, position: int) -> dict[int,
     return {task: mine for task, mine in asleep.items() if not conflict(mine, touched)}
 
 
-def _races(order: Order, nodes: list[_Node], position: int, task: int, kind: int, touched: list[Access]) -> list[int]:
+def _races(order: Order, nodes: list[_Node], task: int, kind: int, touched: list[Access]) -> list[int]:
     """The earlier events that race with the operation of `task` at `position`: in conflict, not ordered before it, with
     nothing in between, and such that the operation could have come first."""
     clock = order.current[task]

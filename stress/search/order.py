@@ -140,8 +140,7 @@ class Order:
             record.open(GROUP[kind])
             base = record.base
             for index in range(self.tasks):
-                if base[index] > clock[index]:
-                    clock[index] = base[index]
+                clock[index] = max(clock[index], base[index])
         clock[task] += 1
         for kind, word in touched:
             record = self.words[word]

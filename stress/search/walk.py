@@ -12,6 +12,7 @@ class RandomWalk:
     """Schedule number n of a seed is always the same."""
 
     name = "random"
+    exhausted = False
 
     def __init__(self, seed: int) -> None:
         self._dice = random.Random(seed)

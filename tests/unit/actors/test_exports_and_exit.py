@@ -12,6 +12,7 @@ from mmu.errors import KvmError
 from stress.actors.base import Actor
 from stress.actors.consumer import Consumer, SharedTdpFd
 from stress.engines.session import Session
+from stress.scenario.script import Op
 from stress.scenario.types import (
     ConsumerActor,
     Count,
@@ -122,6 +123,26 @@ def test_only_the_others_close_what_they_find(staged: MakeStage) -> None:
     assert session.totals()["exports"] == 1
     second.step()
     assert session.totals()["unexports"] == 2, "nobody closes twice"
+
+
+def test_an_exporter_keeps_one_fd_until_it_closes_it(staged: MakeStage) -> None:
+    session, (first, second) = flapping(staged)
+    for actor, name in ((first, "close"), (first, "export"), (first, "export"), (second, "export"), (first, "close"), (first, "close")):
+        actor.perform(Op(name))
+    totals = session.totals()
+    assert (totals["exports"], totals["unexports"], totals["exports_refused"]) == (1, 1, 1)
+    assert session.vm.exported_tdps.all() == ()
+
+
+def test_a_run_that_ends_while_an_exporter_holds_its_fd_leaves_nothing(staged: MakeStage) -> None:
+    session, (first, second) = flapping(staged)
+    first.perform(Op("export"))
+    second.perform(Op("close-any"))
+    first.perform(Op("close"))
+    assert session.totals()["unexports"] == 1, "somebody else was faster"
+    first.perform(Op("export"))
+    first.end()
+    assert session.vm.exported_tdps.all() == ()
 
 
 # The shared fd.
@@ -255,6 +276,22 @@ def test_without_recycling_the_fd_stays_open(staged: MakeStage) -> None:
     assert device.hwpt is not None
     assert session.totals()["unexports"] == 0
     device._detach()
+
+
+def test_dma_is_done_while_attached_and_only_then(staged: MakeStage) -> None:
+    session, device, worker = consumer(staged)
+    for op in (Op("dma-write", (3,)), Op("detach"), Op("dma", (6, 9))):
+        device.perform(op)
+    assert (device.accesses, device.device.walks, session.totals()["exports"]) == (0, 0, 0)
+    for _ in range(2):
+        device.perform(Op("attach"))
+    assert session.totals()["exports"] == 1
+    for op in (Op("dma-write", (3,)), Op("dma-read", (3,)), Op("dma", (6, 9))):
+        served(session, worker, lambda op=op: device.perform(op))  # type: ignore[misc]
+    assert (device.accesses, session.totals()["io_faults"]) == (4, 2), "gfn 3 twice, then 3 and 4"
+    device.perform(Op("detach"))
+    assert device.hwpt is None
+    assert session.vm.exported_tdps.all() == ()
 
 
 # The end.

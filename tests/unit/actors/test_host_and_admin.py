@@ -10,6 +10,7 @@ from attrs import evolve
 from mmu.machine.vcpu import FETCH
 from mmu.memory.memslots import KVM_MEM_LOG_DIRTY_PAGES
 from stress.engines.session import Session
+from stress.scenario.script import HOW, Op
 from stress.scenario.types import (
     Count,
     DirtyLogActor,
@@ -86,35 +87,41 @@ def test_a_range_never_leaves_the_region(staged: MakeStage) -> None:
     [("discard", "host_pages_discarded", 16), ("migrate", "host_pages_migrated", 16), ("split", "host_splits", 16)],
 )
 def test_what_the_host_takes_is_unmapped_first(staged: MakeStage, operation: str, counter: str, amount: int) -> None:
-    session, host, region = hosted(staged)
+    session, host, _ = hosted(staged)
     touch(session, 5, 20)
     assert mapped(session) == 2
-    host._dice.random = lambda: 0.9
-    getattr(host, operation)(region, 5, 6)
+    host.perform(Op(operation, (0, 5, 6)))
     assert mapped(session) == 1, "the huge leaf at 16 stays"
     assert session.totals()[counter] == amount
     assert at_rest(session)
     touch(session, 5, 20)
 
 
+def choosing(host: Any, name: str, draw: float) -> None:
+    """The host draws this operation, and this number."""
+    host._dice.random = lambda: draw
+    host._dice.choices = lambda *_: [name]
+
+
 def test_half_of_the_splits_move_the_first_piece_at_once(staged: MakeStage) -> None:
     session, host, region = hosted(staged)
-    touch(session, 5)
-    host._dice.random = lambda: 0.1
-    before = region.ptes[5]
-    host.split(region, 5, 6)
-    assert levels(session)[0] == 1
+    touch(session, *range(0, 64, 16))
+    before = list(region.ptes)
+    choosing(host, "split", 0.1)
+    host.step()
+    assert levels(session) != [2, 2, 2, 2]
     assert session.totals()["host_pages_migrated"] == 1
-    assert region.ptes[5] != before
+    assert list(region.ptes) != before
+    choosing(host, "split", 0.9)
+    assert [op.name for op in host.choose()] == ["split"]
 
 
 def test_a_collapse_makes_small_pages_huge_again(staged: MakeStage) -> None:
-    session, host, region = hosted(staged)
+    session, host, _ = hosted(staged)
     touch(session, 5)
-    host._dice.random = lambda: 0.9
-    host.split(region, 5, 6)
+    host.perform(Op("split", (0, 5, 6)))
     touch(session, *range(16))
-    host.collapse(region, 7, 8)
+    host.perform(Op("collapse", (0, 7, 8)))
     assert levels(session) == [2, 0, 0, 0]
     assert session.totals()["host_collapses"] == 1
     assert mapped(session) == 0
@@ -123,33 +130,64 @@ def test_a_collapse_makes_small_pages_huge_again(staged: MakeStage) -> None:
 
 
 def test_memory_without_huge_pages_is_not_collapsed(staged: MakeStage) -> None:
-    session, host, region = hosted(staged, memory=evolve(LARGE, host_level=1))
+    session, host, _ = hosted(staged, memory=evolve(LARGE, host_level=1))
     touch(session, *range(16))
-    host.collapse(region, 7, 8)
+    host.perform(Op("collapse", (0, 7, 8)))
     assert session.totals()["host_collapses"] == 0
     assert mapped(session) == 16, "nothing was even announced"
 
 
 def test_ageing_counts_what_was_young(staged: MakeStage) -> None:
-    session, host, region = hosted(staged)
+    session, host, _ = hosted(staged)
     touch(session, 5)
-    host._dice.choice = lambda methods: methods[0]
-    host.age(region, 5, 6)
-    host.age(region, 5, 6)
+    for how in (0, 0):
+        host.perform(Op("age", (0, 5, 6, how)))
     totals = session.totals()
     assert (totals["pages_aged"], totals["pages_found_young"]) == (2, 1)
     assert totals["flushes_young"] == 1
 
 
+def test_a_look_that_only_tests_takes_nothing_away(staged: MakeStage) -> None:
+    session, host, _ = hosted(staged)
+    touch(session, 5)
+    for _ in range(2):
+        host.perform(Op("age", (0, 5, 6, HOW.words.index("test"))))
+    assert session.totals()["pages_found_young"] == 2
+    host.perform(Op("age", (0, 5, 6, HOW.words.index("clear"))))
+    host.perform(Op("age", (0, 5, 6, HOW.words.index("test"))))
+    totals = session.totals()
+    assert (totals["pages_found_young"], totals["flushes_young"]) == (3, 0)
+
+
+@pytest.mark.parametrize("args", [(1, 0, 4), (0, 64, 70), (0, 5, 5)], ids=["absent", "beyond", "empty"])
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_pages_that_are_not_there_are_left_alone(staged: MakeStage, name: str, args: tuple[int, ...]) -> None:
+    session, host, _ = hosted(staged, memory=evolve(LARGE, churn_slots=Count(1), churn_pages=Positive(16)))
+    touch(session, 5)
+    host.perform(Op(name, (*args, 0) if name == "age" else args))
+    assert session.totals()["host_ranges"] == session.totals()["pages_aged"] == 0
+    assert mapped(session) == 1
+
+
+def test_a_region_is_named_by_its_number_although_others_are_absent(staged: MakeStage) -> None:
+    memory = evolve(LARGE, host_level=1, churn_slots=Count(2), churn_pages=Positive(16))
+    session, host, _ = hosted(staged, memory=memory)
+    churn = session.stage.layout.churn[1]  # type: ignore[union-attr]
+    the(session, "memslot-worker").perform(Op("create", (1,)))
+    touch(session, churn.place().gfn + 3)
+    host.perform(Op("discard", (2, 0, 16)))
+    assert session.totals()["host_pages_discarded"] == 1
+
+
 @pytest.mark.parametrize("chosen", WEIGHTS)
 def test_the_weights_choose_what_is_done(staged: MakeStage, chosen: str) -> None:
     weights = {f"{name}_weight": Rate(1.0 if name == chosen else 0.0) for name in WEIGHTS}
-    _, host, _ = hosted(staged, **weights)
-    done: list[str] = []
-    host._operations = [lambda *_, name=name: done.append(name) for name in WEIGHTS]
+    session, host, _ = hosted(staged, **weights)
+    session.stage.record_ops = True  # type: ignore[union-attr]
     for _ in range(10):
         host.step()
-    assert done == [chosen] * 10
+    moved_at_once = {"migrate"} if chosen == "split" else set()
+    assert {op.name for op in host.performed} - moved_at_once == {chosen}
 
 
 # The dirty logger.
@@ -215,6 +253,14 @@ def test_a_refusal_is_counted_and_tried_again(staged: MakeStage) -> None:
     assert is_logging(session)
 
 
+def test_logging_that_is_on_is_not_switched_on_again_nor_read_when_off(staged: MakeStage) -> None:
+    session, actor = logger(staged)
+    for name in ("read-log", "log-off", "log-on", "log-on", "read-log", "log-off", "log-off", "read-log"):
+        actor.perform(Op(name))
+    totals = session.totals()
+    assert (totals["memslot_flags"], totals["dirty_log_reads"]) == (2, 1)
+
+
 # The administrator.
 
 
@@ -243,6 +289,15 @@ def test_or_changes_attributes(staged: MakeStage) -> None:
     totals = session.totals()
     assert (totals["nx_toggles"], totals["attribute_changes"]) == (0, 4)
     assert mapped(session) < 4
+
+
+def test_an_attribute_change_takes_the_range_that_it_is_given(staged: MakeStage) -> None:
+    session, actor = admin(staged, 0.0)
+    touch(session, *range(0, 64, 16))
+    actor.perform(Op("attributes", (16, 48)))
+    assert mapped(session) == 2
+    actor.perform(Op("toggle"))
+    assert session.vm.kvm.nx_huge_pages.value
 
 
 def test_the_worker_gives_huge_pages_back(staged: MakeStage) -> None:

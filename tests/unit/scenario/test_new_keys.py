@@ -54,6 +54,7 @@ WRONG: dict[Any, tuple[str, str]] = {
 OTHERS = {
     "seed": ("-1", "found -1; expected a whole number from 0 on"),
     "obligations": ("7", "found 7; expected a table of numbers"),
+    "script": ("7", "found 7; expected a table of lists"),
 }
 
 
@@ -145,7 +146,7 @@ codes = [5]
 )
 def test_frames_must_hold_the_blocks_and_twice_the_pages(tmp_path: Path, blocks: str, needed: int) -> None:
     memory = "[memory]\nfixed_pages = 32\nchurn_slots = 2\nchurn_pages = 16\nsmm_pages = 8\nsmm_churn_pages = 8\n"
-    least = needed + 2 * (32 + 2 * 16 + 8 + 8) + 64
+    least = needed + 2 * (32 + 2 * 16 + 8 + 8) + 8
 
     def text(frames: int) -> str:
         return f"[vm]\nentries = 16\nframes = {frames}\n{blocks}\n{memory}"

@@ -84,4 +84,4 @@ def test_records_of_threads_that_have_ended_are_forgotten(sync: Sync) -> None:
     for _ in range(50):
         run(sync, use)
     assert len(lock._holds) < 10
-    assert len(sync.rcu._readers) < 10
+    assert len(sync.rcu._readers.value) < 10

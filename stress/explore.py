@@ -1,0 +1,326 @@
+"""`stress explore`: a campaign over one scenario, in one process or several, judged, stored and told."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import textwrap
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from pathlib import Path
+from typing import Any
+
+from attrs import define, field, frozen
+
+from mmu.variant import Variant
+from stress.engines.carrier import pinned
+from stress.engines.exploration import ScenarioProgram
+from stress.engines.session import variants_of
+from stress.results import environment
+from stress.results.store import CONSOLE_TXT, RunDirectory
+from stress.run import expected_of, suspects_of
+from stress.scenario.load import unstructure
+from stress.scenario.types import Scenario
+from stress.search.campaign import Budget, Campaign, Tally
+from stress.search.store import stored
+from stress.search.strategies import EXHAUSTIVE, strategy_for
+from stress.variants import load_variants
+from stress.verdict import Evidence, Judgement, Obligation, Verdict, judge
+
+EXPLORE_JSON = "explore.json"
+SLICE_S = 1.0
+"""How long a process explores before it reports."""
+PROGRAMS = 64
+"""A scenario that draws its operations is explored with so many schedules of each draw, one draw after another."""
+
+
+@frozen
+class ExploreRequest:
+    """What to explore: the scenario, variants from files, the strategy, and how much. `exhaustive`: a search that does not
+    come to its end proves nothing."""
+
+    scenario: Scenario
+    name: str
+    seed: int
+    strategy: str
+    variant_files: tuple[str, ...] = ()
+    schedules: int | None = None
+    seconds: float | None = None
+    exhaustive: bool = False
+    jobs: int = 1
+    keep_going: bool = False
+
+
+@define
+class Explored:
+    """The result: the tally, the verdict, and where it is kept."""
+
+    request: ExploreRequest
+    tally: Tally
+    judgement: Judgement
+    wall_s: float
+    directory: RunDirectory | None = None
+    files: list[str] = field(factory=list)
+
+
+def explore(request: ExploreRequest, on_progress: Callable[[Tally], None] = lambda _: None) -> Explored:
+    """Explore, and judge what came of it."""
+    start = time.perf_counter()
+    if request.jobs > 1 and request.strategy.partition(":")[0] not in EXHAUSTIVE:
+        tally = _in_processes(request, on_progress)
+    else:
+        with pinned():
+            tally = campaign_for(request, request.seed).run(_budget(request), on_progress)
+    return Explored(request, tally, judgement_of(request, tally), time.perf_counter() - start)
+
+
+def campaign_for(request: ExploreRequest, seed: int) -> Campaign:
+    """The campaign of one process."""
+    scenario = request.scenario
+    drawn = not scenario.script
+    exhaustive = request.strategy.partition(":")[0] in EXHAUSTIVE
+    base = seed if drawn else 0
+    return Campaign(
+        ScenarioProgram(request.name, scenario, variants_from(request.variant_files)),
+        strategy_for(request.strategy, seed),
+        limit=scenario.explore.max_steps,
+        granularity=scenario.explore.lock_granularity,
+        seeds=(lambda number: base + number // PROGRAMS) if drawn and not exhaustive else (lambda _: base),
+        counters=tuple(scenario.obligations),
+    )
+
+
+def variants_from(files: Sequence[str]) -> tuple[Variant, ...]:
+    """The variants in Python files."""
+    return tuple(variant for file in files for variant in load_variants(Path(file)))
+
+
+def _budget(request: ExploreRequest) -> Budget:
+    return Budget(request.schedules, request.seconds, stop_at_failure=not request.keep_going)
+
+
+_state: dict[tuple[int, int], Campaign] = {}
+"""A worker process's campaign, continued from slice to slice."""
+
+
+def _slice(request: ExploreRequest, slot: int, schedules: int | None, seconds: float) -> Tally:
+    """In a worker: go on for a while, and report what that added."""
+    key = (slot, request.seed)
+    campaign = _state.get(key)
+    if campaign is None:
+        campaign = _state[key] = campaign_for(request, request.seed + slot * 1_000_003)
+    campaign.tally = Tally()
+    with pinned(slot):
+        return campaign.run(Budget(schedules, seconds, stop_at_failure=not request.keep_going))
+
+
+def _in_processes(request: ExploreRequest, on_progress: Callable[[Tally], None]) -> Tally:
+    """One process a job, each with seeds of its own, until the budget is used or a failure ends it."""
+    total = Tally()
+    start = time.perf_counter()
+    context = multiprocessing.get_context("spawn")
+    share = -(-request.schedules // request.jobs) if request.schedules is not None else None
+    left = [share] * request.jobs
+    pools = [ProcessPoolExecutor(1, mp_context=context) for _ in range(request.jobs)]
+    try:
+        running: dict[Future[Tally], int] = {}
+
+        def submit(slot: int) -> None:
+            elapsed = time.perf_counter() - start
+            seconds = SLICE_S if request.seconds is None else min(SLICE_S, request.seconds - elapsed)
+            if seconds > 0 and left[slot] != 0:
+                running[pools[slot].submit(_slice, request, slot, left[slot], seconds)] = slot
+
+        for slot in range(request.jobs):
+            submit(slot)
+        while running:
+            done, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in done:
+                slot = running.pop(future)
+                part = future.result()
+                total.merge(part)
+                total.seconds = time.perf_counter() - start
+                known = left[slot]
+                left[slot] = None if known is None else max(0, known - part.schedules)
+                if not total.errors and (request.keep_going or not total.failures):
+                    submit(slot)
+            on_progress(total)
+    finally:
+        for pool in pools:
+            pool.shutdown(cancel_futures=True)
+    total.curve.append((total.schedules, total.classes))
+    return total
+
+
+def judgement_of(request: ExploreRequest, tally: Tally) -> Judgement:
+    """The verdict. A limit that was hit is never a pass."""
+    scenario = request.scenario
+    obligations = tuple(Obligation(name, needed, tally.counters.get(name, 0)) for name, needed in scenario.obligations.items())
+    fired = {
+        name for failure in tally.failures.values() for report in (failure.report, *failure.others) for name in (report.rule, report.code)
+    }
+    expected = expected_of(scenario)
+    finished = tally.schedules - tally.cut - tally.unfinished
+    judgement = judge(
+        Evidence(
+            findings=len(tally.failures),
+            harness_errors=tuple(tally.errors),
+            obligations=obligations,
+            expected_missing=() if fired & set(expected) else expected,
+            completed=_completed(request, tally),
+            clean_end=not tally.unfinished or bool(tally.failures),
+            quiescent_checks=finished,
+        )
+    )
+    wants_all = request.exhaustive or request.strategy.partition(":")[0] in ("dpor", "dfs")
+    if wants_all and not tally.exhausted and judgement.verdict is Verdict.PASS:
+        return Judgement(Verdict.INCONCLUSIVE, ("the search did not come to its end: what it has not seen may be broken",))
+    return judgement
+
+
+def _completed(request: ExploreRequest, tally: Tally) -> bool:
+    """Whether the budget was used, or the space exhausted, or a failure ended it."""
+    used = request.schedules is not None and tally.schedules >= request.schedules
+    timed = request.seconds is not None and tally.seconds >= request.seconds * 0.99
+    return used or timed or tally.exhausted or bool(tally.failures)
+
+
+def keep(explored: Explored, results: Path) -> RunDirectory:
+    """Store the result with one file for each failing schedule; returns the directory."""
+    request = explored.request
+    directory = RunDirectory.create(results, f"explore-{request.name}", request.seed)
+    explored.directory = directory
+    for number, failure in enumerate(explored.tally.failures.values(), 1):
+        name = f"schedule-{number}.json"
+        directory.write_text(name, stored(request.name, request.scenario, request.variant_files, failure).to_json())
+        explored.files.append(str(directory.path / name))
+    directory.write_text(EXPLORE_JSON, json.dumps(as_data(explored), indent=1))
+    directory.write_text(CONSOLE_TXT, "\n".join(lines(explored)) + "\n")
+    return directory
+
+
+def as_data(explored: Explored) -> dict[str, Any]:
+    """The result as plain data."""
+    request, tally = explored.request, explored.tally
+    return {
+        "schema": 1,
+        "kind": "stress-exploration",
+        "name": request.name,
+        "verdict": explored.judgement.verdict.name,
+        "reasons": list(explored.judgement.reasons),
+        "strategy": request.strategy,
+        "seed": request.seed,
+        "jobs": request.jobs,
+        "wall_s": round(explored.wall_s, 3),
+        "schedules": tally.schedules,
+        "schedules_per_s": round(tally.schedules / max(explored.wall_s, 1e-9), 1),
+        "steps": tally.steps,
+        "steps_per_s": round(tally.steps / max(explored.wall_s, 1e-9)),
+        "classes": tally.classes,
+        "unseen_mass": tally.unseen_mass,
+        "curve": tally.curve,
+        "cut": tally.cut,
+        "unfinished": tally.unfinished,
+        "exhausted": tally.exhausted,
+        "failing": tally.failing,
+        "members": tally.members,
+        "counters": tally.counters,
+        "failures": [
+            {
+                "signature": failure.report.signature,
+                "others": [report.signature for report in failure.others],
+                "headline": failure.report.headline,
+                "predicted": failure.predicted,
+                "schedule": failure.schedule.encode(),
+                "after_schedules": failure.after_schedules,
+                "after_s": round(failure.after_s, 4),
+                "strategy": failure.strategy,
+                "splat": failure.report.render(),
+            }
+            for failure in tally.failures.values()
+        ],
+        "environment": {
+            "python": environment.observe().python,
+            "gil_enabled": environment.gil_enabled(),
+            "cpus": os.cpu_count(),
+        },
+        "scenario": unstructure(request.scenario),
+    }
+
+
+def lines(explored: Explored) -> Iterator[str]:
+    """The console summary."""
+    request, tally = explored.request, explored.tally
+    vm = request.scenario.vm
+    yield f"{request.name}: {request.scenario.title}".rstrip(": ")
+    variants = [*vm.variants, *(Path(file).stem for file in request.variant_files)]
+    yield f"policy {vm.policy}, profile {vm.profile}, kernel {vm.kernel}" + (f", variants {', '.join(variants)}" if variants else "")
+    yield f"strategy {request.strategy}, seed {request.seed}, {request.jobs} process{'es' if request.jobs > 1 else ''}"
+    yield ""
+    rate = max(explored.wall_s, 1e-9)
+    yield f"schedules  {tally.schedules:,} in {explored.wall_s:.2f} s, {tally.schedules / rate:,.0f} a second"
+    yield f"steps      {tally.steps:,}, {tally.steps / rate:,.0f} a second, {tally.steps / max(1, tally.schedules):,.0f} a schedule"
+    yield f"classes    {tally.classes:,} distinct orders of events"
+    yield from _coverage(request, tally)
+    for name, counts in tally.members.items():
+        yield f"  {name:<10} {counts.get('schedules', 0):>9,} schedules {counts.get('classes', 0):>9,} new classes"
+    yield ""
+    yield from _failures(explored)
+    yield verdict_line(explored)
+
+
+def _coverage(request: ExploreRequest, tally: Tally) -> Iterator[str]:
+    if tally.exhausted:
+        what = "every order of events" if request.strategy in ("dpor", "dfs") else f"everything within the bound of {request.strategy}"
+        yield f"coverage   EXHAUSTED: {what}; {tally.cut:,} schedules were given up as repetitions"
+        return
+    if request.strategy.partition(":")[0] in EXHAUSTIVE:
+        left = "unknown" if tally.remaining is None else f"about {tally.remaining:,.0f} (an estimate that tends to grow)"
+        yield f"coverage   not exhausted; schedules left: {left}"
+    else:
+        yield f"coverage   {tally.unseen_mass:.1%} of what such schedules meet was never seen (Good-Turing)"
+    points = tally.curve[:: max(1, len(tally.curve) // 6)] if tally.curve else []
+    yield "saturation " + ", ".join(f"{classes:,} after {schedules:,}" for schedules, classes in points)
+
+
+def _failures(explored: Explored) -> Iterator[str]:
+    request = explored.request
+    known = [variant for variant in [*variants_of(request.scenario), *variants_from(request.variant_files)] if variant.expects]
+    for number, failure in enumerate(explored.tally.failures.values()):
+        yield failure.report.render()
+        suspects = suspects_of(failure.report, known)
+        if suspects:
+            yield f"known defects of this build that break rule {failure.report.rule}:"
+            yield from (f"  {title}" for title in suspects)
+        yield from (f"also: {report.rule} {report.headline}" for report in failure.others)
+        how = (
+            "a race that did no harm in it"
+            if failure.predicted
+            else f"{len(failure.schedule.choices)} steps, {len(failure.schedule.turns())} turns"
+        )
+        yield f"found by {failure.strategy} in schedule {failure.after_schedules:,}, after {failure.after_s:.2f} s: {how}"
+        if number < len(explored.files):
+            file = explored.files[number]
+            yield f"replay:   stress replay {file}"
+            yield f"minimise: stress minimise {file}"
+        yield from textwrap.wrap(f"schedule: {failure.schedule.encode()}", 100, subsequent_indent="  ", break_on_hyphens=False)
+        yield ""
+
+
+def verdict_line(explored: Explored) -> str:
+    """The verdict in one line."""
+    request, judgement = explored.request, explored.judgement
+    expected = expected_of(request.scenario)
+    note = ""
+    if expected:
+        rules = {
+            name
+            for failure in explored.tally.failures.values()
+            for report in (failure.report, *failure.others)
+            for name in (report.rule, report.code)
+        }
+        seen = [name for name in expected if name in rules]
+        note = f"; expected {' or '.join(expected)}: {'seen ' + ', '.join(seen) if seen else 'NOT seen'}"
+    return f"{judgement.verdict.name}  {request.name}, {request.strategy}, seed {request.seed}: {'; '.join(judgement.reasons)}{note}"

@@ -1,0 +1,71 @@
+"""`stress replay`: a recorded schedule again, what it found, and where it left the record."""
+
+from __future__ import annotations
+
+from attrs import frozen
+
+from stress.engines.carrier import pinned
+from stress.engines.exploration import ScenarioProgram
+from stress.engines.program import Program, Strategy
+from stress.explore import variants_from
+from stress.search.replay import Replayed, replay
+from stress.search.store import StoredSchedule
+from stress.verdict import ExitCode
+
+
+@frozen
+class ReplayOutcome:
+    """What the replay came to; `branched` says that it left the schedule on purpose."""
+
+    replayed: Replayed
+    branched: bool
+    reproduced: bool
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """FAIL when a rule is broken, HARNESS_ERROR when the replay diverged, INCONCLUSIVE when the failure did not come back."""
+        if self.replayed.divergence is not None:
+            return ExitCode.HARNESS_ERROR
+        if self.replayed.signatures:
+            return ExitCode.FAIL
+        return ExitCode.PASS if self.branched else ExitCode.INCONCLUSIVE
+
+
+def program_of(recorded: StoredSchedule) -> Program:
+    """The program that a stored schedule belongs to."""
+    return ScenarioProgram(recorded.name, recorded.scenario, variants_from(recorded.variant_files))
+
+
+def run(recorded: StoredSchedule, until: int | None = None, then: Strategy | None = None) -> ReplayOutcome:
+    """Replay; with `until` only up to that step, and on with `then` or by default."""
+    explore = recorded.scenario.explore
+    with pinned():
+        replayed = replay(
+            program_of(recorded),
+            recorded.schedule,
+            steps=recorded.steps,
+            predicted=recorded.predicted or not recorded.signatures,
+            limit=explore.max_steps,
+            granularity=explore.lock_granularity,
+            until=until,
+            then=then,
+        )
+    return ReplayOutcome(replayed, until is not None, bool(replayed.signatures) and replayed.signatures == recorded.signatures)
+
+
+def text(recorded: StoredSchedule, outcome: ReplayOutcome, *, quiet: bool = False) -> str:
+    """What the console says."""
+    replayed = outcome.replayed
+    steps = len(replayed.run.trace)
+    lines = [] if quiet else [report.render() for report in replayed.run.reports]
+    if replayed.divergence is not None:
+        lines.append(f"DIVERGED  {replayed.divergence}")
+    elif outcome.branched:
+        lines.append(f"BRANCHED  {recorded.name}: {steps} steps, " + (", ".join(replayed.signatures) or "no finding"))
+    elif outcome.reproduced or (replayed.signatures and not recorded.signatures):
+        lines.append(f"REPLAYED  {recorded.name}: {steps} steps, the same as recorded, found {', '.join(replayed.signatures)}")
+    elif replayed.signatures:
+        lines.append(f"CHANGED  {recorded.name}: {steps} steps as recorded, but found {', '.join(replayed.signatures)}")
+    else:
+        lines.append(f"NOT REPRODUCED  {recorded.name}: {steps} steps as recorded, no finding")
+    return "\n".join(lines)

@@ -1,0 +1,182 @@
+"""Systematic search: every schedule once, in the order of how far it strays from the default one.
+
+Musuvathi and Qadeer, "Iterative Context Bounding for Systematic Testing of Multithreaded Programs" (PLDI 2007), for
+preemptions; Emmi, Qadeer and Rakamaric, "Delay-Bounded Scheduling" (POPL 2011), for delays. By default the running task
+goes on while it can, then the next one by number, round and round. A schedule is the list of its deviations from that; it is
+run by following them, and its alternatives are what could have been done after the last of them. That makes each schedule
+the alternative of exactly one other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from stress.engines.program import Run
+from stress.engines.scheduler import ControlTask, Picker, Scheduler
+
+_MASK = 127
+_FREE = 128
+"""Set where the running task could not go on."""
+_NEVER = 1 << 60
+
+Costs = Callable[[int, int], range]
+"""Given how many could run (with `_FREE`) and a cost: which of them, in the order of turns, cost that much to choose."""
+
+
+class Deviation(NamedTuple):
+    """At pick number `position`, not the first in turn but number `rank` was chosen; and what came before that."""
+
+    before: Deviation | None
+    position: int
+    rank: int
+
+
+class Schedule(NamedTuple):
+    """A schedule that was run: its last deviation, and how many could run at each pick after that."""
+
+    last: Deviation | None
+    widths: bytes
+
+
+class Systematic:
+    """The search; `costs` says what a deviation costs, and schedules of cost 0 come first, then 1, and so on to `bound`."""
+
+    def __init__(self, name: str, bound: int, costs: Costs) -> None:
+        self.name = name
+        self.bound = bound
+        self.level = 0
+        """The cost of the schedules that are run now."""
+        self.diverged = 0
+        """How often fewer tasks could run than before at the same point; not 0 means that the program is not deterministic."""
+        self.exhausted = False
+        self._costs = costs
+        self._run: list[list[Schedule]] = [[] for _ in range(bound)]
+        self._widths = bytearray()
+        self._search = self._levels()
+        self._last = next(self._search)
+
+    def begin(self, scheduler: Scheduler) -> Picker:
+        """Follow the deviations of the next schedule, then go on by default."""
+        runnable = scheduler.runnable
+        self._widths = widths = bytearray()
+        note = widths.append
+        pending = _deviations(self._last)
+        steps = 0
+        until = pending[-1].position if pending else _NEVER
+
+        def pick() -> ControlTask:
+            nonlocal steps
+            steps += 1
+            if steps > until:
+                return deviate()
+            running = scheduler.running
+            if running.enabled:
+                note(len(runnable))
+                return running
+            note(len(runnable) | _FREE)
+            return runnable[0] if len(runnable) == 1 else in_turn()[0]
+
+        def in_turn() -> list[ControlTask]:
+            here = scheduler.running.index
+            return sorted(runnable, key=lambda task: (task.index < here, task.index))
+
+        def deviate() -> ControlTask:
+            nonlocal until
+            rank = pending.pop().rank
+            until = pending[-1].position if pending else _NEVER
+            note(len(runnable))
+            if rank >= len(runnable):
+                self.diverged += 1
+                rank = 0
+            return in_turn()[rank]
+
+        return pick
+
+    def end(self, run: Run) -> None:  # noqa: ARG002 - everything was noted on the way
+        """Go on to the next schedule, if there is one."""
+        following = next(self._search, self)
+        if isinstance(following, Systematic):
+            self.exhausted = True
+        else:
+            self._last = following
+
+    def _levels(self) -> Iterator[Deviation | None]:
+        """The schedules to run; when the search is resumed, the one it gave was run."""
+        for level in range(self.bound + 1):
+            self.level = level
+            for root in self._roots():
+                stack = [iter((root,))]
+                while stack:
+                    for last in stack[-1]:
+                        yield last
+                        stack.append(self._alternatives(self._ran(last), 0))
+                        break
+                    else:
+                        stack.pop()
+
+    def _roots(self) -> Iterator[Deviation | None]:
+        """Schedules that come to this level's cost by one deviation from a cheaper one."""
+        if not self.level:
+            yield None
+        for level in range(self.level):
+            for schedule in self._run[level]:
+                yield from self._alternatives(schedule, self.level - level)
+
+    def _ran(self, last: Deviation | None) -> Schedule:
+        start = last.position + 1 if last else 0
+        schedule = Schedule(last, bytes(self._widths[start:]))
+        if self.level < self.bound:
+            self._run[self.level].append(schedule)
+        return schedule
+
+    def _alternatives(self, schedule: Schedule, cost: int) -> Iterator[Deviation]:
+        """Deviations of this cost after the last one, the latest first."""
+        last, widths = schedule
+        start = last.position + 1 if last else 0
+        for offset in range(len(widths) - 1, -1, -1):
+            if widths[offset] & _MASK > 1:
+                for rank in self._costs(widths[offset], cost):
+                    yield Deviation(last, start + offset, rank)
+
+
+def _deviations(last: Deviation | None) -> list[Deviation]:
+    """All of them, the first one last."""
+    found = []
+    while last is not None:
+        found.append(last)
+        last = last.before
+    return found
+
+
+def _by_preemption(width: int, cost: int) -> range:
+    return range(1, width & _MASK) if cost == (0 if width & _FREE else 1) else range(0)
+
+
+def _by_delay(width: int, cost: int) -> range:
+    return range(cost, cost + 1) if 0 < cost < width & _MASK else range(0)
+
+
+def _all_alike(width: int, cost: int) -> range:
+    return range(1, width & _MASK) if cost == 0 else range(0)
+
+
+class PreemptionBounded(Systematic):
+    """Every schedule with at most `bound` preemptions: switches away from a task that could have gone on."""
+
+    def __init__(self, bound: int) -> None:
+        super().__init__(f"preemption:{bound}", bound, _by_preemption)
+
+
+class DelayBounded(Systematic):
+    """Every schedule with at most `bound` delays: each passes over the task whose turn it is, in favour of the next."""
+
+    def __init__(self, bound: int) -> None:
+        super().__init__(f"delay:{bound}", bound, _by_delay)
+
+
+class DepthFirst(Systematic):
+    """Every schedule there is."""
+
+    def __init__(self) -> None:
+        super().__init__("dfs", 0, _all_alike)

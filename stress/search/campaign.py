@@ -1,0 +1,236 @@
+"""A campaign: schedule after schedule of one program under one strategy, and what they add up to."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable
+from typing import Final
+
+from attrs import define, field, frozen
+
+from mmu.report import Report
+from stress.engines.program import Executor, Program, Run, Strategy
+from stress.search.order import class_of
+from stress.search.races import races_of
+from stress.search.schedule import Names, Schedule
+
+ALWAYS_CHECKED: Final = 300
+"""So many first classes are all checked for races; after that one in `CHECK_EVERY`."""
+CHECK_EVERY: Final = 8
+COLLECT_EVERY: Final = 256
+MOST_CLASSES: Final = 2_000_000
+
+
+@frozen
+class Failure:
+    """A failing schedule: what was found first, everything else that was found, the schedule, and how soon it was found.
+    `steps` names every step, as (task, operation). `predicted` is a race that did no harm in this schedule."""
+
+    report: Report
+    others: tuple[Report, ...]
+    schedule: Schedule
+    steps: tuple[tuple[str, str], ...]
+    after_schedules: int
+    after_s: float
+    strategy: str
+    predicted: bool = False
+
+
+@define
+class Tally:
+    """What a campaign has done so far. `curve` is (schedules, classes) at growing distances; `once` how many classes were
+    seen exactly once; `unfinished` how many schedules hit the limit of steps; `cut` how many a strategy gave up because they
+    could show nothing new; `remaining` the estimated number of schedules that an exhaustive search has left."""
+
+    schedules: int = 0
+    steps: int = 0
+    seconds: float = 0.0
+    cut: int = 0
+    unfinished: int = 0
+    seen: dict[int, int] = field(factory=dict)
+    once: int = 0
+    curve: list[tuple[int, int]] = field(factory=list)
+    failures: dict[str, Failure] = field(factory=dict)
+    failing: int = 0
+    errors: list[str] = field(factory=list)
+    counters: dict[str, int] = field(factory=dict)
+    outcomes: dict[str, int] = field(factory=dict)
+    exhausted: bool = False
+    remaining: float | None = None
+    members: dict[str, dict[str, int]] = field(factory=dict)
+    _next_point: int = 1
+
+    @property
+    def classes(self) -> int:
+        """Distinct happens-before classes."""
+        return len(self.seen)
+
+    @property
+    def unseen_mass(self) -> float:
+        """Good-Turing: the probability that the next schedule of the same kind is of a class never seen."""
+        return self.once / self.schedules if self.schedules else 1.0
+
+    def note_class(self, key: int) -> bool:
+        """Count a class; whether it is new."""
+        count = self.seen.get(key, 0)
+        if count or len(self.seen) < MOST_CLASSES:
+            self.seen[key] = count + 1
+        self.once += 1 if not count else -1 if count == 1 else 0
+        return not count
+
+    def note_point(self) -> None:
+        """A point of the saturation curve, at distances that grow."""
+        if self.schedules >= self._next_point:
+            self.curve.append((self.schedules, self.classes))
+            self._next_point = max(self.schedules + 1, self.schedules * 5 // 4)
+
+    def merge(self, other: Tally) -> None:
+        """Add what another process has done; the first of equal failures stays."""
+        self.schedules += other.schedules
+        self.steps += other.steps
+        self.cut += other.cut
+        self.unfinished += other.unfinished
+        self.failing += other.failing
+        for key, count in other.seen.items():
+            self.seen[key] = self.seen.get(key, 0) + count
+        self.once = sum(1 for count in self.seen.values() if count == 1)
+        for signature, failure in other.failures.items():
+            self.failures.setdefault(signature, failure)
+        for theirs, mine in ((other.counters, self.counters), (other.outcomes, self.outcomes)):
+            for name, amount in theirs.items():
+                mine[name] = mine.get(name, 0) + amount
+        self.errors += [error for error in other.errors if error not in self.errors]
+        for name, counts in other.members.items():
+            known = self.members.setdefault(name, {})
+            for what, amount in counts.items():
+                known[what] = known.get(what, 0) + amount
+        self.note_point()
+
+
+@frozen
+class Budget:
+    """How much to do: so many schedules, so many seconds (None: no bound), and whether to stop at the first failure."""
+
+    schedules: int | None = None
+    seconds: float | None = None
+    stop_at_failure: bool = True
+
+
+class Campaign:
+    """Runs schedules and keeps the tally; can be continued.
+
+    `seeds(n)` is the seed of the program for schedule n; a program without chance in it always has the same.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        strategy: Strategy,
+        *,
+        limit: int = 20_000,
+        granularity: str = "atomic",
+        seeds: Callable[[int], int] = lambda _: 0,
+        check_races: bool = True,
+        counters: tuple[str, ...] = (),
+    ) -> None:
+        self.strategy = strategy
+        self.tally = Tally()
+        self._executor = Executor(program, limit=limit, granularity=granularity)
+        self._seeds = seeds
+        self._check_races = check_races
+        self._counters = counters
+
+    def run(self, budget: Budget, on_progress: Callable[[Tally], None] = lambda _: None) -> Tally:
+        """Go on until the budget is used, the space is exhausted, the harness fails, or a failure ends it."""
+        tally, strategy = self.tally, self.strategy
+        start = time.perf_counter()
+        before = tally.seconds
+        until = tally.schedules + budget.schedules if budget.schedules is not None else None
+        next_look = start + 0.2
+        collecting = gc.isenabled()
+        gc.disable()
+        try:
+            while not strategy.exhausted:
+                self._one()
+                now = time.perf_counter()
+                tally.seconds = before + now - start
+                if tally.errors or (budget.stop_at_failure and tally.failures):
+                    break
+                if until is not None and tally.schedules >= until:
+                    break
+                if budget.seconds is not None and now - start >= budget.seconds:
+                    break
+                if now >= next_look:
+                    next_look = now + 0.2
+                    self._estimate()
+                    on_progress(tally)
+                if not tally.schedules % COLLECT_EVERY:
+                    gc.collect(1)
+        finally:
+            if collecting:
+                gc.enable()
+        tally.exhausted = strategy.exhausted
+        self._estimate()
+        tally.curve.append((tally.schedules, tally.classes))
+        return tally
+
+    def _one(self) -> None:
+        tally = self.tally
+        seed = self._seeds(tally.schedules)
+        run = self._executor.execute(self.strategy, seed)
+        tally.schedules += 1
+        tally.steps += len(run.trace)
+        tally.cut += run.cut
+        tally.unfinished += run.limit_hit
+        if run.errors and not run.reports:
+            tally.errors += run.errors
+        if not run.cut:
+            self._learn(run, tally)
+        tally.note_point()
+        run.instance = run.scheduler = None
+
+    def _learn(self, run: Run, tally: Tally) -> None:
+        key = hash((run.seed, class_of(run)))
+        fresh = tally.note_class(key)
+        outcome = str(run.outcome)
+        if outcome in tally.outcomes or len(tally.outcomes) < 10_000:
+            tally.outcomes[outcome] = tally.outcomes.get(outcome, 0) + 1
+        for name in self._counters:
+            tally.counters[name] = tally.counters.get(name, 0) + run.instance.counter(name)
+        if run.reports:
+            tally.failing += 1
+            self._keep(run, run.reports, predicted=False)
+        elif fresh and self._check_races and run.completed and (tally.classes <= ALWAYS_CHECKED or not tally.classes % CHECK_EVERY):
+            reports = races_of(run)
+            if reports:
+                tally.failing += 1
+                self._keep(run, tuple(reports), predicted=True)
+
+    def _keep(self, run: Run, reports: tuple[Report, ...], *, predicted: bool) -> None:
+        tally = self.tally
+        first = reports[0]
+        if first.signature not in tally.failures:
+            tally.failures[first.signature] = Failure(
+                first,
+                reports[1:],
+                Schedule.of(run),
+                named_steps(run),
+                tally.schedules,
+                tally.seconds,
+                getattr(self.strategy, "member", self.strategy.name),
+                predicted,
+            )
+
+    def _estimate(self) -> None:
+        share = getattr(self.strategy, "estimate", None)
+        if share is not None:
+            explored = share()
+            self.tally.remaining = self.tally.schedules * (1 - explored) / explored if explored else None
+
+
+def named_steps(run: Run) -> tuple[tuple[str, str], ...]:
+    """Every step of a run as (task, operation)."""
+    assert run.scheduler is not None
+    names = Names(run.scheduler)
+    return tuple((run.names[event[0] - 1], names.event(event)) for event in run.trace)

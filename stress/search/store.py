@@ -1,0 +1,113 @@
+"""A failing schedule as a file: everything that a replay needs, and the name of every step."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from attrs import frozen
+
+from mmu.report import Report
+from stress.scenario.load import structure, unstructure
+from stress.scenario.types import Scenario
+from stress.search.campaign import Failure
+from stress.search.schedule import Schedule, ScheduleError
+
+SCHEMA: Final = 1
+KIND: Final = "stress-schedule"
+
+
+@frozen
+class StoredSchedule:
+    """What a schedule file holds. `variant_files` are variants from outside, `steps` (task, operation) of every step."""
+
+    name: str
+    scenario: Scenario
+    variant_files: tuple[str, ...]
+    schedule: Schedule
+    signatures: tuple[str, ...]
+    headline: str
+    steps: tuple[tuple[str, str], ...]
+    predicted: bool = False
+
+    def to_json(self) -> str:
+        """The file's text."""
+        return json.dumps(
+            {
+                "schema": SCHEMA,
+                "kind": KIND,
+                "name": self.name,
+                "headline": self.headline,
+                "signatures": list(self.signatures),
+                "predicted": self.predicted,
+                "schedule": self.schedule.encode(),
+                "variant_files": list(self.variant_files),
+                "scenario": unstructure(self.scenario),
+                "steps": [f"{task}: {operation}" for task, operation in self.steps],
+            },
+            indent=1,
+        )
+
+
+def stored(name: str, scenario: Scenario, variant_files: Sequence[str], failure: Failure) -> StoredSchedule:
+    """The file form of a failure."""
+    return StoredSchedule(
+        name,
+        scenario,
+        tuple(variant_files),
+        failure.schedule,
+        signatures(failure.report, failure.others),
+        failure.report.headline,
+        failure.steps,
+        failure.predicted,
+    )
+
+
+def of_string(config: Path, scenario: Scenario, variant_files: tuple[str, ...], text: str) -> StoredSchedule:
+    """A schedule given as a string, for the scenario in `config`."""
+    named = tuple(str(config.parent / file) for file in scenario.vm.variant_files)
+    return StoredSchedule(config.stem, scenario, (*named, *variant_files), Schedule.decode(text), (), "", ())
+
+
+def signatures(first: Report, others: Sequence[Report]) -> tuple[str, ...]:
+    """What a schedule found, in order."""
+    return tuple(report.signature for report in (first, *others))
+
+
+def read(path: Path) -> StoredSchedule:
+    """The schedule in a file; raises `ScheduleError` when there is none."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise ScheduleError(f"{path}: {reason}; give a schedule file, or a schedule string together with --config") from None
+    except (ValueError, RecursionError) as error:
+        raise ScheduleError(f"{path} is no JSON: {error}; the file is damaged") from None
+    if not isinstance(data, dict) or data.get("kind") != KIND:
+        raise ScheduleError(f"{path} is no schedule file: `stress explore` writes one for every failure, as schedule-1.json")
+    if data.get("schema") != SCHEMA:
+        raise ScheduleError(f"{path} has schema {data.get('schema')!r}, this version reads {SCHEMA}")
+    try:
+        return _parse(data, path)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ScheduleError(f"{path} is damaged: {error!r}") from None
+
+
+def _parse(data: dict[str, Any], path: Path) -> StoredSchedule:
+    plain = {key: value for key, value in data["scenario"].items() if value is not None}
+    scenario, problems = structure(plain, {}, str(path))
+    if scenario is None or problems:
+        raise ScheduleError(f"{path} holds a scenario that this version cannot run: {'; '.join(map(str, problems))}")
+    steps = tuple((task, operation) for task, _, operation in (line.partition(": ") for line in data["steps"]))
+    return StoredSchedule(
+        str(data["name"]),
+        scenario,
+        tuple(map(str, data["variant_files"])),
+        Schedule.decode(data["schedule"]),
+        tuple(map(str, data["signatures"])),
+        str(data["headline"]),
+        steps,
+        bool(data["predicted"]),
+    )

@@ -1,0 +1,51 @@
+"""Strategies by name, as the command line and schedule files give them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from stress.engines.program import Strategy
+from stress.errors import StressError
+from stress.search.bounded import DelayBounded, DepthFirst, PreemptionBounded
+from stress.search.dpor import Dpor
+from stress.search.order import class_of
+from stress.search.pct import Pct
+from stress.search.portfolio import Portfolio
+from stress.search.pos import Pos
+from stress.search.surw import Surw
+from stress.search.walk import RandomWalk
+
+STRATEGIES: dict[str, tuple[str, Callable[[int, int], Strategy]]] = {
+    "portfolio": (
+        "all random strategies; the budget moves to what still finds new classes",
+        lambda seed, _: Portfolio(seed, classify=class_of),
+    ),
+    "random": ("uniform random walk", lambda seed, _: RandomWalk(seed)),
+    "pct": ("probabilistic concurrency testing; pct:D is of depth D, 1 to 5", Pct),
+    "pos": ("partial order sampling", lambda seed, _: Pos(seed)),
+    "surw": ("selectively uniform random walk over contended words", lambda seed, _: Surw(seed)),
+    "delay": ("exhaustive up to a number of delays: delay:N", lambda _, bound: DelayBounded(bound)),
+    "preemption": ("exhaustive up to a number of preemptions: preemption:N", lambda _, bound: PreemptionBounded(bound)),
+    "dfs": ("every interleaving, one after another", lambda _seed, _bound: DepthFirst()),
+    "dpor": ("exhaustive, one execution for each happens-before class", lambda _seed, _bound: Dpor()),
+}
+"""Each name with what it is and its constructor from (seed, parameter)."""
+
+EXHAUSTIVE = ("dpor", "dfs", "delay", "preemption")
+DEFAULT_PARAMETER = {"pct": 3, "delay": 2, "preemption": 2}
+
+
+def strategy_for(text: str, seed: int) -> Strategy:
+    """The strategy called `name` or `name:parameter`; raises `StressError` for what there is not."""
+    name, _, parameter = text.partition(":")
+    known = STRATEGIES.get(name)
+    if known is None:
+        raise StressError(f"there is no strategy {name!r}: there are {', '.join(STRATEGIES)}")
+    if parameter and (name not in DEFAULT_PARAMETER or not parameter.isdigit()):
+        raise StressError(
+            f"strategy {text!r}: {'a number is needed after the colon' if name in DEFAULT_PARAMETER else f'{name} takes no parameter'}"
+        )
+    value = int(parameter) if parameter else DEFAULT_PARAMETER.get(name, 0)
+    if name == "pct" and not 1 <= value <= 5:
+        raise StressError(f"strategy {text!r}: the depth of pct is 1 to 5")
+    return known[1](seed, value)
