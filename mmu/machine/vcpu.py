@@ -279,7 +279,7 @@ class Vcpu:
         start = self.kvm.runtime.now() if timed else 0
         fetch = wanted >= FETCH
         gfn = (wanted ^ FETCH if fetch else wanted) >> 1
-        if spte & SPTE_MMIO and self.handle_mmio_page_fault(gfn, spte):
+        if spte & SPTE_MMIO and self.handle_mmio_page_fault(gfn):
             result = EMULATE
         else:
             result = self.page_fault(gfn, bool(wanted & 1), bool(spte & SPTE_R), fetch)
@@ -293,9 +293,15 @@ class Vcpu:
             self.kvm.runtime.relax()
         return True
 
-    def handle_mmio_page_fault(self, gfn: int, spte: int) -> bool:
-        """handle_mmio_page_fault(): whether an MMIO SPTE still holds, so that the access is emulated without a look-up."""
-        if not self._faults.check_mmio_spte(gfn, self.role.as_id, spte, self):
+    def handle_mmio_page_fault(self, gfn: int) -> bool:
+        """handle_mmio_page_fault(): whether an MMIO SPTE still holds, so that the access is emulated without a look-up.
+
+        The entry is read again (get_mmio_spte): what the walk has met was read outside SRCU, and the generation may have gone
+        all the way round since.
+        """
+        assert self.root is not None
+        spte = self._faults.get_mmio_spte(self.root, gfn)
+        if not spte & SPTE_MMIO or not self._faults.check_mmio_spte(gfn, self.role.as_id, spte, self):
             return False
         self.stat.pf_mmio += 1
         return True

@@ -311,6 +311,15 @@ class FaultHandler:
         """The hardware rights of an MMIO SPTE."""
         return 0
 
+    def get_mmio_spte(self, root: RootPage, gfn: int) -> int:
+        """get_mmio_spte(): the entry at the end of a lockless walk. The caller holds SRCU for read, so that slots, and with
+        them the generation, change once at most before the entry is judged."""
+        rcu = self.kvm.rcu
+        rcu.read_lock()
+        spte = self.get_last_sptep(root, gfn)[2]
+        rcu.read_unlock()
+        return spte
+
     def check_mmio_spte(self, gfn: int, as_id: int, spte: int, vcpu: object) -> bool:
         """check_mmio_spte(): whether the access can be emulated at once, because no slot has come since the SPTE was made.
         The caller holds SRCU for read."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from mmu.machine.vcpu import FETCH, Vcpu
-from stress.actors.accesses import Habits, Program, program
+from stress.actors.accesses import PATTERN, Habits, Program, program
 from stress.actors.base import Actor, Stage
 from stress.scenario.script import Op, access_op
 
@@ -13,17 +13,18 @@ IDLE = Op("idle")
 
 
 class _Guest:
-    """A guest program: the accesses of one KVM_RUN, in order."""
+    """A guest program: the accesses of one KVM_RUN in order, round and round."""
 
     def __init__(self, accesses: tuple[int, ...]) -> None:
         self._accesses = accesses
-        self.made = 0
+        self._length = len(accesses)
+        self.position = 0
 
     def next_access(self) -> int:
         """The next access."""
-        made = self.made
-        self.made = made + 1
-        return self._accesses[made]
+        position = self.position
+        self.position = position + 1
+        return self._accesses[position % self._length]
 
 
 class VcpuActor(Actor):
@@ -37,7 +38,9 @@ class VcpuActor(Actor):
         self._smm_share = config.smm_share if stage.scenario.memory.smm_pages else 0.0
         self._nested_share = config.nested_share
         self._idle_share, self._idle_s = config.idle_share, config.idle_s
-        self._batch = config.accesses_per_run
+        self._batch = min(config.accesses_per_run, PATTERN)
+        self._laps = 1 if self.script is not None else max(1, config.accesses_per_run // PATTERN)
+        """How often a random KVM_RUN goes through its accesses: one that is longer than all there are has no more."""
         self._made = 0
         habits = Habits(config.write_share, config.churn_share, config.unmapped_share, config.window_pages, config.fetch_share)
         spaces = () if self.script is not None else (0, 1) if self._smm_share else (0,)
@@ -72,8 +75,8 @@ class VcpuActor(Actor):
     def run(self, *accesses: int) -> None:
         """One KVM_RUN; an MMIO exit ends it."""
         guest = _Guest(accesses)
-        self.vcpu.run(guest, len(accesses))
-        self._made = guest.made
+        self.vcpu.run(guest, len(accesses) * self._laps)
+        self._made = guest.position
 
     def smm(self, on: int) -> None:
         """Enter or leave SMM; nothing if that is so already."""

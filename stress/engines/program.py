@@ -89,6 +89,7 @@ class Run:
 
     trace: list[Event] = field(factory=list)
     extras: dict[int, list[Access]] = field(factory=dict)
+    looked: dict[int, list[Access]] = field(factory=dict)
     names: list[str] = field(factory=list)
     reports: tuple[Report, ...] = ()
     errors: tuple[str, ...] = ()
@@ -151,8 +152,8 @@ class Executor:
             scheduler.run()
             instance.start()
         scheduler.run(strategy.begin(scheduler))
-        run.trace, run.extras = scheduler.trace, scheduler.extras
-        run.blocked = [(task.index, task.kind, task.reads or [(task.kind, task.word)]) for task in scheduler.waiting]
+        run.trace, run.extras, run.looked = scheduler.trace, scheduler.extras, scheduler.looked
+        run.blocked = [(task.index, task.kind, list(task.looked) or task.reads or [(task.kind, task.word)]) for task in scheduler.waiting]
         run.limit_hit = scheduler.limit_hit
         run.cut = scheduler.given_up
         run.completed = not (scheduler.unfinished or run.cut)

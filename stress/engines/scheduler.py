@@ -96,6 +96,7 @@ class ControlTask:
         "gate",
         "index",
         "kind",
+        "looked",
         "made",
         "name",
         "predicate",
@@ -121,6 +122,7 @@ class ControlTask:
         self.gate: Gate | None = None
         self.predicate: Callable[[], bool] | None = None
         self.reads: list[Access] = []
+        self.looked: dict[Access, None] = {}
         self.what = ""
         self.relaxed_at = 0
         self.revived = 0
@@ -144,6 +146,9 @@ class Scheduler:
         self.trace: list[Event] = []
         self.extras: dict[int, list[Access]] = {}
         """Further words that an event touched: what observers read while it was the last, what a predicate read."""
+        self.looked: dict[int, list[Access]] = {}
+        """What a WAIT has looked at in vain before it could go on, where that is more than what it saw in the end: a write
+        there could have ended the wait earlier."""
         self.registry: list[tuple[int, Any]] = []
         """Every object with its first word, in the order in which they were made."""
         self.quiet = 1
@@ -211,6 +216,7 @@ class Scheduler:
         self.steps_before += len(self.trace)
         self.trace = []
         self.extras = {}
+        self.looked = {}
         for task in self.tasks:
             task.relaxed_at = 0
         self.stuck = False
@@ -328,6 +334,7 @@ class Scheduler:
         task.kind = WAIT
         task.predicate = predicate
         task.what = what
+        task.looked.clear()
         if not self._look(task):
             self._disable(task)
         if not (self.serial and task.enabled):
@@ -509,6 +516,8 @@ class Scheduler:
             self.quiet -= 1
             task.reads, self._noting = list(dict.fromkeys(self._noting)), noting
         task.word = task.reads[0][1] if task.reads else NO_WORD
+        if self.keep_extras:
+            task.looked.update(dict.fromkeys(task.reads))
         self._watch(task)
         return result
 
@@ -531,6 +540,8 @@ class Scheduler:
         self.trace.append((task.index, task.kind, task.word))
         if len(task.reads) > 1:
             self.extras[len(self.trace) - 1] = task.reads[1:]
+        if len(task.looked) > len(task.reads):
+            self.looked[len(self.trace) - 1] = list(task.looked)
         task.reads = []
         if len(self.trace) >= self.limit:
             self._over()

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 from mmu.errors import KvmError
 from mmu.export.importer import ExportedTdp
 from mmu.export.iommu import Device, Dma
 from mmu.export.tdp_fd import TdpFd
+from mmu.memory.memslots import MemoryRegion
 from mmu.paging.table import RootPage
 from stress.litmus.base import Bench, Family, Tasks, acceptable, forbidden, interesting
-from stress.litmus.tinyvm import TinyVm
+from stress.litmus.tinyvm import ProbingGuest, TinyVm
 
 FAMILY = Family("exports", "exported TDPs and their importers")
 
@@ -162,6 +165,7 @@ def unregister_against_notify(bench: Bench) -> Tasks:
         "page fault, empty IOTLB": acceptable("the zap was first"),
         "WRONG, empty IOTLB": forbidden("the access has reached memory that was somebody else's"),
         "DONE, stale IOTLB": forbidden("nobody has told the device"),
+        "WRONG, stale IOTLB": forbidden("nobody has told the device, and it has used memory that was somebody else's"),
     },
 )
 def dma_against_zap(bench: Bench) -> Tasks:
@@ -309,3 +313,149 @@ def export_against_invalidation(bench: Bench) -> Tasks:
         return "invalid" if any(root.invalid.value for root in exported) else "valid"
 
     return Tasks(exporter, zapper, after=after)
+
+
+_DMA_GRADES = {
+    "DONE": acceptable("the access was first, and has drained"),
+    "page fault": acceptable("the translation was gone"),
+    "WRONG": forbidden("the device has reached memory that was released"),
+}
+
+
+@FAMILY.program(
+    "delete-against-dma",
+    title="a memslot is deleted and its memory released while a device uses it",
+    rule="when KVM_SET_USER_MEMORY_REGION returns no importer can reach what the slot had: the claim of the seed",
+    source="kvm_mmu_zap_all_fast() with kvm_tdp_mmu_zap_exported_roots(); reference 1.9, 2.7, oracle O1",
+    grades=_DMA_GRADES,
+)
+def delete_against_dma(bench: Bench) -> Tasks:
+    """The exported root stays valid; its leaves go under mmu_lock for write, and the importer is told."""
+    world = _Exported(bench)
+    world.exported.register(world.importer)
+    world.device.transact(0, False)
+    vm, region = world.tiny.vm, world.tiny.slot_object().region
+
+    def device() -> str:
+        done = world.device.transact(0, False)
+        return "page fault" if done is None else done.name
+
+    def deleter() -> None:
+        vm.set_user_memory_region(MemoryRegion(0, 0, 0))
+        vm.host.munmap(region)
+
+    return Tasks(device, deleter)
+
+
+@FAMILY.program(
+    "exit-against-dma",
+    title="the process exits while a device uses its memory",
+    rule="a root that a device walks is flushed before the memory of the process goes",
+    source="kvm_mmu_zap_all() at mm release; R12, reference 2.13",
+    grades=_DMA_GRADES,
+)
+def exit_against_dma(bench: Bench) -> Tasks:
+    """Files are closed after the memory is gone."""
+    world = _Exported(bench)
+    world.exported.register(world.importer)
+    world.device.transact(0, False)
+
+    def device() -> str:
+        done = world.device.transact(0, False)
+        return "page fault" if done is None else done.name
+
+    def process() -> None:
+        world.tiny.vm.exit_mm()
+
+    return Tasks(device, process)
+
+
+@FAMILY.program(
+    "hwpt-destroy-against-flush",
+    title="an HWPT is destroyed while KVM flushes",
+    rule="an HWPT unregisters before its domain is freed",
+    source="R14, reference 1.4; oracle O16",
+    grades={
+        "live": acceptable("told while the domain was there"),
+        "not told": acceptable("unregistered before"),
+        "freed": forbidden("a callback on a domain that was freed"),
+    },
+)
+def hwpt_destroy_against_flush(bench: Bench) -> Tasks:
+    """Drain, unbind, free, put."""
+    world = _Exported(bench)
+    told = bench.cell("told", "not told")
+    hwpt = world.tiny.vm.attach(world.device, world.fd)
+
+    def note(ops: object, gfn: int, pages: int) -> None:  # noqa: ARG001 - only that it is called
+        told.store("live" if hwpt.live.value else "freed")
+
+    bench.probe.attach(SimpleNamespace(importer_called=note))
+
+    def destroyer() -> None:
+        hwpt.destroy()
+
+    def flusher() -> str:
+        world.tiny.vm.tlb.notify_importers(0, 1)
+        return str(told.value)
+
+    return Tasks(destroyer, flusher)
+
+
+@FAMILY.program(
+    "unexport-against-guest",
+    title="the last close of a TDP FD against a guest with a filled TLB",
+    rule="un-export zaps a root that stays valid and loaded, so it has to flush",
+    source="kvm_mmu_put_exported_tdp(); R5, reference 1.6, oracle O1",
+    grades={
+        "old before": acceptable("the guest ran before the un-export was over"),
+        "new before": acceptable("the vCPU has flushed, the close has not returned yet"),
+        "new after": acceptable("the vCPU has flushed first"),
+        "old after": forbidden("a translation that is in no table any more: nobody will ever flush it"),
+    },
+)
+def unexport_against_guest(bench: Bench) -> Tasks:
+    """No later zap finds the leaf, so nothing else would flush."""
+    world = _Exported(bench)
+    vcpu, closed = world.vcpu, bench.cell("closed")
+    vcpu.tlb.entries[0] = world.tiny.spte(world.root, 0)
+    guest = ProbingGuest(vcpu, closed)
+
+    def runner() -> str:
+        vcpu.run(guest, 1)
+        return guest.seen
+
+    def closer() -> None:
+        world.fd.put()
+        closed.value = 1
+
+    return Tasks(runner, closer)
+
+
+@FAMILY.program(
+    "userfault-against-io-fault",
+    title="an IO page fault on a page that user space brings in, and a memslot ioctl of user space",
+    rule="no lock that an ioctl needs is held while user space is waited for",
+    source="kvm_tdp_fault() with slots_lock; R17, userfaultfd",
+    grades={
+        "True": acceptable("the page was brought in and mapped"),
+        "deadlock": forbidden("the fault waits for user space with slots_lock, and user space for slots_lock"),
+    },
+)
+def userfault_against_io_fault(bench: Bench) -> Tasks:
+    """The handler does its memslot business first."""
+    tiny = bench.vm()
+    userfaults = bench.queue("userfaultfd")
+    region = tiny.slot(userfaults=userfaults)
+    fd = tiny.export()
+
+    def io_fault() -> bool:
+        return fd.fault(0, write=False)
+
+    def handler() -> None:
+        bench.runtime.wait_until("a userfault", lambda: len(userfaults) > 0)
+        with tiny.kvm.slots_lock:
+            pass
+        tiny.vm.host.resolve(region, 0)
+
+    return Tasks(io_fault, handler)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from mmu.machine.vcpu import Vcpu
 from mmu.memory.requests import IN_GUEST_MODE, KVM_REQ_TLB_FLUSH, OUTSIDE_GUEST_MODE, Requests, RunState
-from mmu.runtime import Cell
 from stress.litmus.base import Bench, Family, Tasks, acceptable, forbidden, interesting
+from stress.litmus.tinyvm import ProbingGuest
 
 FAMILY = Family("guests", "requests, guest mode and flushes")
 
@@ -157,21 +154,6 @@ def two_senders(bench: Bench) -> Tasks:
     return Tasks(vcpu, sender, second_sender)
 
 
-class _Probing:
-    """A guest that makes one access, and notes whether the flush was over and the old translation still there."""
-
-    def __init__(self, vcpu: Vcpu, flushed: Cell[Any]) -> None:
-        self._vcpu = vcpu
-        self._flushed = flushed
-        self.seen = "not run"
-
-    def next_access(self) -> int:
-        """Read gfn 0."""
-        old = 0 in self._vcpu.tlb.entries
-        self.seen = f"{'old' if old else 'new'} {'after' if self._flushed.value else 'before'}"
-        return 0
-
-
 @FAMILY.program(
     "flush-against-guest",
     title="KVM_RUN with a filled TLB against a remote flush",
@@ -192,7 +174,7 @@ def flush_against_guest(bench: Bench) -> Tasks:
     vcpu = tiny.vcpu()
     vcpu.tlb.entries[0] = tiny.map(vcpu, 0)
     flushed = bench.cell("flushed")
-    guest = _Probing(vcpu, flushed)
+    guest = ProbingGuest(vcpu, flushed)
 
     def runner() -> str:
         vcpu.run(guest, 1)
@@ -215,6 +197,7 @@ def flush_against_guest(bench: Bench) -> Tasks:
         "obsolete before": interesting("the root is invalid and the guest still in it: the request has not come back yet"),
         "valid after": acceptable("the vCPU has loaded another root"),
         "obsolete after": forbidden("the guest runs on a root whose tables may be gone"),
+        "map-in-obsolete-root": forbidden("a fault has gone on with a root that was invalid"),
         "deadlock": forbidden("the sender waits for an exit that nobody will make"),
     },
 )

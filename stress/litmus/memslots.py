@@ -6,9 +6,11 @@ from mmu.errors import KvmError
 from mmu.memory.host import tag_of
 from mmu.memory.memslots import MemoryRegion
 from mmu.paging.spte import SPTE_MMIO
+from mmu.paging.table import RootPage
 from mmu.tdp.fault import FaultHandler
 from mmu.variant import Variant
 from stress.litmus.base import Bench, Family, Tasks, acceptable, forbidden, interesting
+from stress.litmus.tinyvm import TinyVm
 
 FAMILY = Family("memslots", "memslots")
 
@@ -19,9 +21,12 @@ FAMILY = Family("memslots", "memslots")
     rule="a slot that was looked up inside an SRCU section lives until the section ends",
     source="kvm_swap_active_memslots() synchronize_srcu(); reference 2.9",
     grades={
-        "slot of 1 page": acceptable("the look-up came first; the deletion has waited"),
-        "invalid": acceptable("the slot is on its way out: faults on it try again"),
-        "none": acceptable("the slot was gone"),
+        "slot of 1 page before": acceptable("the look-up came first; the deletion waits"),
+        "invalid before": acceptable("the slot is on its way out: faults on it try again"),
+        "none before": acceptable("the slot is gone, the ioctl has not returned yet"),
+        "none after": acceptable("the slot is gone"),
+        "slot of 1 page after": forbidden("the deletion has not waited for the reader"),
+        "invalid after": forbidden("the deletion has not waited for the reader"),
         "use-after-free": forbidden("the slot was freed under its reader"),
     },
 )
@@ -29,17 +34,19 @@ def slot_lookup_against_delete(bench: Bench) -> Tasks:
     """The slot object is poisoned when it is freed."""
     tiny = bench.vm(have_exported_tdp=False)
     tiny.slot()
+    deleted = bench.cell("deleted")
 
     def reader() -> str:
         token = tiny.kvm.srcu.read_lock()
         slot = tiny.vm.memslots.gfn_to_memslot(0, 0)
-        bench.runtime.resched()
+        when = "after" if deleted.value else "before"
         seen = "none" if slot is None else "invalid" if slot.invalid else f"slot of {slot.npages} page"
         tiny.kvm.srcu.read_unlock(token)
-        return seen
+        return f"{seen} {when}"
 
     def deleter() -> None:
         tiny.vm.set_user_memory_region(MemoryRegion(0, 0, 0))
+        deleted.value = 1
 
     return Tasks(reader, deleter)
 
@@ -203,7 +210,7 @@ def _mmio(bench: Bench) -> Tasks:
     def misconfig() -> str:
         when = "after" if created.value else "before"
         token = kvm.srcu.read_lock()
-        honoured = vcpu.handle_mmio_page_fault(0, spte)
+        honoured = tiny.vm.faults.check_mmio_spte(0, 0, spte, vcpu)
         kvm.srcu.read_unlock(token)
         return f"{when}, {'emulated' if honoured else 'looked up'}"
 
@@ -243,12 +250,50 @@ def mmio_fault_against_create(bench: Bench) -> Tasks:
     def creator() -> None:
         tiny.vm.set_user_memory_region(MemoryRegion(0, 0, 1, region))
 
-    def after() -> str:
-        spte = tiny.spte(root, 0)
-        if not spte & SPTE_MMIO:
-            return "page" if tiny.mapped(root, 0) != "none" else "nothing"
-        generation = tiny.vm.memslots.peek(0).generation.value
-        current = tiny.vm.faults.is_current(tiny.kvm.layout.mmio_generation(spte), generation)
-        return f"{'current' if current else 'old'} MMIO SPTE"
+    return Tasks(fault, creator, after=lambda: _what_stands(tiny, root))
 
-    return Tasks(fault, creator, after=after)
+
+def _what_stands(tiny: TinyVm, root: RootPage) -> str:
+    """What the entry for gfn 0 is."""
+    spte = tiny.spte(root, 0)
+    if not spte & SPTE_MMIO:
+        return "page" if tiny.mapped(root, 0) != "none" else "nothing"
+    generation = tiny.vm.memslots.peek(0).generation.value
+    current = tiny.vm.faults.is_current(tiny.kvm.layout.mmio_generation(spte), generation)
+    return f"{'current' if current else 'old'} MMIO SPTE"
+
+
+@FAMILY.program(
+    "mmio-generation-wraps",
+    title="a fault without a slot while the generations wrap",
+    rule="nothing is cached while slots are in flux: what is made between the wrap's zap and the new generation would survive",
+    source="kvm_mmu_invalidate_mmio_sptes(), ddfd1730fd82, 152482580a1b; B55, R9, oracle O13",
+    grades={
+        "EMULATE, nothing": acceptable("in flux, or zapped at the wrap"),
+        "EMULATE, old MMIO SPTE": acceptable("made under a generation that is over"),
+        "FIXED, page": acceptable("the fault has found the new slot"),
+        "RETRY, nothing": acceptable("an invalidation came in between"),
+        "EMULATE, current MMIO SPTE": forbidden("an SPTE of before the wrap holds again and hides the new slot"),
+    },
+)
+def mmio_generation_wraps(bench: Bench) -> Tasks:
+    """Two bits of generation: the second of the two updates brings back what the first has begun with."""
+    tiny = bench.vm(mmio_gen_bits=2)
+    tiny.slot(gfn=8, slot=2)
+    regions = [tiny.vm.host.mmap(1), tiny.vm.host.mmap(1)]
+    for number, region in enumerate(regions):
+        tiny.vm.host.assign(region, tag_of(0, number * 4))
+        tiny.vm.host.fault_in(region, 0)
+    tiny.export()
+    vcpu = tiny.vcpu()
+    root = vcpu.root
+    assert root is not None
+
+    def fault() -> str:
+        return tiny.fault(vcpu, 0).name
+
+    def creator() -> None:
+        tiny.vm.set_user_memory_region(MemoryRegion(1, 4, 1, regions[1]))
+        tiny.vm.set_user_memory_region(MemoryRegion(0, 0, 1, regions[0]))
+
+    return Tasks(fault, creator, after=lambda: _what_stands(tiny, root))

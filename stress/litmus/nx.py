@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mmu.paging.spte import SPTE_X
 from mmu.paging.table import ShadowPage
 from stress.litmus.base import Bench, Family, Tasks, acceptable, forbidden
 from stress.litmus.tinyvm import TinyVm
@@ -117,7 +118,7 @@ def two_tracks(bench: Bench) -> Tasks:
     },
 )
 def recovery_against_track(bench: Bench) -> Tasks:
-    """With the real tables: the first is linked below the root."""
+    """The first table is linked below a root, the second is a fault's."""
     tiny = bench.vm(have_exported_tdp=False, nx_recovery_ratio=1)
     root, kvm = tiny.root(), tiny.kvm
     tiny.map_pfn(root, tiny.full_cache(), 0, 1)
@@ -127,6 +128,7 @@ def recovery_against_track(bench: Bench) -> Tasks:
     second = _disallowed(tiny)
 
     def worker() -> int:
+        token = kvm.srcu.read_lock()
         kvm.mmu_lock.write_lock()
         kvm.rcu.read_lock()
         done = 0
@@ -135,6 +137,7 @@ def recovery_against_track(bench: Bench) -> Tasks:
                 done += tiny.vm.nx.recover_page(page)
         kvm.rcu.read_unlock()
         kvm.mmu_lock.write_unlock()
+        kvm.srcu.read_unlock(token)
         return done
 
     def fault() -> None:
@@ -144,3 +147,40 @@ def recovery_against_track(bench: Bench) -> Tasks:
         kvm.mmu_lock.read_unlock()
 
     return Tasks(worker, fault, after=lambda: _state(tiny))
+
+
+@FAMILY.program(
+    "nx-toggle-against-fetch",
+    title="the mitigation is switched on while a vCPU fetches from a huge page of an exported root",
+    rule="once the knob's write has returned no executable huge leaf exists, also in a root that is kept valid",
+    source="set_nx_huge_pages(); R10, oracle O14",
+    grades={
+        "FIXED, none": acceptable("mapped huge before, zapped by the toggle"),
+        "FIXED, small": acceptable("the fault has seen the knob"),
+        "RETRY, none": acceptable("the knob has changed since the fault began"),
+        "FIXED, huge": forbidden("an executable huge page under the mitigation"),
+    },
+)
+def nx_toggle_against_fetch(bench: Bench) -> Tasks:
+    """Nothing but the policy check under mmu_lock makes the fault stale."""
+    tiny = bench.vm(frames=16, huge_2m=1, max_level=2)
+    region = tiny.slot(npages=4, max_level=2)
+    tiny.vm.host.fault_in(region, 0)
+    tiny.export()
+    vcpu = tiny.vcpu()
+    root = vcpu.root
+    assert root is not None
+
+    def fetch() -> str:
+        return tiny.fault(vcpu, 0, fetch=True).name
+
+    def admin() -> None:
+        tiny.vm.set_nx_huge_pages(True)
+
+    def after() -> str:
+        upper = root.spt[0]
+        if tiny.kvm.layout.is_leaf(upper, 2):
+            return "huge" if upper & SPTE_X else "huge without X"
+        return "none" if tiny.mapped(root, 0) == "none" else "small"
+
+    return Tasks(fetch, admin, after=after)

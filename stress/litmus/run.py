@@ -68,12 +68,17 @@ class LitmusResult:
 
 
 def run_litmus(
-    litmus: Litmus, strategy: Strategy | None = None, max_executions: int = MAX_EXECUTIONS, *, variants: Sequence[Variant] = ()
+    litmus: Litmus,
+    strategy: Strategy | None = None,
+    max_executions: int = MAX_EXECUTIONS,
+    *,
+    variants: Sequence[Variant] = (),
+    granularity: str = "atomic",
 ) -> LitmusResult:
     """Explore one program, with variants of the model if wanted: exhaustively, unless another strategy is given, which then
-    makes `max_executions` schedules."""
+    makes `max_executions` schedules. `granularity` as for the runtime: `library` explores the rwlock's own steps."""
     search = Dpor() if strategy is None else strategy
-    executor = Executor(LitmusProgram(litmus, variants), limit=LIMIT, keep_extras=isinstance(search, Dpor))
+    executor = Executor(LitmusProgram(litmus, variants), limit=LIMIT, granularity=granularity, keep_extras=isinstance(search, Dpor))
     counts: Counter[str] = Counter()
     reports: dict[str, Report] = {}
     errors: dict[str, None] = {}

@@ -16,7 +16,7 @@ from mmu.paging.spte import ADDR_MASK, REMOVED_SPTE, pfn_of
 from mmu.paging.table import RootPage, RootRole, ShadowPage
 from mmu.probe import Probe
 from mmu.report import Reporter
-from mmu.runtime import Runtime
+from mmu.runtime import Cell, Runtime
 from mmu.tdp.fault import Fault, PageCache, RetPf
 from mmu.tdp.iter import TdpIter
 from mmu.variant import Variant
@@ -43,9 +43,9 @@ class TinyVm:
 
     # Preparations.
 
-    def slot(self, gfn: int = 0, npages: int = 1, *, flags: int = 0, slot: int = 0) -> Region:
-        """A memslot with fresh memory."""
-        region = self.vm.host.mmap(npages)
+    def slot(self, gfn: int = 0, npages: int = 1, *, flags: int = 0, slot: int = 0, **mapping: Any) -> Region:
+        """A memslot with fresh memory; `mapping` is what mmap() is told beside the size."""
+        region = self.vm.host.mmap(npages, **mapping)
         self.vm.host.assign(region, tag_of(0, gfn))
         self.vm.set_user_memory_region(MemoryRegion(slot, gfn, npages, region, flags))
         return region
@@ -85,10 +85,10 @@ class TinyVm:
 
     # What tasks do.
 
-    def fault(self, vcpu: Vcpu, gfn: int, *, write: bool = False, present: bool = False) -> RetPf:
+    def fault(self, vcpu: Vcpu, gfn: int, *, write: bool = False, present: bool = False, fetch: bool = False) -> RetPf:
         """One EPT violation, from SRCU to SRCU."""
         token = self.kvm.srcu.read_lock()
-        result = vcpu.page_fault(gfn, write, present)
+        result = vcpu.page_fault(gfn, write, present, fetch)
         self.kvm.srcu.read_unlock(token)
         return result
 
@@ -122,9 +122,10 @@ class TinyVm:
 
     def spte(self, root: RootPage, gfn: int) -> int:
         """The leaf entry for `gfn`; 0 where there is no table."""
-        if not root.spt[self.kvm.geometry.index(gfn, 2)] & self.kvm.layout.present:
+        upper = root.spt[self.kvm.geometry.index(gfn, 2)]
+        if not upper & self.kvm.layout.present:
             return 0
-        return int(self.table_of(root, gfn).spt[self.kvm.geometry.index(gfn, 1)])
+        return int(self.kvm.tables.at(upper & ADDR_MASK).spt[self.kvm.geometry.index(gfn, 1)])
 
     def mapped(self, root: RootPage, gfn: int) -> str:
         """What a leaf entry says: its frame, "none" or "frozen"."""
@@ -132,3 +133,18 @@ class TinyVm:
         if spte == REMOVED_SPTE:
             return "frozen"
         return f"frame {pfn_of(spte)}" if spte & self.kvm.layout.present else "none"
+
+
+class ProbingGuest:
+    """A guest that makes one access, and notes whether the flush was over and the old translation still there."""
+
+    def __init__(self, vcpu: Vcpu, flushed: Cell[Any]) -> None:
+        self._vcpu = vcpu
+        self._flushed = flushed
+        self.seen = "not run"
+
+    def next_access(self) -> int:
+        """Read gfn 0."""
+        old = 0 in self._vcpu.tlb.entries
+        self.seen = f"{'old' if old else 'new'} {'after' if self._flushed.value else 'before'}"
+        return 0

@@ -105,7 +105,7 @@ class Dpor:
             touched = order.touched(position)
             if position >= first_new and touched:
                 task, kind, _ = trace[position]
-                races = _races(order, self._nodes, task, kind, touched)
+                races = _races(order, self._nodes, task, kind, touched + run.looked.get(position, []))
                 order.advance(position, touched)
                 for earlier in races:
                     self._demand(order, earlier, position, task)
