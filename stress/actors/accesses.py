@@ -92,9 +92,10 @@ class Prepared(Program):
 
     def __init__(self, bursts: Bursts, dice: random.Random) -> None:
         self._dice = dice
-        self._accesses: list[int] = []
-        while len(self._accesses) < PATTERN:
-            self._accesses += bursts.burst()
+        accesses: list[int] = []
+        while len(accesses) < PATTERN:
+            accesses += bursts.burst()
+        self._accesses = tuple(accesses)
         self._position = 0
 
     def ahead(self, count: int) -> tuple[int, ...]:
@@ -103,7 +104,7 @@ class Prepared(Program):
         found = self._accesses[first : first + count]
         while len(found) < count:
             found += self._accesses[: count - len(found)]
-        return tuple(found)
+        return found
 
     def advance(self, count: int) -> None:
         """So many of them were made."""

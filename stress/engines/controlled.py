@@ -28,6 +28,8 @@ from stress.engines.scheduler import (
 
 T = TypeVar("T")
 STEP_NS = 1000
+EPOCHS = (".gp_seq", ".reader", ".readers")
+"""The ends of names of the words that RCU's read sections are made of."""
 
 
 class ControlledCell(Cell[T]):
@@ -346,11 +348,17 @@ class ControlledRuntime(Runtime):
 
     def cell(self, name: str, value: T) -> Cell[T]:
         """A shared word that holds anything immutable."""
-        return ControlledCell(self.scheduler, name, value)
+        cell = ControlledCell(self.scheduler, name, value)
+        if name.endswith(EPOCHS):
+            self.scheduler.unobserved.add(cell._word)
+        return cell
 
     def counter(self, name: str, value: int = 0) -> Counter:
         """A shared integer."""
-        return ControlledCounter(self.scheduler, name, value)
+        counter = ControlledCounter(self.scheduler, name, value)
+        if name.endswith(EPOCHS):
+            self.scheduler.unobserved.add(counter._word)
+        return counter
 
     def table(self, size: int, name: str = "words") -> Table:
         """`size` shared integers, all 0."""

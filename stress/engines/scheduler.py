@@ -157,6 +157,8 @@ class Scheduler:
         self.serial = False
         """In a phase that is not explored: no steps, only waits count."""
         self.keep_extras = False
+        self.unobserved: set[int] = set()
+        """Words whose loads by observers do not count: an observer's own read section is none of the model's."""
         self.on_error: Callable[[ControlTask, BaseException], None] | None = None
         self.exit_checks: list[Callable[[Task], None]] = []
         self.limit_hit = False
@@ -281,7 +283,7 @@ class Scheduler:
         if self.quiet:
             if self._noting is not None:
                 self._noting.append((kind, word))
-            elif self.keep_extras and self.running is not self._outside and not self._aborting:
+            elif self.keep_extras and kind == LOAD and self.running is not self._outside and word not in self.unobserved:
                 self.extras.setdefault(len(self.trace) - 1, []).append((kind, word))
             return
         task = self.running

@@ -272,7 +272,6 @@ def _what_stands(tiny: TinyVm, root: RootPage) -> str:
         "EMULATE, nothing": acceptable("in flux, or zapped at the wrap"),
         "EMULATE, old MMIO SPTE": acceptable("made under a generation that is over"),
         "FIXED, page": acceptable("the fault has found the new slot"),
-        "RETRY, nothing": acceptable("an invalidation came in between"),
         "EMULATE, current MMIO SPTE": forbidden("an SPTE of before the wrap holds again and hides the new slot"),
     },
 )

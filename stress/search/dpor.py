@@ -111,7 +111,7 @@ class Dpor:
                     self._demand(order, earlier, position, task)
             else:
                 order.advance(position, touched)
-        if not run.completed and not run.cut:
+        if not run.completed:
             for pending in run.blocked:
                 self._blocked(order, pending)
 
@@ -194,7 +194,7 @@ def _races(order: Order, nodes: list[_Node], task: int, kind: int, touched: list
             found.add(earlier)
             if not (gated or waiting or _group_of(order, earlier, word)):
                 break
-    return _immediate(order, found)
+    return list(found) if waiting else _immediate(order, found)
 
 
 def _group_of(order: Order, position: int, word: int) -> int:

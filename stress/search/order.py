@@ -51,7 +51,7 @@ def class_of(run: Run) -> int:
         mark = last.get(task, 0)
         more = extras.get(position) if extras else None
         mine = GROUP[kind]
-        if mine < 0 or (not word and more is None):
+        if more is None and (mine < 0 or not word):
             mark = hash((task, kind, mark))
         elif more is None:
             if not mine or group.get(word) != mine:

@@ -120,11 +120,11 @@ def everything(strategy: Strategy, number: int) -> tuple[dict[int, Hashable], in
     return classes, executions
 
 
-@pytest.mark.parametrize("block", range(8))
+@pytest.mark.parametrize("block", range(4))
 def test_dpor_sees_what_every_interleaving_shows(block: int) -> None:
     compared = 0
     with pinned():
-        for number in range(block * 40, block * 40 + 40):
+        for number in range(block * 30, block * 30 + 30):
             reduced = everything(Dpor(), number)
             if reduced is None or reduced[1] > 60:
                 continue
@@ -134,4 +134,4 @@ def test_dpor_sees_what_every_interleaving_shows(block: int) -> None:
             compared += 1
             assert reduced[0] == whole[0], number
             assert reduced[1] <= whole[1], number
-    assert compared >= 10
+    assert compared >= 8
