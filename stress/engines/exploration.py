@@ -22,7 +22,8 @@ SERVICES = ("iopf", "userfaultfd")
 class ScenarioProgram:
     """A scenario, to be run once a schedule. `rounds` is how many steps every actor makes."""
 
-    def __init__(self, name: str, scenario: Scenario, variants: Sequence[Variant] = ()) -> None:
+    def __init__(self, name: str, scenario: Scenario, variants: Sequence[Variant] = (), *, record_ops: bool = False) -> None:
+        self.record_ops = record_ops
         self.name = name
         self.scenario = scenario
         self.variants = tuple(variants)
@@ -47,6 +48,8 @@ class ScenarioInstance:
         self.world = world = World(scenario, seed, runtime, program.variants, probe=probe, rounds=scenario.explore.rounds)
         world.probe.attach(world.counts)
         world.set_up()
+        assert world.stage is not None
+        world.stage.record_ops = program.record_ops
         self.parts: Sequence[Part] = [Part(actor.name, self._body(actor)) for actor in world.actors]
 
     def _body(self, actor: Actor) -> Callable[[], None]:

@@ -1,0 +1,292 @@
+"""Minimise: the smallest program and the fewest context switches that still show a failure.
+
+A result is smaller by shortlex: fewer operations, then less of everything else in the scenario, then fewer preemptions,
+turns and steps. It fails with the same signature, and it is 1-minimal: with any one operation, part or turn less, the same
+search does not find the failure any more. Every search is bounded by numbers of schedules, not by time, so the result of a
+failure is always the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final
+
+from attrs import define, evolve, field, frozen
+
+from mmu.report import Report
+from mmu.variant import Variant
+from stress.actors import performed
+from stress.engines.exploration import ScenarioInstance, ScenarioProgram
+from stress.engines.program import Executor, Program, Run, Strategy
+from stress.scenario.load import structure, unstructure
+from stress.scenario.scripts import SETUP
+from stress.scenario.types import Count, Lines, Positive, Scenario
+from stress.search.bounded import PreemptionBounded
+from stress.search.campaign import Failure, named_steps
+from stress.search.pct import Pct
+from stress.search.races import races_of
+from stress.search.schedule import Follow, Schedule
+from stress.search.turns import FollowTurns, Turn, turns_of
+from stress.search.walk import RandomWalk
+
+SEARCHES: Final[tuple[tuple[Callable[[], Strategy], int], ...]] = (
+    (lambda: PreemptionBounded(1), 40),
+    (lambda: Pct(1, 2), 30),
+    (lambda: RandomWalk(2), 20),
+    (lambda: Pct(3, 3), 20),
+)
+"""How a smaller program is searched for the failure when the schedule at hand does not fit it: strategies and schedules."""
+FEWER_PREEMPTIONS: Final = 500
+"""How many schedules with at most one preemption are tried for a schedule that is simpler altogether."""
+
+
+@frozen
+class Candidate:
+    """A program and a schedule of it that fails."""
+
+    scenario: Scenario
+    turns: tuple[Turn, ...]
+    preemptions: int
+    run: Run
+    reports: tuple[Report, ...]
+
+    @property
+    def key(self) -> tuple[int, int, int, int, int]:
+        """What is compared: operations, size of the rest, preemptions, turns, steps."""
+        return (operations(self.scenario), size(self.scenario), self.preemptions, len(self.turns), len(self.run.trace))
+
+
+@define
+class Minimised:
+    """The result, with how many schedules it took; `before` and `after` are keys."""
+
+    scenario: Scenario
+    failure: Failure
+    turns: tuple[Turn, ...]
+    before: tuple[int, int, int, int, int]
+    after: tuple[int, int, int, int, int]
+    schedules: int = 0
+    removed: list[str] = field(factory=list)
+
+
+def operations(scenario: Scenario) -> int:
+    """How many operations its script has, those before the start included."""
+    return sum(len(lines) for lines in scenario.script.values())
+
+
+def size(scenario: Scenario) -> int:
+    """A number for everything else: tasks, pages, levels, frames."""
+    vm, memory, actors = scenario.vm, scenario.memory, scenario.actors
+    exported = actors.consumer.devices + actors.exporter.threads if vm.have_exported_tdp else 0
+    tasks = vm.vcpus + exported + actors.host.threads + actors.dirty_log.enabled + actors.nx.enabled + actors.memslot_worker.enabled
+    pages = memory.fixed_pages + memory.churn_slots * memory.churn_pages + memory.smm_pages + memory.smm_churn_pages
+    return 1000 * tasks + 100 * vm.levels + 10 * pages + vm.entries + vm.frames // 8
+
+
+class Minimiser:
+    """Makes one failure smaller. `schedules` counts what was run for it."""
+
+    def __init__(self, name: str, variants: Sequence[Variant], signature: str, *, seed: int = 0, predicted: bool = False) -> None:
+        self.name = name
+        self.signature = signature
+        self.schedules = 0
+        self.removed: list[str] = []
+        self._variants = tuple(variants)
+        self._seed = seed
+        self._predicted = predicted
+        self._position = 0
+        """Where in the list of what could go the last thing went: the next is looked for from there on."""
+
+    def minimise(self, scenario: Scenario, schedule: Schedule) -> Minimised | None:
+        """The smallest that is found; None when the schedule does not show the failure."""
+        best = self._adopt(scenario, schedule)
+        if best is None:
+            return None
+        before = best.key
+        best = self._simpler_schedule(best)
+        while True:
+            smaller = self._fewer_turns(self._simpler_schedule(self._smaller_program(best)))
+            if smaller.key >= best.key:
+                break
+            if smaller.key[:2] == best.key[:2]:
+                best = smaller
+                break
+            best = smaller
+        return Minimised(best.scenario, self._failure(best), best.turns, before, best.key, self.schedules, self.removed)
+
+    def single_removals(self, result: Minimised) -> Iterator[str]:
+        """Every single thing that could be left out and still be found to fail: nothing, if the result is 1-minimal."""
+        best = self._follow(result.scenario, result.turns)
+        assert best is not None
+        for what, scenario in smaller_scenarios(result.scenario):
+            if self._find(scenario, best.turns) is not None:
+                yield what
+        for turns in _fewer(best.turns):
+            found = self._follow(result.scenario, turns)
+            if found is not None and found.key < best.key:
+                yield "a turn"
+
+    # Finding the failure.
+
+    def _executor(self, scenario: Scenario, *, record: bool = False) -> Executor:
+        program: Program = ScenarioProgram(self.name, scenario, self._variants, record_ops=record)
+        return Executor(program, limit=scenario.explore.max_steps, granularity=scenario.explore.lock_granularity)
+
+    def _adopt(self, scenario: Scenario, schedule: Schedule) -> Candidate | None:
+        """The failure as it was found; a scenario whose actors draw what they do becomes one with a script."""
+        self._seed = schedule.seed
+        executor = self._executor(scenario, record=not scenario.script)
+        run = executor.execute(Follow(schedule.choices), schedule.seed)
+        self.schedules += 1
+        if not self._fails(run):
+            return None
+        if scenario.script:
+            return self._follow(scenario, [Turn(run.names[task - 1], steps) for task, steps in schedule.turns()])
+        instance: ScenarioInstance = run.instance
+        assert instance.world.stage is not None
+        parts = {name: Lines(tuple(map(str, ops))) for name, ops in performed(instance.world.stage).items() if ops}
+        scripted = evolve(scenario, script={**parts, **({SETUP: scenario.script[SETUP]} if SETUP in scenario.script else {})})
+        return self._find(scripted, [Turn(run.names[task - 1], steps) for task, steps in schedule.turns()])
+
+    def _fails(self, run: Run) -> tuple[Report, ...]:
+        """The reports of a run that shows the failure, none of another run."""
+        reports = run.reports
+        if not reports and self._predicted and run.completed:
+            reports = tuple(races_of(run))
+        return reports if reports and reports[0].signature == self.signature else ()
+
+    def _follow(self, scenario: Scenario, turns: Sequence[Turn]) -> Candidate | None:
+        follow = FollowTurns(turns)
+        run = self._executor(scenario).execute(follow, self._seed)
+        self.schedules += 1
+        reports = self._fails(run)
+        if not reports:
+            return None
+        return Candidate(scenario, tuple(turns_of(run, follow.ended)), follow.preemptions, run, reports)
+
+    def _find(self, scenario: Scenario, turns: Sequence[Turn]) -> Candidate | None:
+        """The failure in another program: by the same turns, else by a short search."""
+        found = self._follow(scenario, turns)
+        if found is not None:
+            return found
+        executor = self._executor(scenario)
+        for make, schedules in SEARCHES:
+            found = self._search(executor, scenario, make(), schedules)
+            if found is not None:
+                return found
+        return None
+
+    def _search(self, executor: Executor, scenario: Scenario, strategy: Strategy, schedules: int) -> Candidate | None:
+        for _ in range(schedules):
+            if strategy.exhausted:
+                return None
+            run = executor.execute(strategy, self._seed)
+            self.schedules += 1
+            if run.errors and not run.reports:
+                return None
+            if self._fails(run):
+                return self._follow(scenario, [Turn(run.names[task - 1], steps) for task, steps in Schedule.of(run).turns()])
+        return None
+
+    # Making it smaller.
+
+    def _smaller_program(self, best: Candidate) -> Candidate:
+        """Leave out one thing after another, as long as the failure stays; until nothing can go any more."""
+        kept = 0
+        while True:
+            candidates = list(smaller_scenarios(best.scenario))
+            if kept >= len(candidates):
+                return best
+            for number in range(len(candidates)):
+                what, scenario = candidates[(self._position + number) % len(candidates)]
+                found = self._find(scenario, best.turns)
+                if found is not None:
+                    self.removed.append(what)
+                    self._position = (self._position + number) % len(candidates)
+                    best, kept = found, 0
+                    break
+                kept += 1
+            else:
+                return best
+
+    def _simpler_schedule(self, best: Candidate) -> Candidate:
+        """A schedule of the same program with at most one preemption, if there is one."""
+        if best.preemptions <= 1:
+            return best
+        found = self._search(self._executor(best.scenario), best.scenario, PreemptionBounded(1), FEWER_PREEMPTIONS)
+        return found if found is not None and found.key < best.key else best
+
+    def _fewer_turns(self, best: Candidate) -> Candidate:
+        """Leave out one turn, or let one run on, as long as the failure stays and the schedule gets simpler."""
+        again = True
+        while again:
+            again = False
+            for turns in _fewer(best.turns):
+                found = self._follow(best.scenario, turns)
+                if found is not None and found.key < best.key:
+                    best, again = found, True
+                    break
+        return best
+
+    def _failure(self, best: Candidate) -> Failure:
+        steps = named_steps(best.run)
+        return Failure(best.reports[0], best.reports[1:], Schedule.of(best.run), steps, self.schedules, 0.0, "minimise", not best.run.reports)
+
+
+def _fewer(turns: Sequence[Turn]) -> Iterator[list[Turn]]:
+    """Every list of turns with one less, or with one that is not interrupted, the last ones first."""
+    for number in reversed(range(len(turns))):
+        yield [*turns[:number], *turns[number + 1 :]]
+        if turns[number].steps is not None:
+            yield [*turns[:number], Turn(turns[number].task, None), *turns[number + 1 :]]
+
+
+def smaller_scenarios(scenario: Scenario) -> Iterator[tuple[str, Scenario]]:
+    """Every scenario that is smaller by one thing: an actor's part, an operation, a device, some memory."""
+    for name, lines in scenario.script.items():
+        if len(lines) > 1:
+            yield from _valid(f"all of {name}", evolve(scenario, script={key: value for key, value in scenario.script.items() if key != name}))
+    for name, lines in scenario.script.items():
+        for number, line in enumerate(lines):
+            rest = Lines((*lines[:number], *lines[number + 1 :]))
+            script = {key: rest if key == name else value for key, value in scenario.script.items() if key != name or rest}
+            if script:
+                yield from _valid(f"{name}: {line}", evolve(scenario, script=script))
+    for what, smaller in _less(scenario):
+        yield from _valid(what, smaller)
+
+
+def _less(scenario: Scenario) -> Iterator[tuple[str, Scenario]]:
+    vm, memory, actors = scenario.vm, scenario.memory, scenario.actors
+    if vm.vcpus > 1:
+        yield "a vCPU", evolve(scenario, vm=evolve(vm, vcpus=Positive(vm.vcpus - 1)))
+    if actors.consumer.devices:
+        devices = evolve(actors.consumer, devices=Count(actors.consumer.devices - 1))
+        yield "a device", evolve(scenario, actors=evolve(actors, consumer=devices))
+    if actors.exporter.threads:
+        threads = evolve(actors.exporter, threads=Count(actors.exporter.threads - 1))
+        yield "an exporter", evolve(scenario, actors=evolve(actors, exporter=threads))
+    if actors.host.threads:
+        yield "a host thread", evolve(scenario, actors=evolve(actors, host=evolve(actors.host, threads=Count(actors.host.threads - 1))))
+    if vm.levels > 2:
+        yield "a level of the page table", evolve(scenario, vm=evolve(vm, levels=Positive(vm.levels - 1)))
+    if memory.churn_slots:
+        yield "a churning slot", evolve(scenario, memory=evolve(memory, churn_slots=Count(memory.churn_slots - 1)))
+    if memory.fixed_pages > 1:
+        yield "half of the fixed slot", evolve(scenario, memory=evolve(memory, fixed_pages=Positive(memory.fixed_pages // 2)))
+    if memory.churn_pages > 1:
+        yield "half of each churning slot", evolve(scenario, memory=evolve(memory, churn_pages=Positive(memory.churn_pages // 2)))
+    if memory.smm_pages or memory.smm_churn_pages:
+        yield "SMM memory", evolve(scenario, memory=evolve(memory, smm_pages=Count(0), smm_churn_pages=Count(0)))
+    if vm.frames > 16:
+        yield "half of the frames", evolve(scenario, vm=evolve(vm, frames=Positive(max(16, vm.frames // 2))))
+
+
+def _valid(what: str, scenario: Scenario) -> Iterator[tuple[str, Scenario]]:
+    """The scenario, if it is one: a script may name what is not there any more."""
+    plain = unstructure(scenario)
+    plain.pop("seed")
+    plain["vm"].pop("variant_files")
+    checked, problems = structure(plain, {}, "")
+    if checked is not None and not problems:
+        yield what, scenario
