@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -16,11 +17,15 @@ from attrs import evolve
 from rich.console import Console
 
 from mmu.variant import Variant
+from stress import crosscheck as crosschecking
 from stress import explore as exploration
 from stress import replaying
 from stress.bench.figures import run_bench
+from stress.engines.carrier import pinned
 from stress.errors import ConfigError, Problem, ResultError, StressError, VariantError
 from stress.explore import ExploreRequest
+from stress.litmus import run as litmus_run
+from stress.litmus.registry import LITMUS
 from stress.report import catalogue, console, html
 from stress.report.live import display_for, exploration_display
 from stress.results.record import RunRecord, to_json
@@ -28,7 +33,8 @@ from stress.results.store import CONSOLE_TXT, REPORT_HTML, RunDirectory
 from stress.run import RunRequest, execute
 from stress.scenario.load import load
 from stress.scenario.types import Scenario, Seed
-from stress.search import store
+from stress.search import explain_text, store
+from stress.search.explain import explain_stored
 from stress.search.strategies import strategy_for
 from stress.variants import load_variants
 from stress.verdict import ExitCode, Verdict
@@ -36,6 +42,10 @@ from stress.verdict import ExitCode, Verdict
 RESULTS = Path("results")
 MENDED = ('vm.profile="hardened"', "vm.variants=[]", "vm.variant_files=[]", "expect.rules=[]", "expect.codes=[]")
 """What turns a scenario that must fail into one that must pass."""
+
+
+KEPT = ("vm.variants", "vm.profile", "vm.kernel", "vm.policy", "vm.variant_files", "expect.rules", "expect.codes")
+"""What a scenario keeps when another one is explored in its place."""
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -143,6 +153,7 @@ def explore_scenario(
     if mended:
         overrides = (*overrides, *MENDED)
     scenario, _ = load_all(config, overrides, files)
+    scenario = small_scenario(config, scenario, overrides)
     if exhaustive and strategy == "portfolio":
         strategy = "dpor"
     strategy_for(strategy, 0)
@@ -173,6 +184,62 @@ def explore_scenario(
         assert explored.directory is not None
         click.echo(f"results: {explored.directory.path}")
     return explored.judgement.verdict.exit_code
+
+
+@cli.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--output", "-o", type=click.Path(path_type=Path), help="Where the small schedule goes; by default beside the file.")
+@click.option("--quiet", "-q", is_flag=True, help="Print the last line only.")
+def minimise(file: Path, output: Path | None, quiet: bool) -> ExitCode:
+    """Make a failing schedule as small as it gets: fewer actors, operations, memory and context switches."""
+    with Console(stderr=True).status("minimising") if not quiet else contextlib.nullcontext():
+        result = replaying.minimise_stored(store.read(file))
+    target = output or file.with_name(file.stem.removesuffix(".json") + ".min.json")
+    replaying.write(target, result)
+    click.echo(replaying.minimised_text(result, target, quiet=quiet))
+    return ExitCode.FAIL
+
+
+@cli.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print the explanation as JSON, nothing else.")
+def explain(file: Path, as_json: bool) -> ExitCode:
+    """Say why a schedule fails: the interleaving, the page table on the way, and which switches it takes."""
+    explanation = explain_stored(store.read(file))
+    click.echo(json.dumps(explanation.as_data(), indent=1) if as_json else explain_text.text(explanation))
+    return ExitCode.FAIL
+
+
+@cli.command("crosscheck")
+@click.option("--config", "-c", required=True, type=click.Path(path_type=Path), help="Scenario to run on both engines (TOML).")
+@click.option("--duration", type=click.FloatRange(0, min_open=True), default=5.0, show_default=True, help="Seconds on real threads.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of every random choice.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a key. May be repeated.")
+@click.option("--variant", "files", multiple=True, type=click.Path(path_type=Path), help="Python file with a Variant. May be repeated.")
+def crosscheck_engines(config: Path, duration: float, seed: int, overrides: tuple[str, ...], files: tuple[Path, ...]) -> ExitCode:
+    """Run a scenario on real threads and under control, and compare what both have shown."""
+    scenario, variants = load_all(config, overrides, files)
+    scenario = small_scenario(config, scenario, overrides)
+    result = crosschecking.crosscheck(config.stem, scenario, seed, duration, variants, lambda phase: click.echo(f"{phase} ...", err=True))
+    click.echo("\n".join(crosschecking.lines(result)))
+    return result.exit_code
+
+
+@cli.command()
+@click.argument("names", nargs=-1)
+@click.option("--list", "listing", is_flag=True, help="List the programs.")
+def litmus(names: tuple[str, ...], listing: bool) -> ExitCode:
+    """Explore litmus programs to the end and grade their outcomes: one small program for each synchronisation rule."""
+    unknown = [name for name in names if name not in LITMUS]
+    if unknown:
+        raise StressError(f"there is no litmus program {', '.join(unknown)}: see 'stress litmus --list'")
+    if listing:
+        click.echo("\n".join(f"{name:<40} {program.title}" for name, program in LITMUS.items()))
+        return ExitCode.PASS
+    with pinned():
+        results = litmus_run.run_all(names, lambda result: click.echo(f"{result.verdict}  {result.litmus.name}", err=True))
+    click.echo(litmus_run.table(results))
+    return ExitCode.PASS if all(result.verdict == litmus_run.PASS for result in results) else ExitCode.FAIL
 
 
 @cli.command()
@@ -261,6 +328,17 @@ def load_all(config: Path, overrides: tuple[str, ...], files: tuple[Path, ...]) 
     if problems or scenario is None:
         raise ConfigError(problems)
     return scenario, tuple(variants)
+
+
+def small_scenario(config: Path, scenario: Scenario, overrides: tuple[str, ...]) -> Scenario:
+    """What is explored for a scenario: itself, or the small one that it names, with its own design and expectations."""
+    named = scenario.explore.scenario
+    if named is None:
+        return scenario
+    wanted = tuple(item for item in overrides if item.partition("=")[0] not in KEPT)
+    small, _ = load_all(config.parent / named, wanted, ())
+    design = {key: getattr(scenario.vm, key) for key in ("profile", "kernel", "policy", "variants", "variant_files")}
+    return evolve(small, title=scenario.title, vm=evolve(small.vm, **design), expect=scenario.expect, limits=scenario.limits)
 
 
 def publish(directory: RunDirectory, record: RunRecord) -> None:

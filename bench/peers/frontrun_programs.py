@@ -1,7 +1,8 @@
 """The four programs for frontrun: plain objects, every attribute access a step.
 
-frontrun refuses to explore with locks that were made before it patched them, hence the first two lines. Input and output
-are not looked for, and what is found is not replayed: both would only cost it time.
+It refuses to explore with locks that it has not patched, hence the first two statements. Input and output are not looked
+for, and what is found is not replayed: both would only cost it time. The thing that the writer of (d) publishes is made by
+the writer, which costs frontrun's search 1,161 executions; made beforehand, 151.
 """
 
 # ruff: noqa: E402 - the locks have to be patched before anything else is imported
@@ -82,7 +83,6 @@ class Protocol:
 
     def __init__(self):
         self.ptr = Thing(0)
-        self.next = Thing(1)
         self.version = 0
         self.flag0 = False
         self.flag1 = False
@@ -95,8 +95,8 @@ def reader0(state):
     state.flag0 = True
     thing = state.ptr
     before = thing.alive
-    thing.gen
-    if not (thing.alive and before):
+    gen = thing.gen
+    if not (thing.alive and before and gen >= 0):
         state.bad = True
     state.flag0 = False
 
@@ -106,8 +106,8 @@ def reader1(state):
     state.flag1 = True
     thing = state.ptr
     before = thing.alive
-    thing.gen
-    if not (thing.alive and before):
+    gen = thing.gen
+    if not (thing.alive and before and gen >= 0):
         state.bad = True
     state.flag1 = False
 
@@ -127,10 +127,10 @@ def write(state):
     state.version = version + 2
 
 
-def write_prepared(state):
-    """The same with a thing that was made beforehand, by nobody who runs now; `next` is read as a 21st access."""
+def write_prepared(state, thing=Thing(1)):  # noqa: B008 - made once, on purpose
+    """The same with a thing that was made beforehand."""
     old = state.ptr
-    state.ptr = state.next
+    state.ptr = thing
     version = state.version
     state.version = version + 1
     busy0 = state.flag0
@@ -188,7 +188,7 @@ def prove(writer):
 
 
 LOST_UPDATE = (Counter, [add, add], lambda state: state.value == 2)
-DEADLOCK = (Locks, [forwards, backwards], lambda state: True)
+DEADLOCK = (Locks, [forwards, backwards], bool)
 USE_AFTER_FREE = (Pointer, [look, look, replace], good)
 
 if __name__ == "__main__":

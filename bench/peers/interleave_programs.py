@@ -34,15 +34,15 @@ class Locks:
 
 def forwards(state):
     """A, then B."""
-    with state.a:
-        with state.b:  # noqa: SIM117 - a line each
+    with state.a:  # noqa: SIM117 - a line each
+        with state.b:
             pass
 
 
 def backwards(state):
     """B, then A."""
-    with state.b:
-        with state.a:  # noqa: SIM117
+    with state.b:  # noqa: SIM117
+        with state.a:
             pass
 
 
@@ -176,7 +176,7 @@ def bounded(_):
 
 
 LOST_UPDATE = (Counter, [add, add], lambda state: state.value == 2)
-DEADLOCK = (Locks, [forwards, backwards], lambda state: True)
+DEADLOCK = (Locks, [forwards, backwards], bool)
 USE_AFTER_FREE = (Pointer, [look, look, replace], lambda state: not state.bad)
 PROTOCOL = (Protocol, [reader0, reader1, write], lambda state: not state.bad)
 

@@ -2,38 +2,80 @@
 
 from __future__ import annotations
 
-import math
+import gc
 
 from measure import main
 
+from mmu.report import Report
 from stress.engines.carrier import pinned
 from stress.engines.program import Executor
 from stress.engines.scheduler import END, START
+from stress.search.campaign import COLLECT_EVERY, Budget, Campaign
 from stress.search.dpor import Dpor
 from stress.search.walk import RandomWalk
-from stress.testing.program import ExploredSync, FunctionProgram
 
 RANDOM_SCHEDULES = 5_000
 PROOFS = 20
 """A proof takes a few milliseconds: so many are timed together."""
 
 
-def lost_update(sync: ExploredSync):
+class Plain:
+    """A program in the engine's own terms: a function that makes everything from the runtime and starts the tasks."""
+
+    parts = ()
+    has_start = False
+
+    def __init__(self, name, make):
+        self.name = name
+        self._make = make
+
+    def build(self, runtime, seed):
+        """A fresh instance."""
+        runtime.on_task_error = self._failed
+        self._reports = []
+        self._make(runtime)
+        return self
+
+    def _failed(self, task, error):
+        self._reports.append(Report("TEST", "assertion", f"{error!r} in {task.name}", "", ""))
+
+    def start(self):
+        """Nobody waits for it."""
+
+    def closing(self):
+        """Nothing is left to do."""
+        return ()
+
+    def reports(self):
+        """What tasks raised."""
+        return self._reports
+
+    def errors(self):
+        """None."""
+        return ()
+
+    def outcome(self):
+        """Nothing is compared."""
+
+
+def lost_update(runtime):
     """(a)"""
-    count = sync.cell("count", 0)
+    count = runtime.cell("count", 0)
+    done = runtime.counter("done")
 
     def add():
         now = count.value
         count.value = now + 1
+        if done.fetch_add(1):
+            assert count.value == 2
 
-    sync.spawn(add)
-    sync.spawn(add)
-    return lambda: count.value == 2
+    runtime.start("add1", add)
+    runtime.start("add2", add)
 
 
-def deadlock(sync: ExploredSync):
+def deadlock(runtime):
     """(b), with bare locks: lockdep would find it in a schedule in which nothing goes wrong."""
-    a, b = sync.lock("A"), sync.lock("B")
+    a, b = runtime.lock("A"), runtime.lock("B")
 
     def forwards():
         with a, b:
@@ -43,41 +85,41 @@ def deadlock(sync: ExploredSync):
         with b, a:
             pass
 
-    sync.spawn(forwards)
-    sync.spawn(backwards)
+    runtime.start("forwards", forwards)
+    runtime.start("backwards", backwards)
 
 
 class Thing:
     """An object that is alive until it is freed."""
 
-    def __init__(self, sync: ExploredSync, gen: int) -> None:
-        self.alive = sync.cell("alive", True)
-        self.gen = sync.cell("gen", gen)
+    def __init__(self, runtime, gen):
+        self.alive = runtime.cell("alive", True)
+        self.gen = runtime.cell("gen", gen)
 
 
-def use_after_free(sync: ExploredSync):
+def use_after_free(runtime):
     """(c)"""
-    ptr = sync.cell("ptr", Thing(sync, 0))
+    ptr = runtime.cell("ptr", Thing(runtime, 0))
 
     def look():
         assert ptr.value.alive.value
 
     def replace():
         old = ptr.value
-        ptr.value = Thing(sync, 1)
+        ptr.value = Thing(runtime, 1)
         old.alive.value = False
 
-    sync.spawn(look)
-    sync.spawn(look)
-    sync.spawn(replace)
+    runtime.start("look1", look)
+    runtime.start("look2", look)
+    runtime.start("replace", replace)
 
 
-def protocol(sync: ExploredSync):
+def protocol(runtime):
     """(d): 20 accesses to what is shared, 6 + 6 + 8."""
-    ptr = sync.cell("ptr", Thing(sync, 0))
-    version = sync.cell("version", 0)
-    flags = [sync.cell("flag0", False), sync.cell("flag1", False)]
-    deferred = sync.cell("deferred", None)
+    ptr = runtime.cell("ptr", Thing(runtime, 0))
+    version = runtime.cell("version", 0)
+    flag0, flag1 = runtime.cell("flag0", False), runtime.cell("flag1", False)
+    deferred = runtime.cell("deferred", None)
 
     def reader(flag):
         flag.value = True
@@ -85,29 +127,29 @@ def protocol(sync: ExploredSync):
         before = thing.alive.value
         gen = thing.gen.value
         after = thing.alive.value
-        assert before and after and gen >= 0
+        assert (before, after, gen >= 0) == (True, True, True)
         flag.value = False
 
     def write():
         old = ptr.value
-        ptr.value = Thing(sync, 1)
+        ptr.value = Thing(runtime, 1)
         now = version.value
         version.value = now + 1
-        busy0 = flags[0].value
-        busy1 = flags[1].value
+        busy0 = flag0.value
+        busy1 = flag1.value
         if busy0 or busy1:
             deferred.value = old
         else:
             old.alive.value = False
         version.value = now + 2
 
-    sync.spawn(reader, flags[0])
-    sync.spawn(reader, flags[1])
-    sync.spawn(write)
+    runtime.start("reader0", lambda: reader(flag0))
+    runtime.start("reader1", lambda: reader(flag1))
+    runtime.start("write", write)
 
 
-PROGRAMS = {"a": FunctionProgram(lost_update), "b": FunctionProgram(deadlock), "c": FunctionProgram(use_after_free)}
-PROTOCOL = FunctionProgram(protocol)
+PROGRAMS = {"a": Plain("lost update", lost_update), "b": Plain("deadlock", deadlock), "c": Plain("use after free", use_after_free)}
+PROTOCOL = Plain("protocol", protocol)
 
 
 def hunt(name, make):
@@ -126,12 +168,21 @@ def hunt(name, make):
 def walk(seed):
     """Random schedules of (d)."""
     executor, strategy = Executor(PROTOCOL), RandomWalk(seed)
-    for _ in range(RANDOM_SCHEDULES):
+    for number in range(RANDOM_SCHEDULES):
         run = executor.execute(strategy)
-        assert run.completed and not run.failed
+        assert (run.completed, run.failed) == (True, False)
+        if not number % COLLECT_EVERY:
+            gc.collect(1)
     accesses = [event for event in run.trace if event[1] not in (START, END)]
     assert len(accesses) == 20, accesses
     return RANDOM_SCHEDULES
+
+
+def campaign(seed):
+    """The same as the command line and the plugin do it: classes counted, races predicted."""
+    tally = Campaign(PROTOCOL, RandomWalk(seed)).run(Budget(schedules=RANDOM_SCHEDULES))
+    assert not tally.failures
+    return tally.schedules
 
 
 def prove(_):
@@ -149,18 +200,15 @@ def proofs(seed):
     return sum(counts)
 
 
-def interleavings() -> int:
-    """How many ways there are to interleave 6, 6 and 8 accesses."""
-    return math.factorial(20) // (math.factorial(6) ** 2 * math.factorial(8))
-
-
 if __name__ == "__main__":
+    gc.disable()  # as a campaign does
     with pinned():
         main(
             {
                 **{f"{name} random": hunt(name, RandomWalk) for name in PROGRAMS},
                 **{f"{name} exhaustive": hunt(name, lambda _: Dpor()) for name in PROGRAMS},
                 "d random": walk,
+                "d campaign": campaign,
                 "d proof": proofs,
             }
         )

@@ -169,12 +169,7 @@ class Actor:
     def stay(self) -> None:
         """What a script leaves open stays open until everybody's script is done."""
         others = [actor for actor in self.stage.cast if not actor.serves]
-        stopping = self.stage.control.stopping
-
-        def over() -> bool:
-            return stopping.value or all(actor.done.value for actor in others)
-
-        self.stage.vm.kvm.runtime.wait_until("the end of everybody's script", over)
+        self.stage.vm.kvm.runtime.wait_until("the end of everybody's script", lambda: all(actor.done.value for actor in others))
 
     def moved(self) -> int:
         """A number that changes while the actor gets anywhere; what the watchdog looks at."""

@@ -22,8 +22,12 @@ SERVICES = ("iopf", "userfaultfd")
 class ScenarioProgram:
     """A scenario, to be run once a schedule. `rounds` is how many steps every actor makes."""
 
-    def __init__(self, name: str, scenario: Scenario, variants: Sequence[Variant] = (), *, record_ops: bool = False) -> None:
+    def __init__(
+        self, name: str, scenario: Scenario, variants: Sequence[Variant] = (), *, record_ops: bool = False, observers: Sequence[object] = ()
+    ) -> None:
+        """`record_ops` keeps what random actors do, for a script; `observers` attach to the probe of every schedule."""
         self.record_ops = record_ops
+        self.observers = tuple(observers)
         self.name = name
         self.scenario = scenario
         self.variants = tuple(variants)
@@ -46,7 +50,7 @@ class ScenarioInstance:
         runtime.on_task_error = self._task_failed
         probe = QuietProbe(runtime.scheduler, self._observer_failed)
         self.world = world = World(scenario, seed, runtime, program.variants, probe=probe, rounds=scenario.explore.rounds)
-        world.probe.attach(world.counts)
+        world.probe.attach(world.counts, *program.observers)
         world.set_up()
         assert world.stage is not None
         world.stage.record_ops = program.record_ops

@@ -18,12 +18,13 @@ from attrs import evolve, field, frozen
 from mmu.report import RULES, Report
 from stress.engines.carrier import pinned
 from stress.engines.program import Executor, Program, Run, Strategy
-from stress.engines.scheduler import YIELD, Access, ControlTask, Event, Picker, Scheduler
+from stress.engines.scheduler import ADD, FREE, LOAD, RELAX, STORE, WAIT, Access, ControlTask, Event, Picker, Scheduler
 from stress.errors import StressError
 from stress.replaying import program_of
 from stress.search.explain_data import (
     NO_FAILURE,
     SAME_FAILURE,
+    SHUTS,
     Explanation,
     Finding,
     Inevitable,
@@ -31,7 +32,7 @@ from stress.search.explain_data import (
     Switch,
 )
 from stress.search.explain_replay import Recording, Step
-from stress.search.order import GROUP, Order, accesses
+from stress.search.order import GROUP, accesses
 from stress.search.races import races_of
 from stress.search.schedule import Divergence, Follow, Schedule, check_of
 from stress.search.store import StoredSchedule
@@ -44,6 +45,9 @@ MOST_STEPS: Final = 400_000
 MOST_SWITCHES: Final = 60
 """So many switches are left out one by one; of a schedule with more, the last ones."""
 
+MOST_POINTS: Final = 6
+"""Before so many of the switches that matter, the last ones, it is asked how likely the failure is."""
+
 
 class NothingToExplainError(StressError):
     """The schedule breaks no rule."""
@@ -53,62 +57,115 @@ class NothingToExplainError(StressError):
 
 
 class Slice:
-    """The steps that lie before a step by happens-before and conflict with one of another task there."""
+    """The steps that the course of a task up to step `last` depends on: its own ones before, those that wrote what they read, and
+    so on. What the judges read in the end counts, too; what they and the statistics touch before does not. With `all_of_it`
+    every step counts: what is found by looking at the end of everything may come of any."""
 
-    def __init__(self, run: Run, steps: Sequence[Step], last: int) -> None:
+    def __init__(self, run: Run, steps: Sequence[Step], last: int, *, all_of_it: bool = False) -> None:
         self._steps = steps
-        self._last = last = min(last, len(steps) - 1)
-        order = Order([], {}, len(run.names))
-        self._partners: dict[int, set[int]] = {}
-        history: dict[int, _History] = {}
-        for number, event in enumerate(run.trace[: last + 1]):
-            order.trace.append(event)
-            touched = self._touched(number, event, run.extras.get(number))
-            order.advance(number, touched)
-            for kind, word in touched:
-                for other in history.setdefault(word, _History()).add(number, event[0], GROUP[kind]):
-                    self._partners.setdefault(number, set()).add(other)
-                    self._partners.setdefault(other, set()).add(number)
-        self._past = {number for number in range(last + 1) if order.before(number, last)} | {last}
+        last = min(last, len(steps) - 1)
+        self._partners: dict[int, list[int]] = {}
+        self._sources: dict[int, list[int]] = {}
+        self._own: dict[int, int] = {}
+        """The step of the same task before each step."""
+        self.last = _last_spoken(run, steps, last)
+        self._read(run, last)
+        self._past = set(range(last + 1)) if all_of_it else self._closure(last)
 
-    def _touched(self, number: int, event: Event, extras: list[Access] | None) -> list[Access]:
-        return accesses(event, extras) if self._steps[number].what else []
+    def _read(self, run: Run, last: int) -> None:
+        words: dict[int, _History] = {}
+        before: dict[int, int] = {}
+        judged = range(self.last, last + 1)
+        for number, event in enumerate(run.trace[: last + 1]):
+            task, kind, _ = event
+            if task in before:
+                self._own[number] = before[task]
+            before[task] = number
+            at_end = number in judged and task == run.trace[last][0]
+            reads = at_end or (kind not in (STORE, ADD) and self._steps[number].where.method != "put")
+            for each, word in self._touched(number, event, run.extras.get(number), at_end):
+                partners, sources = words.setdefault(word, _History()).add(number, task, each)
+                self._pair(number, partners)
+                if reads:
+                    self._sources.setdefault(number, []).extend(partners if at_end or kind == FREE else sources)
+
+    def _touched(self, number: int, event: Event, extras: list[Access] | None, at_end: bool) -> list[Access]:
+        if not (self._steps[number].what or at_end):
+            return []
+        return accesses(event, extras if at_end or event[1] in (WAIT, RELAX, FREE) else None)
+
+    def _pair(self, number: int, partners: list[int]) -> None:
+        for other in partners if self._steps[number].where.method != "put" else ():
+            self._partners.setdefault(number, []).append(other)
+            self._partners.setdefault(other, []).append(number)
+
+    def _closure(self, last: int) -> set[int]:
+        past: set[int] = set()
+        waiting = [last]
+        while waiting:
+            number = waiting.pop()
+            if number not in past:
+                past.add(number)
+                waiting += self._sources.get(number, [])
+                if number in self._own:
+                    waiting.append(self._own[number])
+        return past
 
     @property
     def size(self) -> int:
-        """How many steps the past has."""
-        return len(self._past)
+        """How many steps there are, judges and statistics aside."""
+        return sum(1 for number in self._past if self._steps[number].what)
 
     def partners(self, number: int) -> tuple[int, ...]:
         """The steps of other tasks in the past that this one conflicts with directly."""
-        return tuple(sorted(self._partners.get(number, set()) & self._past))
+        return tuple(sorted(set(self._partners.get(number, ())) & self._past))
 
     def kept(self) -> list[int]:
         """The steps to show; of a lock or read section both halves or none."""
-        shown = {number for number in self._past if self.partners(number)} | {self._last}
-        for first, second in _halves(self._steps[: self._last + 1]):
+        shown = {number for number in self._past if self._steps[number].what and self.partners(number)} | {self.last}
+        for first, second in _halves(self._steps):
             if first in shown or second in shown:
                 shown |= {first, second} & self._past
-        return sorted(number for number in shown if self._steps[number].what or number == self._last)
+        return sorted(number for number in shown if self._steps[number].what)
+
+
+def _last_spoken(run: Run, steps: Sequence[Step], last: int) -> int:
+    """The last step up to `last`, of the same task if it has one, that is no judge's."""
+    spoken = [number for number in range(last + 1) if steps[number].what]
+    mine = [number for number in spoken if run.trace[number][0] == run.trace[last][0]]
+    return (mine or spoken or [last])[-1]
 
 
 class _History:
-    """The last two groups of operations on a word that commute within the group: who comes next conflicts with one of them."""
+    """The last two groups of operations on a word that commute within the group, loads among them and loads aside."""
 
-    __slots__ = ("before", "current", "group")
+    __slots__ = ("_before", "_current", "_group", "_written", "_written_before", "_written_group")
 
     def __init__(self) -> None:
-        self.before: dict[int, int] = {}
-        self.current: dict[int, int] = {}
-        self.group = YIELD
+        self._before: dict[int, int] = {}
+        self._current: dict[int, int] = {}
+        self._group = -1
+        self._written_before: dict[int, int] = {}
+        self._written: dict[int, int] = {}
+        self._written_group = -1
 
-    def add(self, number: int, task: int, group: int) -> list[int]:
-        """Take in an operation; the latest ones of other tasks that it comes after."""
-        if group and group == self.group:
-            self.current[task] = number
-        else:
-            self.before, self.current, self.group = self.current, {task: number}, group
-        return [other for who, other in self.before.items() if who != task]
+    def add(self, number: int, task: int, kind: int) -> tuple[list[int], list[int]]:
+        """Take in an operation; the latest ones of other tasks that it conflicts with, and those whose value it finds."""
+        group = GROUP[kind]
+        if not group or group != self._group:
+            self._before, self._current, self._group = self._current, {}, group
+        self._current[task] = number
+        joins = group and group == self._written_group
+        sources = self._written_before if joins else self._written
+        if group != GROUP[LOAD]:
+            if not joins:
+                self._written_before, self._written, self._written_group = self._written, {}, group
+            self._written[task] = number
+        return _of_others(self._before, task), _of_others(sources, task)
+
+
+def _of_others(numbers: dict[int, int], task: int) -> list[int]:
+    return [number for who, number in numbers.items() if who != task]
 
 
 _OPENING = re.compile(r"(?:\w*_)?(?:lock|write_lock|read_lock)\(")
@@ -216,8 +273,11 @@ class Laboratory:
                 low = middle + 1
             if low == high and high < last and not self._always(high + 1):
                 low, high = high + 2, last
-        before = sum(self.fails(high - 1, number) for number in range(self.tries)) if high else self.tries
-        return Inevitable(high - 1, self.tries, before)
+        return Inevitable(high - 1, self.tries, self.failing(high - 1) if high else self.tries)
+
+    def failing(self, kept: int) -> int:
+        """How many random continuations of the first `kept` steps fail in the same way."""
+        return sum(self.fails(kept, number) for number in range(self.tries))
 
     def _always(self, kept: int) -> bool:
         return self.fails(kept) and all(self.fails(kept, number) for number in range(self.tries))
@@ -262,7 +322,7 @@ def explain(
     races that did no harm, too; `tries` is how many random continuations of a prefix are tried."""
     follow = Follow(schedule.choices, steps=steps)
     recording = Recording(program, follow)
-    run = Executor(recording, limit=limit, granularity=granularity).execute(recording, schedule.seed)
+    run = Executor(recording, limit=limit, granularity=granularity, keep_extras=True).execute(recording, schedule.seed)
     _refuse_divergence(follow, run, schedule)
     races = tuple(races_of(run)) if predicted and run.completed and not run.reports else ()
     findings = [_finding(report, recording.found[report.signature]) for report in run.reports]
@@ -273,19 +333,22 @@ def explain(
     tries = max(2, min(tries, MOST_STEPS // max(1, len(run.trace))))
     laboratory = Laboratory(program, schedule, first, bool(races), limit, granularity, tries)
     switches, untried = _switches(laboratory, run, recording.steps, findings[0].step)
-    cut = Slice(run, recording.steps, findings[0].step)
+    cut = Slice(run, recording.steps, findings[0].step, all_of_it=bool(races) or findings[0].step >= len(recording.steps))
     rows, left_out = _rows(cut, recording.steps, switches)
     shown = [row.step for row in rows if recording.steps[row.step].change]
-    drawing = Recording(program, Follow(schedule.choices), {rows[0].step - 1, *shown, rows[-1].step} if rows else {-1})
+    at_end = min(findings[0].step, len(recording.steps) - 1)
+    drawing = Recording(program, Follow(schedule.choices), {rows[0].step - 1, *shown, at_end})
     Executor(drawing, limit=limit, granularity=granularity).execute(drawing, schedule.seed)
     inevitable = laboratory.inevitable(min(findings[0].step + 1, len(run.trace)))
+    decisive = [switch.step for switch in switches if switch.decisive][-MOST_POINTS:]
+    likelihood = tuple((kept, laboratory.failing(kept)) for kept in (0, *decisive))
     active = {row.task for row in rows}
     return Explanation(
         program.name,
         schedule.seed,
         len(run.trace),
         len(schedule.turns()),
-        _summary(findings[0], rows, switches, inevitable),
+        _summary(findings[0], len(run.trace), rows, switches, inevitable),
         findings[0],
         tuple(findings[1:]),
         tuple(name for name in run.names if name in active),
@@ -295,6 +358,8 @@ def explain(
         switches,
         untried,
         inevitable,
+        likelihood,
+        tries,
         bool(races),
     )
 
@@ -336,21 +401,37 @@ def _switches(laboratory: Laboratory, run: Run, steps: Sequence[Step], last: int
 
 
 def _rows(cut: Slice, steps: Sequence[Step], switches: Sequence[Switch]) -> tuple[tuple[Row, ...], int]:
-    """The steps to show, repetition collapsed, and how many were left out of the past."""
+    """The steps to show, repetition collapsed, and how many others there are in the past."""
     rows: list[Row] = []
     waiting = list(reversed(switches))
-    kept = cut.kept()
-    for number in kept:
+    told = list(_told(cut, steps))
+    for number in told:
         step = steps[number]
-        before = 0
+        before: list[int] = []
         while waiting and waiting[-1].step <= number:
-            before = waiting.pop().number
-        row = Row(number, step.task, step.what, step.where.function, step.where.operation, cut.partners(number), switch=before)
+            before.append(waiting.pop().number)
+        row = Row(number, step.task, step.what, step.where.function, step.where.operation, cut.partners(number), switches=tuple(before))
         if rows and not before and not step.change and _alike(rows[-1], row):
             rows[-1] = evolve(rows[-1], more=rows[-1].more + 1, partners=tuple(sorted({*rows[-1].partners, *row.partners})))
         else:
             rows.append(row)
-    return tuple(rows), cut.size - len(kept)
+    return tuple(rows), cut.size - len(told)
+
+
+def _told(cut: Slice, steps: Sequence[Step]) -> Iterator[int]:
+    """The steps to show, without what a task has said already since another had its turn, and without the first half of taking
+    a lock when the second follows at once."""
+    kept = cut.kept()
+    said: set[str] = set()
+    task = ""
+    for number, following in zip(kept, [*kept[1:], -1], strict=True):
+        step = steps[number]
+        if step.task != task:
+            task, said = step.task, set()
+        gate = step.what.endswith(SHUTS) and following == number + 1 and steps[following].task == task
+        if number == cut.last or not (gate or (step.what in said and not step.change)):
+            said.add(step.what)
+            yield number
 
 
 _NUMBERS = re.compile(r"0x[0-9a-f]+|\d+")
@@ -365,7 +446,7 @@ def _alike(first: Row, second: Row) -> bool:
 # In a few sentences.
 
 _TELLING = (
-    re.compile(r".*(SPTE\(|invalid =|mmu_invalidate_seq)"),
+    re.compile(r".*(SPTE\(|invalid|zapped|mmu_invalidate_seq|which belongs to|^frees)"),
     re.compile(r".*(->mode|->requests|memslots|host PTE|frame|frees|refcount|read section|call_rcu|exported|nx_huge|generation)"),
     re.compile(r"(?!.*(lock|unlock)\()"),
 )
@@ -385,42 +466,51 @@ def _who(row: Row) -> str:
     return f"{row.task} ({row.operation})" if row.operation else row.task
 
 
-def _summary(found: Finding, rows: Sequence[Row], switches: Sequence[Switch], inevitable: Inevitable | None) -> tuple[str, ...]:
+def _summary(found: Finding, steps: int, rows: Sequence[Row], switches: Sequence[Switch], inevitable: Inevitable | None) -> tuple[str, ...]:
     """Who did what between which two steps of whom, and what that broke."""
     decisive = [switch for switch in switches if switch.decisive]
-    story = next(filter(None, (_story(rows, switch) for switch in decisive)), ()) or _without_switch(rows)
-    when = "at the end, when everybody was done" if not rows or found.step > rows[-1].step else f"at step {found.step}"
+    stories = [told for switch in decisive if (told := _story(rows, switch)) is not None]
+    story = max(stories)[1] if stories else _without_switch(rows)
+    when = f"after step {found.step}" if found.step < steps else "at the end, when everybody was done"
     broken = f"That broke rule {found.rule}, which was noticed {when}: {found.sentence}."
     return (*story, broken, _matters(switches, decisive, inevitable))
 
 
-def _story(rows: Sequence[Row], switch: Switch) -> tuple[str, ...]:
-    """What others did while a task was kept from going on, as far as it matters to that task; nothing if none of it does."""
+def _story(rows: Sequence[Row], switch: Switch) -> tuple[tuple[int, int], tuple[str, ...]] | None:
+    """What others did while a task was kept from going on, as far as it matters to that task, with how telling it is; None if none
+    of it does."""
     mine = [row for row in rows if row.task == switch.away_from]
     before = [row for row in mine if row.step < switch.step]
     after = [row for row in mine if row.step >= switch.step]
     resumed = after[0].step if after else rows[-1].step + 1
     meant = [row for row in rows if switch.step <= row.step < resumed and row.task != switch.away_from]
-    own = {row.step for row in mine}
-    pairs = [(row, other) for row in meant for other in mine if other.step in row.partners and row.step not in own]
+    pairs = [(row, other) for row in meant for other in mine if other.step in row.partners]
     if not pairs:
-        return ()
-    theirs, ours = max(pairs, key=lambda pair: (_telling(pair[0]) + _telling(pair[1]), pair[0].step))
-    start = f"{_who(before[-1])} has done {_said(before[-1])}, and is interrupted." if before else f"{switch.away_from} has not begun."
+        return None
+    theirs, ours = max(pairs, key=lambda pair: _telling_pair(pair, rows[-1]))
+    start = f"{_who(before[-1])} has done {_said(before[-1])}, and is interrupted." if before else f"{switch.away_from} has hardly begun."
     reply = f"{_who(theirs)} does {_said(theirs)}."
     if ours.step < switch.step:
-        return start, f"Before it can go on, {reply} That undoes what its {_said(ours)}, relied on."
-    return start, f"Before it goes on, {reply}", f"Then {_who(ours)} does {_said(ours)}: the two do not commute."
+        end = [f"Before it can go on, {reply} That changes what its {_said(ours)}, relied on."]
+    else:
+        end = [f"Before it goes on, {reply}", f"Then {_who(ours)} does {_said(ours)}, which meets that."]
+    story = (start, *end)
+    return _telling_pair((theirs, ours), rows[-1]), story
+
+
+def _telling_pair(pair: tuple[Row, Row], last: Row) -> tuple[int, int]:
+    """How much a conflict says, most if it is what the finding came of, and how late it is."""
+    return _telling(pair[0]) + _telling(pair[1]) + 3 * (last in pair), pair[0].step + pair[1].step
 
 
 def _without_switch(rows: Sequence[Row]) -> tuple[str, ...]:
-    """The last two steps of different tasks that conflict, where no single switch decides."""
+    """The two steps of different tasks whose conflict says most, where no single switch decides."""
     steps = {row.step: row for row in rows}
     pairs = [(steps[first], row) for row in rows for first in row.partners if first in steps and first < row.step]
     if not pairs:
         return ()
-    first, second = max(pairs, key=lambda pair: (_telling(pair[0]) + _telling(pair[1]), pair[1].step))
-    return f"{_who(first)} does {_said(first)}.", f"After it {_who(second)} does {_said(second)}: the two do not commute."
+    first, second = max(pairs, key=lambda pair: _telling_pair(pair, rows[-1]))
+    return f"{_who(first)} does {_said(first)}.", f"After it {_who(second)} does {_said(second)}, which meets that."
 
 
 def _matters(switches: Sequence[Switch], decisive: Sequence[Switch], inevitable: Inevitable | None) -> str:
@@ -428,9 +518,13 @@ def _matters(switches: Sequence[Switch], decisive: Sequence[Switch], inevitable:
         which = "No task was interrupted while it could have gone on"
     elif not decisive:
         which = f"None of the {len(switches)} switches is needed by itself"
+    elif len(switches) == 1:
+        which = "The one switch matters: without it nothing fails"
+    elif len(decisive) == 1:
+        which = f"Of {len(switches)} switches only number {decisive[0].number} matters: without it nothing fails"
     else:
         names = ", ".join(str(switch.number) for switch in decisive)
-        which = f"Of {len(switches)} switches {names} matter{'s' if len(decisive) == 1 else ''}: without {'it' if len(decisive) == 1 else 'any of them'} nothing fails"
+        which = f"Of {len(switches)} switches numbers {names} matter: take any one of them away and nothing fails"
     if inevitable is None:
         return f"{which}."
     if inevitable.step < 0:

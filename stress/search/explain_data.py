@@ -51,7 +51,7 @@ class Finding:
 class Row:
     """A step of the interleaving. `function` is the kernel's name of where it happened, `operation` what the actor was asked to
     do, `partners` the steps of other tasks that it does not commute with and that came just before or after on the same
-    word; `more` how many steps like it follow that are left out; `switch` the number of the switch just before it, if any."""
+    word; `more` how many steps like it follow that are left out; `switches` the numbers of the switches since the row before."""
 
     step: int
     task: str
@@ -60,7 +60,7 @@ class Row:
     operation: str
     partners: tuple[int, ...] = ()
     more: int = 0
-    switch: int = 0
+    switches: tuple[int, ...] = ()
 
 
 @frozen
@@ -88,6 +88,8 @@ class Switch:
         return self.without == NO_FAILURE
 
 
+SHUTS: Final = " shuts others out"
+"""The end of the text for the first half of taking a fair lock for write."""
 NO_FAILURE: Final = "no failure"
 SAME_FAILURE: Final = "the same failure"
 
@@ -105,7 +107,8 @@ class Inevitable:
 @frozen
 class Explanation:
     """A failing schedule, explained. `rows` are the steps that conflict with those of another task and lie before the finding,
-    `columns` the tasks that they are of."""
+    `columns` the tasks that they are of. `likelihood` is, for some numbers of first steps, how many of `tries` random continuations
+    of them fail in the same way."""
 
     program: str
     seed: int
@@ -121,6 +124,8 @@ class Explanation:
     switches: tuple[Switch, ...]
     untried_switches: int
     inevitable: Inevitable | None
+    likelihood: tuple[tuple[int, int], ...]
+    tries: int
     predicted: bool = False
 
     def as_data(self) -> dict[str, Any]:
@@ -160,7 +165,8 @@ raw: Final[Callable[[Any, str], Any]] = object.__getattribute__
 
 NOISE: Final = re.compile(
     r"control\.|script\.|oracle\.|page_table_memory|page_table_pages|rcu\.(queued|done|stop|has_worker|callback_task|grace_periods)$"
-    r"|.*\.readers$|.*\.last_put$|remote_tlb_flush|nx_lpage_splits|tdp_mmu_pages$|dirty_clock$|host\.(epoch|next_hva)|frame index|frames\.out"
+    r"|.*\.readers$|.*\.last_put$|remote_tlb_flush|nx_lpage_splits|tdp_mmu_pages$|dirty_clock$|host\.(epoch|next_hva)"
+    r"|frame index|frames\.out"
     r"|(kvm|vm)\.(vcpus|devices)|kvm->created_vcpus|vcpu\.exits$|mmu_valid_gen|.*\.asking$|start$"
 )
 """Words of the harness and statistics: nobody's course depends on them, or only that of the judges."""
@@ -231,7 +237,10 @@ def value_text(value: Any, hexadecimal: bool = False) -> str:
         return value or "nobody"
     if isinstance(value, tuple | list):
         return f"{len(value)} entries" if len(value) != 1 else "1 entry"
-    kind = type(value).__name__.removeprefix("Freed")
+    return _object_text(value, type(value).__name__.removeprefix("Freed"))
+
+
+def _object_text(value: Any, kind: str) -> str:
     if kind in ("RootPage", "ShadowPage"):
         return f"{'root' if kind == 'RootPage' else 'table'} {raw(value, 'address'):#x}"
     if kind == "MemslotSet":
@@ -266,10 +275,10 @@ class Words:
             "requests": self._requests,
             "immediate_exit": lambda it: self._plain(it, f"{it.owner}->run->immediate_exit"),
             "refcount": lambda it: self._count(it, f"{page_text(it.owner)}: refcount"),
-            "root": lambda it: self._plain(it, f"{page_text(it.owner)}: {it.name.removeprefix('root.')}"),
+            "root": self._root,
             "slots": lambda it: self._plain(it, it.owner, slots_text),
             "generation": lambda it: self._plain(it, f"{it.owner}.generation", generation_text),
-            "lock": self._lock,
+            "lock": _lock,
         }
 
     def say(self, it: Doing) -> str:
@@ -279,17 +288,11 @@ class Words:
             return common
         if NOISE.match(it.name) and it.kind != WAIT:
             return ""
-        handler = self._by_role.get(it.role)
-        if handler is not None:
-            return handler(it)
-        named = _BY_NAME.get(it.name.split("[")[0])
-        if named is not None:
-            return named(it)
-        if it.name.endswith(".reader"):
-            return _reader(it)
         if it.name.endswith(".gp_seq"):
             return f"{_grace_period(it)} begins" if it.kind != LOAD else ""
-        return self._generic(it)
+        named = _BY_NAME.get(it.name.split("[")[0])
+        handler = self._by_role.get(it.role) or named or (_reader if it.name.endswith(".reader") else self._generic)
+        return handler(it)
 
     def _common(self, it: Doing) -> str | None:
         """What does not depend on the word."""
@@ -328,8 +331,10 @@ class Words:
             return f"{name} -> {it.after}"
         return f"{name} {it.before} -> {it.after}"
 
-    def _lock(self, it: Doing) -> str:
-        return _lock(it)
+    def _root(self, it: Doing) -> str:
+        """A field of a root; reaching the end of the list of roots says nothing."""
+        ends = it.name == "root.next" and it.after is None
+        return "" if ends else self._plain(it, f"{page_text(it.owner)}: {it.name.removeprefix('root.')}")
 
     def _generic(self, it: Doing) -> str:
         name = f"kvm->{it.name}" if it.name.startswith(PREFIXES) else it.name
@@ -397,7 +402,7 @@ def rwlock_words(kind: int, index: int, fair: bool, name: str, value: str) -> st
     if index == 1:
         return f"rwlock_needbreak({name}) -> {'true' if value != '0' else 'false'}" if kind == LOAD else ""
     if kind == ACQUIRE:
-        return f"write_lock({name})" if index == 2 or not fair else f"write_lock({name}) shuts others out"
+        return f"write_lock({name})" if index == 2 or not fair else f"write_lock({name}){SHUTS}"
     if kind == RELEASE:
         return f"write_unlock({name})"
     return {READ_ACQUIRE: f"read_lock({name})", READ_RELEASE: f"read_unlock({name})"}.get(kind, "")

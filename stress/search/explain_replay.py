@@ -18,7 +18,18 @@ from stress.engines.controlled import ControlledRuntime
 from stress.engines.locks import ControlledLock, ControlledRwLock
 from stress.engines.program import Instance, Program, Run, Strategy
 from stress.engines.scheduler import OWNER_SHIFT, START, ControlTask, Event, Picker, Scheduler, frames_of
-from stress.search.explain_data import Doing, Picture, Words, generation_text, raw, rights_text, rwlock_words, slots_text, spte_text, tag_text
+from stress.search.explain_data import (
+    Doing,
+    Picture,
+    Words,
+    generation_text,
+    raw,
+    rights_text,
+    rwlock_words,
+    slots_text,
+    spte_text,
+    tag_text,
+)
 from stress.search.order import GROUP
 from stress.search.schedule import Names
 
@@ -28,13 +39,15 @@ from stress.search.schedule import Names
 @frozen
 class Where:
     """The call stack of a step: the runtime's `method`, the primitives it is part of, the kernel function, the operation of the
-    actor that is in progress, and the table page that is being given to RCU."""
+    actor that is in progress, the table page that is being given to RCU, and
+    whether the model only looks because it reports something."""
 
     method: str = ""
     calls: tuple[str, ...] = ()
     function: str = ""
     operation: str = ""
     page: Any = None
+    judging: bool = False
 
 
 @frozen
@@ -47,6 +60,8 @@ class _Code:
 
 _FUNCTION = re.compile(r"\b(?:_{0,2}[a-z][a-z0-9_]*)\(\)|^KVM_[A-Z_]+|^[A-Z][A-Z_]{5,}")
 _OWN_NAMES: Final = {"HardwareWalker": "hardware page walk", "HostMemory.access": "memory access", "Device.transact": "DMA"}
+_JUDGING = re.compile("describe|_warn|_report|_leak|look$")
+"""Functions of the model that only say what is wrong."""
 _codes: dict[CodeType, _Code] = {}
 
 
@@ -55,6 +70,7 @@ def where_of(frame: FrameType | None) -> Where:
     method, operation, page = "", "", None
     calls: list[str] = []
     functions: list[str] = []
+    judging = False
     while frame is not None:
         code = frame.f_code
         known = _codes.get(code) or _codes.setdefault(code, _code(code))
@@ -64,12 +80,13 @@ def where_of(frame: FrameType | None) -> Where:
             calls += [code.co_qualname, type(frame.f_locals.get("self")).__name__]
         elif known.area == "mmu":
             functions.append(known.kernel)
+            judging = judging or _JUDGING.match(code.co_name) is not None
             if code.co_qualname == "PageTableMemory.retire":
                 page = frame.f_locals["page"]
         elif code.co_qualname == "Actor.perform":
             operation = str(frame.f_locals["op"])
         frame = frame.f_back
-    return Where(method, tuple(calls), next(filter(None, functions), ""), operation, page)
+    return Where(method, tuple(calls), next(filter(None, functions), ""), operation, page, judging)
 
 
 def _code(code: CodeType) -> _Code:
@@ -225,7 +242,7 @@ class Recording:
             self._draw(-1)
             return
         event = trace[at.number]
-        what, key = self._say(at, event)
+        what, key = self._say(at, event) if not at.where.judging else ("", "")
         change = self._objects.of(self._names.thing(event[2])[0])[0] == "spt" and GROUP[event[1]] == 0
         self.steps.append(Step(at.task.name, what, at.where, key, change, at.free))
         assert self._instance is not None

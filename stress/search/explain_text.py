@@ -61,8 +61,8 @@ def _interleaving(it: Explanation) -> Iterator[str]:
     """One column a task, time downwards."""
     yield from _title("What happened")
     yield from _wrapped(
-        f"{sum(1 + row.more for row in it.rows)} steps that conflict with a step of another task before the finding;"
-        f" {it.left_out} more of that past are left out. A line of = is a switch away from a task that could have gone on."
+        f"{sum(1 + row.more for row in it.rows)} steps before the finding that do not commute with a step of another task;"
+        f" {it.left_out} others of these tasks are left out. A line across all columns is a switch away from a task that could have gone on."
     )
     yield ""
     count = max(1, len(it.columns))
@@ -87,7 +87,7 @@ def _columns(it: Explanation, width: int) -> Iterator[str]:
 
 def _heading(row: Row, before: tuple[str, str] | None) -> list[str]:
     operation = [f"[{row.operation}]"] if row.operation and (before is None or before[0] != row.operation) else []
-    return [*operation, f"{row.function}:"] if row.function else operation
+    return [*operation, row.function] if row.function else operation
 
 
 def _cell(row: Row, width: int) -> list[str]:
@@ -97,8 +97,10 @@ def _cell(row: Row, width: int) -> list[str]:
 
 
 def _cells(it: Explanation, task: str, lines: Sequence[str], step: str, widths: Sequence[int]) -> Iterator[str]:
-    for number, line in enumerate(lines):
-        yield _line("" if number else step, [line if name == task else "" for name in it.columns], widths)
+    width = widths[0]
+    pieces = [piece for line in lines for piece in textwrap.wrap(line, width, drop_whitespace=False)]
+    for number, piece in enumerate(pieces):
+        yield _line("" if number else step, [piece if name == task else "" for name in it.columns], widths)
 
 
 def _line(step: str, cells: Sequence[str], widths: Sequence[int]) -> str:
@@ -106,14 +108,25 @@ def _line(step: str, cells: Sequence[str], widths: Sequence[int]) -> str:
 
 
 def _switch_line(it: Explanation, row: Row) -> Iterator[str]:
-    if row.switch:
-        switch = it.switches[row.switch - 1]
-        note = f"= switch {switch.number}: {switch.away_from} could have gone on; without it: {switch.without} "
-        yield textwrap.shorten(note, WIDTH, placeholder=" ...").ljust(WIDTH, "=")
+    """The switches between two rows: a line for each that matters, and one for the others."""
+    switches = [it.switches[number - 1] for number in row.switches]
+    for switch in switches:
+        if switch.decisive:
+            yield _rule(f"switch {switch.number}: {switch.away_from} could have gone on; without it: {switch.without}", "=")
+    others = [switch for switch in switches if not switch.decisive]
+    if others:
+        numbers = ", ".join(str(switch.number) for switch in others)
+        yield _rule(
+            f"switch{'es' if len(others) > 1 else ''} {numbers}: the schedule fails without {'them' if len(others) > 1 else 'it'}, too", "-"
+        )
+
+
+def _rule(note: str, filler: str) -> str:
+    return f"{filler}{filler}{filler} {textwrap.shorten(note, WIDTH - 12, placeholder=' ...')} ".ljust(WIDTH, filler)
 
 
 def _verdict_line(it: Explanation) -> Iterator[str]:
-    yield f"> {_when(it, it.finding.step)}: {it.finding.rule} {it.finding.code} ".ljust(WIDTH, ">")
+    yield _rule(f"{_when(it, it.finding.step)}: rule {it.finding.rule} is found broken ({it.finding.code})", ">")
 
 
 def _listed(it: Explanation) -> Iterator[str]:
@@ -122,7 +135,9 @@ def _listed(it: Explanation) -> Iterator[str]:
     for row in it.rows:
         yield from _switch_line(it, row)
         what = f"{row.what} and {row.more} more like it" if row.more else row.what
-        yield from _wrapped(f"{what}" + (f"   [{row.function}]" if row.function else ""), " " * (width + 9), f"{row.step:>5} {row.task:<{width}} ")
+        yield from _wrapped(
+            f"{what}" + (f"   [{row.function}]" if row.function else ""), " " * (width + 9), f"{row.step:>5} {row.task:<{width}} "
+        )
     yield from _verdict_line(it)
 
 
@@ -155,7 +170,9 @@ def _changes(before: Picture, after: Picture) -> Iterator[str]:
     for mark, lines, others in (("-", before.lines, after.lines), ("+", after.lines, before.lines)):
         for line in lines:
             if line not in others:
-                yield from _wrapped(line.lstrip(), " " * (len(line) - len(line.lstrip()) + 6), f"  {mark} " + " " * (len(line) - len(line.lstrip())))
+                yield from _wrapped(
+                    line.lstrip(), " " * (len(line) - len(line.lstrip()) + 6), f"  {mark} " + " " * (len(line) - len(line.lstrip()))
+                )
 
 
 # What becomes of it otherwise.
@@ -168,7 +185,9 @@ def _switches(it: Explanation) -> Iterator[str]:
         yield "none: every task ran until it had to wait or was done"
     for switch in it.switches:
         yield from _wrapped(
-            f"before step {switch.step}, from {switch.away_from} to {switch.to}; without it: {switch.without}", " " * 5, f"{switch.number:>3}. "
+            f"before step {switch.step}, from {switch.away_from} to {switch.to}; without it: {switch.without}",
+            " " * 5,
+            f"{switch.number:>3}. ",
         )
     if it.untried_switches:
         yield f"     {it.untried_switches} earlier ones were not left out one by one"
@@ -176,7 +195,14 @@ def _switches(it: Explanation) -> Iterator[str]:
 
 def _inevitable(it: Explanation) -> Iterator[str]:
     """From where on it could not be avoided any more."""
-    yield from _title("When it could not be avoided any more")
+    yield from _title("How likely, and from where on inevitable")
+    for kept, failing in it.likelihood:
+        where = (
+            f"before switch {next((each.number for each in it.switches if each.step == kept), 0)}, step {kept}"
+            if kept
+            else "from the start"
+        )
+        yield f"{where}: {failing} of {it.tries} random continuations fail in this way"
     found = it.inevitable
     if found is None:
         yield from _wrapped("not before the finding itself: some continuations of the steps up to it do not fail in this way")

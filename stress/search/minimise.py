@@ -230,7 +230,9 @@ class Minimiser:
 
     def _failure(self, best: Candidate) -> Failure:
         steps = named_steps(best.run)
-        return Failure(best.reports[0], best.reports[1:], Schedule.of(best.run), steps, self.schedules, 0.0, "minimise", not best.run.reports)
+        return Failure(
+            best.reports[0], best.reports[1:], Schedule.of(best.run), steps, self.schedules, 0.0, "minimise", not best.run.reports
+        )
 
 
 def _fewer(turns: Sequence[Turn]) -> Iterator[list[Turn]]:
@@ -245,7 +247,9 @@ def smaller_scenarios(scenario: Scenario) -> Iterator[tuple[str, Scenario]]:
     """Every scenario that is smaller by one thing: an actor's part, an operation, a device, some memory."""
     for name, lines in scenario.script.items():
         if len(lines) > 1:
-            yield from _valid(f"all of {name}", evolve(scenario, script={key: value for key, value in scenario.script.items() if key != name}))
+            yield from _valid(
+                f"all of {name}", evolve(scenario, script={key: value for key, value in scenario.script.items() if key != name})
+            )
     for name, lines in scenario.script.items():
         for number, line in enumerate(lines):
             rest = Lines((*lines[:number], *lines[number + 1 :]))

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 from mmu.report import Report, section
 from stress.engines.program import Run
-from stress.engines.scheduler import ENDING, FREE, LOAD, STORE, WAIT, Access, Event
+from stress.engines.scheduler import ENDING, FREE, RMW, STORE, WAIT, Access, Event
 from stress.search.order import Clock, Order, accesses
 from stress.search.schedule import Names
 
 _WIDE = frozenset({WAIT, FREE})
+_WRITES = frozenset({STORE, RMW, FREE})
 SPTE = "SPTE"
 
 
@@ -54,7 +55,7 @@ class _Check:
             return
         if kind == FREE:
             self._free(order, task, word, touched)
-        if kind == LOAD or not self._is_spte(word):
+        if kind not in _WRITES or not self._is_spte(word):
             return
         if kind == STORE:
             self._store(order, task, word)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import linecache
+import os
 import traceback
 from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from stress.errors import StressError
 
 T = TypeVar("T")
 
-PACKAGE = str(Path(__file__).resolve().parent.parent)
+PACKAGE = str(Path(__file__).resolve().parent.parent) + os.sep
 """Frames in here are the harness's, not the test's."""
 RULE = "TEST"
 """The rule of reports that come from the test's own assertions and exceptions."""

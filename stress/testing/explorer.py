@@ -1,0 +1,215 @@
+"""Explore a program, or replay one schedule of it; whatever is found is raised."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Final
+
+from attrs import frozen
+
+from stress.engines.carrier import POOL, pinned
+from stress.errors import StressError
+from stress.search.campaign import Budget, Campaign, Failure, Tally
+from stress.search.schedule import Divergence, Schedule
+from stress.search.strategies import EXHAUSTIVE, strategy_for
+from stress.testing import text
+from stress.testing.program import FunctionProgram, NothingExplored, ProgramFunction
+from stress.testing.rerun import Rerun, rerun, simpler
+
+SCHEDULES: Final = 1_000
+EXHAUSTIVE_SCHEDULES: Final = 100_000
+GRANULARITIES: Final = ("atomic", "library")
+
+UNSTEADY: Final = (
+    "run again, the same schedule did not show it: the program depends on more than the order of its steps (time, chance, sets)"
+)
+
+Steps = tuple[tuple[str, str], ...]
+
+
+class ScheduleFailed(AssertionError):
+    """A schedule broke a rule. The message has the finding, a line that replays it and the interleaving; `signature` is what
+    the finding is, `schedule` the string, `steps` its (task, operation) pairs."""
+
+    def __init__(self, message: str, signature: str, schedule: str, steps: Steps) -> None:
+        super().__init__(message)
+        self.signature = signature
+        self.schedule = schedule
+        self.steps = steps
+
+
+class Inconclusive(StressError):
+    """An exhaustive search has met its bound before its end: nothing was found, and nothing was proved."""
+
+
+class ReplayDiverged(StressError):
+    """A replay met something else than what was recorded: the test or what it calls has changed."""
+
+
+@frozen
+class Settings:
+    """What to explore: `strategy` by name; at most so many `schedules` and `seconds` (None: the default, or no bound when the
+    other is given); `exhaustive` demands that every schedule that the strategy stands for is run, which is all of them unless
+    it has a bound of its own; `granularity` is that of reader-writer locks; `limit` bounds the steps of one schedule."""
+
+    strategy: str | None = None
+    schedules: int | None = None
+    seconds: float | None = None
+    exhaustive: bool = False
+    granularity: str = "atomic"
+    seed: int = 0
+    limit: int = 20_000
+
+    def checked(self) -> Settings:
+        """The same; raises `StressError` for what makes no sense."""
+        strategy_for(self.name, self.seed)
+        if self.exhaustive and self.name.split(":")[0] not in EXHAUSTIVE:
+            raise StressError(f"strategy {self.name!r} never ends: for exhaustive=True there are {', '.join(EXHAUSTIVE)}")
+        if self.granularity not in GRANULARITIES:
+            raise StressError(f"there is no granularity {self.granularity!r}: there are {', '.join(GRANULARITIES)}")
+        if (self.schedules is not None and self.schedules < 1) or (self.seconds is not None and self.seconds <= 0):
+            raise NothingExplored(f"schedules={self.schedules}, seconds={self.seconds}: that explores nothing")
+        return self
+
+    @property
+    def name(self) -> str:
+        """The strategy's."""
+        return self.strategy or ("dpor" if self.exhaustive else "portfolio")
+
+    @property
+    def budget(self) -> Budget:
+        """The bounds, with defaults."""
+        schedules = self.schedules
+        if schedules is None and self.seconds is None:
+            schedules = EXHAUSTIVE_SCHEDULES if self.exhaustive else SCHEDULES
+        return Budget(schedules=schedules, seconds=self.seconds)
+
+
+@frozen
+class Explored:
+    """What a clean exploration has covered. `classes` of schedules that differ for any task; `exhausted` says that the strategy
+    has run everything it stands for."""
+
+    strategy: str
+    schedules: int
+    steps: int
+    classes: int
+    exhausted: bool
+    seconds: float
+
+    def __str__(self) -> str:
+        end = "all there are" if self.exhausted else "not all there are"
+        return f"{self.schedules:,} schedules by {self.strategy}, {self.classes:,} different, {end}"
+
+
+def explore(function: ProgramFunction, settings: Settings | None = None, *, slot: int = 0, command: Callable[[str], str] = str) -> Explored:
+    """Run schedules of the program until one fails, which raises `ScheduleFailed`, or the bounds are reached. `slot` says which
+    CPU to stay on; `command(string)` is what a message tells people to type to replay a schedule."""
+    __tracebackhide__ = True
+    settings = (settings or Settings()).checked()
+    program = FunctionProgram(function)
+    with _alone(), pinned(slot):
+        campaign = Campaign(program, strategy_for(settings.name, settings.seed), limit=settings.limit, granularity=settings.granularity)
+        tally = campaign.run(settings.budget)
+        failures = list(tally.failures.values())
+        failed = _explained(program, failures[0], settings, command) if failures else None
+    if failed is not None:
+        raise failed
+    if not tally.schedules:
+        raise NothingExplored("no schedule was run")
+    if settings.exhaustive and (not tally.exhausted or tally.unfinished):
+        raise Inconclusive(_how_far(tally))
+    return Explored(settings.name, tally.schedules, tally.steps, tally.classes, tally.exhausted, tally.seconds)
+
+
+def replay(
+    function: ProgramFunction,
+    string: str,
+    settings: Settings | None = None,
+    *,
+    steps: Sequence[tuple[str, str]] = (),
+    slot: int = 0,
+    command: Callable[[str], str] = str,
+) -> Explored:
+    """Run one schedule, exactly. Raises `ScheduleFailed` when it fails, and `ReplayDiverged` when it cannot be followed; with
+    `steps`, its recorded steps, at the first that is another."""
+    __tracebackhide__ = True
+    settings = (settings or Settings()).checked()
+    schedule = Schedule.decode(string)
+    with _alone(), pinned(slot):
+        again = rerun(FunctionProgram(function), schedule, steps=steps, limit=settings.limit, granularity=settings.granularity)
+    if again.divergence is not None:
+        raise ReplayDiverged(_diverged(again, again.divergence))
+    if again.reports:
+        summary = f"replayed: {len(again.steps)} steps, the same as recorded"
+        message = text.failure(again.reports, summary, command(string), _shown(again))
+        raise ScheduleFailed(message, again.reports[0].signature, string, again.steps)
+    return Explored("replay", 1, len(again.steps), 1, False, 0.0)
+
+
+def _explained(program: FunctionProgram, failure: Failure, settings: Settings, command: Callable[[str], str]) -> ScheduleFailed:
+    """The error for a failure: of the simplest schedule that shows it."""
+    signature = failure.report.signature
+    schedules = "schedule" if failure.after_schedules == 1 else "schedules"
+    summary = f"found by {failure.strategy} after {failure.after_schedules:,} {schedules} ({failure.after_s:.2f} s)"
+    better = simpler(program, signature, limit=settings.limit, granularity=settings.granularity)
+    schedule = failure.schedule
+    if better is not None:
+        schedule = better[0]
+        summary += f"; shown by a schedule with {_preemptions(better[1])}"
+    again = rerun(program, schedule, limit=settings.limit, granularity=settings.granularity)
+    string = schedule.encode()
+    if again.divergence is None and signature in again.signatures:
+        reports = sorted(again.reports, key=lambda report: report.signature != signature)
+        return ScheduleFailed(text.failure(reports, summary, command(string), _shown(again)), signature, string, again.steps)
+    string = failure.schedule.encode()
+    message = text.failure((failure.report, *failure.others), f"{summary}\n{UNSTEADY}", command(string), text.Shown(failure.steps))
+    return ScheduleFailed(message, signature, string, failure.steps)
+
+
+def _shown(again: Rerun) -> text.Shown:
+    return text.Shown(again.steps, again.places, tuple(text.words_at_end(again.run)))
+
+
+def _preemptions(count: int) -> str:
+    return "no preemption" if not count else "1 preemption" if count == 1 else f"{count} preemptions"
+
+
+def _how_far(tally: Tally) -> str:
+    """Why a search that was to be exhaustive proves nothing."""
+    if tally.exhausted:
+        return f"inconclusive: {tally.unfinished:,} of {tally.schedules:,} schedules were cut off because they were too long (limit=)"
+    left = f", about {tally.remaining:,.0f} are left" if tally.remaining else ""
+    return (
+        f"inconclusive: {tally.schedules:,} schedules in {tally.seconds:.1f} s did not fail, but there are more{left}; "
+        "raise schedules= or seconds=, make the program smaller, or bound the search with strategy='preemption:2'"
+    )
+
+
+def _diverged(again: Rerun, divergence: Divergence) -> str:
+    head = (
+        f"the replay diverges at step {divergence.step + 1}: expected {divergence.expected}, found {divergence.found}; "
+        "the test, or what it calls, has changed since the schedule was recorded"
+    )
+    if not again.steps:
+        return head
+    lines = text.interleaving(text.Shown(again.steps, again.places))
+    return "\n".join([head, "", "up to there:", *(f"  {line}" for line in lines)])
+
+
+_exploring = threading.local()
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Schedules run one after another in a process."""
+    if getattr(_exploring, "now", False) or threading.current_thread() in POOL.threads():
+        raise StressError("explore() was called by a program that is being explored: explore one program after another")
+    with POOL.busy:
+        _exploring.now = True
+        try:
+            yield
+        finally:
+            _exploring.now = False

@@ -1,0 +1,121 @@
+"""A schedule run again, with the place in the test that each step comes from; and a simpler schedule with the same failure."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from attrs import frozen
+
+from mmu.report import Report
+from stress.engines.program import Executor, Program, Run
+from stress.engines.scheduler import ControlTask, Picker, Scheduler
+from stress.search.bounded import PreemptionBounded
+from stress.search.campaign import named_steps
+from stress.search.races import races_of
+from stress.search.schedule import Divergence, Follow, Schedule, check_of
+from stress.testing.program import PACKAGE
+
+MODEL: Final = str(Path(PACKAGE).parent / "mmu") + os.sep
+MOST_PREEMPTIONS: Final = 2
+SIMPLER_SCHEDULES: Final = 2_000
+SIMPLER_SECONDS: Final = 3.0
+
+Place = tuple[str, int]
+"""A file and a line."""
+
+
+class Located:
+    """A strategy that does what another one does and notes, for every step, which line of the test made it."""
+
+    def __init__(self, inner: Follow) -> None:
+        self.name = inner.name
+        self.exhausted = False
+        self.places: list[Place | None] = []
+        self._inner = inner
+
+    def begin(self, scheduler: Scheduler) -> Picker:
+        """Whoever asks for a choice has just announced its next step."""
+        self.places = places = []
+        announced: dict[int, Place | None] = {}
+        inner = self._inner.begin(scheduler)
+
+        def pick() -> ControlTask:
+            announced[scheduler.running.index] = _place()
+            chosen = inner()
+            del places[len(scheduler.trace) :]
+            places.append(announced.get(chosen.index))
+            return chosen
+
+        return pick
+
+    def end(self, run: Run) -> None:
+        """The last choice of a schedule that was given up was none."""
+        del self.places[len(run.trace) :]
+
+
+def _place() -> Place | None:
+    """The innermost line outside the harness and the model, in the calling thread."""
+    frame = sys._getframe(2)
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if not name.startswith((PACKAGE, MODEL)):
+            return None if name.endswith("threading.py") else (name, frame.f_lineno)
+        frame = frame.f_back  # type: ignore[assignment]  # None ends the loop
+    return None
+
+
+@frozen
+class Rerun:
+    """What came of it: the findings, every step as (task, operation) and with its place, and where it left the schedule."""
+
+    run: Run
+    reports: tuple[Report, ...]
+    steps: tuple[tuple[str, str], ...]
+    places: tuple[Place | None, ...]
+    divergence: Divergence | None
+
+    @property
+    def signatures(self) -> set[str]:
+        """What was found."""
+        return {report.signature for report in self.reports}
+
+
+def rerun(program: Program, schedule: Schedule, *, steps: Sequence[tuple[str, str]] = (), limit: int, granularity: str) -> Rerun:
+    """Run `schedule` exactly; with `steps` every step is compared with its name."""
+    follow = Follow(schedule.choices, steps=steps)
+    located = Located(follow)
+    run = Executor(program, limit=limit, granularity=granularity).execute(located, schedule.seed)
+    divergence = follow.divergence
+    if divergence is None and check_of(run.trace) != schedule.check:
+        shorter = min(len(run.trace), len(schedule.choices))
+        same = len(run.trace) == len(schedule.choices)
+        divergence = Divergence(
+            shorter, f"{len(schedule.choices)} steps as recorded", "as many steps, but other ones" if same else f"{len(run.trace)} steps"
+        )
+    return Rerun(run, findings(run), named_steps(run), tuple(located.places), divergence)
+
+
+def findings(run: Run) -> tuple[Report, ...]:
+    """The broken rules of a run; when there are none, the races that did no harm in it."""
+    return run.reports or (tuple(races_of(run)) if run.completed else ())
+
+
+def simpler(program: Program, signature: str, *, limit: int, granularity: str) -> tuple[Schedule, int] | None:
+    """A schedule with the fewest preemptions that shows the same, and their number; None when few do not suffice, or are too
+    many to try."""
+    executor = Executor(program, limit=limit, granularity=granularity)
+    strategy = PreemptionBounded(MOST_PREEMPTIONS)
+    deadline = time.monotonic() + SIMPLER_SECONDS
+    for _ in range(SIMPLER_SCHEDULES):
+        if strategy.exhausted or time.monotonic() > deadline:
+            return None
+        level = strategy.level
+        run = executor.execute(strategy)
+        if any(report.signature == signature for report in findings(run)):
+            return Schedule.of(run), level
+    return None
