@@ -68,13 +68,15 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(str(error)) from None
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: Sequence[pytest.Item]) -> None:
     """A schedule belongs to one test."""
     if config.getoption("explore_replay"):
         exploring = [item for item in items if "explore" in getattr(item, "fixturenames", ())]
         if len(exploring) != 1:
             raise pytest.UsageError(
-                f"--replay is for one test that uses the fixture explore, and {len(exploring)} are selected: give its path, as in the failure"
+                f"--replay is for one test that uses the fixture explore, and {len(exploring)} are selected: "
+                "give its path, as in the failure"
             )
 
 

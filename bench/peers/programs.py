@@ -202,7 +202,7 @@ def proofs(seed):
 
 if __name__ == "__main__":
     gc.disable()  # as a campaign does
-    with pinned():
+    with pinned(-1):  # the last CPU: the first is the one that others take
         main(
             {
                 **{f"{name} random": hunt(name, RandomWalk) for name in PROGRAMS},

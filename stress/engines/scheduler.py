@@ -308,6 +308,7 @@ class Scheduler:
         task.word = word
         task.gate = gate
         task.what = what
+        task.looked.clear()
         gate.pending.append(task)
         if not gate.open_to(task):
             self._disable(task)

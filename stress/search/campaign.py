@@ -11,12 +11,13 @@ from attrs import define, field, frozen
 
 from mmu.report import Report
 from stress.engines.program import Executor, Program, Run, Strategy
+from stress.search.dpor import Dpor
 from stress.search.order import class_of
 from stress.search.races import races_of
 from stress.search.schedule import Names, Schedule
 
 ALWAYS_CHECKED: Final = 300
-"""So many first classes are all checked for races; after that one in `CHECK_EVERY`."""
+"""So many first classes are all checked for races, after that one in `CHECK_EVERY`; an exhaustive search checks them all."""
 CHECK_EVERY: Final = 8
 COLLECT_EVERY: Final = 256
 MOST_CLASSES: Final = 2_000_000
@@ -139,6 +140,7 @@ class Campaign:
         self._executor = Executor(program, limit=limit, granularity=granularity)
         self._seeds = seeds
         self._check_races = check_races
+        self._always = MOST_CLASSES if isinstance(strategy, Dpor) else ALWAYS_CHECKED
         self._counters = counters
 
     def run(self, budget: Budget, on_progress: Callable[[Tally], None] = lambda _: None) -> Tally:
@@ -201,7 +203,7 @@ class Campaign:
         if run.reports:
             tally.failing += 1
             self._keep(run, run.reports, predicted=False)
-        elif fresh and self._check_races and run.completed and (tally.classes <= ALWAYS_CHECKED or not tally.classes % CHECK_EVERY):
+        elif fresh and self._check_races and run.completed and (tally.classes <= self._always or not tally.classes % CHECK_EVERY):
             reports = races_of(run)
             if reports:
                 tally.failing += 1

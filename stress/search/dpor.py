@@ -105,7 +105,7 @@ class Dpor:
             touched = order.touched(position)
             if position >= first_new and touched:
                 task, kind, _ = trace[position]
-                races = _races(order, self._nodes, task, kind, touched + run.looked.get(position, []))
+                races = _races(order, task, kind, touched + run.looked.get(position, []))
                 order.advance(position, touched)
                 for earlier in races:
                     self._demand(order, earlier, position, task)
@@ -118,7 +118,7 @@ class Dpor:
     def _blocked(self, order: Order, pending: tuple[int, int, list[Access]]) -> None:
         """An operation that was never done because its task was blocked for ever: it, too, could have come first."""
         task, kind, touched = pending
-        for earlier in _races(order, self._nodes, task, kind, touched):
+        for earlier in _races(order, task, kind, touched):
             self._demand(order, earlier, len(order.trace), task)
 
     def _demand(self, order: Order, earlier: int, later: int, task: int) -> None:
@@ -166,9 +166,12 @@ def _still_asleep(node: _Node, scheduler: Scheduler, position: int) -> dict[int,
     return {task: mine for task, mine in asleep.items() if not conflict(mine, touched)}
 
 
-def _races(order: Order, nodes: list[_Node], task: int, kind: int, touched: list[Access]) -> list[int]:
-    """The earlier events that race with the operation of `task` at `position`: in conflict, not ordered before it, with
-    nothing in between, and such that the operation could have come first."""
+def _races(order: Order, task: int, kind: int, touched: list[Access]) -> list[int]:
+    """The earlier events that race with the operation that `task` does next: in conflict with it and not ordered before it.
+
+    Of an operation that may have to wait every such event counts, not only the last: what was true or free between two of
+    them cannot be told from the schedule at hand. A release is no race: what it opens was closed by an acquisition.
+    """
     clock = order.current[task]
     trace, numbers = order.trace, order.numbers
     waiting = kind in _WAITING
@@ -189,12 +192,10 @@ def _races(order: Order, nodes: list[_Node], task: int, kind: int, touched: list
                 continue
             if gated and other_kind in _RELEASES:
                 continue
-            if (gated or waiting) and _was_blocked(order, nodes, earlier, task):
-                continue
             found.add(earlier)
             if not (gated or waiting or _group_of(order, earlier, word)):
                 break
-    return list(found) if waiting else _immediate(order, found)
+    return list(found)
 
 
 def _group_of(order: Order, position: int, word: int) -> int:
@@ -203,29 +204,6 @@ def _group_of(order: Order, position: int, word: int) -> int:
     if where == word and position not in order.extras:
         return GROUP[kind]
     return min(GROUP[kind] for kind, where in order.touched(position) if where == word)
-
-
-def _was_blocked(order: Order, nodes: list[_Node], earlier: int, task: int) -> bool:
-    """Whether the task was already waiting to do its operation when `earlier` happened, and could not."""
-    done_by_then = order.clocks[earlier][task] if order.trace[earlier][0] == task else _events_before(order, earlier, task)
-    if done_by_then != order.current[task][task]:
-        return False
-    return earlier < len(nodes) and not nodes[earlier].enabled >> task & 1
-
-
-def _events_before(order: Order, position: int, task: int) -> int:
-    """How many events of `task` come before `position` in the schedule."""
-    for index in range(position - 1, -1, -1):
-        if order.trace[index][0] == task:
-            return order.numbers[index]
-    return 0
-
-
-def _immediate(order: Order, found: set[int]) -> list[int]:
-    """Without those that happen before another one of them."""
-    if len(found) < 2:
-        return list(found)
-    return [one for one in found if not any(other > one and order.before(one, other) for other in found)]
 
 
 def _initials(order: Order, earlier: int, later: int, task: int) -> int:

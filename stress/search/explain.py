@@ -28,6 +28,7 @@ from stress.search.explain_data import (
     Explanation,
     Finding,
     Inevitable,
+    Picture,
     Row,
     Switch,
 )
@@ -45,6 +46,8 @@ MOST_STEPS: Final = 400_000
 MOST_SWITCHES: Final = 60
 """So many switches are left out one by one; of a schedule with more, the last ones."""
 
+TAIL: Final = 4
+"""So many steps of the task that the finding is about are shown before it, whether they conflict or not."""
 MOST_POINTS: Final = 6
 """Before so many of the switches that matter, the last ones, it is asked how likely the failure is."""
 
@@ -58,18 +61,22 @@ class NothingToExplainError(StressError):
 
 class Slice:
     """The steps that the course of a task up to step `last` depends on: its own ones before, those that wrote what they read, and
-    so on. What the judges read in the end counts, too; what they and the statistics touch before does not. With `all_of_it`
-    every step counts: what is found by looking at the end of everything may come of any."""
+    so on. What the judges read in the end counts, too, and who freed what the finding names; what judges and statistics touch
+    before does not. With `all_of_it` every step counts: what is found by looking at the end of everything may come of any."""
 
-    def __init__(self, run: Run, steps: Sequence[Step], last: int, *, all_of_it: bool = False) -> None:
+    def __init__(self, run: Run, steps: Sequence[Step], last: int, sentence: str = "", *, all_of_it: bool = False) -> None:
         self._steps = steps
         last = min(last, len(steps) - 1)
         self._partners: dict[int, list[int]] = {}
         self._sources: dict[int, list[int]] = {}
         self._own: dict[int, int] = {}
         """The step of the same task before each step."""
-        self.last = _last_spoken(run, steps, last)
+        self._tail = [] if all_of_it else _last_spoken(run, steps, last)
+        self.last = self._tail[-1] if self._tail else last
         self._read(run, last)
+        freed = [number for number in range(self.last) if (what := steps[number].freed) and what in sentence]
+        self._pair(self.last, freed)
+        self._sources.setdefault(self.last, []).extend(freed)
         self._past = set(range(last + 1)) if all_of_it else self._closure(last)
 
     def _read(self, run: Run, last: int) -> None:
@@ -121,19 +128,20 @@ class Slice:
         return tuple(sorted(set(self._partners.get(number, ())) & self._past))
 
     def kept(self) -> list[int]:
-        """The steps to show; of a lock or read section both halves or none."""
-        shown = {number for number in self._past if self._steps[number].what and self.partners(number)} | {self.last}
-        for first, second in _halves(self._steps):
-            if first in shown or second in shown:
+        """The steps to show: those that conflict, the last ones of the task that the finding is about, and of a lock or read
+        section both halves or none, but for what is held in the end."""
+        shown = {number for number in self._past if self._steps[number].what and self.partners(number)} | set(self._tail)
+        for first, second in _halves(self._steps[: self.last + 1]):
+            if first in shown or second in shown or first == second:
                 shown |= {first, second} & self._past
         return sorted(number for number in shown if self._steps[number].what)
 
 
-def _last_spoken(run: Run, steps: Sequence[Step], last: int) -> int:
-    """The last step up to `last`, of the same task if it has one, that is no judge's."""
-    spoken = [number for number in range(last + 1) if steps[number].what]
-    mine = [number for number in spoken if run.trace[number][0] == run.trace[last][0]]
-    return (mine or spoken or [last])[-1]
+def _last_spoken(run: Run, steps: Sequence[Step], last: int) -> list[int]:
+    """The last few steps up to `last` of the same task and operation that are no judge's."""
+    mine = [number for number in range(last + 1) if steps[number].what and run.trace[number][0] == run.trace[last][0]]
+    same = [number for number in mine if steps[number].where.operation == steps[mine[-1]].where.operation]
+    return same[-TAIL:]
 
 
 class _History:
@@ -173,7 +181,7 @@ _CLOSING = re.compile(r"(?:\w*_)?(?:unlock|write_unlock|read_unlock)\(")
 
 
 def _halves(steps: Sequence[Step]) -> Iterator[tuple[int, int]]:
-    """Acquire and release of each lock and read section, as pairs of steps."""
+    """Acquire and release of each lock and read section, as pairs of steps; for what is still held, the same step twice."""
     opened: dict[tuple[str, str], int] = {}
     for number, step in enumerate(steps):
         key = step.task, step.key
@@ -279,6 +287,12 @@ class Laboratory:
         """How many random continuations of the first `kept` steps fail in the same way."""
         return sum(self.fails(kept, number) for number in range(self.tries))
 
+    def pictures(self, after: Sequence[int]) -> tuple[Picture, ...]:
+        """The page tables after these steps of the schedule."""
+        drawing = Recording(self.program, Follow(self.schedule.choices), after)
+        Executor(drawing, limit=self.limit, granularity=self.granularity).execute(drawing, self.schedule.seed)
+        return tuple(drawing.pictures)
+
     def _always(self, kept: int) -> bool:
         return self.fails(kept) and all(self.fails(kept, number) for number in range(self.tries))
 
@@ -324,43 +338,48 @@ def explain(
     recording = Recording(program, follow)
     run = Executor(recording, limit=limit, granularity=granularity, keep_extras=True).execute(recording, schedule.seed)
     _refuse_divergence(follow, run, schedule)
-    races = tuple(races_of(run)) if predicted and run.completed and not run.reports else ()
-    findings = [_finding(report, recording.found[report.signature]) for report in run.reports]
-    findings += [_finding(report, _step_of_race(run, report)) for report in races]
+    reports, races = run.reports, False
+    findings = [_finding(report, recording.found[report.signature]) for report in reports]
+    if not findings and predicted:
+        plain = Executor(program, limit=limit, granularity=granularity).execute(Follow(schedule.choices), schedule.seed)
+        reports, races = tuple(races_of(plain)), True
+        findings = [_finding(report, _step_of_race(plain, report)) for report in reports]
     if not findings:
         raise NothingToExplainError("the schedule breaks no rule: there is nothing to explain")
-    first = (*run.reports, *races)[0]
     tries = max(2, min(tries, MOST_STEPS // max(1, len(run.trace))))
-    laboratory = Laboratory(program, schedule, first, bool(races), limit, granularity, tries)
-    switches, untried = _switches(laboratory, run, recording.steps, findings[0].step)
-    cut = Slice(run, recording.steps, findings[0].step, all_of_it=bool(races) or findings[0].step >= len(recording.steps))
-    rows, left_out = _rows(cut, recording.steps, switches)
-    shown = [row.step for row in rows if recording.steps[row.step].change]
-    at_end = min(findings[0].step, len(recording.steps) - 1)
-    drawing = Recording(program, Follow(schedule.choices), {rows[0].step - 1, *shown, at_end})
-    Executor(drawing, limit=limit, granularity=granularity).execute(drawing, schedule.seed)
-    inevitable = laboratory.inevitable(min(findings[0].step + 1, len(run.trace)))
+    laboratory = Laboratory(program, schedule, reports[0], races, limit, granularity, tries)
+    return _told_of(laboratory, run, recording.steps, findings)
+
+
+def _told_of(laboratory: Laboratory, run: Run, steps: Sequence[Step], findings: Sequence[Finding]) -> Explanation:
+    """The explanation of a run whose every step is known."""
+    found, schedule = findings[0], laboratory.schedule
+    everything = laboratory.predicted or found.step >= len(steps)
+    switches, untried = _switches(laboratory, run, steps, found.step)
+    rows, left_out = _rows(Slice(run, steps, found.step, found.sentence, all_of_it=everything), steps, switches)
+    shown = [row.step for row in rows if steps[row.step].change]
+    before = rows[0].step - 1 if rows else -1
+    inevitable = laboratory.inevitable(min(found.step + 1, len(run.trace))) if not run.limit_hit else None
     decisive = [switch.step for switch in switches if switch.decisive][-MOST_POINTS:]
-    likelihood = tuple((kept, laboratory.failing(kept)) for kept in (0, *decisive))
     active = {row.task for row in rows}
     return Explanation(
-        program.name,
+        laboratory.program.name,
         schedule.seed,
         len(run.trace),
         len(schedule.turns()),
-        _summary(findings[0], len(run.trace), rows, switches, inevitable),
-        findings[0],
+        _summary(found, len(run.trace), rows, switches, inevitable),
+        found,
         tuple(findings[1:]),
         tuple(name for name in run.names if name in active),
         rows,
         left_out,
-        tuple(drawing.pictures),
+        laboratory.pictures([before, *shown, min(found.step, len(steps) - 1)]),
         switches,
         untried,
         inevitable,
-        likelihood,
-        tries,
-        bool(races),
+        tuple((kept, laboratory.failing(kept)) for kept in (0, *decisive)) if not run.limit_hit else (),
+        laboratory.tries,
+        laboratory.predicted,
     )
 
 
@@ -375,7 +394,8 @@ def _refuse_divergence(follow: Follow, run: Run, schedule: Schedule) -> None:
 def _finding(report: Report, step: int) -> Finding:
     meaning = RULES.get(report.rule, "")
     task = report.task.split("/")[0]
-    return Finding(report.rule, meaning, report.code, report.headline, report.sentence, report.source, task, step)
+    waits = next((each.lines for each in report.sections if each.title == "waits for"), ())
+    return Finding(report.rule, meaning, report.code, report.headline, report.sentence, report.source, task, step, waits)
 
 
 def _step_of_race(run: Run, report: Report) -> int:
@@ -392,7 +412,7 @@ def _switches(laboratory: Laboratory, run: Run, steps: Sequence[Step], last: int
     """Every switch before the finding away from a task that could have gone on, and how many more there are than were tried."""
     trace = run.trace[: last + 1]
     where = [number for number in range(1, min(len(trace), len(steps))) if steps[number].free and trace[number][0] != trace[number - 1][0]]
-    tried = where[-MOST_SWITCHES:]
+    tried = where[-max(3, min(MOST_SWITCHES, MOST_STEPS // (len(run.trace) + 1))) :]
     names = run.names
     return tuple(
         Switch(number, step, names[trace[step - 1][0] - 1], names[trace[step][0] - 1], laboratory.without(step))
@@ -424,7 +444,7 @@ def _told(cut: Slice, steps: Sequence[Step]) -> Iterator[int]:
     kept = cut.kept()
     said: set[str] = set()
     task = ""
-    for number, following in zip(kept, [*kept[1:], -1], strict=True):
+    for number, following in itertools.zip_longest(kept, kept[1:]):
         step = steps[number]
         if step.task != task:
             task, said = step.task, set()
@@ -470,9 +490,8 @@ def _summary(found: Finding, steps: int, rows: Sequence[Row], switches: Sequence
     """Who did what between which two steps of whom, and what that broke."""
     decisive = [switch for switch in switches if switch.decisive]
     stories = [told for switch in decisive if (told := _story(rows, switch)) is not None]
-    story = max(stories)[1] if stories else _without_switch(rows)
-    when = f"after step {found.step}" if found.step < steps else "at the end, when everybody was done"
-    broken = f"That broke rule {found.rule}, which was noticed {when}: {found.sentence}."
+    story = tuple(f"{line}." for line in found.waits) or (max(stories)[1] if stories else _without_switch(rows))
+    broken = f"That broke rule {found.rule}, which was noticed {found.when(steps)}: {found.sentence}."
     return (*story, broken, _matters(switches, decisive, inevitable))
 
 
@@ -491,9 +510,11 @@ def _story(rows: Sequence[Row], switch: Switch) -> tuple[tuple[int, int], tuple[
     start = f"{_who(before[-1])} has done {_said(before[-1])}, and is interrupted." if before else f"{switch.away_from} has hardly begun."
     reply = f"{_who(theirs)} does {_said(theirs)}."
     if ours.step < switch.step:
-        end = [f"Before it can go on, {reply} That changes what its {_said(ours)}, relied on."]
+        meets = "changes what it has seen in" if "->" in ours.what else "meets its"
+        end = [f"Before it can go on, {reply}", f"That {meets} {_said(ours)}."]
     else:
-        end = [f"Before it goes on, {reply}", f"Then {_who(ours)} does {_said(ours)}, which meets that."]
+        meets = "" if ours is rows[-1] else ", which meets that"
+        end = [f"Before it goes on, {reply}", f"Then {_who(ours)} does {_said(ours)}{meets}."]
     story = (start, *end)
     return _telling_pair((theirs, ours), rows[-1]), story
 
@@ -507,8 +528,10 @@ def _without_switch(rows: Sequence[Row]) -> tuple[str, ...]:
     """The two steps of different tasks whose conflict says most, where no single switch decides."""
     steps = {row.step: row for row in rows}
     pairs = [(steps[first], row) for row in rows for first in row.partners if first in steps and first < row.step]
+    if not pairs and rows:
+        return (f"{_who(rows[-1])} does {_said(rows[-1])}; nobody gets in its way.",)
     if not pairs:
-        return ()
+        return ("No step of one task gets in the way of another task's.",)
     first, second = max(pairs, key=lambda pair: _telling_pair(pair, rows[-1]))
     return f"{_who(first)} does {_said(first)}.", f"After it {_who(second)} does {_said(second)}, which meets that."
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 import attrs
-from attrs import field, frozen
+from attrs import frozen
 
 from mmu.kvm import ADDRESS_SPACES
 from mmu.memory.host import AS_SHIFT, FREED, MOVING
@@ -35,7 +35,8 @@ from stress.engines.scheduler import (
 
 @frozen
 class Finding:
-    """A broken rule, and the step after which it was reported: `step` is the number of steps where that was at the end."""
+    """A broken rule, and when it was reported: after `step`, where the number of all steps stands for the end. `waits` says who
+    waits for whom then, if that is what is wrong."""
 
     rule: str
     meaning: str
@@ -45,6 +46,13 @@ class Finding:
     source: str
     task: str
     step: int
+    waits: tuple[str, ...] = ()
+
+    def when(self, steps: int) -> str:
+        """When it was reported, in a schedule of `steps` steps."""
+        if self.step < steps:
+            return f"after step {self.step}"
+        return "at the end, when nobody could go on" if self.waits else "at the end, when everybody was done"
 
 
 @frozen
@@ -140,7 +148,7 @@ class Explanation:
 class Doing:
     """A step as it is done: the operation's `kind` and `method`, on word `index` of `thing`, called `name`, with its value before
     and after; `owner` is whom the word belongs to, `role` what it is to him; `domain_calls` the primitives that the step is part
-    of, innermost first; `waits_for` what the task says it waits for; `page` a table page that is given to RCU."""
+    of, innermost first; `waits_for` what the task says it waits for; `what` the object that is freed or given to RCU."""
 
     kind: int
     method: str
@@ -153,7 +161,7 @@ class Doing:
     maker: str = ""
     calls: tuple[str, ...] = ()
     waits_for: str = ""
-    page: Any = field(default=None)
+    what: str = ""
 
     def called(self, *names: str) -> bool:
         """Whether the step is part of one of these primitives."""
@@ -165,7 +173,7 @@ raw: Final[Callable[[Any, str], Any]] = object.__getattribute__
 
 NOISE: Final = re.compile(
     r"control\.|script\.|oracle\.|page_table_memory|page_table_pages|rcu\.(queued|done|stop|has_worker|callback_task|grace_periods)$"
-    r"|.*\.readers$|.*\.last_put$|remote_tlb_flush|nx_lpage_splits|tdp_mmu_pages$|dirty_clock$|host\.(epoch|next_hva)"
+    r"|.*\.(readers|last_put|done|gone)$|remote_tlb_flush|nx_lpage_splits|tdp_mmu_pages$|dirty_clock$|host\.(epoch|next_hva)"
     r"|frame index|frames\.out"
     r"|(kvm|vm)\.(vcpus|devices)|kvm->created_vcpus|vcpu\.exits$|mmu_valid_gen|.*\.asking$|start$"
 )
@@ -253,7 +261,7 @@ def page_text(page: Any) -> str:
     address, level = raw(page, "address"), raw(page, "level")
     if type(page).__name__.endswith("RootPage"):
         return f"root {address:#x}"
-    return f"page table {address:#x}" + (f" (level {level}, gfn {raw(page, 'gfn'):#x})" if level else "")
+    return f"page-table page {address:#x}" + (f" (level {level}, gfn {raw(page, 'gfn'):#x})" if level else "")
 
 
 def generation_text(generation: int) -> str:
@@ -300,14 +308,13 @@ class Words:
             return ""
         if it.kind in (WAIT, RELAX):
             return _waited(it)
-        if it.kind == FREE:
-            return f"frees {page_text(it.owner)}" if it.role == "spt" else f"frees {it.name}"
+        if it.kind in (FREE, ENDING):
+            return f"frees {it.what or it.name}"
         return {
             SPAWN: f"starts {it.name}",
-            START: "starts",
+            START: "",
             END: "ends",
             YIELD: "",
-            ENDING: "frees the old memslot" if it.called("Memslots") else "frees what the pointers led to",
         }.get(it.kind)
 
     def _spte(self, it: Doing) -> str:
@@ -315,7 +322,9 @@ class Words:
         if not level:
             return ""
         gfn = raw(page, "gfn") + it.index * self._pages(level)
-        return self._plain(it, f"SPTE(gfn {gfn:#x}, level {level})", lambda value: spte_text(value, level, self._layout))
+        name = f"SPTE(gfn {gfn:#x}, level {level})"
+        said = self._plain(it, name, lambda value: spte_text(value, level, self._layout))
+        return f"{said}, was {spte_text(it.before, level, self._layout)}" if it.kind == STORE else said
 
     def _requests(self, it: Doing) -> str:
         name = f"{it.owner}->requests"
@@ -376,7 +385,7 @@ def _waited(it: Doing) -> str:
     """The end of a wait."""
     what = it.waits_for
     if it.kind == RELAX:
-        return "spins"
+        return ""
     if it.called("EpochDomain._wait_for"):
         return f"{_grace_period(it)}: waited for {it.maker} to leave its read section"
     if what == "rcu callbacks" or it.name.startswith(("control.", "start")):
@@ -422,7 +431,7 @@ def _queue(what: str) -> Callable[[Doing], str]:
 def _callbacks(it: Doing) -> str:
     if it.method != "put":
         return "" if it.kind == LOAD else "takes the RCU callbacks that are queued"
-    return f"call_rcu(): to free {page_text(it.page)}" if it.page is not None else "call_rcu()"
+    return f"call_rcu(): to free {it.what}" if it.what else "call_rcu()"
 
 
 def _owner(it: Doing) -> str:

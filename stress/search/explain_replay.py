@@ -17,12 +17,13 @@ from mmu.stack import short_path
 from stress.engines.controlled import ControlledRuntime
 from stress.engines.locks import ControlledLock, ControlledRwLock
 from stress.engines.program import Instance, Program, Run, Strategy
-from stress.engines.scheduler import OWNER_SHIFT, START, ControlTask, Event, Picker, Scheduler, frames_of
+from stress.engines.scheduler import ENDING, FREE, OWNER_SHIFT, START, ControlTask, Event, Picker, Scheduler, frames_of
 from stress.search.explain_data import (
     Doing,
     Picture,
     Words,
     generation_text,
+    page_text,
     raw,
     rights_text,
     rwlock_words,
@@ -39,14 +40,14 @@ from stress.search.schedule import Names
 @frozen
 class Where:
     """The call stack of a step: the runtime's `method`, the primitives it is part of, the kernel function, the operation of the
-    actor that is in progress, the table page that is being given to RCU, and
+    actor that is in progress, the object that is being freed or given to RCU, and
     whether the model only looks because it reports something."""
 
     method: str = ""
     calls: tuple[str, ...] = ()
     function: str = ""
     operation: str = ""
-    page: Any = None
+    what: str = ""
     judging: bool = False
 
 
@@ -67,7 +68,7 @@ _codes: dict[CodeType, _Code] = {}
 
 def where_of(frame: FrameType | None) -> Where:
     """The place in the model of a task that stands at a step."""
-    method, operation, page = "", "", None
+    method = operation = what = ""
     calls: list[str] = []
     functions: list[str] = []
     judging = False
@@ -81,12 +82,18 @@ def where_of(frame: FrameType | None) -> Where:
         elif known.area == "mmu":
             functions.append(known.kernel)
             judging = judging or _JUDGING.match(code.co_name) is not None
-            if code.co_qualname == "PageTableMemory.retire":
-                page = frame.f_locals["page"]
+            what = what or _subject(code.co_qualname, frame)
         elif code.co_qualname == "Actor.perform":
             operation = str(frame.f_locals["op"])
         frame = frame.f_back
-    return Where(method, tuple(calls), next(filter(None, functions), ""), operation, page, judging)
+    return Where(method, tuple(calls), next(filter(None, functions), ""), operation, what, judging)
+
+
+def _subject(function: str, frame: FrameType) -> str:
+    """The object that is freed or given to RCU, in the words that a report has for it."""
+    if function in ("PageTableMemory.retire", "PageTableMemory.free"):
+        return page_text(frame.f_locals["page"])
+    return str(frame.f_locals["slot"].describe()) if function == "Memslots._discard" else ""
 
 
 def _code(code: CodeType) -> _Code:
@@ -149,13 +156,15 @@ class Objects:
 
 @frozen
 class Step:
-    """A step of the replay in the kernel's words: `what` is "" for what nobody's course depends on. `free` says whether the task
-    that ran before could have gone on."""
+    """A step of the replay in the kernel's words: `what` is "" for what nobody's course depends on. `key` names the word, `freed`
+    the object that is freed, `change` says whether an SPTE is changed, and `free` whether the task that ran before could have
+    gone on."""
 
     task: str
     what: str
     where: Where
     key: str
+    freed: str
     change: bool
     free: bool
 
@@ -239,12 +248,14 @@ class Recording:
         at, self._pending = self._pending, None
         trace = self._scheduler.trace
         if at is None or len(trace) <= at.number:
-            self._draw(-1)
+            if not self.steps:
+                self._draw(-1)
             return
         event = trace[at.number]
         what, key = self._say(at, event) if not at.where.judging else ("", "")
         change = self._objects.of(self._names.thing(event[2])[0])[0] == "spt" and GROUP[event[1]] == 0
-        self.steps.append(Step(at.task.name, what, at.where, key, change, at.free))
+        freed = at.where.what if event[1] in (FREE, ENDING) else ""
+        self.steps.append(Step(at.task.name, what, at.where, key, freed, change, at.free))
         assert self._instance is not None
         for report in self._instance.reports():
             self.found.setdefault(report.signature, at.number)
@@ -274,7 +285,7 @@ class Recording:
             tasks[maker - 1].name if 0 < maker <= len(tasks) else "",
             at.where.calls,
             at.waits_for,
-            at.where.page,
+            at.where.what,
         )
         return self._words.say(doing), name
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Final
@@ -24,6 +25,10 @@ def _wrapped(line: str, indent: str = "", first: str | None = None) -> list[str]
     return textwrap.wrap(line, WIDTH, initial_indent=start, subsequent_indent=indent, break_on_hyphens=False) or [start]
 
 
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" + ("" if number == 1 else "s")
+
+
 def _title(title: str) -> Iterator[str]:
     yield ""
     yield f"{title} {'-' * (WIDTH - len(title) - 1)}"
@@ -43,15 +48,15 @@ def _head(it: Explanation) -> Iterator[str]:
     yield from _wrapped(f"{found.code}", "           ", "check      ")
     yield from _wrapped(found.source, "           ", "source     ")
     if found.task:
-        yield f"found in   {found.task}, {_when(it, found.step)}"
-    yield f"schedule   {it.steps} steps in {it.turns} turns" + ("; a race that did no harm in it" if it.predicted else "")
+        yield f"found in   {found.task}, {found.when(it.steps)}"
+    yield f"schedule   {_count(it.steps, 'step')} in {_count(it.turns, 'turn')}" + (
+        "; a race that did no harm in it" if it.predicted else ""
+    )
+    for line in found.waits:
+        yield from _wrapped(line, "           ", "waiting    ")
     for other in it.others:
-        yield from _wrapped(f"{other.rule} {other.headline} ({_when(it, other.step)})", "           ", "also       ")
+        yield from _wrapped(f"{other.rule} {other.headline} ({other.when(it.steps)})", "           ", "also       ")
     yield "=" * WIDTH
-
-
-def _when(it: Explanation, step: int) -> str:
-    return f"after step {step}" if step < it.steps else "at the end, when everybody was done"
 
 
 # The interleaving.
@@ -60,13 +65,16 @@ def _when(it: Explanation, step: int) -> str:
 def _interleaving(it: Explanation) -> Iterator[str]:
     """One column a task, time downwards."""
     yield from _title("What happened")
+    if not it.rows:
+        yield "No step before the finding conflicts with a step of another task: their order does not matter."
+        return
+    count = _count(sum(1 + row.more for row in it.rows), "step")
     yield from _wrapped(
-        f"{sum(1 + row.more for row in it.rows)} steps before the finding that do not commute with a step of another task;"
-        f" {it.left_out} others of these tasks are left out. A line across all columns is a switch away from a task that could have gone on."
+        f"{count} before the finding: those that conflict with a step of another task, and the last ones; {it.left_out} others of"
+        " these tasks are left out. A line across all columns is a switch away from a task that could have gone on."
     )
     yield ""
-    count = max(1, len(it.columns))
-    width = (WIDTH - 6 - 3 * count) // count
+    width = (WIDTH - 6) // len(it.columns) - 3
     yield from _columns(it, width) if width >= _LEAST else _listed(it)
 
 
@@ -108,17 +116,16 @@ def _line(step: str, cells: Sequence[str], widths: Sequence[int]) -> str:
 
 
 def _switch_line(it: Explanation, row: Row) -> Iterator[str]:
-    """The switches between two rows: a line for each that matters, and one for the others."""
+    """The switches between two rows: a line for each that matters, and one for the others between two of those."""
     switches = [it.switches[number - 1] for number in row.switches]
-    for switch in switches:
-        if switch.decisive:
-            yield _rule(f"switch {switch.number}: {switch.away_from} could have gone on; without it: {switch.without}", "=")
-    others = [switch for switch in switches if not switch.decisive]
-    if others:
-        numbers = ", ".join(str(switch.number) for switch in others)
-        yield _rule(
-            f"switch{'es' if len(others) > 1 else ''} {numbers}: the schedule fails without {'them' if len(others) > 1 else 'it'}, too", "-"
-        )
+    for decisive, group in itertools.groupby(switches, key=lambda switch: switch.decisive):
+        if decisive:
+            for switch in group:
+                yield _rule(f"switch {switch.number}: {switch.away_from} could have gone on; without it: {switch.without}", "=")
+        else:
+            numbers = [str(switch.number) for switch in group]
+            many = len(numbers) > 1
+            yield _rule(f"switch{'es' if many else ''} {', '.join(numbers)}: fails without {'them' if many else 'it'}, too", "-")
 
 
 def _rule(note: str, filler: str) -> str:
@@ -126,7 +133,7 @@ def _rule(note: str, filler: str) -> str:
 
 
 def _verdict_line(it: Explanation) -> Iterator[str]:
-    yield _rule(f"{_when(it, it.finding.step)}: rule {it.finding.rule} is found broken ({it.finding.code})", ">")
+    yield _rule(f"{it.finding.when(it.steps)}: rule {it.finding.rule} is found broken ({it.finding.code})", ">")
 
 
 def _listed(it: Explanation) -> Iterator[str]:
@@ -205,7 +212,7 @@ def _inevitable(it: Explanation) -> Iterator[str]:
         yield f"{where}: {failing} of {it.tries} random continuations fail in this way"
     found = it.inevitable
     if found is None:
-        yield from _wrapped("not before the finding itself: some continuations of the steps up to it do not fail in this way")
+        yield "not before the finding itself, as far as was tried"
     elif found.step < 0:
         yield from _wrapped(f"inevitable from the start: {found.tried} of {found.tried} random schedules fail in this way")
     else:

@@ -101,11 +101,12 @@ class _Word:
         self.group = group
         self.starts = len(self.history)
 
-    def note(self, position: int, task: int, trace: list[Event]) -> None:
-        """Remember the event; one of the same task in the same group makes an earlier one superfluous."""
+    def note(self, position: int, trace: list[Event]) -> None:
+        """Remember the event; one of the same task and kind in the same group makes an earlier one superfluous."""
         history = self.history
+        same = trace[position][:2]
         for index in range(self.starts, len(history)):
-            if trace[history[index]][0] == task:
+            if trace[history[index]][:2] == same:
                 del history[index]
                 break
         history.append(position)
@@ -148,7 +149,7 @@ class Order:
                 record.gathered = [max(pair) for pair in zip(record.gathered, clock, strict=True)]
             else:
                 record.gathered = clock
-            record.note(position, task, self.trace)
+            record.note(position, self.trace)
         self.current[task] = clock
         self.clocks.append(clock)
         self.numbers.append(clock[task])

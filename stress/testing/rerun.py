@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Final
 
 from attrs import frozen
@@ -40,7 +41,8 @@ class Located:
 
     def begin(self, scheduler: Scheduler) -> Picker:
         """Whoever asks for a choice has just announced its next step."""
-        self.places = places = []
+        places: list[Place | None] = []
+        self.places = places
         announced: dict[int, Place | None] = {}
         inner = self._inner.begin(scheduler)
 
@@ -60,12 +62,12 @@ class Located:
 
 def _place() -> Place | None:
     """The innermost line outside the harness and the model, in the calling thread."""
-    frame = sys._getframe(2)
+    frame: FrameType | None = sys._getframe(2)
     while frame is not None:
         name = frame.f_code.co_filename
         if not name.startswith((PACKAGE, MODEL)):
             return None if name.endswith("threading.py") else (name, frame.f_lineno)
-        frame = frame.f_back  # type: ignore[assignment]  # None ends the loop
+        frame = frame.f_back
     return None
 
 

@@ -9,6 +9,7 @@ from typing import Any, Final
 from attrs import frozen
 
 from mmu.report import Report
+from stress.engines.locks import ControlledLock
 from stress.engines.program import Run
 from stress.search.schedule import Names
 from stress.testing.program import RULE, FunctionInstance
@@ -17,13 +18,15 @@ from stress.testing.rerun import Place
 MOST_STEPS: Final = 160
 MOST_COLUMNS: Final = 6
 MOST_WORDS: Final = 20
+HARNESS: Final = ("stress/testing", "stress/engines", "stress/search")
 
 
 def finding(report: Report) -> list[str]:
-    """A finding's lines: an exception with its traceback, or a splat."""
-    if report.rule != RULE:
-        return report.render().split("\n")
-    return [report.headline, *(f"  {line}" for section in report.sections for line in section.lines)]
+    """A finding's lines, its headline first: an exception with its traceback, or a splat without the harness's frames."""
+    if report.rule == RULE:
+        return [report.headline, "", *(line for section in report.sections for line in section.lines)]
+    _, headline, _, *lines, _ = report.render().split("\n")
+    return [headline, "", *(line for line in lines if not any(f"({folder}/" in line for folder in HARNESS))]
 
 
 @frozen
@@ -90,6 +93,8 @@ def _value(thing: Any) -> str | None:
     if peek is None:
         return None
     size = getattr(thing, "_size", None)
+    if isinstance(thing, ControlledLock):
+        return f"held by {thing.owner.name}" if thing.owner is not None else None
     text = repr(peek()) if size is None else repr([peek(index) for index in range(min(size, MOST_WORDS))])
     return text if len(text) <= 60 else text[:57] + "..."
 
@@ -97,8 +102,7 @@ def _value(thing: Any) -> str | None:
 def failure(reports: Sequence[Report], summary: str, command: str, shown: Shown) -> str:
     """The whole message; its first line says what went wrong."""
     first, *others = reports
-    detail = finding(first)
-    lines = [first.headline, "", *(detail[1:] if detail[0] == first.headline else detail), "", summary]
+    lines = [*finding(first), "", summary]
     lines += ["", "replay it:", f"  {command}", "", "the interleaving:", *(f"  {line}" for line in interleaving(shown))]
     if shown.words:
         lines += ["", "the shared words at the end:", *(f"  {line}" for line in shown.words)]

@@ -12,9 +12,12 @@ from mmu.report import Report
 from stress.engines.carrier import pinned
 from stress.engines.controlled import ControlledRuntime
 from stress.engines.program import Executor, Part, Strategy
+from stress.litmus.base import LitmusProgram
+from stress.litmus.registry import LITMUS
 from stress.search.bounded import DepthFirst
 from stress.search.dpor import Dpor
 from stress.search.order import class_of
+from stress.search.walk import RandomWalk
 
 MOST = 1500
 """A program with more interleavings than this is not compared."""
@@ -118,6 +121,22 @@ def everything(strategy: Strategy, number: int) -> tuple[dict[int, Hashable], in
         if not run.cut:
             classes[class_of(run)] = run.outcome if run.completed else run.signature
     return classes, executions
+
+
+@pytest.mark.parametrize("name", LITMUS)
+def test_no_random_schedule_of_a_litmus_program_is_of_a_class_that_dpor_has_missed(name: str) -> None:
+    litmus = LITMUS[name]
+    executor = Executor(LitmusProgram(litmus), limit=3000, keep_extras=True)
+    explored: set[int] = set()
+    search = Dpor()
+    with pinned():
+        while not search.exhausted:
+            run = executor.execute(search)
+            if not run.cut:
+                explored.add(class_of(run))
+        walk = RandomWalk(11)
+        for _ in range(40):
+            assert class_of(executor.execute(walk)) in explored
 
 
 @pytest.mark.parametrize("block", range(4))

@@ -79,7 +79,7 @@ def test_an_actor_that_hangs_is_found_with_what_it_waits_for() -> None:
 
 def test_the_watchdog_ignores_time_in_which_it_was_not_served() -> None:
     class Still:
-        done, parks, name = False, True, "still0"
+        done, parks, name = SimpleNamespace(value=False), True, "still0"
 
         def moved(self) -> int:
             return 1

@@ -1,0 +1,113 @@
+"""Golden explanations: what `stress explain` says about failing schedules of broken variants, to the letter.
+
+Beside each text lies the schedule that it explains. With REWRITE_GOLDEN=texts in the environment the texts are written
+anew, with REWRITE_GOLDEN=schedules the schedules are looked for anew before; a changed text is a decision all the same.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from attrs import evolve, frozen
+
+from mmu.report import RULES
+from stress.engines.carrier import pinned
+from stress.engines.exploration import ScenarioProgram
+from stress.scenario.load import load
+from stress.search import store
+from stress.search.campaign import Budget, Campaign
+from stress.search.explain import explain_stored
+from stress.search.explain_text import WIDTH, text
+from stress.search.minimise import Minimiser
+from stress.search.store import StoredSchedule, stored
+from stress.search.strategies import strategy_for
+
+HERE = Path(__file__).parent / "explanations"
+EXPLORE = Path(__file__).parents[2] / "configs" / "explore"
+REWRITE = os.environ.get("REWRITE_GOLDEN", "")
+TRIES = 10
+
+
+@frozen
+class Case:
+    """How a failing schedule of a variant is found: in which scenario, by which strategy, and whether it is then made smaller."""
+
+    scenario: str
+    strategy: str = "portfolio"
+    minimised: bool = True
+
+
+CASES = {
+    "stale-check-skipped": Case("fault-vs-delete"),
+    "srcu-wait-skipped": Case("fault-vs-delete"),
+    "request-check-skipped": Case("fault-vs-delete"),
+    "no-flush-after-exported-zap": Case("delete-vs-dma"),
+    "importers-not-notified": Case("delete-vs-dma"),
+    "exported-root-invalidated": Case("delete-vs-dma"),
+    "rcu-section-dropped": Case("delete-vs-dma"),
+    "r14-teardown-order": Case("detach-vs-delete"),
+    "table-freed-at-once": Case("fault-vs-delete", "preemption:1", minimised=False),
+    "put-before-zap": Case("fault-vs-delete", "preemption:1", minimised=False),
+}
+
+
+def look_for(variant: str, case: Case) -> StoredSchedule:
+    """The first failing schedule that a campaign meets, minimised. The steps are left out: the schedule says them all."""
+    scenario = load(EXPLORE / f"{case.scenario}.toml", [f'vm.variants=["{variant}"]'])
+    with pinned():
+        tally = Campaign(ScenarioProgram(case.scenario, scenario), strategy_for(case.strategy, 1)).run(Budget(3000, 60))
+        failure = next(iter(tally.failures.values()))
+        if case.minimised:
+            minimiser = Minimiser(case.scenario, (), failure.report.signature, predicted=failure.predicted)
+            smallest = minimiser.minimise(scenario, failure.schedule)
+            assert smallest is not None
+            scenario, failure = smallest.scenario, smallest.failure
+    return evolve(stored(case.scenario, scenario, (), failure), steps=())
+
+
+def normal(explained: str) -> str:
+    """An explanation without line numbers."""
+    return re.sub(r"\.py:\d+", ".py:N", explained)
+
+
+@pytest.fixture(scope="module")
+def explained() -> Iterator[dict[str, str]]:
+    """The explanations, each made once."""
+    made: dict[str, str] = {}
+    for variant, case in CASES.items():
+        if REWRITE == "schedules":
+            (HERE / f"{variant}.json").write_text(look_for(variant, case).to_json() + "\n", encoding="utf-8")
+        made[variant] = normal(text(explain_stored(store.read(HERE / f"{variant}.json"), tries=TRIES)))
+        if REWRITE:
+            (HERE / f"{variant}.txt").write_text(made[variant], encoding="utf-8")
+    yield made
+
+
+@pytest.mark.parametrize("variant", CASES)
+def test_the_explanation_is_as_it_was(variant: str, explained: dict[str, str]) -> None:
+    assert explained[variant] == (HERE / f"{variant}.txt").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("variant", CASES)
+def test_it_names_the_rule_and_not_the_variant(variant: str, explained: dict[str, str]) -> None:
+    page = explained[variant]
+    rule = store.read(HERE / f"{variant}.json").signatures[0].split("/")[0]
+    assert f"rule       {rule} {RULES[rule].split(':')[0]}" in page
+    assert variant not in page
+    assert variant.replace("-", "_") not in page
+
+
+@pytest.mark.parametrize("variant", CASES)
+def test_it_fits_a_console(variant: str, explained: dict[str, str]) -> None:
+    page = explained[variant]
+    assert page.isascii()
+    assert max(map(len, page.splitlines())) <= WIDTH
+    assert len(page.splitlines()) < 250
+
+
+def test_every_file_is_expected() -> None:
+    assert {path.stem for path in HERE.iterdir()} == set(CASES)
