@@ -153,19 +153,18 @@ def explore_scenario(
     if mended:
         overrides = (*overrides, *MENDED)
     scenario, _ = load_all(config, overrides, files)
-    scenario = small_scenario(config, scenario, overrides)
+    scenario = small_scenario(scenario, overrides)
     if exhaustive and strategy == "portfolio":
         strategy = "dpor"
     strategy_for(strategy, 0)
     if seed is None:
         seed = scenario.seed if scenario.seed is not None else secrets.randbelow(1 << 31)
-    named = tuple(str(config.parent / file) for file in scenario.vm.variant_files)
     request = ExploreRequest(
         scenario=scenario,
         name=config.stem,
         seed=seed,
         strategy=strategy,
-        variant_files=(*named, *map(str, files)),
+        variant_files=(*scenario.vm.variant_files, *map(str, files)),
         schedules=schedules,
         seconds=duration if duration is not None or schedules is not None or exhaustive else 10.0,
         exhaustive=exhaustive,
@@ -219,7 +218,7 @@ def explain(file: Path, as_json: bool) -> ExitCode:
 def crosscheck_engines(config: Path, duration: float, seed: int, overrides: tuple[str, ...], files: tuple[Path, ...]) -> ExitCode:
     """Run a scenario on real threads and under control, and compare what both have shown."""
     scenario, variants = load_all(config, overrides, files)
-    scenario = small_scenario(config, scenario, overrides)
+    scenario = small_scenario(scenario, overrides)
     result = crosschecking.crosscheck(config.stem, scenario, seed, duration, variants, lambda phase: click.echo(f"{phase} ...", err=True))
     click.echo("\n".join(crosschecking.lines(result)))
     return result.exit_code
@@ -330,13 +329,13 @@ def load_all(config: Path, overrides: tuple[str, ...], files: tuple[Path, ...]) 
     return scenario, tuple(variants)
 
 
-def small_scenario(config: Path, scenario: Scenario, overrides: tuple[str, ...]) -> Scenario:
+def small_scenario(scenario: Scenario, overrides: tuple[str, ...]) -> Scenario:
     """What is explored for a scenario: itself, or the small one that it names, with its own design and expectations."""
     named = scenario.explore.scenario
     if named is None:
         return scenario
     wanted = tuple(item for item in overrides if item.partition("=")[0] not in KEPT)
-    small, _ = load_all(config.parent / named, wanted, ())
+    small, _ = load_all(Path(named), wanted, ())
     design = {key: getattr(scenario.vm, key) for key in ("profile", "kernel", "policy", "variants", "variant_files")}
     return evolve(small, title=scenario.title, vm=evolve(small.vm, **design), expect=scenario.expect, limits=scenario.limits)
 

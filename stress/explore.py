@@ -12,7 +12,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from pathlib import Path
 from typing import Any
 
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 
 from mmu.variant import Variant
 from stress.engines.carrier import pinned
@@ -98,7 +98,7 @@ def variants_from(files: Sequence[str]) -> tuple[Variant, ...]:
 
 
 def _budget(request: ExploreRequest) -> Budget:
-    return Budget(request.schedules, request.seconds, stop_at_failure=not request.keep_going)
+    return Budget(request.schedules, request.seconds, not request.keep_going, frozenset(expected_of(request.scenario)))
 
 
 _state: dict[tuple[int, int], Campaign] = {}
@@ -113,7 +113,7 @@ def _slice(request: ExploreRequest, slot: int, schedules: int | None, seconds: f
         campaign = _state[key] = campaign_for(request, request.seed + slot * 1_000_003)
     campaign.tally = Tally()
     with pinned(slot):
-        return campaign.run(Budget(schedules, seconds, stop_at_failure=not request.keep_going))
+        return campaign.run(evolve(_budget(request), schedules=schedules, seconds=seconds))
 
 
 def _in_processes(request: ExploreRequest, on_progress: Callable[[Tally], None]) -> Tally:
@@ -144,7 +144,7 @@ def _in_processes(request: ExploreRequest, on_progress: Callable[[Tally], None])
                 total.seconds = time.perf_counter() - start
                 known = left[slot]
                 left[slot] = None if known is None else max(0, known - part.schedules)
-                if not total.errors and (request.keep_going or not total.failures):
+                if not total.errors and not _budget(request).is_met(total.failures.values()):
                     submit(slot)
             on_progress(total)
     finally:

@@ -18,7 +18,7 @@ The test fails with what went wrong, the interleaving that did it, and a command
 
 from __future__ import annotations
 
-import os
+import argparse
 import re
 import shlex
 from collections.abc import Generator, Sequence
@@ -26,7 +26,6 @@ from typing import Any, Final
 
 import pytest
 
-from stress.engines.carrier import POOL, Signal
 from stress.errors import StressError
 from stress.search.schedule import Schedule, ScheduleError
 from stress.testing import explorer
@@ -54,7 +53,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     text = "run only this schedule of the one selected test, exactly: a string from a failure"
     try:
         group.addoption("--explore-replay", "--replay", metavar="STRING", help=text)
-    except ValueError:  # another plugin has the short name
+    except (ValueError, argparse.ArgumentError):  # another plugin has the short name
         group.addoption("--explore-replay", metavar="STRING", help=text)
 
 
@@ -223,15 +222,3 @@ def worker_number(config: pytest.Config) -> int:
     """Which of the processes that run tests side by side this one is."""
     worker = getattr(config, "workerinput", {}).get("workerid", "gw0")
     return int(re.sub(r"\D", "", worker) or 0)
-
-
-def _after_fork() -> None:
-    """A forked process has none of its parent's threads, and must not share what they wait for."""
-    POOL._carriers.clear()
-    POOL.main = Signal()
-    if POOL.busy.locked():
-        POOL.busy.release()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)

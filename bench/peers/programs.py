@@ -29,7 +29,7 @@ class Plain:
         self.name = name
         self._make = make
 
-    def build(self, runtime, seed):
+    def build(self, runtime, seed):  # noqa: ARG002 - nothing is left to chance
         """A fresh instance."""
         runtime.on_task_error = self._failed
         self._reports = []

@@ -87,6 +87,10 @@ class ScenarioInstance:
         """What went wrong with the harness; beside a finding that is a consequence."""
         return [*self._errors, *self.world.errors()]
 
+    def progress(self) -> int:
+        """A number that changes as long as any actor gets anywhere."""
+        return sum(actor.moved() for actor in self.world.actors)
+
     def counter(self, name: str) -> int:
         """One of the run's counters."""
         if self._totals is None:

@@ -99,6 +99,8 @@ class Run:
     cut: bool = False
     limit_hit: bool = False
     completed: bool = False
+    key: int | None = None
+    """Its happens-before class, once it is known."""
     seed: int = 0
     instance: Any = None
     scheduler: Scheduler | None = None
@@ -132,6 +134,7 @@ class Executor:
         for part in instance.parts:
             runtime.start(part.name, part.body, daemon=part.daemon)
         run = Run(seed=seed, instance=instance, scheduler=scheduler)
+        scheduler.progress = getattr(instance, "progress", None)
         found: list[Report] = []
         try:
             self._explore(scheduler, instance, strategy, run, found)
@@ -158,7 +161,8 @@ class Executor:
         run.cut = scheduler.given_up
         run.completed = not (scheduler.unfinished or run.cut)
         if run.limit_hit and scheduler.unfinished:
-            found.append(livelock(scheduler))
+            if not scheduler.moving:
+                found.append(livelock(scheduler))
         elif scheduler.stuck:
             found.append(deadlock(scheduler))
 

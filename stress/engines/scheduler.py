@@ -162,6 +162,11 @@ class Scheduler:
         self.on_error: Callable[[ControlTask, BaseException], None] | None = None
         self.exit_checks: list[Callable[[Task], None]] = []
         self.limit_hit = False
+        self.progress: Callable[[], int] | None = None
+        """A number that changes as long as somebody gets anywhere; without it nobody's work counts for anything."""
+        self.moving = False
+        """The limit was hit and the fair turns did not end it, but somebody still got somewhere."""
+        self._reached = 0
         self.given_up = False
         self.crash: Exception | None = None
         """What the strategy raised."""
@@ -415,11 +420,17 @@ class Scheduler:
 
     def _over(self) -> None:
         """Too many steps: go on with fair turns for a while; after that the schedule is given up."""
+        reached = self.progress() if self.progress is not None else 0
         if not self.limit_hit:
             self.limit_hit = True
             self.limit = len(self.trace) + self.fair_steps
+            self._reached = reached
             self.pick = self.next_in_turn
             return
+        lately = self.trace[-self.fair_steps :]
+        spinning = {task for task, kind, _ in lately if kind == RELAX}
+        working = {task for task, _, _ in lately} - spinning
+        self.moving = self.progress is not None and (reached != self._reached or bool(working))
         self._leave(self.running)
 
     def _leave(self, task: ControlTask) -> NoReturn:

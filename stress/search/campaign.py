@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from attrs import define, field, frozen
@@ -13,6 +13,7 @@ from mmu.report import Report
 from stress.engines.program import Executor, Program, Run, Strategy
 from stress.search.dpor import Dpor
 from stress.search.order import class_of
+from stress.search.portfolio import Portfolio
 from stress.search.races import races_of
 from stress.search.schedule import Names, Schedule
 
@@ -111,11 +112,20 @@ class Tally:
 
 @frozen
 class Budget:
-    """How much to do: so many schedules, so many seconds (None: no bound), and whether to stop at the first failure."""
+    """How much to do: so many schedules, so many seconds (None: no bound), and whether to stop at the first failure; with
+    `wanted`, rules or codes, only at the first that breaks one of them."""
 
     schedules: int | None = None
     seconds: float | None = None
     stop_at_failure: bool = True
+    wanted: frozenset[str] = frozenset()
+
+    def is_met(self, failures: Iterable[Failure]) -> bool:
+        """Whether what was found ends the search."""
+        if not self.stop_at_failure:
+            return False
+        reports = [report for failure in failures for report in (failure.report, *failure.others)]
+        return any(not self.wanted or {report.rule, report.code} & self.wanted for report in reports)
 
 
 class Campaign:
@@ -157,7 +167,7 @@ class Campaign:
                 self._one()
                 now = time.perf_counter()
                 tally.seconds = before + now - start
-                if tally.errors or (budget.stop_at_failure and tally.failures):
+                if tally.errors or (tally.failures and budget.is_met(tally.failures.values())):
                     break
                 if until is not None and tally.schedules >= until:
                     break
@@ -173,6 +183,8 @@ class Campaign:
             if collecting:
                 gc.enable()
         tally.exhausted = strategy.exhausted
+        if isinstance(strategy, Portfolio):
+            tally.members = {each.name: {"schedules": each.schedules, "classes": each.classes} for each in strategy.report()}
         self._estimate()
         tally.curve.append((tally.schedules, tally.classes))
         return tally

@@ -41,6 +41,12 @@ def conflict(first: list[Access], second: list[Access]) -> bool:
 
 def class_of(run: Run) -> int:
     """A 64-bit number that two schedules share when they are one class, whatever process or Python made them."""
+    if run.key is None:
+        run.key = _class_of(run)
+    return run.key
+
+
+def _class_of(run: Run) -> int:
     last: dict[int, int] = {}
     base: dict[int, int] = {}
     group: dict[int, int] = {}

@@ -18,7 +18,7 @@ from stress.search.pos import Pos
 from stress.search.surw import Surw
 from stress.search.walk import RandomWalk
 
-_EVEN_SHARE = 0.2
+_EVEN_SHARE = 0.5
 _MEMORY = 1 / 32
 _NEW_CLASS = 1.0
 _NEW_FAILURE = 10.0

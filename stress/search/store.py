@@ -67,8 +67,7 @@ def stored(name: str, scenario: Scenario, variant_files: Sequence[str], failure:
 
 def of_string(config: Path, scenario: Scenario, variant_files: tuple[str, ...], text: str) -> StoredSchedule:
     """A schedule given as a string, for the scenario in `config`."""
-    named = tuple(str(config.parent / file) for file in scenario.vm.variant_files)
-    return StoredSchedule(config.stem, scenario, (*named, *variant_files), Schedule.decode(text), (), "", ())
+    return StoredSchedule(config.stem, scenario, (*scenario.vm.variant_files, *variant_files), Schedule.decode(text), (), "", ())
 
 
 def signatures(first: Report, others: Sequence[Report]) -> tuple[str, ...]:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from stress.engines.carrier import POOL
+from stress.errors import StressError
 from stress.testing import (
     ExploredSync,
     Inconclusive,
@@ -19,7 +21,6 @@ from stress.testing import (
     explore,
     replay,
 )
-from stress.errors import StressError
 
 pytest_plugins = ["pytester"]
 
@@ -167,21 +168,15 @@ class TestFindings:
 
         assert "exit-in-section" in failure_of(program)
 
-    def test_an_object_that_is_freed_without_waiting_is_predicted(self):
+    def test_a_table_that_is_freed_while_others_may_use_it_is_predicted(self):
         def program(sync):
-            pointer = sync.cell("pointer", "old")
+            table = sync.table(1)
+            sync.spawn(lambda: table[0], name="reader")
+            sync.spawn(table.end)
 
-            def read():
-                pointer.value  # noqa: B018 - a step
-
-            def free():
-                pointer.value = "new"
-                sync.runtime.ending(pointer)
-
-            sync.spawn(read)
-            sync.spawn(free)
-
-        assert "freed-without-waiting" in failure_of(program)
+        text = failure_of(program, strategy="dfs")
+        assert "freed-without-waiting" in text
+        assert "this schedule did no harm" in text
 
     def test_rcu_keeps_it_alive(self):
         def program(sync):
@@ -323,6 +318,18 @@ class TestPrograms:
 
         assert "deadlock" in failure_of(program)
         assert len(entered) == len(left) > 0
+
+    def test_after_an_interruption_schedules_run_on_fresh_threads(self):
+        def program(sync):
+            sync.spawn(sync.counter("word").add, 1)
+            raise KeyboardInterrupt
+
+        failure_of(lost_update)
+        before = POOL.threads()
+        with pytest.raises(KeyboardInterrupt):
+            explore(program)
+        failure_of(lost_update)
+        assert not set(before) & set(POOL.threads())
 
     def test_the_process_gets_its_cpus_back(self):
         before = os.sched_getaffinity(0)
@@ -520,7 +527,7 @@ class TestOptions:
     def test_another_plugin_may_have_the_short_name(self, pytester):
         pytester.makepyfile(other="def pytest_addoption(parser): parser.addoption('--replay')", test_it=LOST_UPDATE)
         pytester.syspathinsert()
-        result = run(pytester, "-p", "other", "--explore-replay", "tdp1-cg")
+        result = pytester.runpytest_inprocess("-p", "other", *PLUGIN, "--explore-replay", "tdp1-cg")
         assert result.ret == pytest.ExitCode.USAGE_ERROR
 
 
@@ -538,4 +545,3 @@ class TestProcesses:
     def test_the_examples(self, pytester):
         (pytester.path / "test_examples.py").write_text((EXAMPLES / "test_bounded_buffer.py").read_text())
         run(pytester).assert_outcomes(passed=2, xfailed=1)
-
