@@ -5,9 +5,9 @@ times in turns, and prints the medians as a Markdown table and, with --json FILE
 
 (a) a lost update; (b) two locks taken in both orders; (c) publish and free without waiting; (d) a correct protocol: two
 readers that each announce themselves, look and leave (6 accesses each), and a writer that publishes, looks who is there, and
-frees or defers (8 accesses). 20 accesses, 116,396,280 interleavings, in 25
-classes: each reader's flag is looked at before it is set, while it is set or after it is cleared, and in the latter two cases
-the reader came to the pointer before or after it was published.
+frees or defers (8 accesses). These 20 accesses have 116,396,280 interleavings in 25 classes: the writer looks at each reader's
+flag before it is set, while it is set or after it is cleared, and in the latter two cases the reader has come to the pointer
+before or after it was published; that makes 5 for each of two readers.
 
 Every tool runs in one process at a time and on plain Python objects, ours on its own shared words. CPU time is what a shared
 machine disturbs least: all three keep one CPU busy.

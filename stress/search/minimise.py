@@ -256,12 +256,12 @@ def smaller_scenarios(scenario: Scenario) -> Iterator[tuple[str, Scenario]]:
             script = {key: rest if key == name else value for key, value in scenario.script.items() if key != name or rest}
             if script:
                 yield from _valid(f"{name}: {line}", evolve(scenario, script=script))
-    for what, smaller in _less(scenario):
+    for what, smaller in (*_fewer_tasks(scenario), *_less_memory(scenario)):
         yield from _valid(what, smaller)
 
 
-def _less(scenario: Scenario) -> Iterator[tuple[str, Scenario]]:
-    vm, memory, actors = scenario.vm, scenario.memory, scenario.actors
+def _fewer_tasks(scenario: Scenario) -> Iterator[tuple[str, Scenario]]:
+    vm, actors = scenario.vm, scenario.actors
     if vm.vcpus > 1:
         yield "a vCPU", evolve(scenario, vm=evolve(vm, vcpus=Positive(vm.vcpus - 1)))
     if actors.consumer.devices:
@@ -272,6 +272,10 @@ def _less(scenario: Scenario) -> Iterator[tuple[str, Scenario]]:
         yield "an exporter", evolve(scenario, actors=evolve(actors, exporter=threads))
     if actors.host.threads:
         yield "a host thread", evolve(scenario, actors=evolve(actors, host=evolve(actors.host, threads=Count(actors.host.threads - 1))))
+
+
+def _less_memory(scenario: Scenario) -> Iterator[tuple[str, Scenario]]:
+    vm, memory = scenario.vm, scenario.memory
     if vm.levels > 2:
         yield "a level of the page table", evolve(scenario, vm=evolve(vm, levels=Positive(vm.levels - 1)))
     if memory.churn_slots:

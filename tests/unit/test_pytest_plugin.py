@@ -534,7 +534,7 @@ class TestOptions:
 class TestProcesses:
     def test_side_by_side(self, pytester, monkeypatch):
         pytest.importorskip("xdist")
-        monkeypatch.setenv("PYTHONPATH", str(EXAMPLES.parent))
+        monkeypatch.setenv("PYTHONPATH", str(EXAMPLES.parent), prepend=os.pathsep)
         pytester.makepyfile(LOST_UPDATE + FIXED.replace("test_counter", "test_fixed"))
         result = pytester.runpytest_subprocess(*PLUGIN, "-n", "2")
         result.assert_outcomes(failed=1, passed=1)

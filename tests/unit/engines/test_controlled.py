@@ -271,10 +271,10 @@ def test_the_lockdep_and_rcu_of_plain_programs_work_under_control() -> None:
 
 def test_an_exception_in_a_task_is_an_error_with_its_name() -> None:
     def make(runtime: ControlledRuntime, given: Given) -> list[Callable[[], None]]:
-        return [lambda: [][0]]
+        return [lambda: int("nothing")]
 
     (run,) = every(make)
-    assert "t0: IndexError" in run.errors[0]
+    assert "t0: ValueError" in run.errors[0]
 
 
 class Careless:
@@ -298,11 +298,8 @@ def test_a_strategy_that_raises_ends_the_schedule_and_leaves_nobody_parked() -> 
         return [lambda: word.add(1), lambda: word.add(1)]
 
     executor = Executor(Making(make))
-    try:
-        run = executor.execute(Careless())
-        assert run.errors
-    except ValueError as error:
-        assert "a bug in a strategy" in str(error)
+    with pytest.raises(ValueError, match="a bug in a strategy"):
+        executor.execute(Careless())
     assert executor.execute(RandomWalk(1)).completed
 
 
