@@ -309,7 +309,7 @@ class Words:
         if it.kind in (WAIT, RELAX):
             return _waited(it)
         if it.kind in (FREE, ENDING):
-            return f"frees {it.what or it.name}"
+            return f"frees {it.what or it.name.split('[')[0]}"
         return {
             SPAWN: f"starts {it.name}",
             START: "",

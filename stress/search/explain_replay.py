@@ -17,7 +17,7 @@ from mmu.stack import short_path
 from stress.engines.controlled import ControlledRuntime
 from stress.engines.locks import ControlledLock, ControlledRwLock
 from stress.engines.program import Instance, Program, Run, Strategy
-from stress.engines.scheduler import ENDING, FREE, OWNER_SHIFT, START, ControlTask, Event, Picker, Scheduler, frames_of
+from stress.engines.scheduler import ENDING, FREE, OWNER_SHIFT, ControlTask, Event, Picker, Scheduler
 from stress.search.explain_data import (
     Doing,
     Picture,
@@ -200,6 +200,8 @@ class Recording:
         self._draw_after = frozenset(draw_after)
         self._instance: Instance | None = None
         self._pending: _Pending | None = None
+        self._places: dict[int, Where] = {}
+        """Where each task stands: it is the running task itself that asks who is next when it has announced a step."""
         self._vm: Any = None
 
     def build(self, runtime: ControlledRuntime, seed: int) -> Instance:
@@ -219,9 +221,11 @@ class Recording:
 
         def pick() -> ControlTask:
             self._done()
+            announcer = scheduler.running
+            self._places[announcer.index] = where_of(sys._getframe()) if not announcer.done else Where()
             chosen = inner()
             scheduler.pick = pick
-            self._about(chosen, sys._getframe())
+            self._about(chosen)
             return chosen
 
         return pick
@@ -232,10 +236,10 @@ class Recording:
         for report in run.reports:
             self.found.setdefault(report.signature, len(run.trace))
 
-    def _about(self, task: ControlTask, frame: FrameType) -> None:
+    def _about(self, task: ControlTask) -> None:
         scheduler = self._scheduler
         running = scheduler.running
-        where = where_of(frame if task is running else frames_of(task) if task.kind != START else None)
+        where = self._places.get(task.index, Where())
         free = bool(scheduler.trace) and running.enabled and not running.done
         before = self._peek(task.word)
         self._pending = _Pending(len(scheduler.trace), task, task.kind, task.word, before, task.what, where, free)

@@ -50,8 +50,9 @@ class _Check:
     def _judge(self, order: Order, position: int, event: Event, touched: list[Access]) -> None:
         task, kind, word = event
         if kind == ENDING:
-            for _, pointer in self._run.extras.get(position, ()):
-                self._ending(order, task, pointer)
+            for what, pointer in self._run.extras.get(position, ()):
+                if what == ENDING:  # the rest is what observers looked at meanwhile
+                    self._ending(order, task, pointer)
             return
         if kind == FREE:
             self._free(order, task, word, touched)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -75,7 +74,7 @@ def normal(explained: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def explained() -> Iterator[dict[str, str]]:
+def explained() -> dict[str, str]:
     """The explanations, each made once."""
     made: dict[str, str] = {}
     for variant, case in CASES.items():
@@ -84,7 +83,7 @@ def explained() -> Iterator[dict[str, str]]:
         made[variant] = normal(text(explain_stored(store.read(HERE / f"{variant}.json"), tries=TRIES)))
         if REWRITE:
             (HERE / f"{variant}.txt").write_text(made[variant], encoding="utf-8")
-    yield made
+    return made
 
 
 @pytest.mark.parametrize("variant", CASES)
