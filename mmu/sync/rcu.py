@@ -31,6 +31,7 @@ class Reader:
         self.depth = 0
         self.sections = 0
         self.epoch = domain.runtime.cell(f"{domain.name}.reader", IDLE)
+        self.task.locals[domain] = self
         domain.enlist(self)
 
 
@@ -62,7 +63,7 @@ class EpochDomain:
 
     def check_exit(self, task: Task) -> None:
         """A thread ends: it may not be inside a read section, which would never be closed."""
-        if self.local.reader.depth:
+        if self._depth_of(task):
             self.report(
                 "exit-in-section",
                 f"WARNING: {task} ends inside a {self.name} read section",
@@ -70,6 +71,11 @@ class EpochDomain:
                 "exit_rcu(); kernel/rcu/tree_plugin.h",
                 task.name.rstrip("0123456789"),
             )
+
+    def _depth_of(self, task: Task) -> int:
+        """How many sections the task is inside; one that has never entered any is not made known for being asked."""
+        reader: Reader | None = task.locals.get(self)
+        return reader.depth if reader is not None else 0
 
     def read_held(self) -> bool:
         """Whether the calling thread is inside a read section."""
@@ -213,7 +219,7 @@ class Rcu(EpochDomain):
 
     def forbid_sleep(self, doing: str) -> None:
         """Report when the caller would sleep inside a read section."""
-        if self.local.reader.depth:
+        if self._depth_of(current.task):
             self.report(
                 "sleep-in-rcu",
                 f"WARNING: suspicious RCU usage: illegal context switch in RCU read-side critical section ({doing})",

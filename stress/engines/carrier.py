@@ -6,32 +6,32 @@ CPU; locks and conditions cost up to ten times that without the GIL, and an idle
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-_ONE = (1).to_bytes(8, "little")
-
 
 class Signal:
     """Something that one thread waits for and any thread sets; set once for each wait."""
 
-    __slots__ = ("_read_fd", "_write_fd")
+    __slots__ = ("set", "wait")
+
+    set: Callable[[], object]
+    """Let the waiting thread go on."""
+    wait: Callable[[], object]
+    """Wait until it is set."""
 
     def __init__(self) -> None:
         if hasattr(os, "eventfd"):
-            self._read_fd = self._write_fd = os.eventfd(0, os.EFD_CLOEXEC)
+            fd = os.eventfd(0, os.EFD_CLOEXEC)
+            self.set = functools.partial(os.eventfd_write, fd, 1)
+            self.wait = functools.partial(os.eventfd_read, fd)
         else:  # pragma: no cover - not on Linux
-            self._read_fd, self._write_fd = os.pipe()
-
-    def set(self) -> None:
-        """Let the waiting thread go on."""
-        os.write(self._write_fd, _ONE)
-
-    def wait(self) -> None:
-        """Wait until it is set."""
-        os.read(self._read_fd, 8)
+            read_fd, write_fd = os.pipe()
+            self.set = functools.partial(os.write, write_fd, b"x")
+            self.wait = functools.partial(os.read, read_fd, 1)
 
 
 class Carrier:
@@ -73,16 +73,21 @@ class Pool:
             self._carriers.append(Carrier(len(self._carriers)))
         return self._carriers[number]
 
-    def replace(self, number: int) -> None:
-        """Carrier `number` is lost in foreign code: forget it."""
-        self._carriers[number] = Carrier(number)
-
     def threads(self) -> list[threading.Thread]:
         """The carriers' threads."""
         return [carrier.thread for carrier in self._carriers]
 
 
 POOL = Pool()
+
+
+def _after_fork() -> None:
+    """A child process has none of the threads, and shares the events with its parent: begin afresh."""
+    POOL.__init__()  # type: ignore[misc]  # the one object that everybody knows
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 @contextmanager

@@ -222,6 +222,8 @@ class ControlledTable(Table):
         """The table as it is now: freed, unless the index is simply wrong."""
         if list.__len__(self) or not 0 <= index < self._size:
             raise IndexError(f"{self.name} has {self._size} words, there is no index {index}")
+        if type(self) is ControlledTable:
+            raise RuntimeError(f"{self.name} is used after its end")
         return self
 
 

@@ -145,7 +145,7 @@ class Executor:
                 scheduler.abandon()
         run.names = [task.name for task in scheduler.tasks]
         run.reports = (*instance.reports(), *found)
-        run.errors = tuple(instance.errors())
+        run.errors = tuple(instance.errors()) or (() if run.reports else tuple(scheduler.task_errors))
         run.outcome = instance.outcome() if run.completed else None
         strategy.end(run)
         return run

@@ -30,9 +30,8 @@ RELAX: Final = 9
 YIELD: Final = 10
 SPAWN: Final = 11
 START: Final = 12
-END: Final = 13
-FREE: Final = 14
-ENDING: Final = 15
+FREE: Final = 13
+ENDING: Final = 14
 
 KINDS = (
     "load",
@@ -48,7 +47,6 @@ KINDS = (
     "yield",
     "spawn",
     "start",
-    "end",
     "free",
     "ending",
 )
@@ -168,6 +166,7 @@ class Scheduler:
         """The limit was hit and the fair turns did not end it, but somebody still got somewhere."""
         self._reached = 0
         self.given_up = False
+        self.task_errors: list[str] = []
         self.crash: Exception | None = None
         """What the strategy raised."""
         self.stuck = False
@@ -236,7 +235,15 @@ class Scheduler:
         first = pick()
         self.running = first
         first.carrier.signal.set()
-        self._main.wait()
+        try:
+            self._main.wait()
+        except BaseException:  # Ctrl-C: whoever runs stops at its next step, so that nobody runs while others are unwound
+            self.quiet = 0
+            self.serial = False
+            self.pick = self._stop
+            self._main.wait()
+            self.quiet = 1
+            raise
         self.quiet = 1
         self.serial = False
         self.running = self._outside
@@ -433,6 +440,24 @@ class Scheduler:
         self.moving = self.progress is not None and (reached != self._reached or bool(working))
         self._leave(self.running)
 
+    def _stop(self) -> NoReturn:
+        self._leave(self.running)
+
+    def dispose(self) -> None:
+        """The schedule is over and nobody needs it any more: let go of everything at once, without the garbage collector."""
+        for task in self.tasks:
+            task.body = _nothing
+            task.predicate = None
+            task.gate = None
+        self.tasks.clear()
+        self.runnable.clear()
+        self.registry.clear()
+        self.watched.clear()
+        self.on_error = self.progress = None
+        self.exit_checks = []
+        self.pick = _nobody
+        self.running = self._outside
+
     def _leave(self, task: ControlTask) -> NoReturn:
         """The running task hands over to the main thread for good."""
         self._main.set()
@@ -457,16 +482,22 @@ class Scheduler:
             pass
         except BaseException as error:
             mine.error = error
+            self.task_errors.append(f"{task.name} raised {error!r}")
             if self.on_error is not None:
                 self.on_error(task, error)
         try:
             if not self._aborting:
                 for check in self.exit_checks:
                     check(mine)
-                self.step(END, task.index << OWNER_SHIFT)
+                self._note_end(task)
         except Abandoned:
             pass
         self._ended(task)
+
+    def _note_end(self, task: ControlTask) -> None:
+        """The end of a task belongs to its last operation: only who joins it cares, and can have come no sooner."""
+        if not self.quiet:
+            self.extras.setdefault(len(self.trace) - 1, []).append((STORE, task.index << OWNER_SHIFT))
 
     def _ended(self, task: ControlTask) -> None:
         task.done = True
@@ -588,6 +619,10 @@ def _index(task: ControlTask) -> int:
 
 def _nothing() -> None:
     """The main thread is no task."""
+
+
+def _nobody() -> ControlTask:
+    raise RuntimeError("the schedule is over")
 
 
 def waits_for(scheduler: Scheduler) -> list[str]:

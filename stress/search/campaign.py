@@ -202,6 +202,8 @@ class Campaign:
         if not run.cut:
             self._learn(run, tally)
         tally.note_point()
+        if run.scheduler is not None:
+            run.scheduler.dispose()
         run.instance = run.scheduler = None
 
     def _learn(self, run: Run, tally: Tally) -> None:

@@ -17,7 +17,6 @@ from mmu.paging.spte import PRESENT_HIGH, REMOVED_SPTE, SPTE_A, SPTE_D, SPTE_MMI
 from stress.engines.scheduler import (
     ACQUIRE,
     ADD,
-    END,
     ENDING,
     FREE,
     LOAD,
@@ -185,7 +184,7 @@ REQUESTS: Final = {
     KVM_REQ_TLB_FLUSH_CURRENT: "TLB_FLUSH_CURRENT",
     KVM_REQ_MMU_FREE_OBSOLETE_ROOTS: "MMU_FREE_OBSOLETE_ROOTS",
 }
-HEXADECIMAL: Final = re.compile("host PTE|region.base|region.moving_to|possible")
+HEXADECIMAL: Final = re.compile("SPTE|host PTE|region.base|region.moving_to|possible")
 PREFIXES: Final = ("mmu_invalidate", "mn_active", "tdp_mmu_roots", "nx_huge_pages", "users_count")
 """Fields of struct kvm whose words do not say so."""
 
@@ -313,7 +312,6 @@ class Words:
         return {
             SPAWN: f"starts {it.name}",
             START: "",
-            END: "ends",
             YIELD: "",
         }.get(it.kind)
 

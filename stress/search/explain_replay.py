@@ -157,7 +157,7 @@ class Objects:
 @frozen
 class Step:
     """A step of the replay in the kernel's words: `what` is "" for what nobody's course depends on. `key` names the word, `freed`
-    the object that is freed, `change` says whether an SPTE is changed, and `free` whether the task that ran before could have
+    the object that is freed, `change` says whether an SPTE that was not empty is changed or an empty one filled, and `free` whether the task that ran before could have
     gone on."""
 
     task: str
@@ -224,7 +224,6 @@ class Recording:
             announcer = scheduler.running
             self._places[announcer.index] = where_of(sys._getframe()) if not announcer.done else Where()
             chosen = inner()
-            scheduler.pick = pick
             self._about(chosen)
             return chosen
 
@@ -257,7 +256,8 @@ class Recording:
             return
         event = trace[at.number]
         what, key = self._say(at, event) if not at.where.judging else ("", "")
-        change = self._objects.of(self._names.thing(event[2])[0])[0] == "spt" and GROUP[event[1]] == 0
+        is_spte = self._objects.of(self._names.thing(event[2])[0])[0] == "spt"
+        change = is_spte and GROUP[event[1]] == 0 and not what.endswith(": 0 -> FROZEN")
         freed = at.where.what if event[1] in (FREE, ENDING) else ""
         self.steps.append(Step(at.task.name, what, at.where, key, freed, change, at.free))
         assert self._instance is not None

@@ -13,6 +13,7 @@ from stress.engines.program import Run
 from stress.engines.scheduler import ADD, ENDING, LOAD, READ_ACQUIRE, READ_RELEASE, RELAX, WAIT, YIELD, Access, Event
 
 EXCLUSIVE: Final = 0
+LOADS: Final = 1
 GROUP: Final = tuple(
     {LOAD: 1, WAIT: 1, RELAX: 1, ADD: 2, READ_ACQUIRE: 3, READ_RELEASE: 3, YIELD: -1, ENDING: -1}.get(kind, EXCLUSIVE) for kind in range(16)
 )
@@ -88,22 +89,31 @@ def _enter(word: int, mine: int, base: dict[int, int], group: dict[int, int], ga
 
 class _Word:
     """What has happened to one word: `base` is the clock of everything before the current group, `gathered` that of the
-    group itself; `history` the events, of a group only the last of each task."""
+    group itself; `history` the events, of a group only the last of each task. In a weak order `loads` is the clock of all
+    loads before the current group, and `old_loads` of those before the last write."""
 
-    __slots__ = ("base", "gathered", "group", "history", "starts")
+    __slots__ = ("base", "gathered", "group", "history", "loads", "old_loads", "starts")
 
     def __init__(self, tasks: int) -> None:
         self.base: Clock = [0] * tasks
         self.gathered: Clock = [0] * tasks
+        self.loads: Clock = [0] * tasks
+        self.old_loads: Clock = [0] * tasks
         self.group = EXCLUSIVE
         self.history: list[int] = []
         self.starts = 0
 
-    def open(self, group: int) -> None:
+    def open(self, group: int, weak: bool) -> None:
         """An operation of `group` comes: does it join the current group, or come after it?"""
         if group and group == self.group:
             return
-        self.base = [max(pair) for pair in zip(self.base, self.gathered, strict=True)]
+        if weak and self.group == LOADS:
+            self.loads = [max(pair) for pair in zip(self.loads, self.gathered, strict=True)]
+            self.gathered = [0] * len(self.base)
+        else:
+            self.base = [max(pair) for pair in zip(self.base, self.gathered, strict=True)]
+        if group != LOADS:
+            self.old_loads = self.loads
         self.group = group
         self.starts = len(self.history)
 
@@ -120,9 +130,14 @@ class _Word:
 
 class Order:
     """The happens-before order of a schedule: `clocks[i][t]` is how many events of task t are at or before event i, and
-    `numbers[i]` the number of event i within its own task, from 1 on."""
+    `numbers[i]` the number of event i within its own task, from 1 on.
 
-    def __init__(self, trace: list[Event], extras: dict[int, list[Access]], tasks: int) -> None:
+    The `weak` order is the memory model's: a load is ordered after the write it reads from, but no write is ordered after a
+    load that came before it, for nobody learns of a load.
+    """
+
+    def __init__(self, trace: list[Event], extras: dict[int, list[Access]], tasks: int, *, weak: bool = False) -> None:
+        self.weak = weak
         self.trace = trace
         self.extras = extras
         self.tasks = tasks + 1
@@ -144,7 +159,7 @@ class Order:
             record = self.words.get(word)
             if record is None:
                 record = self.words[word] = _Word(self.tasks)
-            record.open(GROUP[kind])
+            record.open(GROUP[kind], self.weak)
             base = record.base
             for index in range(self.tasks):
                 clock[index] = max(clock[index], base[index])

@@ -37,7 +37,7 @@ class _Check:
         self._tables = {first for first, thing in run.scheduler.registry if getattr(thing, "name", "") == SPTE}
         self._spans = [(first, first + len_of(thing)) for first, thing in run.scheduler.registry if first in self._tables]
         self._last_write: dict[int, int] = {}
-        order = Order(run.trace, run.extras, len(run.names))
+        order = Order(run.trace, run.extras, len(run.names), weak=True)
         for position, event in enumerate(run.trace):
             touched = self._touched(position, event)
             self._judge(order, position, event, touched)
@@ -45,7 +45,8 @@ class _Check:
 
     def _touched(self, position: int, event: Event) -> list[Access]:
         kind = event[1]
-        return accesses(event, self._run.extras.get(position) if kind in _WIDE else None)
+        extras = self._run.extras.get(position) if kind in _WIDE else None
+        return accesses(event, [each for each in extras if each[0] == FREE or kind == WAIT] if extras else None)
 
     def _judge(self, order: Order, position: int, event: Event, touched: list[Access]) -> None:
         task, kind, word = event
@@ -84,7 +85,7 @@ class _Check:
         for _, each in touched:
             record = order.words.get(each)
             if record is not None:
-                for clock in (record.base, record.gathered):
+                for clock in (record.base, record.gathered, record.loads):
                     late = _not_before(clock, order.current[task], task)
                     if late:
                         self._too_early(task, late, self._word(word).split("[")[0])
@@ -93,7 +94,7 @@ class _Check:
     def _ending(self, order: Order, task: int, word: int) -> None:
         record = order.words.get(word)
         if record is not None:
-            late = _not_before(record.base, order.current[task], task)
+            late = _not_before(record.old_loads, order.current[task], task)
             if late:
                 self._too_early(task, late, self._word(word))
 

@@ -19,7 +19,6 @@ from attrs import frozen
 
 from stress.engines.program import Run
 from stress.engines.scheduler import (
-    END,
     KINDS,
     LOAD,
     NO_WORD,
@@ -247,7 +246,7 @@ class Names:
     def event(self, event: Event) -> str:
         """An event without its task: "load mmu_seq"."""
         _, kind, word = event
-        return f"{KINDS[kind]} {self.word(word)}".rstrip() if kind not in (START, END) else KINDS[kind]
+        return f"{KINDS[kind]} {self.word(word)}".rstrip() if kind != START else KINDS[kind]
 
     def announced(self, task: ControlTask) -> str:
         """What a task is about to do."""

@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping, Sequence
 
 from stress.engines.program import Run
 from stress.engines.scheduler import (
-    END,
     ENDING,
     LOAD,
     OWNER_SHIFT,
@@ -31,7 +30,7 @@ from stress.engines.scheduler import (
     Scheduler,
 )
 
-_NO_WRITES = frozenset({LOAD, READ_ACQUIRE, READ_RELEASE, WAIT, RELAX, YIELD, SPAWN, START, END, ENDING})
+_NO_WRITES = frozenset({LOAD, READ_ACQUIRE, READ_RELEASE, WAIT, RELAX, YIELD, SPAWN, START, ENDING})
 _LEARN_ALWAYS = 16
 """So many schedules are learnt from one by one; of the later ones, every so manieth is."""
 _DOUBT = 0.5

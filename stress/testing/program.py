@@ -32,36 +32,12 @@ class NothingExplored(StressError):
     """A test that looks green and has tested nothing: no schedule was run, or the program has no task."""
 
 
-class ExploredRcu(Rcu):
-    """RCU that a task which never enters a section knows nothing of: looking up that it is in none would be steps on a word
-    that all tasks share, and every order of them would be explored."""
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        self._enlisted: set[Task] = set()
-        super().__init__(*args, **options)
-
-    def enlist(self, reader: Reader) -> None:
-        """The calling task uses RCU for the first time."""
-        self._enlisted.add(current.task)
-        super().enlist(reader)
-
-    def check_exit(self, task: Task) -> None:
-        """A task that ends may not be inside a section."""
-        if task in self._enlisted:
-            super().check_exit(task)
-
-    def forbid_sleep(self, doing: str) -> None:
-        """Nor may one that sleeps."""
-        if current.task in self._enlisted:
-            super().forbid_sleep(doing)
-
-
 class ExploredSync(Sync):
     """What a program makes everything from: checked locks, RCU and reference counts as `mmu.sync.Sync` makes them, shared
     words and queues, and tasks; all under control of the scheduler. `runtime` has the rest."""
 
     def __init__(self, runtime: ControlledRuntime, reporter: Reporter) -> None:
-        super().__init__(runtime, reporter, rcu_class=ExploredRcu)
+        super().__init__(runtime, reporter, rcu_class=Rcu)
         self._runtime = runtime
         self._counts: dict[str, int] = {}
         self._names: set[str] = set()

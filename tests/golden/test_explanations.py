@@ -50,7 +50,6 @@ CASES = {
     "rcu-section-dropped": Case("delete-vs-dma"),
     "r14-teardown-order": Case("detach-vs-delete"),
     "table-freed-at-once": Case("fault-vs-delete", "preemption:1", minimised=False),
-    "put-before-zap": Case("fault-vs-delete", "preemption:1", minimised=False),
 }
 
 

@@ -70,5 +70,5 @@ def test_members_that_are_exhausted_are_left_out() -> None:
 
 def test_it_is_exhausted_when_all_members_are() -> None:
     portfolio = Portfolio(3, class_of, [PreemptionBounded(0), DepthFirst()])
-    assert len(runs(independent(1, 1), portfolio, 100)) == 22
+    assert len(runs(independent(2, 2), portfolio, 100)) == 22
     assert portfolio.exhausted

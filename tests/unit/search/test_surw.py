@@ -68,7 +68,7 @@ def test_the_parent_of_a_task_is_learnt() -> None:
 
 
 def test_where_nothing_is_contended_it_is_a_random_walk() -> None:
-    orders = {tuple(task for task, _, _ in run.trace) for run in runs(independent(1, 1), Surw(3), 300)}
+    orders = {tuple(task for task, _, _ in run.trace) for run in runs(independent(2, 2), Surw(3), 300)}
     assert len(orders) == 20
 
 
