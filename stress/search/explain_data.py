@@ -297,7 +297,7 @@ class Words:
             return ""
         if it.name.endswith(".gp_seq"):
             return f"{_grace_period(it)} begins" if it.kind != LOAD else ""
-        named = _BY_NAME.get(it.name.split("[")[0])
+        named = _BY_NAME.get(re.split(r"[\[#]", it.name)[0])
         handler = self._by_role.get(it.role) or named or (_reader if it.name.endswith(".reader") else self._generic)
         return handler(it)
 

@@ -157,8 +157,8 @@ class Objects:
 @frozen
 class Step:
     """A step of the replay in the kernel's words: `what` is "" for what nobody's course depends on. `key` names the word, `freed`
-    the object that is freed, `change` says whether an SPTE that was not empty is changed or an empty one filled, and `free` whether the task that ran before could have
-    gone on."""
+    the object that is freed, `change` says whether an SPTE is changed (an empty one that is frozen is not), and `free` whether
+    the task that ran before could have gone on."""
 
     task: str
     what: str

@@ -14,6 +14,8 @@ from stress.engines.scheduler import ADD, ENDING, LOAD, READ_ACQUIRE, READ_RELEA
 
 EXCLUSIVE: Final = 0
 LOADS: Final = 1
+NOBODY: Final = -1
+MANY: Final = -2
 GROUP: Final = tuple(
     {LOAD: 1, WAIT: 1, RELAX: 1, ADD: 2, READ_ACQUIRE: 3, READ_RELEASE: 3, YIELD: -1, ENDING: -1}.get(kind, EXCLUSIVE) for kind in range(16)
 )
@@ -88,34 +90,44 @@ def _enter(word: int, mine: int, base: dict[int, int], group: dict[int, int], ga
 
 
 class _Word:
-    """What has happened to one word: `base` is the clock of everything before the current group, `gathered` that of the
-    group itself; `history` the events, of a group only the last of each task. In a weak order `loads` is the clock of all
-    loads before the current group, and `old_loads` of those before the last write."""
+    """What has happened to one word.
 
-    __slots__ = ("base", "gathered", "group", "history", "loads", "old_loads", "starts")
+    `base` is the clock of everything before the current group of commuting operations, `gathered` that of the group itself;
+    `base_task` and `gathered_task` are the one task whose own clock that is, or `MANY`. `history` are the events, of a group
+    only the last of each task and kind. In a weak order `loads` is the clock of all loads before the current group, and
+    `old_loads` of those before the last write.
+    """
 
-    def __init__(self, tasks: int) -> None:
-        self.base: Clock = [0] * tasks
-        self.gathered: Clock = [0] * tasks
-        self.loads: Clock = [0] * tasks
-        self.old_loads: Clock = [0] * tasks
+    __slots__ = ("base", "base_task", "gathered", "gathered_task", "group", "history", "loads", "old_loads", "starts")
+
+    def __init__(self, nothing: Clock) -> None:
+        self.base = self.gathered = self.loads = self.old_loads = nothing
+        self.base_task = self.gathered_task = NOBODY
         self.group = EXCLUSIVE
         self.history: list[int] = []
         self.starts = 0
 
     def open(self, group: int, weak: bool) -> None:
-        """An operation of `group` comes: does it join the current group, or come after it?"""
-        if group and group == self.group:
-            return
+        """An operation of `group` comes after the current group."""
         if weak and self.group == LOADS:
-            self.loads = [max(pair) for pair in zip(self.loads, self.gathered, strict=True)]
-            self.gathered = [0] * len(self.base)
+            self.loads = join(self.loads, self.gathered)
+        elif self.group == EXCLUSIVE:  # whose clock has everything before it in it
+            if self.gathered_task != NOBODY:
+                self.base, self.base_task = self.gathered, self.gathered_task
         else:
-            self.base = [max(pair) for pair in zip(self.base, self.gathered, strict=True)]
-        if group != LOADS:
-            self.old_loads = self.loads
+            self.base, self.base_task = join(self.base, self.gathered), MANY
+        self.gathered_task = NOBODY
         self.group = group
         self.starts = len(self.history)
+        if group != LOADS:
+            self.old_loads = self.loads
+
+    def gather(self, task: int, clock: Clock) -> None:
+        """An event of the current group has this clock."""
+        if self.gathered_task in (NOBODY, task):
+            self.gathered, self.gathered_task = clock, task
+        else:
+            self.gathered, self.gathered_task = join(self.gathered, clock), MANY
 
     def note(self, position: int, trace: list[Event]) -> None:
         """Remember the event; one of the same task and kind in the same group makes an earlier one superfluous."""
@@ -126,6 +138,11 @@ class _Word:
                 del history[index]
                 break
         history.append(position)
+
+
+def join(first: Clock, second: Clock) -> Clock:
+    """The earliest clock that is at or after both."""
+    return [one if one > other else other for one, other in zip(first, second, strict=True)]
 
 
 class Order:
@@ -145,7 +162,8 @@ class Order:
         self.numbers: list[int] = []
         self.words: dict[int, _Word] = {}
         self.current: list[Clock] = [[0] * self.tasks for _ in range(self.tasks)]
-        """Each task's clock after its last event so far."""
+        """Each task's clock after its last event so far; clocks are never changed once made."""
+        self._nothing: Clock = [0] * self.tasks
 
     def touched(self, position: int) -> list[Access]:
         """What event `position` touched."""
@@ -155,21 +173,20 @@ class Order:
         """Take in event `position`; returns its clock. Events must come in order."""
         task = self.trace[position][0]
         clock = self.current[task].copy()
+        words = self.words
         for kind, word in touched:
-            record = self.words.get(word)
+            record = words.get(word)
             if record is None:
-                record = self.words[word] = _Word(self.tasks)
-            record.open(GROUP[kind], self.weak)
-            base = record.base
-            for index in range(self.tasks):
-                clock[index] = max(clock[index], base[index])
+                record = words[word] = _Word(self._nothing)
+            group = GROUP[kind]
+            if not group or group != record.group:
+                record.open(group, self.weak)
+            if record.base_task not in (task, NOBODY):
+                clock = join(clock, record.base)
         clock[task] += 1
-        for kind, word in touched:
-            record = self.words[word]
-            if GROUP[kind]:
-                record.gathered = [max(pair) for pair in zip(record.gathered, clock, strict=True)]
-            else:
-                record.gathered = clock
+        for _, word in touched:
+            record = words[word]
+            record.gather(task, clock)
             record.note(position, self.trace)
         self.current[task] = clock
         self.clocks.append(clock)
