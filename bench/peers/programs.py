@@ -9,7 +9,8 @@ from measure import main
 from mmu.report import Report
 from stress.engines.carrier import pinned
 from stress.engines.program import Executor
-from stress.engines.scheduler import END, START
+from stress.engines.scheduler import END
+from stress.engines.steps import START
 from stress.search.campaign import COLLECT_EVERY, Budget, Campaign
 from stress.search.dpor import Dpor
 from stress.search.walk import RandomWalk

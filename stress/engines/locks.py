@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from mmu.runtime import RawLock
-from stress.engines.scheduler import ACQUIRE, ADD, LOAD, READ_ACQUIRE, READ_RELEASE, RELEASE, RMW, ControlTask, Scheduler
+from stress.engines.scheduler import ControlTask, Scheduler
+from stress.engines.steps import ACQUIRE, ADD, LOAD, READ_ACQUIRE, READ_RELEASE, RELEASE, RMW
 
 
 class ControlledLock:

@@ -10,7 +10,8 @@ from attrs import define, field, frozen
 from mmu.probe import Probe
 from mmu.report import Report, section
 from stress.engines.controlled import ControlledRuntime
-from stress.engines.scheduler import RELAX, Access, Event, Picker, Scheduler, waits_for
+from stress.engines.scheduler import Picker, Scheduler, waits_for
+from stress.engines.steps import RELAX, Access, Event
 
 FAIR_STEPS = 50_000
 """How long a schedule that has reached its limit may go on with fair turns before it is called a livelock."""

@@ -3,65 +3,32 @@
 A task announces the operation it is about to do, a strategy picks one of the runnable tasks, and the picked task's
 announced operation is executed. What cannot be done now (a lock that is held, a predicate that is false) makes its task
 not runnable until a write makes it possible, so nothing ever spins or polls, and "nobody is runnable" is a fact.
-
-Events are `(task index, kind, word)`. Words are numbered by the task that made them, so that a number means the same in
-every schedule in which that task did the same.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
-from typing import Any, Final, NoReturn, Protocol
+from typing import Any, NoReturn, Protocol
 
 from mmu.task import Task, current
 from stress.engines.carrier import POOL, Carrier
-
-LOAD: Final = 0
-ADD: Final = 1
-READ_ACQUIRE: Final = 2
-READ_RELEASE: Final = 3
-STORE: Final = 4
-RMW: Final = 5
-ACQUIRE: Final = 6
-RELEASE: Final = 7
-WAIT: Final = 8
-RELAX: Final = 9
-YIELD: Final = 10
-SPAWN: Final = 11
-START: Final = 12
-FREE: Final = 13
-ENDING: Final = 14
-
-KINDS = (
-    "load",
-    "add",
-    "read-acquire",
-    "read-release",
-    "store",
-    "rmw",
-    "acquire",
-    "release",
-    "wait",
-    "relax",
-    "yield",
-    "spawn",
-    "start",
-    "free",
-    "ending",
+from stress.engines.steps import (
+    ADD,
+    FREE,
+    KINDS,
+    LOAD,
+    NO_WORD,
+    OWNER_SHIFT,
+    RELAX,
+    RMW,
+    SPAWN,
+    START,
+    STORE,
+    TASK_LIST,
+    WAIT,
+    Access,
+    Event,
 )
-"""The kinds of operations by number. Two operations on one word commute when both are LOAD, both ADD, or both are a
-reader's (READ_*) on a lock; WAIT and RELAX are loads; YIELD and ENDING touch nothing."""
-
-NO_WORD: Final = 0
-TASK_LIST: Final = 1
-"""The list of tasks, to which every spawn adds: who spawns first has the lower number."""
-OWNER_SHIFT: Final = 32
-"""A word's number is owner << OWNER_SHIFT | serial number."""
-
-Event = tuple[int, int, int]
-Access = tuple[int, int]
-"""(kind, word)."""
 
 
 class Abandoned(BaseException):
@@ -281,12 +248,6 @@ class Scheduler:
     def unfinished(self) -> int:
         """How many tasks are not done, daemons aside."""
         return self._foreground
-
-    def peek(self, word: int) -> object:
-        """The object that a word belongs to."""
-        return next(
-            (thing for first, thing in reversed(self.registry) if first <= word and first >> OWNER_SHIFT == word >> OWNER_SHIFT), None
-        )
 
     # What running tasks call.
 
@@ -633,8 +594,3 @@ def waits_for(scheduler: Scheduler) -> list[str]:
         names = ", ".join(owner.name for owner in owners if owner is not task)
         lines.append(f"{task.name} waits for {task.what}" + (f", held by {names}" if names else ""))
     return lines
-
-
-def frames_of(task: ControlTask) -> Any:
-    """The Python frame in which a parked task stands."""
-    return sys._current_frames().get(task.carrier.thread.ident or -1)

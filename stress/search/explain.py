@@ -18,7 +18,8 @@ from attrs import evolve, field, frozen
 from mmu.report import RULES, Report
 from stress.engines.carrier import pinned
 from stress.engines.program import Executor, Program, Run, Strategy
-from stress.engines.scheduler import ADD, FREE, LOAD, RELAX, STORE, WAIT, Access, ControlTask, Event, Picker, Scheduler
+from stress.engines.scheduler import ControlTask, Picker, Scheduler
+from stress.engines.steps import ADD, FREE, LOAD, RELAX, STORE, WAIT, Access, Event
 from stress.errors import StressError
 from stress.replaying import program_of
 from stress.search.explain_data import (

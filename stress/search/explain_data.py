@@ -14,7 +14,7 @@ from mmu.memory.host import AS_SHIFT, FREED, MOVING
 from mmu.memory.memslots import GEN_UPDATE_IN_PROGRESS, KVM_MEMSLOT_INVALID
 from mmu.memory.requests import KVM_REQ_MMU_FREE_OBSOLETE_ROOTS, KVM_REQ_TLB_FLUSH, KVM_REQ_TLB_FLUSH_CURRENT
 from mmu.paging.spte import PRESENT_HIGH, REMOVED_SPTE, SPTE_A, SPTE_D, SPTE_MMIO, SPTE_PS, SPTE_R, SPTE_W, SPTE_X, SpteLayout, pfn_of
-from stress.engines.scheduler import (
+from stress.engines.steps import (
     ACQUIRE,
     ADD,
     ENDING,

@@ -17,7 +17,8 @@ from mmu.stack import short_path
 from stress.engines.controlled import ControlledRuntime
 from stress.engines.locks import ControlledLock, ControlledRwLock
 from stress.engines.program import Instance, Program, Run, Strategy
-from stress.engines.scheduler import ENDING, FREE, OWNER_SHIFT, ControlTask, Event, Picker, Scheduler
+from stress.engines.scheduler import ControlTask, Picker, Scheduler
+from stress.engines.steps import ENDING, FREE, OWNER_SHIFT, Event
 from stress.search.explain_data import (
     Doing,
     Picture,

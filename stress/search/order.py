@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Final
 
 from stress.engines.program import Run
-from stress.engines.scheduler import ADD, ENDING, LOAD, READ_ACQUIRE, READ_RELEASE, RELAX, WAIT, YIELD, Access, Event
+from stress.engines.steps import ADD, ENDING, LOAD, READ_ACQUIRE, READ_RELEASE, RELAX, WAIT, YIELD, Access, Event
 
 EXCLUSIVE: Final = 0
 LOADS: Final = 1

@@ -12,7 +12,8 @@ import random
 from collections.abc import Callable
 
 from stress.engines.program import Run
-from stress.engines.scheduler import RELAX, YIELD, ControlTask, Picker, Scheduler
+from stress.engines.scheduler import ControlTask, Picker, Scheduler
+from stress.engines.steps import RELAX, YIELD
 
 _NEVER = 1 << 60
 

@@ -11,7 +11,8 @@ import random
 from typing import Final
 
 from stress.engines.program import Run
-from stress.engines.scheduler import FREE, ControlTask, Picker, Scheduler
+from stress.engines.scheduler import ControlTask, Picker, Scheduler
+from stress.engines.steps import FREE
 from stress.search.order import EXCLUSIVE, GROUP
 from stress.search.pct import Priorities
 

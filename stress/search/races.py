@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from mmu.report import Report, section
 from stress.engines.program import Run
-from stress.engines.scheduler import ENDING, FREE, RMW, STORE, WAIT, Access, Event
+from stress.engines.steps import ENDING, FREE, RMW, STORE, WAIT, Access, Event
 from stress.search.order import Clock, Order, accesses
 from stress.search.schedule import Names
 

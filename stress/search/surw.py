@@ -13,22 +13,8 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 
 from stress.engines.program import Run
-from stress.engines.scheduler import (
-    ENDING,
-    LOAD,
-    OWNER_SHIFT,
-    READ_ACQUIRE,
-    READ_RELEASE,
-    RELAX,
-    SPAWN,
-    START,
-    WAIT,
-    YIELD,
-    ControlTask,
-    Event,
-    Picker,
-    Scheduler,
-)
+from stress.engines.scheduler import ControlTask, Picker, Scheduler
+from stress.engines.steps import ENDING, LOAD, OWNER_SHIFT, READ_ACQUIRE, READ_RELEASE, RELAX, SPAWN, START, WAIT, YIELD, Event
 
 _NO_WRITES = frozenset({LOAD, READ_ACQUIRE, READ_RELEASE, WAIT, RELAX, YIELD, SPAWN, START, ENDING})
 _LEARN_ALWAYS = 16

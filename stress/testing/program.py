@@ -13,8 +13,7 @@ from typing import Any, TypeVar
 from mmu.report import Report, Reporter, section
 from mmu.runtime import Cell, Counter, Queue, RawLock, Table
 from mmu.sync import Rcu, Sync
-from mmu.sync.rcu import Reader
-from mmu.task import Task, current
+from mmu.task import Task
 from stress.engines.controlled import ControlledRuntime
 from stress.engines.program import Part
 from stress.errors import StressError

@@ -12,7 +12,7 @@ from mmu.paging.spte import PRESENT_HIGH, REMOVED_SPTE
 from stress.engines.controlled import ControlledRuntime
 from stress.engines.exploration import ScenarioProgram
 from stress.engines.program import Executor, Part, Program
-from stress.engines.scheduler import ADD, LOAD, RMW, STORE
+from stress.engines.steps import ADD, LOAD, RMW, STORE
 from stress.scenario.load import load
 from stress.search.bounded import PreemptionBounded
 from stress.search.explain import NothingToExplainError, explain

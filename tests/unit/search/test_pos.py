@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from stress.engines.scheduler import ACQUIRE, ADD, ENDING, LOAD, READ_ACQUIRE, READ_RELEASE, RELEASE, RMW, STORE, WAIT, YIELD
+from stress.engines.steps import ACQUIRE, ADD, ENDING, LOAD, READ_ACQUIRE, READ_RELEASE, RELEASE, RMW, STORE, WAIT, YIELD
 from stress.search.pos import CONFLICTS, Pos
 from tests.unit.search.programs import BUGS, PROTOCOL, SPAWNING, SPINNING, Small, contended, independent, runs, schedules_to_find
 

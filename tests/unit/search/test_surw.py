@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from stress.engines.scheduler import ADD, LOAD, OWNER_SHIFT, READ_ACQUIRE, SPAWN, STORE
+from stress.engines.steps import ADD, LOAD, OWNER_SHIFT, READ_ACQUIRE, SPAWN, STORE
 from stress.search.surw import Profile, Surw
 from tests.unit.search.programs import BUGS, PROTOCOL, SPAWNING, SPINNING, Small, contended, independent, runs, schedules_to_find
 

@@ -1,0 +1,55 @@
+"""What a scheduling point can be: the kinds of operations, and how words are numbered.
+
+Events are `(task index, kind, word)`. Words are numbered by the task that made them, so that a number means the same in
+every schedule in which that task did the same.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+LOAD: Final = 0
+ADD: Final = 1
+READ_ACQUIRE: Final = 2
+READ_RELEASE: Final = 3
+STORE: Final = 4
+RMW: Final = 5
+ACQUIRE: Final = 6
+RELEASE: Final = 7
+WAIT: Final = 8
+RELAX: Final = 9
+YIELD: Final = 10
+SPAWN: Final = 11
+START: Final = 12
+FREE: Final = 13
+ENDING: Final = 14
+
+KINDS = (
+    "load",
+    "add",
+    "read-acquire",
+    "read-release",
+    "store",
+    "rmw",
+    "acquire",
+    "release",
+    "wait",
+    "relax",
+    "yield",
+    "spawn",
+    "start",
+    "free",
+    "ending",
+)
+"""The kinds of operations by number. Two operations on one word commute when both are LOAD, both ADD, or both are a
+reader's (READ_*) on a lock; WAIT and RELAX are loads; YIELD and ENDING touch nothing."""
+
+NO_WORD: Final = 0
+TASK_LIST: Final = 1
+"""The list of tasks, to which every spawn adds: who spawns first has the lower number."""
+OWNER_SHIFT: Final = 32
+"""A word's number is owner << OWNER_SHIFT | serial number."""
+
+Event = tuple[int, int, int]
+Access = tuple[int, int]
+"""(kind, word)."""
