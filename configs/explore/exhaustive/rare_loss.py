@@ -1,0 +1,49 @@
+"""A bug that no amount of luck finds: a compare-exchange loop that gives up after the second try.
+
+Each SPTE change is counted by compare-exchange. "It cannot fail twice in a row" is almost true: another vCPU has to change a
+second SPTE exactly between the second load and the second compare-exchange of this one.
+"""
+
+from mmu import Variant
+from mmu.kvm import Kvm
+from mmu.memory.tlb import RemoteTlb
+from mmu.paging.table import ShadowPage
+from mmu.tdp.write import SpteWriter
+
+
+class TwoTries(SpteWriter):
+    """Counts changes, and believes that two tries are enough."""
+
+    def __init__(self, kvm: Kvm, tlb: RemoteTlb) -> None:
+        super().__init__(kvm, tlb)
+        self.changes = kvm.runtime.counter("spte_changes")
+
+    def set_spte_atomic(self, sp: ShadowPage, index: int, gfn: int, old: int, new: int) -> bool:
+        """Change the entry, then count the change."""
+        changed = super().set_spte_atomic(sp, index, gfn, old, new)
+        if changed:
+            self.count()
+        return changed
+
+    def count(self) -> None:
+        """One more change; lost when both tries meet another vCPU's."""
+        for _ in range(2):
+            seen = self.changes.value
+            if self.changes.cmpxchg(seen, seen + 1) == seen:
+                return
+        self.kvm.warn(
+            "O9",
+            "change-not-counted",
+            "BUG: an SPTE change was not counted",
+            "a compare-exchange that failed has to be tried again until it succeeds",
+            "Documentation/atomic_t.txt",
+        )
+
+
+VARIANT = Variant(
+    name="rare-loss",
+    title="a compare-exchange loop gives up after two tries",
+    parts=(TwoTries,),
+    expects=("O9",),
+    rule="a compare-exchange that failed has to be tried again until it succeeds",
+)
