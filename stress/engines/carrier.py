@@ -91,13 +91,16 @@ if hasattr(os, "register_at_fork"):
 
 
 @contextmanager
-def pinned(slot: int = 0) -> Iterator[None]:
-    """Keep the calling thread and the carriers on one of the CPUs that the process may use, and give all back afterwards."""
+def pinned(slot: int | None = None) -> Iterator[None]:
+    """Keep the calling thread and the carriers on one of the CPUs that the process may use, and give all back afterwards.
+
+    Processes that explore at the same time should have different slots; without one the process's number decides.
+    """
     if not hasattr(os, "sched_setaffinity"):  # pragma: no cover - not on Linux
         yield
         return
     before = os.sched_getaffinity(0)
-    cpu = {sorted(before)[slot % len(before)]}
+    cpu = {sorted(before)[(os.getpid() if slot is None else slot) % len(before)]}
     try:
         _move(cpu)
         yield

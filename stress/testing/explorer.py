@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,7 +9,7 @@ from typing import Final
 
 from attrs import frozen
 
-from stress.engines.carrier import POOL, Signal, pinned
+from stress.engines.carrier import POOL, pinned
 from stress.errors import StressError
 from stress.search.campaign import Budget, Campaign, Failure, Tally
 from stress.search.schedule import Divergence, Schedule
@@ -212,24 +211,5 @@ def _alone() -> Iterator[None]:
         _exploring.now = True
         try:
             yield
-        except BaseException:
-            _fresh_threads()
-            raise
         finally:
             _exploring.now = False
-
-
-def _fresh_threads() -> None:
-    """Leave the carriers as they are, and make new ones: those of a schedule that was interrupted may still be at work."""
-    POOL._carriers.clear()
-    POOL.main = Signal()
-
-
-def _after_fork() -> None:
-    """A forked process has none of its parent's threads, and must not share what they wait for."""
-    _fresh_threads()
-    POOL.busy = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 from collections.abc import Callable, Hashable, Sequence
 
@@ -300,6 +301,30 @@ def test_a_strategy_that_raises_ends_the_schedule_and_leaves_nobody_parked() -> 
     executor = Executor(Making(make))
     assert "a bug in a strategy" in executor.execute(Careless()).errors[0]
     assert executor.execute(RandomWalk(1)).completed
+
+
+def test_ctrl_c_stops_the_schedule_before_anybody_is_unwound() -> None:
+    def make(runtime: ControlledRuntime, given: Given) -> list[Callable[[], None]]:
+        word = runtime.counter("word")
+        lock = runtime.lock("lock")
+
+        def body(interrupts: bool) -> Callable[[], None]:
+            def work() -> None:
+                for number in range(300):
+                    with lock:
+                        word.value = word.value + 1
+                    if interrupts and number == 100:
+                        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+            return work
+
+        return [body(interrupts=True), body(interrupts=False)]
+
+    executor = Executor(Making(make))
+    for seed in range(10):
+        with pytest.raises(KeyboardInterrupt):
+            executor.execute(RandomWalk(seed))
+    assert [run.outcome for run in every(lambda runtime, given: [lambda: given.seen.append(1)])] == [(1,)]
 
 
 @pytest.mark.parametrize("strategy", [RandomWalk(5), DepthFirst()])
