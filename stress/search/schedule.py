@@ -51,7 +51,7 @@ class Schedule:
 
     def encode(self) -> str:
         """The string form."""
-        data = bytearray(_number(self.seed) + _number(self.check))
+        data = bytearray(_number(self.seed) + _number(self.check) + _number(len(self.choices)))
         for task, steps in self.turns():
             if task < 7 and steps < _INLINE:
                 data.append(task << 5 | steps)
@@ -98,7 +98,7 @@ def _read(data: bytes) -> Schedule:
             if byte < 128:
                 return value
 
-    seed, check = number(), number()
+    seed, check, length = number(), number(), number()
     choices: list[int] = []
     while position < len(data):
         byte = data[position]
@@ -107,6 +107,8 @@ def _read(data: bytes) -> Schedule:
         if not task or not steps or len(choices) + steps > 10_000_000:
             raise ValueError("a turn without a task or steps")
         choices += [task] * steps
+    if len(choices) != length or not choices:
+        raise ValueError(f"{len(choices)} of {length} steps are there")
     return Schedule(seed, tuple(choices), check)
 
 

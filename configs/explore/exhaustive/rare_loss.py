@@ -1,7 +1,7 @@
-"""A bug that no amount of luck finds: a compare-exchange loop that gives up after the second try.
+"""A bug that no amount of luck finds: a compare-exchange loop that gives up after the third try.
 
-Each SPTE change is counted by compare-exchange. "It cannot fail twice in a row" is almost true: another vCPU has to change a
-second SPTE exactly between the second load and the second compare-exchange of this one.
+Each SPTE change is counted by compare-exchange. "It cannot fail three times in a row" is almost true: another vCPU has to count
+a change of its own between load and compare-exchange of this one, three times, and two of them are a whole fault apart.
 """
 
 from mmu import Variant
@@ -11,8 +11,8 @@ from mmu.paging.table import ShadowPage
 from mmu.tdp.write import SpteWriter
 
 
-class TwoTries(SpteWriter):
-    """Counts changes, and believes that two tries are enough."""
+class ThreeTries(SpteWriter):
+    """Counts changes, and believes that three tries are enough."""
 
     def __init__(self, kvm: Kvm, tlb: RemoteTlb) -> None:
         super().__init__(kvm, tlb)
@@ -26,8 +26,8 @@ class TwoTries(SpteWriter):
         return changed
 
     def count(self) -> None:
-        """One more change; lost when both tries meet another vCPU's."""
-        for _ in range(2):
+        """One more change; lost when all tries meet another vCPU's."""
+        for _ in range(3):
             seen = self.changes.value
             if self.changes.cmpxchg(seen, seen + 1) == seen:
                 return
@@ -42,8 +42,8 @@ class TwoTries(SpteWriter):
 
 VARIANT = Variant(
     name="rare-loss",
-    title="a compare-exchange loop gives up after two tries",
-    parts=(TwoTries,),
+    title="a compare-exchange loop gives up after three tries",
+    parts=(ThreeTries,),
     expects=("O9",),
     rule="a compare-exchange that failed has to be tried again until it succeeds",
 )
