@@ -18,7 +18,7 @@ from stress.search.walk import RandomWalk
 from tests.unit.search.programs import LOST_UPDATE, PROTOCOL, Body, Small
 
 repeatable = settings(derandomize=True, deadline=None, max_examples=150)
-TURNS = st.lists(st.tuples(st.integers(1, 40), st.integers(1, 300)), max_size=40)
+TURNS = st.lists(st.tuples(st.integers(1, 40), st.integers(1, 300)), min_size=1, max_size=40)
 
 
 @repeatable
@@ -108,8 +108,19 @@ def test_a_short_string_that_was_cut_off_is_damaged() -> None:
 
 @pytest.mark.parametrize(
     "data",
-    [b"", b"r", b"r\x00", b"r\x00\x00\x01\x00", b"r\x00\x00\x01\xe0\x01\x00", b"r\x00\x00\x01\xe0\x00\x01", b"r\x00\x00\x01\xe0\x01\xff\xff\xff\xff\x7f"],
-    ids=["empty", "no seed", "no sum", "no task", "no steps", "task 0", "billions of steps"],
+    [
+        b"",
+        b"r",
+        b"r\x00",
+        b"r\x00\x00",
+        b"r\x00\x00\x00",
+        b"r\x00\x00\x02\x21",
+        b"r\x00\x00\x01\x22",
+        b"r\x00\x00\x00\xe0\x01\x00",
+        b"r\x00\x00\x01\xe0\x00\x01",
+        b"r\x00\x00\x01\xe0\x01\xff\xff\xff\xff\x7f",
+    ],
+    ids=["empty", "no seed", "no sum", "no length", "no step", "too few", "too many", "no steps", "task 0", "billions of steps"],
 )
 def test_bytes_that_are_no_schedule(data: bytes) -> None:
     with pytest.raises(ScheduleError, match="damaged"):

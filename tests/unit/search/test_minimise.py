@@ -1,0 +1,147 @@
+"""Minimising: what is left fails in the same way, nothing more can go, and it is always the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from attrs import evolve
+
+from stress.engines.exploration import ScenarioProgram
+from stress.explore import ExploreRequest, explore
+from stress.scenario.load import load
+from stress.scenario.types import Lines, Scenario
+from stress.search.campaign import Failure
+from stress.search.minimise import Minimised, Minimiser, operations, size, smaller_scenarios
+from stress.search.replay import replay
+from stress.search.schedule import Schedule
+
+EXPLORE = Path(__file__).parents[3] / "configs" / "explore"
+Case = tuple[Scenario, Failure]
+
+
+def failing(name: str, variant: str, seed: int = 1) -> Case:
+    """A scenario with a broken variant, and the first failure that the portfolio finds."""
+    scenario = load(EXPLORE / f"{name}.toml", [f'vm.variants=["{variant}"]'])
+    tally = explore(ExploreRequest(scenario, name, seed, "portfolio", schedules=400)).tally
+    return scenario, next(iter(tally.failures.values()))
+
+
+def minimised(case: Case) -> tuple[Minimiser, Minimised]:
+    scenario, failure = case
+    minimiser = Minimiser("small", (), failure.report.signature, predicted=failure.predicted)
+    result = minimiser.minimise(scenario, failure.schedule)
+    assert result is not None
+    return minimiser, result
+
+
+@pytest.fixture(scope="module")
+def stale() -> Case:
+    """A vCPU maps a page in a root that was made obsolete meanwhile: it takes a preemption."""
+    return failing("fault-vs-delete", "stale-check-skipped", 3)
+
+
+@pytest.fixture(scope="module")
+def unflushed() -> Case:
+    """An exported zap that does not flush: any order shows it."""
+    return failing("delete-vs-dma", "no-flush-after-exported-zap")
+
+
+@pytest.fixture(scope="module")
+def at_once() -> Case:
+    """A table that is freed without a grace period."""
+    return failing("fault-vs-delete", "table-freed-at-once")
+
+
+@pytest.fixture(scope="module")
+def drawn() -> Case:
+    """A failure of actors that draw what they do."""
+    return failing("two-vcpus", "table-freed-at-once")
+
+
+def is_part_of(lines: Lines, whole: Lines) -> bool:
+    """Whether `lines` is `whole` with some left out."""
+    rest = iter(whole)
+    return all(line in rest for line in lines)
+
+
+@pytest.mark.parametrize("name", ["stale", "unflushed"])
+def test_what_is_left_fails_in_the_same_way_and_nothing_more_can_go(name: str, request: pytest.FixtureRequest) -> None:
+    scenario, failure = case = request.getfixturevalue(name)
+    minimiser, result = minimised(case)
+    assert result.after < result.before
+    assert result.after[:2] == (operations(result.scenario), size(result.scenario))
+    assert result.before[0] == operations(scenario)
+    assert result.removed
+    assert result.schedules > 1
+    assert result.failure.report.signature == failure.report.signature
+    assert all(is_part_of(lines, scenario.script[part]) for part, lines in result.scenario.script.items())
+    again = replay(ScenarioProgram("small", result.scenario), result.failure.schedule, steps=result.failure.steps)
+    assert again.divergence is None
+    assert again.signatures[0] == failure.report.signature
+    assert len(again.run.trace) == result.after[4]
+    assert list(minimiser.single_removals(result)) == []
+
+
+def test_the_result_is_always_the_same(at_once: Case) -> None:
+    (_, one), (_, two) = minimised(at_once), minimised(at_once)
+    assert one.scenario == two.scenario
+    assert one.failure.schedule == two.failure.schedule
+    assert (one.turns, one.after, one.schedules, one.removed) == (two.turns, two.after, two.schedules, two.removed)
+
+
+def test_a_schedule_that_does_not_fail_is_not_minimised(at_once: Case) -> None:
+    scenario, failure = at_once
+    correct = load(EXPLORE / "fault-vs-delete.toml")
+    assert Minimiser("small", (), failure.report.signature).minimise(correct, failure.schedule) is None
+    assert Minimiser("small", (), "O1/something/else").minimise(scenario, failure.schedule) is None
+    assert Minimiser("small", (), failure.report.signature).minimise(scenario, Schedule(0, (1, 2, 3), 0)) is None
+
+
+def test_a_race_that_did_no_harm_can_be_minimised_as_what_it_is() -> None:
+    scenario = load(EXPLORE / "fault-vs-delete.toml", ['vm.variants=["srcu-wait-skipped"]'])
+    tally = explore(ExploreRequest(scenario, "small", 1, "random", schedules=40, keep_going=True)).tally
+    failure = next(failure for failure in tally.failures.values() if failure.predicted)
+    adopted = Minimiser("small", (), failure.report.signature, predicted=True)._adopt(scenario, failure.schedule)
+    assert adopted is not None
+    assert adopted.reports[0].signature == failure.report.signature
+    assert adopted.run.reports == ()
+    assert Minimiser("small", (), failure.report.signature)._adopt(scenario, failure.schedule) is None
+
+
+# Scenarios that draw.
+
+
+def test_what_actors_have_drawn_becomes_a_script(drawn: Case) -> None:
+    scenario, failure = drawn
+    assert not scenario.script
+    adopted = Minimiser("small", (), failure.report.signature)._adopt(scenario, failure.schedule)
+    assert adopted is not None
+    assert adopted.scenario.script
+    assert set(adopted.scenario.script) <= {"vcpu0", "vcpu1", "device0", "memslot-worker"}
+    assert adopted.reports[0].signature == failure.report.signature
+    assert evolve(adopted.scenario, script={}) == scenario
+
+
+@pytest.mark.xfail(reason="'all of NAME' may be all there is: without a script the actors draw again", strict=True)
+def test_what_is_left_of_it_is_still_a_script(drawn: Case) -> None:
+    _, result = minimised(drawn)
+    assert result.scenario.script
+
+
+@pytest.mark.xfail(reason="'all of NAME' may be all there is: without a script the actors draw again", strict=True)
+def test_a_script_is_never_left_out_as_a_whole() -> None:
+    scenario = evolve(load(EXPLORE / "fault-vs-delete.toml"), script={"vcpu0": Lines(("write 0x0", "read 0x0"))})
+    assert all(smaller.script for _, smaller in smaller_scenarios(scenario))
+
+
+@pytest.mark.parametrize("name", ["fault-vs-delete", "io-fault-vs-split", "unexport-vs-io-fault", "exporters-race", "two-vcpus"])
+def test_smaller_scenarios_are_smaller_by_one_thing_and_valid(name: str) -> None:
+    scenario = load(EXPLORE / f"{name}.toml")
+    found = list(smaller_scenarios(scenario))
+    assert found
+    assert len({what for what, _ in found}) >= len(found) - sum(map(len, scenario.script.values()))
+    for what, smaller in found:
+        assert (operations(smaller), size(smaller)) < (operations(scenario), size(scenario)), what
+        assert smaller.obligations == scenario.obligations
+        assert smaller.vm.variants == scenario.vm.variants
