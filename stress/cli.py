@@ -120,7 +120,7 @@ def keep(directory: RunDirectory, record: RunRecord) -> str:
 
 @cli.command("explore")
 @click.option("--config", "-c", required=True, type=click.Path(path_type=Path), help="Scenario to explore (TOML).")
-@click.option("--strategy", "-s", default="portfolio", show_default=True, help="How schedules are chosen; see 'stress list strategies'.")
+@click.option("--strategy", "-s", help="How schedules are chosen (stress list strategies); by default the scenario's, else a portfolio.")
 @click.option("--schedules", "-n", type=click.IntRange(1), help="How many schedules to run.")
 @click.option("--duration", type=click.FloatRange(0, min_open=True), help="How many seconds to explore; 10 without --schedules.")
 @click.option("--exhaustive", is_flag=True, help="Explore every order of events (strategy dpor); not coming to the end is INCONCLUSIVE.")
@@ -135,7 +135,7 @@ def keep(directory: RunDirectory, record: RunRecord) -> str:
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON, nothing else.")
 def explore_scenario(
     config: Path,
-    strategy: str,
+    strategy: str | None,
     schedules: int | None,
     duration: float | None,
     exhaustive: bool,
@@ -154,8 +154,7 @@ def explore_scenario(
         overrides = (*overrides, *MENDED)
     scenario, _ = load_all(config, overrides, files)
     scenario = small_scenario(scenario, overrides)
-    if exhaustive and strategy == "portfolio":
-        strategy = "dpor"
+    strategy = strategy or ("dpor" if exhaustive else scenario.explore.strategy)
     strategy_for(strategy, 0)
     if seed is None:
         seed = scenario.seed if scenario.seed is not None else secrets.randbelow(1 << 31)

@@ -271,9 +271,11 @@ class Explore:
     """How the controlled engine runs the scenario: every actor makes `rounds` steps a schedule; a schedule of more than
     `max_steps` is not finished. `lock_granularity` says whether an operation on mmu_lock is one step, or the steps inside
     `readerwriterlock` are explored, too. `scenario` is another file whose machine, memory, actors and script are explored
-    instead of this one's, with this one's profile, kernel, policy, variants and expectations."""
+    instead of this one's, with this one's profile, kernel, policy, variants and expectations. `strategy` is how schedules are
+    chosen where the command line does not say."""
 
     scenario: FileName | None = None
+    strategy: Text = Text("portfolio")
 
     rounds: Positive = Positive(2)
     max_steps: Positive = Positive(20_000)

@@ -31,7 +31,7 @@ LUCKY = {
     "stale-check-skipped": 3,
     "yield-in-exported-zap": 5,
     "R07-spurious-is-failure": 1,
-    "R08-stale-fault-state": 6,
+    "R08-stale-fault-state": 5,
     "R09-mmio-sptes-survive": 3,
     "R10-nx-toggle-race": 3,
     "R11-nx-recovery-warns": 4,
@@ -40,15 +40,17 @@ LUCKY = {
     "R19-device-writes-not-logged": 4,
 }
 """Seeds that find it soon; what is not here is found at once by any."""
+TRIES = 3
+"""So many seeds are tried, one after another: luck does not outlast every change of the scheduler."""
 AT_LEAST = 20
 """So many schedules of the mended design are explored even where the first one finds the defect."""
 
 
-def explored(name: str, schedules: int, *overrides: str) -> Explored:
+def explored(name: str, seed: int, schedules: int, *overrides: str) -> Explored:
     """What `stress explore` does with a scenario."""
     scenario, _ = load_all(BROKEN[name], overrides, ())
     small = small_scenario(scenario, overrides)
-    return explore(ExploreRequest(small, name, LUCKY.get(name, 1), "portfolio", schedules=schedules))
+    return explore(ExploreRequest(small, name, seed, "portfolio", schedules=schedules))
 
 
 def seen(result: Explored) -> set[str]:
@@ -57,13 +59,19 @@ def seen(result: Explored) -> set[str]:
     return {name for report in reports for name in (report.rule, report.code)}
 
 
-def expects(name: str, result: Explored) -> None:
-    """What the scenario expects is among what was seen."""
+def found(name: str, *overrides: str) -> Explored:
+    """The search that finds what the scenario expects."""
     expected = expected_of(load(BROKEN[name]))
     assert expected
-    assert result.judgement.verdict is Verdict.FAIL, result.judgement.reasons
-    assert seen(result) & set(expected), f"{sorted(seen(result))}, expected one of {expected}"
-    assert result.tally.errors == []
+    fired: set[str] = set()
+    for seed in range(LUCKY.get(name, 1), LUCKY.get(name, 1) + TRIES):
+        result = explored(name, seed, PATIENT.get(name, MOST), *overrides)
+        assert result.tally.errors == []
+        if seen(result) & set(expected):
+            assert result.judgement.verdict is Verdict.FAIL, result.judgement.reasons
+            return result
+        fired |= seen(result)
+    pytest.fail(f"{sorted(fired) or 'nothing'}, expected one of {expected}")
 
 
 def defect_of(name: str) -> str:
@@ -78,9 +86,8 @@ def test_only_what_is_no_race_has_no_small_scenario() -> None:
 
 @pytest.mark.parametrize("name", FAILING)
 def test_exploring_finds_what_the_scenario_expects_and_not_once_mended(name: str) -> None:
-    result = explored(name, PATIENT.get(name, MOST))
-    expects(name, result)
-    mended = explored(name, max(result.tally.schedules, AT_LEAST), *MENDED)
+    result = found(name)
+    mended = explored(name, result.request.seed, max(result.tally.schedules, AT_LEAST), *MENDED)
     assert list(mended.tally.failures) == []
     assert mended.tally.errors == []
     assert mended.tally.unfinished == 0
@@ -88,7 +95,7 @@ def test_exploring_finds_what_the_scenario_expects_and_not_once_mended(name: str
 
 @pytest.mark.parametrize("name", ONE_DEFECT)
 def test_one_defect_in_the_mended_design_is_found(name: str) -> None:
-    expects(name, explored(name, PATIENT.get(name, MOST), "vm.profile=hardened", f'vm.variants=["{defect_of(name)}"]'))
+    found(name, "vm.profile=hardened", f'vm.variants=["{defect_of(name)}"]')
 
 
 @pytest.mark.parametrize("path", SMALL, ids=lambda path: path.stem)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +85,9 @@ def test_what_is_missing_is_no_pass(changes: dict[str, Any], verdict: Verdict, r
 def test_a_search_for_everything_must_come_to_its_end(strategy: str, exhaustive: bool, exhausted: bool, verdict: Verdict) -> None:
     judgement = judged(asked(strategy=strategy, exhaustive=exhaustive), exhausted=exhausted)
     assert judgement.verdict is verdict
-    assert (judgement.reasons == ("the search did not come to its end: what it has not seen may be broken",)) is (verdict is not Verdict.PASS)
+    assert (judgement.reasons == ("the search did not come to its end: what it has not seen may be broken",)) is (
+        verdict is not Verdict.PASS
+    )
 
 
 def test_a_finding_is_a_finding_wherever_the_search_has_ended() -> None:
@@ -174,7 +175,7 @@ def test_what_actors_draw_changes_now_and_then(scenario: Any, strategy: str, see
 
 
 @pytest.fixture
-def slices(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+def slices(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Workers' state is put away afterwards; the seeds of the programs that a worker has built."""
     seeds: list[int] = []
     real = exploring.campaign_for
@@ -188,7 +189,7 @@ def slices(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     monkeypatch.setattr(exploring, "campaign_for", noting)
     monkeypatch.setattr(exploring, "_state", {})
     monkeypatch.setattr(exploring, "PROGRAMS", 2)
-    yield seeds
+    return seeds
 
 
 def slice_of(request: ExploreRequest, slot: int, schedules: int) -> Tally:

@@ -74,7 +74,7 @@ def test_a_schedule_ends_with_the_checks_and_the_destruction_of_the_vm() -> None
     assert run.instance.counter("quiescent_checks") == 1
     assert run.instance.counter("memslot_deletes") == 1
     assert run.instance.world.vm.destroyed.value
-    assert run.names[-1] == "teardown"
+    assert "teardown" in run.names
     assert not any(run.names[task - 1] == "teardown" for task, _, _ in run.trace)
 
 
@@ -153,6 +153,6 @@ def test_progress_moves_with_the_actors() -> None:
 @pytest.mark.xfail(reason="srcu-wait-skipped: the process unmaps what the fault has found, and its EFAULT is no finding", strict=True)
 def test_what_a_broken_variant_breaks_is_no_error_of_the_harness() -> None:
     scenario = load(EXPLORE / "fault-vs-delete.toml", ['vm.variants=["srcu-wait-skipped"]'])
-    executor, walk = Executor(ScenarioProgram("program", scenario)), RandomWalk(1)
-    runs = [executor.execute(walk) for _ in range(200)]
+    executor, search = Executor(ScenarioProgram("program", scenario)), PreemptionBounded(2)
+    runs = [executor.execute(search) for _ in range(300)]
     assert [run.errors for run in runs if run.errors and not run.reports] == []

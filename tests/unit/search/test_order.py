@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -156,7 +157,9 @@ print([class_of(run) for program in (PROTOCOL, SPAWNING, DEADLOCK) for run in ru
 def test_another_process_gives_the_same_number(hash_seed: str) -> None:
     here = [class_of(run) for small in (PROTOCOL, SPAWNING, DEADLOCK) for run in runs(small, RandomWalk(5), 10)]
     environment = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(ROOT)}
-    there = subprocess.run([sys.executable, "-c", SCRIPT], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    there = subprocess.run(
+        [sys.executable, "-c", SCRIPT], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+    )
     assert there.stdout.strip() == str(here)
 
 
@@ -178,7 +181,7 @@ def test_the_steps_of_one_task_are_in_order_and_unrelated_ones_are_not() -> None
     run = Executor(independent(2, 2)).execute(RandomWalk(1))
     order = ordered(run)
     first, second = steps_of(run, 1), steps_of(run, 2)
-    assert all(order.before(one, other) for one, other in zip(first, first[1:], strict=False))
+    assert all(order.before(one, other) for one, other in pairwise(first))
     assert not any(order.before(one, other) or order.before(other, one) for one in first for other in second)
 
 

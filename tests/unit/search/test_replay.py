@@ -14,7 +14,6 @@ from stress.search.turns import FollowTurns, Turn, turns_of
 from stress.search.walk import RandomWalk
 from tests.unit.search.programs import (
     BUGS,
-    DEADLOCK,
     LOST_UPDATE,
     PROTOCOL,
     SPAWNING,

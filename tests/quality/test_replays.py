@@ -1,0 +1,113 @@
+"""A schedule means the same elsewhere: failing schedules of many variants, kept as files, replayed step by step in another
+process, with another hash seed, and with another Python where there is one that can run the package."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from stress.explore import ExploreRequest, explore
+from stress.scenario.load import load
+from stress.search.store import stored
+
+ROOT = Path(__file__).parents[2]
+EXPLORE = ROOT / "configs" / "explore"
+VARIANTS = {
+    "exported-root-invalidated": "delete-vs-dma",
+    "exported-zap-after-unlock": "delete-vs-dma",
+    "importers-not-notified": "delete-vs-dma",
+    "no-flush-after-exported-zap": "delete-vs-dma",
+    "yield-in-exported-zap": "delete-vs-dma",
+    "double-put-of-invalid-root": "two-deletes",
+    "rcu-section-dropped": "fault-vs-delete",
+    "stale-check-skipped": "fault-vs-delete",
+    "srcu-wait-skipped": "fault-vs-delete",
+    "table-freed-at-once": "two-vcpus",
+    "put-before-zap": "obsolete-root",
+    "r1-double-export": "exporters-race",
+    "r12-mm-exit-without-flush": "exit-with-device",
+    "r17-gup-under-slots-lock": "userfault-vs-delete",
+}
+SEARCHES = [("portfolio", 1), ("random", 2), ("pct:2", 3), ("pct:4", 4), ("pos", 5), ("surw", 6), ("preemption:1", 0)]
+MOST = 60
+"""Schedules of each search; a search that finds nothing with so many is left out."""
+
+SCRIPT = """
+import json, sys
+from pathlib import Path
+from stress.engines.carrier import pinned
+from stress.replaying import program_of
+from stress.search.campaign import named_steps
+from stress.search.replay import replay
+from stress.search.schedule import check_of
+from stress.search.store import read
+
+with pinned():
+    for name in sys.argv[1:]:
+        kept = read(Path(name))
+        explore = kept.scenario.explore
+        again = replay(program_of(kept), kept.schedule, steps=kept.steps, predicted=kept.predicted, limit=explore.max_steps)
+        assert again.divergence is None, f"{name}: {again.divergence}"
+        assert tuple(task for task, _, _ in again.run.trace) == kept.schedule.choices, name
+        assert check_of(again.run.trace) == kept.schedule.check, name
+        assert named_steps(again.run) == kept.steps, name
+        assert again.signatures == kept.signatures, f"{name}: {again.signatures} instead of {kept.signatures}"
+        print(json.dumps([Path(name).name, len(again.run.trace)]))
+"""
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
+    """Failing schedules as files, with how many steps each has."""
+    folder = tmp_path_factory.mktemp("schedules")
+    found: dict[str, int] = {}
+    for variant, name in VARIANTS.items():
+        scenario = load(EXPLORE / f"{name}.toml", [f'vm.variants=["{variant}"]'])
+        for strategy, seed in SEARCHES:
+            tally = explore(ExploreRequest(scenario, name, seed, strategy, schedules=MOST)).tally
+            for failure in list(tally.failures.values())[:1]:
+                path = folder / f"{variant}-{strategy.replace(':', '')}.json"
+                path.write_text(stored(name, scenario, (), failure).to_json(), encoding="utf-8")
+                found[str(path)] = len(failure.steps)
+    return found
+
+
+def replayed(python: str, hash_seed: str, files: dict[str, int]) -> None:
+    """All files in one process of `python`."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONHASHSEED": hash_seed}
+    done = subprocess.run(
+        [python, "-c", SCRIPT, *files], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    lines = [tuple(json.loads(line)) for line in done.stdout.splitlines()]
+    assert lines == [(Path(name).name, steps) for name, steps in files.items()]
+
+
+def test_there_are_failing_schedules_of_many_variants(files: dict[str, int]) -> None:
+    by_variant = [sum(Path(name).name.startswith(f"{variant}-") for name in files) for variant in VARIANTS]
+    assert sum(count >= 6 for count in by_variant) >= 10, by_variant
+    assert len(files) >= 70
+    assert min(files.values()) > 30
+
+
+@pytest.mark.parametrize("hash_seed", ["0", "31337"])
+def test_another_process_replays_them_exactly(files: dict[str, int], hash_seed: str) -> None:
+    replayed(sys.executable, hash_seed, files)
+
+
+@pytest.mark.parametrize("version", ["3.12", "3.13", "3.14"])
+def test_another_python_replays_them_exactly(files: dict[str, int], version: str) -> None:
+    python = shutil.which(f"python{version}")
+    if python is None:
+        pytest.skip(f"there is no Python {version} here")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    able = subprocess.run([python, "-c", "import stress.cli"], env=environment, cwd=ROOT, capture_output=True, timeout=60, check=False)
+    if able.returncode:
+        pytest.skip(f"Python {version} does not have what the package needs")
+    replayed(python, "7", files)
