@@ -199,7 +199,11 @@ class Scheduler:
             self.stuck = bool(self._foreground)
             return
         self.quiet = int(self.serial)
-        first = pick()
+        try:
+            first = pick()
+        except Abandoned:
+            self.quiet = 1
+            return
         self.running = first
         first.carrier.signal.set()
         try:
@@ -421,6 +425,8 @@ class Scheduler:
 
     def _leave(self, task: ControlTask) -> NoReturn:
         """The running task hands over to the main thread for good."""
+        if task is self._outside:
+            raise Abandoned
         self._main.set()
         if not task.done:
             task.carrier.signal.wait()

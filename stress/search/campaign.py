@@ -13,7 +13,7 @@ from mmu.report import Report
 from stress.engines.program import Executor, Program, Run, Strategy
 from stress.search.dpor import Dpor
 from stress.search.order import class_of
-from stress.search.portfolio import Portfolio
+from stress.search.portfolio import Portfolio, Share
 from stress.search.races import races_of
 from stress.search.schedule import Names, Schedule
 
@@ -149,6 +149,10 @@ class Campaign:
         self.tally = Tally()
         self._executor = Executor(program, limit=limit, granularity=granularity)
         self._seeds = seeds
+        self._begun = 0
+        """Schedules begun so far, whatever the tally."""
+        self._told: dict[str, Share] = {}
+        """What the members of a portfolio had done when a tally was last finished."""
         self._check_races = check_races
         self._always = MOST_CLASSES if isinstance(strategy, Dpor) else ALWAYS_CHECKED
         self._counters = counters
@@ -184,23 +188,33 @@ class Campaign:
                 gc.enable()
         tally.exhausted = strategy.exhausted
         if isinstance(strategy, Portfolio):
-            tally.members = {each.name: {"schedules": each.schedules, "classes": each.classes} for each in strategy.report()}
+            self._note_members(strategy.report())
         self._estimate()
         tally.curve.append((tally.schedules, tally.classes))
         return tally
 
+    def _note_members(self, shares: list[Share]) -> None:
+        """What the members of a portfolio have added to this tally."""
+        for each in shares:
+            before = self._told.get(each.name)
+            counts = self.tally.members.setdefault(each.name, {"schedules": 0, "classes": 0})
+            counts["schedules"] += each.schedules - (before.schedules if before else 0)
+            counts["classes"] += each.classes - (before.classes if before else 0)
+            self._told[each.name] = each
+
     def _one(self) -> None:
         tally = self.tally
-        seed = self._seeds(tally.schedules)
+        seed = self._seeds(self._begun)
+        self._begun += 1
         run = self._executor.execute(self.strategy, seed)
         tally.schedules += 1
         tally.steps += len(run.trace)
         tally.cut += run.cut
         tally.unfinished += run.limit_hit
-        if run.errors and not run.reports:
-            tally.errors += run.errors
         if not run.cut:
             self._learn(run, tally)
+        if run.errors and not run.reports and not tally.failures:
+            tally.errors += run.errors
         tally.note_point()
         if run.scheduler is not None:
             run.scheduler.dispose()
@@ -217,11 +231,16 @@ class Campaign:
         if run.reports:
             tally.failing += 1
             self._keep(run, run.reports, predicted=False)
-        elif fresh and self._check_races and run.completed and (tally.classes <= self._always or not tally.classes % CHECK_EVERY):
+        elif run.errors or (fresh and self._worth_checking(run)):
             reports = races_of(run)
             if reports:
                 tally.failing += 1
                 self._keep(run, tuple(reports), predicted=True)
+
+    def _worth_checking(self, run: Run) -> bool:
+        """Whether the run is looked at for races that did no harm."""
+        many = self.tally.classes > self._always and self.tally.classes % CHECK_EVERY
+        return self._check_races and run.completed and not many
 
     def _keep(self, run: Run, reports: tuple[Report, ...], *, predicted: bool) -> None:
         tally = self.tally

@@ -246,10 +246,9 @@ def _fewer(turns: Sequence[Turn]) -> Iterator[list[Turn]]:
 def smaller_scenarios(scenario: Scenario) -> Iterator[tuple[str, Scenario]]:
     """Every scenario that is smaller by one thing: an actor's part, an operation, a device, some memory."""
     for name, lines in scenario.script.items():
-        if len(lines) > 1:
-            yield from _valid(
-                f"all of {name}", evolve(scenario, script={key: value for key, value in scenario.script.items() if key != name})
-            )
+        others = {key: value for key, value in scenario.script.items() if key != name}
+        if len(lines) > 1 and others:
+            yield from _valid(f"all of {name}", evolve(scenario, script=others))
     for name, lines in scenario.script.items():
         for number, line in enumerate(lines):
             rest = Lines((*lines[:number], *lines[number + 1 :]))

@@ -67,6 +67,11 @@ class Portfolio:
         self._turn = self._members[0]
 
     @property
+    def member(self) -> str:
+        """Who chose the last schedule."""
+        return self._turn.strategy.name
+
+    @property
     def exhausted(self) -> bool:
         """Whether every member is."""
         return not self._open()

@@ -11,11 +11,10 @@ from __future__ import annotations
 
 from mmu.report import Report, section
 from stress.engines.program import Run
-from stress.engines.steps import ENDING, FREE, RMW, STORE, WAIT, Access, Event
+from stress.engines.steps import ENDING, FREE, RMW, SPAWN, STORE, WAIT, Access, Event
 from stress.search.order import Clock, Order, accesses
 from stress.search.schedule import Names
 
-_WIDE = frozenset({WAIT, FREE})
 _WRITES = frozenset({STORE, RMW, FREE})
 SPTE = "SPTE"
 
@@ -45,8 +44,9 @@ class _Check:
 
     def _touched(self, position: int, event: Event) -> list[Access]:
         kind = event[1]
-        extras = self._run.extras.get(position) if kind in _WIDE else None
-        return accesses(event, [each for each in extras if each[0] == FREE or kind == WAIT] if extras else None)
+        extras = self._run.extras.get(position)
+        extras = [each for each in extras or () if each[0] in (FREE, STORE, SPAWN) or kind == WAIT]
+        return accesses(event, extras or None)
 
     def _judge(self, order: Order, position: int, event: Event, touched: list[Access]) -> None:
         task, kind, word = event

@@ -41,7 +41,7 @@ def strategy_for(text: str, seed: int) -> Strategy:
     known = STRATEGIES.get(name)
     if known is None:
         raise StressError(f"there is no strategy {name!r}: there are {', '.join(STRATEGIES)}")
-    if parameter and (name not in DEFAULT_PARAMETER or not parameter.isdigit()):
+    if parameter and (name not in DEFAULT_PARAMETER or not (parameter.isascii() and parameter.isdecimal())):
         raise StressError(
             f"strategy {text!r}: {'a number is needed after the colon' if name in DEFAULT_PARAMETER else f'{name} takes no parameter'}"
         )

@@ -352,7 +352,6 @@ def replayed_elsewhere(path: object, *more: str) -> subprocess.CompletedProcess[
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False)
 
 
-@pytest.mark.xfail(reason="the main thread gives up as if it were a task: an AttributeError, and exit code 1", strict=True)
 def test_a_divergence_at_the_very_first_step_is_one_like_any_other(recorded: Path, tmp_path: Path) -> None:
     data = data_of(recorded)
     data["steps"][0] = "somebody: start"
@@ -363,7 +362,6 @@ def test_a_divergence_at_the_very_first_step_is_one_like_any_other(recorded: Pat
     assert "at step 0" in done.stdout
 
 
-@pytest.mark.xfail(reason="names and schedule are not compared: an IndexError, and exit code 1", strict=True)
 def test_a_file_that_lacks_names_of_steps_is_damaged(recorded: Path, tmp_path: Path) -> None:
     data = data_of(recorded)
     data["steps"] = data["steps"][:20]

@@ -213,7 +213,6 @@ def test_workers_have_seeds_of_their_own(slices: list[int]) -> None:
     assert one.seen != two.seen
 
 
-@pytest.mark.xfail(reason="the tally is a new one for every slice, and the number of the schedule comes from it", strict=True)
 def test_a_worker_does_not_draw_the_same_programs_again_in_its_next_slice(slices: list[int]) -> None:
     request = asked(scenario=DRAWN, keep_going=True)
     for _ in range(2):
@@ -221,7 +220,6 @@ def test_a_worker_does_not_draw_the_same_programs_again_in_its_next_slice(slices
     assert slices == [1, 1, 2, 2, 3, 3, 4, 4]
 
 
-@pytest.mark.xfail(reason="each slice reports what the members have done since the beginning, and the parts are added", strict=True)
 def test_members_of_a_portfolio_are_counted_once(slices: list[int]) -> None:
     total = Tally()
     for _ in range(3):

@@ -245,7 +245,6 @@ def test_a_portfolio_tells_what_its_members_did() -> None:
     assert {"random", "pos", "surw", "pct:1"} <= set(tally.members)
 
 
-@pytest.mark.xfail(reason="a portfolio has no `member`: failures are said to be found by 'portfolio'", strict=True)
 def test_a_failure_names_the_member_of_the_portfolio_that_found_it() -> None:
     (kept,) = campaign(LOST_UPDATE, Portfolio(1, class_of)).run(Budget(schedules=1_000)).failures.values()
     assert kept.strategy in {"random", "pos", "surw", "pct:1", "pct:2", "pct:3", "pct:4"}

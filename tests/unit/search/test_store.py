@@ -43,7 +43,7 @@ def written(tmp_path: Path, text: str | bytes) -> Path:
 
 
 def test_everything_comes_back(tmp_path: Path) -> None:
-    for whole in (example(), example(predicted=True), example(steps=(), variant_files=(), signatures=())):
+    for whole in (example(), example(predicted=True), example(variant_files=(), signatures=())):
         assert read(written(tmp_path, whole.to_json())) == whole
 
 
@@ -56,7 +56,8 @@ def test_every_scenario_comes_back(tmp_path: Path, path: Path) -> None:
 @settings(derandomize=True, deadline=None, max_examples=15)
 @given(st.text(), st.lists(st.integers(1, 9), min_size=1, max_size=20), st.lists(st.text(), max_size=3))
 def test_any_words_come_back(tmp_path_factory: pytest.TempPathFactory, headline: str, choices: list[int], found: list[str]) -> None:
-    whole = example(headline=headline, schedule=Schedule(1, tuple(choices), 2), signatures=tuple(found))
+    steps = (("vcpu0", headline.replace(": ", "")),) * len(choices)
+    whole = example(headline=headline, schedule=Schedule(1, tuple(choices), 2), signatures=tuple(found), steps=steps)
     assert read(written(tmp_path_factory.mktemp("any"), whole.to_json())) == whole
 
 
@@ -155,7 +156,6 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 3, 5])
-@pytest.mark.xfail(reason="names and schedule are not compared, and a replay with too few names is an IndexError", strict=True)
 def test_a_file_with_another_number_of_names_than_steps_is_damaged(tmp_path: Path, count: int) -> None:
     data = json.loads(example().to_json())
     data["steps"] = (data["steps"] * 2)[:count]

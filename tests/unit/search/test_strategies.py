@@ -79,7 +79,6 @@ def test_nothing_after_the_colon_is_the_default(text: str) -> None:
     assert strategy_for(text, 0).name
 
 
-@pytest.mark.xfail(reason="str.isdigit() is true of what int() does not take", strict=True)
 def test_what_only_looks_like_a_digit_is_an_error_too() -> None:
     with pytest.raises(StressError):
         strategy_for("pct:\N{SUPERSCRIPT TWO}", 0)
