@@ -10,7 +10,7 @@ from attrs import define, field, frozen
 from mmu.probe import Probe
 from mmu.report import Report, section
 from stress.engines.controlled import ControlledRuntime
-from stress.engines.scheduler import Picker, Scheduler, waits_for
+from stress.engines.scheduler import Picker, Scheduler
 from stress.engines.steps import RELAX, Access, Event
 
 FAIR_STEPS = 50_000
@@ -174,6 +174,16 @@ class Executor:
             if scheduler.unfinished:
                 found.append(deadlock(scheduler))
                 return
+
+
+def waits_for(scheduler: Scheduler) -> list[str]:
+    """Who waits for what, and whom; a line each."""
+    lines = []
+    for task in scheduler.waiting:
+        owners = task.gate.owners() if task.gate is not None else []
+        names = ", ".join(owner.name for owner in owners if owner is not task)
+        lines.append(f"{task.name} waits for {task.what}" + (f", held by {names}" if names else ""))
+    return lines
 
 
 def deadlock(scheduler: Scheduler) -> Report:

@@ -590,13 +590,3 @@ def _nothing() -> None:
 
 def _nobody() -> ControlTask:
     raise RuntimeError("the schedule is over")
-
-
-def waits_for(scheduler: Scheduler) -> list[str]:
-    """Who waits for what, and whom; a line each."""
-    lines = []
-    for task in scheduler.waiting:
-        owners = task.gate.owners() if task.gate is not None else []
-        names = ", ".join(owner.name for owner in owners if owner is not task)
-        lines.append(f"{task.name} waits for {task.what}" + (f", held by {names}" if names else ""))
-    return lines
