@@ -101,7 +101,7 @@ def _parse(data: dict[str, Any], path: Path) -> StoredSchedule:
         raise ScheduleError(f"{path} holds a scenario that this version cannot run: {'; '.join(map(str, problems))}")
     steps = tuple((task, operation) for task, _, operation in (line.partition(": ") for line in data["steps"]))
     schedule = Schedule.decode(data["schedule"])
-    if len(steps) != len(schedule.choices):
+    if steps and len(steps) != len(schedule.choices):
         raise ScheduleError(f"{path} is damaged: it names {len(steps)} steps of a schedule of {len(schedule.choices)}")
     return StoredSchedule(
         str(data["name"]),
