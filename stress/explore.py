@@ -7,14 +7,13 @@ import multiprocessing
 import os
 import textwrap
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
 from attrs import define, evolve, field, frozen
 
-from mmu.variant import Variant
 from stress.engines.carrier import pinned
 from stress.engines.exploration import ScenarioProgram
 from stress.engines.session import variants_of
@@ -26,7 +25,7 @@ from stress.scenario.types import Scenario
 from stress.search.campaign import Budget, Campaign, Tally
 from stress.search.store import stored
 from stress.search.strategies import EXHAUSTIVE, strategy_for
-from stress.variants import load_variants
+from stress.variants import variants_from
 from stress.verdict import Evidence, Judgement, Obligation, Verdict, judge
 
 EXPLORE_JSON = "explore.json"
@@ -90,11 +89,6 @@ def campaign_for(request: ExploreRequest, seed: int) -> Campaign:
         seeds=(lambda number: base + number // PROGRAMS) if drawn and not exhaustive else (lambda _: base),
         counters=tuple(scenario.obligations),
     )
-
-
-def variants_from(files: Sequence[str]) -> tuple[Variant, ...]:
-    """The variants in Python files."""
-    return tuple(variant for file in files for variant in load_variants(Path(file)))
 
 
 def _budget(request: ExploreRequest) -> Budget:

@@ -7,14 +7,13 @@ from pathlib import Path
 from attrs import frozen
 
 from stress.engines.carrier import pinned
-from stress.engines.exploration import ScenarioProgram
-from stress.engines.program import Program, Strategy
+from stress.engines.program import Strategy
 from stress.errors import ResultError
-from stress.explore import variants_from
 from stress.search.minimise import Minimised, Minimiser
 from stress.search.replay import Replayed, replay
 from stress.search.schedule import ScheduleError
-from stress.search.store import StoredSchedule, stored
+from stress.search.store import StoredSchedule, program_of, stored
+from stress.variants import variants_from
 from stress.verdict import ExitCode
 
 
@@ -34,11 +33,6 @@ class ReplayOutcome:
         if self.replayed.signatures:
             return ExitCode.FAIL
         return ExitCode.PASS if self.branched else ExitCode.INCONCLUSIVE
-
-
-def program_of(recorded: StoredSchedule) -> Program:
-    """The program that a stored schedule belongs to."""
-    return ScenarioProgram(recorded.name, recorded.scenario, variants_from(recorded.variant_files))
 
 
 def run(recorded: StoredSchedule, until: int | None = None, then: Strategy | None = None) -> ReplayOutcome:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 
 from mmu.machine.vm import PART_BASES
@@ -47,3 +48,8 @@ def _check_part(variant: Variant, part: type) -> None:
         raise VariantError(f"{variant.name}: {part.__name__} is no subclass of a part; parts are {known}")
     if part is base or not overridden(part, base):
         raise VariantError(f"{variant.name}: {part.__name__} overrides nothing of {base.__name__}: is a method's name misspelt?")
+
+
+def variants_from(files: Sequence[str]) -> tuple[Variant, ...]:
+    """The variants in Python files."""
+    return tuple(variant for file in files for variant in load_variants(Path(file)))

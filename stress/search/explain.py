@@ -21,7 +21,6 @@ from stress.engines.program import Executor, Program, Run, Strategy
 from stress.engines.scheduler import ControlTask, Picker, Scheduler
 from stress.engines.steps import ADD, FREE, LOAD, RELAX, STORE, WAIT, Access, Event
 from stress.errors import StressError
-from stress.replaying import program_of
 from stress.search.explain_data import (
     NO_FAILURE,
     SAME_FAILURE,
@@ -37,7 +36,7 @@ from stress.search.explain_replay import Recording, Step
 from stress.search.order import GROUP, accesses
 from stress.search.races import races_of
 from stress.search.schedule import Divergence, Follow, Schedule, check_of
-from stress.search.store import StoredSchedule
+from stress.search.store import StoredSchedule, program_of
 from stress.search.walk import RandomWalk
 
 TRIES: Final = 30

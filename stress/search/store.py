@@ -10,10 +10,13 @@ from typing import Any, Final
 from attrs import frozen
 
 from mmu.report import Report
+from stress.engines.exploration import ScenarioProgram
+from stress.engines.program import Program
 from stress.scenario.load import structure, unstructure
 from stress.scenario.types import Scenario
 from stress.search.campaign import Failure
 from stress.search.schedule import Schedule, ScheduleError
+from stress.variants import variants_from
 
 SCHEMA: Final = 1
 KIND: Final = "stress-schedule"
@@ -113,3 +116,8 @@ def _parse(data: dict[str, Any], path: Path) -> StoredSchedule:
         steps,
         bool(data["predicted"]),
     )
+
+
+def program_of(recorded: StoredSchedule) -> Program:
+    """The program that a stored schedule belongs to."""
+    return ScenarioProgram(recorded.name, recorded.scenario, variants_from(recorded.variant_files))

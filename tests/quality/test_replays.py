@@ -42,7 +42,7 @@ SCRIPT = """
 import json, sys
 from pathlib import Path
 from stress.engines.carrier import pinned
-from stress.replaying import program_of
+from stress.search.store import program_of
 from stress.search.campaign import named_steps
 from stress.search.replay import replay
 from stress.search.schedule import check_of
