@@ -156,6 +156,8 @@ def explore_scenario(
     scenario = small_scenario(scenario, overrides)
     strategy = strategy or ("dpor" if exhaustive else scenario.explore.strategy)
     strategy_for(strategy, 0)
+    if exhaustive and strategy not in ("dpor", "dfs"):
+        raise StressError(f"--exhaustive needs a strategy that explores everything, dpor or dfs; {strategy!r} does not")
     if seed is None:
         seed = scenario.seed if scenario.seed is not None else secrets.randbelow(1 << 31)
     request = ExploreRequest(
