@@ -35,7 +35,7 @@ from stress.scenario.load import load
 from stress.scenario.types import Scenario, Seed
 from stress.search import explain_text, store
 from stress.search.explain import explain_stored
-from stress.search.strategies import strategy_for
+from stress.search.strategies import EVERYTHING, strategy_for
 from stress.variants import load_variants
 from stress.verdict import ExitCode, Verdict
 
@@ -84,8 +84,7 @@ def run(
     if mended:
         overrides = (*overrides, *MENDED)
     scenario, variants = load_all(config, overrides, files)
-    if seed is None:
-        seed = scenario.seed if scenario.seed is not None else secrets.randbelow(1 << 31)
+    seed = seed_for(scenario, seed)
     request = RunRequest(evolve(scenario, seed=Seed(seed)), config.stem, seed, variants, results)
     with display_for(Console(), quiet=quiet or as_json) as display:
         record, directory = execute(request, display.show)
@@ -156,10 +155,9 @@ def explore_scenario(
     scenario = small_scenario(scenario, overrides)
     strategy = strategy or ("dpor" if exhaustive else scenario.explore.strategy)
     strategy_for(strategy, 0)
-    if exhaustive and strategy not in ("dpor", "dfs"):
+    if exhaustive and strategy not in EVERYTHING:
         raise StressError(f"--exhaustive needs a strategy that explores everything, dpor or dfs; {strategy!r} does not")
-    if seed is None:
-        seed = scenario.seed if scenario.seed is not None else secrets.randbelow(1 << 31)
+    seed = seed_for(scenario, seed)
     request = ExploreRequest(
         scenario=scenario,
         name=config.stem,
@@ -328,6 +326,12 @@ def load_all(config: Path, overrides: tuple[str, ...], files: tuple[Path, ...]) 
     if problems or scenario is None:
         raise ConfigError(problems)
     return scenario, tuple(variants)
+
+
+def seed_for(scenario: Scenario, given: int | None) -> int:
+    """The seed that was given, else the scenario's, else a new one."""
+    wanted = given if given is not None else scenario.seed
+    return wanted if wanted is not None else secrets.randbelow(1 << 31)
 
 
 def small_scenario(scenario: Scenario, overrides: tuple[str, ...]) -> Scenario:

@@ -110,7 +110,7 @@ def _campaign(name: str, scenario: Scenario, seed: int, variants: tuple[Variant,
 
 def _codes(campaigns: list[Campaign]) -> frozenset[str]:
     failures = [failure for campaign in campaigns for failure in campaign.tally.failures.values()]
-    reports = [report for failure in failures for report in (failure.report, *failure.others)]
+    reports = [report for failure in failures for report in failure.reports]
     return frozenset(f"{report.rule} {report.code}" for report in reports)
 
 

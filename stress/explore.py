@@ -24,7 +24,7 @@ from stress.scenario.load import unstructure
 from stress.scenario.types import Scenario
 from stress.search.campaign import Budget, Campaign, Tally
 from stress.search.store import stored
-from stress.search.strategies import EXHAUSTIVE, strategy_for
+from stress.search.strategies import EVERYTHING, is_exhaustive, strategy_for
 from stress.variants import variants_from
 from stress.verdict import Evidence, Judgement, Obligation, Verdict, judge
 
@@ -67,7 +67,7 @@ class Explored:
 def explore(request: ExploreRequest, on_progress: Callable[[Tally], None] = lambda _: None) -> Explored:
     """Explore, and judge what came of it."""
     start = time.perf_counter()
-    if request.jobs > 1 and request.strategy.partition(":")[0] not in EXHAUSTIVE:
+    if request.jobs > 1 and not is_exhaustive(request.strategy):
         tally = _in_processes(request, on_progress)
     else:
         with pinned():
@@ -79,7 +79,7 @@ def campaign_for(request: ExploreRequest, seed: int) -> Campaign:
     """The campaign of one process."""
     scenario = request.scenario
     drawn = not scenario.script
-    exhaustive = request.strategy.partition(":")[0] in EXHAUSTIVE
+    exhaustive = is_exhaustive(request.strategy)
     base = seed if drawn else 0
     return Campaign(
         ScenarioProgram(request.name, scenario, variants_from(request.variant_files)),
@@ -152,9 +152,6 @@ def judgement_of(request: ExploreRequest, tally: Tally) -> Judgement:
     """The verdict. A limit that was hit is never a pass."""
     scenario = request.scenario
     obligations = tuple(Obligation(name, needed, tally.counters.get(name, 0)) for name, needed in scenario.obligations.items())
-    fired = {
-        name for failure in tally.failures.values() for report in (failure.report, *failure.others) for name in (report.rule, report.code)
-    }
     expected = expected_of(scenario)
     finished = tally.schedules - tally.cut - tally.unfinished
     judgement = judge(
@@ -162,13 +159,13 @@ def judgement_of(request: ExploreRequest, tally: Tally) -> Judgement:
             findings=len(tally.failures),
             harness_errors=tuple(tally.errors),
             obligations=obligations,
-            expected_missing=() if fired & set(expected) else expected,
+            expected_missing=() if tally.fired() & set(expected) else expected,
             completed=_completed(request, tally),
             clean_end=not tally.unfinished or bool(tally.failures),
             quiescent_checks=finished,
         )
     )
-    wants_all = request.exhaustive or request.strategy.partition(":")[0] in ("dpor", "dfs")
+    wants_all = request.exhaustive or request.strategy in EVERYTHING
     if wants_all and not tally.exhausted and judgement.verdict is Verdict.PASS:
         return Judgement(Verdict.INCONCLUSIVE, ("the search did not come to its end: what it has not seen may be broken",))
     return judgement
@@ -267,10 +264,10 @@ def lines(explored: Explored) -> Iterator[str]:
 
 def _coverage(request: ExploreRequest, tally: Tally) -> Iterator[str]:
     if tally.exhausted:
-        what = "every order of events" if request.strategy in ("dpor", "dfs") else f"everything within the bound of {request.strategy}"
+        what = "every order of events" if request.strategy in EVERYTHING else f"everything within the bound of {request.strategy}"
         yield f"coverage   EXHAUSTED: {what}; {tally.cut:,} schedules were given up as repetitions"
         return
-    if request.strategy.partition(":")[0] in EXHAUSTIVE:
+    if is_exhaustive(request.strategy):
         left = "unknown" if tally.remaining is None else f"about {tally.remaining:,.0f} (an estimate that tends to grow)"
         yield f"coverage   not exhausted; schedules left: {left}"
     else:
@@ -309,12 +306,7 @@ def verdict_line(explored: Explored) -> str:
     expected = expected_of(request.scenario)
     note = ""
     if expected:
-        rules = {
-            name
-            for failure in explored.tally.failures.values()
-            for report in (failure.report, *failure.others)
-            for name in (report.rule, report.code)
-        }
-        seen = [name for name in expected if name in rules]
+        fired = explored.tally.fired()
+        seen = [name for name in expected if name in fired]
         note = f"; expected {' or '.join(expected)}: {'seen ' + ', '.join(seen) if seen else 'NOT seen'}"
     return f"{judgement.verdict.name}  {request.name}, {request.strategy}, seed {request.seed}: {'; '.join(judgement.reasons)}{note}"

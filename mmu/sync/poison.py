@@ -126,11 +126,6 @@ def poison_table(table: Table, note: Obituary) -> None:
     table.__class__ = dead
 
 
-def is_freed_table(table: Table) -> bool:
-    """Whether the words were freed; does not count as a touch."""
-    return isinstance(table, _FreedWords)
-
-
 def report_touch(note: Obituary, how: str, skip: int = 2) -> None:
     """Emit the use-after-free report for an object that died as `note` says."""
     here = capture(skip + 1)

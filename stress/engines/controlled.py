@@ -49,7 +49,7 @@ class ControlledCell(Cell[T]):
         scheduler = self._scheduler
         scheduler.step(STORE, self._word)
         self._value = value
-        if scheduler.watched and self._word in scheduler.watched:
+        if scheduler.watched:
             scheduler.wrote(self._word)
 
     def store(self, value: T) -> None:
@@ -61,7 +61,7 @@ class ControlledCell(Cell[T]):
         scheduler = self._scheduler
         scheduler.step(RMW, self._word)
         old, self._value = self._value, value
-        if scheduler.watched and self._word in scheduler.watched:
+        if scheduler.watched:
             scheduler.wrote(self._word)
         return old
 
@@ -74,7 +74,7 @@ class ControlledCell(Cell[T]):
             scheduler.was_load()
             return seen
         self._value = new
-        if scheduler.watched and self._word in scheduler.watched:
+        if scheduler.watched:
             scheduler.wrote(self._word)
         return seen
 
@@ -89,7 +89,7 @@ class ControlledCounter(ControlledCell[int], Counter):
         scheduler = self._scheduler
         scheduler.step(ADD, self._word)
         self._value += amount
-        if scheduler.watched and self._word in scheduler.watched:
+        if scheduler.watched:
             scheduler.wrote(self._word)
 
     def fetch_add(self, amount: int) -> int:
@@ -113,7 +113,7 @@ class ControlledCounter(ControlledCell[int], Counter):
         scheduler.step(RMW, self._word)
         old = self._value
         self._value = change(old)
-        if scheduler.watched and self._word in scheduler.watched:
+        if scheduler.watched:
             scheduler.wrote(self._word)
         return old
 
@@ -125,7 +125,7 @@ class ControlledTable(Table):
     __slots__ = ("_first", "_scheduler", "_size")
 
     def __init__(self, scheduler: Scheduler, size: int, name: str) -> None:
-        list.__init__(self, [0]) if size == 1 else list.__init__(self, [0] * size)
+        list.__init__(self, [0] * size)
         self.name = name
         self._scheduler = scheduler
         self._size = size
@@ -167,7 +167,7 @@ class ControlledTable(Table):
         except IndexError:
             self._again(index).store(index, value)
             return
-        if scheduler.watched and word in scheduler.watched:
+        if scheduler.watched:
             scheduler.wrote(word)
 
     def xchg(self, index: int, value: int) -> int:
@@ -191,7 +191,7 @@ class ControlledTable(Table):
             scheduler.was_load()
             return seen
         list.__setitem__(self, index, new)
-        if scheduler.watched and word in scheduler.watched:
+        if scheduler.watched:
             scheduler.wrote(word)
         return seen
 
@@ -204,7 +204,7 @@ class ControlledTable(Table):
         except IndexError:
             return self._again(index).xchg(index, 0)
         list.__setitem__(self, index, change(old))
-        if scheduler.watched and word in scheduler.watched:
+        if scheduler.watched:
             scheduler.wrote(word)
         return old
 
@@ -258,7 +258,7 @@ class ControlledQueue(Queue[T]):
         return len(self._items)
 
     def _wrote(self) -> None:
-        if self._word in self._scheduler.watched:
+        if self._scheduler.watched:
             self._scheduler.wrote(self._word)
 
 

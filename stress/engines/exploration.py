@@ -15,9 +15,6 @@ from stress.engines.program import Instance, Part, QuietProbe
 from stress.engines.session import World
 from stress.scenario.types import Scenario
 
-SERVICES = ("iopf", "userfaultfd")
-"""Actors that serve others; they end when those have."""
-
 
 class ScenarioProgram:
     """A scenario, to be run once a schedule. `rounds` is how many steps every actor makes."""

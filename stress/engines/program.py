@@ -85,8 +85,8 @@ class Strategy(Protocol):
 
 @define
 class Run:
-    """One schedule and what came of it. `trace` is the explored phase; `cut` says that the strategy gave it up, because
-    others like it were seen; `livelock` and `limit_hit` that it was longer than allowed, with and without fair turns."""
+    """One schedule and what came of it. `trace`, `extras` and `looked` are the scheduler's, of the explored phase; `cut` says
+    that the strategy gave it up, because others like it were seen; `limit_hit` that it was longer than allowed."""
 
     trace: list[Event] = field(factory=list)
     extras: dict[int, list[Access]] = field(factory=dict)
@@ -105,6 +105,12 @@ class Run:
     seed: int = 0
     instance: Any = None
     scheduler: Scheduler | None = None
+
+    def release(self) -> None:
+        """Let go of the VM and the scheduler at once; what came of the schedule stays."""
+        if self.scheduler is not None:
+            self.scheduler.dispose()
+        self.instance = self.scheduler = None
 
     @property
     def failed(self) -> bool:
@@ -128,7 +134,7 @@ class Executor:
 
     def execute(self, strategy: Strategy, seed: int = 0) -> Run:
         """Build the program, explore one schedule of it with `strategy`, close it and judge."""
-        scheduler = Scheduler(self.limit)
+        scheduler = Scheduler(self.limit, FAIR_STEPS)
         scheduler.keep_extras = self.keep_extras
         runtime = ControlledRuntime(scheduler, self.granularity)
         instance = self.program.build(runtime, seed)

@@ -103,7 +103,7 @@ Picker = Callable[[], ControlTask]
 class Scheduler:
     """Runs tasks one at a time. `pick` is the strategy's choice; `trace` the events of the current phase."""
 
-    def __init__(self, limit: int = 50_000, fair_steps: int = 50_000) -> None:
+    def __init__(self, limit: int, fair_steps: int) -> None:
         self.limit = limit
         self.fair_steps = fair_steps
         self.tasks: list[ControlTask] = []
@@ -341,8 +341,8 @@ class Scheduler:
         task.relaxed_at = len(self.trace)
 
     def wrote(self, word: int) -> None:
-        """`word`, which somebody watches, has a new value."""
-        for task in list(self.watched[word]):
+        """`word` has a new value: whoever watches it looks again."""
+        for task in tuple(self.watched.get(word, ())):
             if task is self.running:
                 continue
             if task.predicate is None:
@@ -474,9 +474,7 @@ class Scheduler:
         if self._aborting:
             self._main.set()
             return
-        word = task.index << OWNER_SHIFT
-        if word in self.watched:
-            self.wrote(word)
+        self.wrote(task.index << OWNER_SHIFT)
         if not self.runnable and not self._revive():
             self.stuck = self._foreground > 0
             self._main.set()

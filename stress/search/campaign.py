@@ -38,6 +38,15 @@ class Failure:
     strategy: str
     predicted: bool = False
 
+    @property
+    def reports(self) -> tuple[Report, ...]:
+        """Everything that was found, in order."""
+        return (self.report, *self.others)
+
+    def names(self) -> set[str]:
+        """The rules and codes of everything that was found."""
+        return {name for report in self.reports for name in (report.rule, report.code)}
+
 
 @define
 class Tally:
@@ -67,6 +76,10 @@ class Tally:
     def classes(self) -> int:
         """Distinct happens-before classes."""
         return len(self.seen)
+
+    def fired(self) -> set[str]:
+        """The rules and codes of everything that was found."""
+        return {name for failure in self.failures.values() for name in failure.names()}
 
     @property
     def unseen_mass(self) -> float:
@@ -124,8 +137,7 @@ class Budget:
         """Whether what was found ends the search."""
         if not self.stop_at_failure:
             return False
-        reports = [report for failure in failures for report in (failure.report, *failure.others)]
-        return any(not self.wanted or {report.rule, report.code} & self.wanted for report in reports)
+        return any(not self.wanted or failure.names() & self.wanted for failure in failures)
 
 
 class Campaign:
@@ -216,9 +228,7 @@ class Campaign:
         if run.errors and not run.reports and not tally.failures:
             tally.errors += run.errors
         tally.note_point()
-        if run.scheduler is not None:
-            run.scheduler.dispose()
-        run.instance = run.scheduler = None
+        run.release()
 
     def _learn(self, run: Run, tally: Tally) -> None:
         key = hash((run.seed, class_of(run)))

@@ -141,12 +141,12 @@ class Minimiser:
         if not self._fails(run):
             return None
         if scenario.script:
-            return self._follow(scenario, [Turn(run.names[task - 1], steps) for task, steps in schedule.turns()])
+            return self._follow(scenario, _turns(run, schedule))
         instance: ScenarioInstance = run.instance
         assert instance.world.stage is not None
         parts = {name: Lines(tuple(map(str, ops))) for name, ops in performed(instance.world.stage).items() if ops}
         scripted = evolve(scenario, script={**parts, **({SETUP: scenario.script[SETUP]} if SETUP in scenario.script else {})})
-        return self._find(scripted, [Turn(run.names[task - 1], steps) for task, steps in schedule.turns()])
+        return self._find(scripted, _turns(run, schedule))
 
     def _fails(self, run: Run) -> tuple[Report, ...]:
         """The reports of a run that shows the failure, none of another run."""
@@ -161,6 +161,7 @@ class Minimiser:
         self.schedules += 1
         reports = self._fails(run)
         if not reports:
+            run.release()
             return None
         return Candidate(scenario, tuple(turns_of(run, follow.ended)), follow.preemptions, run, reports)
 
@@ -184,8 +185,10 @@ class Minimiser:
             self.schedules += 1
             if run.errors and not run.reports:
                 return None
-            if self._fails(run):
-                return self._follow(scenario, [Turn(run.names[task - 1], steps) for task, steps in Schedule.of(run).turns()])
+            failed = self._fails(run)
+            run.release()
+            if failed:
+                return self._follow(scenario, _turns(run, Schedule.of(run)))
         return None
 
     # Making it smaller.
@@ -233,6 +236,11 @@ class Minimiser:
         return Failure(
             best.reports[0], best.reports[1:], Schedule.of(best.run), steps, self.schedules, 0.0, "minimise", not best.run.reports
         )
+
+
+def _turns(run: Run, schedule: Schedule) -> list[Turn]:
+    """The turns of a schedule by the names of the run's tasks."""
+    return [Turn(run.names[task - 1], steps) for task, steps in schedule.turns()]
 
 
 def _fewer(turns: Sequence[Turn]) -> Iterator[list[Turn]]:

@@ -31,8 +31,16 @@ STRATEGIES: dict[str, tuple[str, Callable[[int, int], Strategy]]] = {
 }
 """Each name with what it is and its constructor from (seed, parameter)."""
 
-EXHAUSTIVE = ("dpor", "dfs", "delay", "preemption")
+EVERYTHING = ("dpor", "dfs")
+"""Strategies that end when every order of events was seen."""
+EXHAUSTIVE = (*EVERYTHING, "delay", "preemption")
+"""Those that end at all: the others of them when everything within a bound was."""
 DEFAULT_PARAMETER = {"pct": 3, "delay": 2, "preemption": 2}
+
+
+def is_exhaustive(text: str) -> bool:
+    """Whether the strategy called `name` or `name:parameter` comes to an end."""
+    return text.partition(":")[0] in EXHAUSTIVE
 
 
 def strategy_for(text: str, seed: int) -> Strategy:

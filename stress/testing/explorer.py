@@ -13,7 +13,7 @@ from stress.engines.carrier import POOL, pinned
 from stress.errors import StressError
 from stress.search.campaign import Budget, Campaign, Failure, Tally
 from stress.search.schedule import Divergence, Schedule
-from stress.search.strategies import EXHAUSTIVE, strategy_for
+from stress.search.strategies import EXHAUSTIVE, is_exhaustive, strategy_for
 from stress.testing import text
 from stress.testing.program import FunctionProgram, NothingExplored, ProgramFunction
 from stress.testing.rerun import Rerun, rerun, simpler
@@ -65,7 +65,7 @@ class Settings:
     def checked(self) -> Settings:
         """The same; raises `StressError` for what makes no sense."""
         strategy_for(self.name, self.seed)
-        if self.exhaustive and self.name.split(":")[0] not in EXHAUSTIVE:
+        if self.exhaustive and not is_exhaustive(self.name):
             raise StressError(f"strategy {self.name!r} never ends: for exhaustive=True there are {', '.join(EXHAUSTIVE)}")
         if self.granularity not in GRANULARITIES:
             raise StressError(f"there is no granularity {self.granularity!r}: there are {', '.join(GRANULARITIES)}")
@@ -165,7 +165,7 @@ def _explained(program: FunctionProgram, failure: Failure, settings: Settings, c
         reports = sorted(again.reports, key=lambda report: report.signature != signature)
         return ScheduleFailed(text.failure(reports, summary, command(string), _shown(again)), signature, string, again.steps)
     string = failure.schedule.encode()
-    message = text.failure((failure.report, *failure.others), f"{summary}\n{UNSTEADY}", command(string), text.Shown(failure.steps))
+    message = text.failure(failure.reports, f"{summary}\n{UNSTEADY}", command(string), text.Shown(failure.steps))
     return ScheduleFailed(message, signature, string, failure.steps)
 
 
