@@ -1,15 +1,18 @@
 """Known-broken variants: each re-creates one real bug or breaks one rule, and must be caught.
 
-One idea a file; each file's `VARIANT` says what it breaks, where that comes from, and which rules must fire.
+One idea a file; each file's `VARIANT` is a `stress.zoo.mutant.Mutant`, which says what it breaks, where that comes from,
+which rules must fire, and the smallest scenarios that show it.
 """
 
 from __future__ import annotations
 
 from mmu.posted import POSTED
 from mmu.variant import Variant, variants_in
+from stress.controls import CONTROLS
+from stress.zoo.mutant import Mutant
 
-MUTANTS: dict[str, Variant] = variants_in(__name__, __path__)
-"""Every shipped variant by name."""
+MUTANTS: dict[str, Mutant] = {name: found for name, found in variants_in(__name__, __path__).items() if isinstance(found, Mutant)}
+"""Every shipped mutant by name."""
 
-SHIPPED: dict[str, Variant] = {**POSTED, **MUTANTS}
-"""What `vm.variants` can name: the defects of the posted series as well."""
+SHIPPED: dict[str, Variant] = {**POSTED, **MUTANTS, **CONTROLS}
+"""What `vm.variants` can name: the defects of the posted series and the inverted controls as well."""

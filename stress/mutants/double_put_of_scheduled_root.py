@@ -1,7 +1,7 @@
 """Every invalid root is zapped and put by every call, not only the scheduled ones."""
 
 from mmu.tdp.zap import Zapper
-from mmu.variant import Variant
+from stress.zoo.mutant import Case, Mutant
 
 
 class ZapEveryInvalidRoot(Zapper):
@@ -17,7 +17,7 @@ class ZapEveryInvalidRoot(Zapper):
         kvm.mmu_lock.read_unlock()
 
 
-VARIANT = Variant(
+VARIANT = Mutant(
     name="double-put-of-invalid-root",
     title="an invalid root is zapped and put once for every memslot update",
     parts=(ZapEveryInvalidRoot,),
@@ -29,4 +29,8 @@ VARIANT = Variant(
         "memslot worker: next update, R is still on the list: puts again",
         "vCPU: drops R - underflow",
     ),
+    confidence="V",
+    tags=("roots",),
+    controlled=Case("explore/two-deletes"),
+    threads=Case("BUSTED/double-put-of-invalid-root"),
 )

@@ -1,9 +1,9 @@
 """The exported root is invalidated like any other: the negative control (policy C)."""
 
 from mmu.export.policies import INVALIDATE_IN_PLACE
-from mmu.variant import Variant
+from stress.zoo.mutant import Case, Mutant
 
-VARIANT = Variant(
+VARIANT = Mutant(
     name="exported-root-invalidated",
     title="the exported root is invalidated like any other",
     parts=INVALIDATE_IN_PLACE.parts,
@@ -11,4 +11,8 @@ VARIANT = Variant(
     rule=INVALIDATE_IN_PLACE.rule,
     origin="the state before the seed patch; reference 1.10",
     story=INVALIDATE_IN_PLACE.story,
+    confidence="V",
+    tags=("seed", "roots"),
+    controlled=Case("explore/delete-vs-dma"),
+    threads=Case("BUSTED/exported-root-invalidated"),
 )

@@ -1,7 +1,7 @@
 """The exported zap moved behind write_unlock."""
 
 from mmu.tdp.zap import Zapper
-from mmu.variant import Variant
+from stress.zoo.mutant import Case, Mutant
 
 
 class ZapAfterUnlock(Zapper):
@@ -17,7 +17,7 @@ class ZapAfterUnlock(Zapper):
         self.zap_invalidated_roots()
 
 
-VARIANT = Variant(
+VARIANT = Mutant(
     name="exported-zap-after-unlock",
     title="the exported zap runs after write_unlock",
     parts=(ZapAfterUnlock,),
@@ -29,4 +29,8 @@ VARIANT = Variant(
         "vCPU: takes mmu_lock for read and installs a leaf behind the zapper",
         "memslot worker: plain stores race with the vCPU's compare-exchange",
     ),
+    confidence="V",
+    tags=("seed", "locks"),
+    controlled=Case("explore/delete-vs-dma"),
+    threads=Case("BUSTED/exported-zap-after-unlock"),
 )

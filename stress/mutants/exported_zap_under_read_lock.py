@@ -1,7 +1,7 @@
 """The exported zap under the read lock, next to page faults."""
 
 from mmu.tdp.zap import Zapper
-from mmu.variant import Variant
+from stress.zoo.mutant import Case, Mutant
 
 
 class ZapUnderReadLock(Zapper):
@@ -19,7 +19,7 @@ class ZapUnderReadLock(Zapper):
         self.zap_invalidated_roots()
 
 
-VARIANT = Variant(
+VARIANT = Mutant(
     name="exported-zap-under-read-lock",
     title="the exported zap takes mmu_lock for read only",
     parts=(ZapUnderReadLock,),
@@ -31,4 +31,8 @@ VARIANT = Variant(
         "vCPU: read_lock, installs a leaf next to it",
         "memslot worker: plain store of 0",
     ),
+    confidence="V",
+    tags=("seed", "locks"),
+    controlled=Case("explore/delete-vs-dma"),
+    threads=Case("BUSTED/exported-zap-under-read-lock"),
 )

@@ -1,7 +1,7 @@
 """Patch 42 left out: the flush reaches the vCPUs and stops there."""
 
 from mmu.memory.tlb import RemoteTlb
-from mmu.variant import Variant
+from stress.zoo.mutant import Case, Mutant
 
 
 class VcpusOnly(RemoteTlb):
@@ -11,7 +11,7 @@ class VcpusOnly(RemoteTlb):
         """Nobody is told."""
 
 
-VARIANT = Variant(
+VARIANT = Mutant(
     name="importers-not-notified",
     title="importers are not told of a flush",
     parts=(VcpusOnly,),
@@ -23,4 +23,8 @@ VARIANT = Variant(
         "memslot worker: zaps G, flushes the vCPUs, returns, releases the page",
         "device: DMA to G through its IOTLB",
     ),
+    confidence="V",
+    tags=("seed", "export", "flush"),
+    controlled=Case("explore/delete-vs-dma"),
+    threads=Case("BUSTED/importers-not-notified"),
 )

@@ -1,7 +1,7 @@
 """MMIO SPTEs are made while a memslot update is in progress."""
 
 from mmu.tdp.fault import FaultHandler
-from mmu.variant import Variant
+from stress.zoo.mutant import Case, Mutant
 
 
 class CacheInFlux(FaultHandler):
@@ -12,7 +12,7 @@ class CacheInFlux(FaultHandler):
         return False
 
 
-VARIANT = Variant(
+VARIANT = Mutant(
     name="mmio-cached-in-flux",
     title="MMIO SPTEs made while memslots are in flux survive a wrap, or hide a leaf from later zaps",
     parts=(CacheInFlux,),
@@ -25,4 +25,8 @@ VARIANT = Variant(
         "memslot worker: stores the new generation; creates a slot at g; the generations go on until that one is current again",
         "vCPU: touches g: the old MMIO SPTE holds, the access is emulated",
     ),
+    confidence="Vt",
+    tags=("mmio", "memslots"),
+    controlled=Case("explore/mmio-wraps"),
+    threads=Case("BUSTED/mmio-cached-in-flux"),
 )

@@ -1,7 +1,7 @@
 """The seed without its flush: leaves are gone from the table, and stay in every cache."""
 
 from mmu.tdp.zap import Zapper
-from mmu.variant import Variant
+from stress.zoo.mutant import Case, Mutant
 
 
 class NoFlush(Zapper):
@@ -11,7 +11,7 @@ class NoFlush(Zapper):
         """Nothing."""
 
 
-VARIANT = Variant(
+VARIANT = Mutant(
     name="no-flush-after-exported-zap",
     title="no flush after the exported leaf zap",
     parts=(NoFlush,),
@@ -23,4 +23,8 @@ VARIANT = Variant(
         "memslot worker: zaps G from the exported root, no flush, returns, releases the page",
         "device: DMA to G through its IOTLB reaches a page that is not G's",
     ),
+    confidence="V",
+    tags=("seed", "flush"),
+    controlled=Case("explore/delete-vs-dma"),
+    threads=Case("BUSTED/no-flush-after-exported-zap"),
 )

@@ -3,7 +3,7 @@
 from mmu.paging.table import RootPage
 from mmu.tdp.roots import Roots
 from mmu.tdp.zap import Zapper
-from mmu.variant import Variant
+from stress.zoo.mutant import Case, Mutant
 
 
 class PutAtInvalidation(Roots):
@@ -24,7 +24,7 @@ class ZapWithoutPut(Zapper):
         root.zapped.value = True
 
 
-VARIANT = Variant(
+VARIANT = Mutant(
     name="put-before-zap",
     title="the reference of an invalidated root is put before the zap",
     parts=(PutAtInvalidation, ZapWithoutPut),
@@ -36,4 +36,8 @@ VARIANT = Variant(
         "vCPU: drops R; the last reference is gone, R is unlinked and freed",
         "memslot worker: R is not on the list any more, so its tables are never zapped",
     ),
+    confidence="Vt",
+    tags=("roots",),
+    controlled=Case("explore/obsolete-root"),
+    threads=Case("BUSTED/put-before-zap"),
 )

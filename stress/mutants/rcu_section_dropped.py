@@ -1,7 +1,7 @@
 """The exported zap without its RCU read section."""
 
 from mmu.tdp.zap import Zapper
-from mmu.variant import Variant
+from stress.zoo.mutant import Case, Mutant
 
 
 class NoRcu(Zapper):
@@ -15,7 +15,7 @@ class NoRcu(Zapper):
                 self.zap_exported_root(root)
 
 
-VARIANT = Variant(
+VARIANT = Mutant(
     name="rcu-section-dropped",
     title="the RCU read section around the exported zap is dropped",
     parts=(NoRcu,),
@@ -23,4 +23,8 @@ VARIANT = Variant(
     rule="roots and SPTEs are RCU-protected, whatever locks are held",
     origin="B32 (14f6fec2e8e0, 70fb3e41a97a); reference 2.3, 2.4",
     story=("memslot worker: walks tdp_mmu_roots without rcu_read_lock()", "a root or table may be freed under the walk"),
+    confidence="V",
+    tags=("rcu",),
+    controlled=Case("explore/fault-vs-delete"),
+    threads=Case("BUSTED/rcu-section-dropped"),
 )

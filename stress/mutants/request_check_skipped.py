@@ -1,7 +1,7 @@
 """Guest entry without the last look at pending requests."""
 
 from mmu.machine.vcpu import Vcpu
-from mmu.variant import Variant
+from stress.zoo.mutant import Case, Mutant
 
 
 class NoEntryCheck(Vcpu):
@@ -12,7 +12,7 @@ class NoEntryCheck(Vcpu):
         return False
 
 
-VARIANT = Variant(
+VARIANT = Mutant(
     name="request-check-skipped",
     title="a vCPU enters the guest without a last look at its requests",
     parts=(NoEntryCheck,),
@@ -24,4 +24,8 @@ VARIANT = Variant(
         "memslot worker: invalidates the root, sets the request; the vCPU is not in guest mode, so nobody waits",
         "vCPU: enters the guest with an obsolete root and a stale TLB",
     ),
+    confidence="V",
+    tags=("faults", "notifier"),
+    controlled=Case("explore/discard-vs-fault"),
+    threads=Case("BUSTED/request-check-skipped"),
 )

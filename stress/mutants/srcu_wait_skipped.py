@@ -1,7 +1,7 @@
 """A memslot update that does not wait for SRCU."""
 
 from mmu.memory.memslots import Memslots
-from mmu.variant import Variant
+from stress.zoo.mutant import Case, Mutant
 
 
 class NoSrcuWait(Memslots):
@@ -11,7 +11,7 @@ class NoSrcuWait(Memslots):
         """Nothing."""
 
 
-VARIANT = Variant(
+VARIANT = Mutant(
     name="srcu-wait-skipped",
     title="the memslot update does not wait for SRCU readers",
     parts=(NoSrcuWait,),
@@ -23,4 +23,8 @@ VARIANT = Variant(
         "memslot worker: publishes S as INVALID, zaps, returns",
         "vCPU: maps S's frame in the exported root, which is still valid",
     ),
+    confidence="V",
+    tags=("memslots", "rcu"),
+    controlled=Case("explore/fault-vs-delete"),
+    threads=Case("BUSTED/srcu-wait-skipped"),
 )

@@ -2,7 +2,7 @@
 
 from mmu.paging.table import RootPage
 from mmu.tdp.fault import Fault, FaultHandler
-from mmu.variant import Variant
+from stress.zoo.mutant import Case, Mutant
 
 
 class NoStaleCheck(FaultHandler):
@@ -13,7 +13,7 @@ class NoStaleCheck(FaultHandler):
         return False
 
 
-VARIANT = Variant(
+VARIANT = Mutant(
     name="stale-check-skipped",
     title="a page fault skips the stale check under mmu_lock",
     parts=(NoStaleCheck,),
@@ -25,4 +25,8 @@ VARIANT = Variant(
         "memslot worker: invalidates R, zaps past the gfn",
         "vCPU: installs tables and a leaf in R behind the zapper",
     ),
+    confidence="V",
+    tags=("faults", "roots"),
+    controlled=Case("explore/fault-vs-delete"),
+    threads=Case("BUSTED/stale-check-skipped"),
 )

@@ -2,7 +2,7 @@
 
 from mmu.paging.table import ShadowPage
 from mmu.tdp.write import SpteWriter
-from mmu.variant import Variant
+from stress.zoo.mutant import Case, Mutant
 
 
 class FreeAtOnce(SpteWriter):
@@ -13,7 +13,7 @@ class FreeAtOnce(SpteWriter):
         self.kvm.tables.free(sp)
 
 
-VARIANT = Variant(
+VARIANT = Mutant(
     name="table-freed-at-once",
     title="a removed page-table page is freed at once instead of through RCU",
     parts=(FreeAtOnce,),
@@ -21,4 +21,8 @@ VARIANT = Variant(
     rule="a page-table page that was visible is freed only after a grace period",
     origin="B31 (7cca2d0b7e7d)",
     story=("vCPU: lockless walk stands in table T", "memslot worker: zaps T's parent entry and frees T", "vCPU: reads T"),
+    confidence="Vt",
+    tags=("rcu",),
+    controlled=Case("explore/fault-vs-delete"),
+    threads=Case("BUSTED/table-freed-at-once"),
 )

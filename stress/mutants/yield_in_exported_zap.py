@@ -2,7 +2,7 @@
 
 from mmu.paging.table import RootPage
 from mmu.tdp.zap import Zapper
-from mmu.variant import Variant
+from stress.zoo.mutant import Case, Mutant
 
 
 class YieldUnpinned(Zapper):
@@ -14,7 +14,7 @@ class YieldUnpinned(Zapper):
             self.flush_exported()
 
 
-VARIANT = Variant(
+VARIANT = Mutant(
     name="yield-in-exported-zap",
     title="the exported zap yields without pinning the root",
     parts=(YieldUnpinned,),
@@ -26,4 +26,8 @@ VARIANT = Variant(
         "another task: drops R's last reference, R is freed",
         "memslot worker: follows R's link",
     ),
+    confidence="V",
+    tags=("seed", "yield"),
+    controlled=Case("explore/delete-vs-dma"),
+    threads=Case("BUSTED/yield-in-exported-zap"),
 )

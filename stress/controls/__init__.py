@@ -1,0 +1,12 @@
+"""Inverted controls: variants that look wrong and are right. An oracle that fires on one of them cries wolf.
+
+One idea a file; each file's `VARIANT` is a `stress.zoo.mutant.Control`.
+"""
+
+from __future__ import annotations
+
+from mmu.variant import variants_in
+from stress.zoo.mutant import Control
+
+CONTROLS: dict[str, Control] = {name: found for name, found in variants_in(__name__, __path__).items() if isinstance(found, Control)}
+"""Every inverted control by name."""
