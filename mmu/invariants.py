@@ -381,6 +381,11 @@ RELATED = {
 """For those: the oracle whose rule is broken somewhere before such a state is reached."""
 
 
+def names_of(report: Report) -> set[str]:
+    """Every name that a report answers to: its rule, its code, and the rule that an invariant stands for."""
+    return {report.rule, report.code, RELATED.get(report.code, report.rule)}
+
+
 def violations(vm: VirtualMachine) -> list[Violation]:
     """Everything that is wrong with `vm` now; it must be at rest."""
     state = State(vm)

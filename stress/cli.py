@@ -38,6 +38,7 @@ from stress.search.explain import explain_stored
 from stress.search.strategies import EVERYTHING, strategy_for
 from stress.variants import load_variants
 from stress.verdict import ExitCode, Verdict
+from stress.zoo import command as zoo_command
 
 RESULTS = Path("results")
 MENDED = ('vm.profile="hardened"', "vm.variants=[]", "vm.variant_files=[]", "expect.rules=[]", "expect.codes=[]")
@@ -306,6 +307,9 @@ def bench(as_json: bool, quick: bool) -> ExitCode:
     """Measure the checked paths as ratios within one process."""
     click.echo(run_bench(quick=quick, as_json=as_json), nl=False)
     return ExitCode.PASS
+
+
+cli.add_command(zoo_command.command)
 
 
 def load_all(config: Path, overrides: tuple[str, ...], files: tuple[Path, ...]) -> tuple[Scenario, tuple[Variant, ...]]:

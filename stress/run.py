@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 from attrs import evolve, frozen
 
-from mmu.invariants import RELATED
+from mmu.invariants import names_of
 from mmu.report import Report
 from mmu.runtime import Runtime
 from mmu.variant import Variant
@@ -147,7 +147,7 @@ class _Keeper:
 
     def _expected_missing(self) -> tuple[str, ...]:
         """The rules that the scenario expects, if not one of them fired."""
-        fired = {name for finding in self._session.findings() for name in (finding.report.rule, finding.report.code)}
+        fired = {name for finding in self._session.findings() for name in names_of(finding.report)}
         expected = expected_of(self._request.scenario)
         return () if fired & set(expected) else expected
 
@@ -181,8 +181,7 @@ def expected_of(scenario: Scenario) -> tuple[str, ...]:
 
 def suspects_of(report: Report, known: Sequence[Variant]) -> tuple[str, ...]:
     """The titles of the known defects that break the rule of this report."""
-    rules = {report.rule, RELATED.get(report.code, report.rule)}
-    return tuple(variant.title for variant in known if rules & set(variant.expects))
+    return tuple(variant.title for variant in known if names_of(report) & set(variant.expects))
 
 
 def stored_findings(session: Session) -> tuple[StoredFinding, ...]:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from attrs import frozen
 
 from mmu.export.policies import POLICIES
+from mmu.invariants import names_of
 from mmu.kernels import KERNELS
 from mmu.kvm import VmConfig
 from mmu.machine.vm import VirtualMachine
@@ -100,9 +101,10 @@ class World:
             return [Finding(counts.get(item.report.signature, item.report), item.at_s) for item in self._findings]
 
     def is_expected(self, finding: Finding) -> bool:
-        """Whether this is what the scenario is about; without expected codes any finding is."""
-        codes = self.scenario.expect.codes
-        return not codes or finding.report.code in codes
+        """Whether this is what the scenario is about; without expectations any finding is."""
+        expect = self.scenario.expect
+        expected: set[str] = set(expect.codes) or set(expect.rules)
+        return not expected or bool(names_of(finding.report) & expected)
 
     def errors(self) -> tuple[str, ...]:
         """What went wrong with the harness itself."""
@@ -128,6 +130,8 @@ class World:
         return (self.runtime.now() - self._began) / 1e9
 
     def _found(self, report: Report) -> None:
+        if report.rule in self.scenario.oracles.off:
+            return
         if current.task.error is not None:
             return  # the thread has died of an exception, which is the harness error; what it still holds is no finding
         with self._lock:

@@ -258,6 +258,14 @@ class Limits:
 
 
 @frozen
+class Oracles:
+    """Who judges: every rule (`stress list oracles`) but those in `off`, whose reports are dropped. A run with a rule off
+    proves nothing about it; a selftest with one off shows what only that rule sees."""
+
+    off: tuple[RuleName, ...] = ()
+
+
+@frozen
 class Budget:
     """How much to run. `settle_s` is how long a run goes on after its first finding, to collect what follows from it."""
 
@@ -307,6 +315,7 @@ class Scenario:
     actors: Actors = field(factory=Actors)
     disturbances: Disturbances = field(factory=Disturbances)
     limits: Limits = field(factory=Limits)
+    oracles: Oracles = field(factory=Oracles)
     budget: Budget = field(factory=Budget)
     explore: Explore = field(factory=Explore)
     script: dict[str, Lines] = field(factory=dict)

@@ -9,6 +9,7 @@ from typing import Final
 
 from attrs import define, field, frozen
 
+from mmu.invariants import names_of
 from mmu.report import Report
 from stress.engines.program import Executor, Program, Run, Strategy
 from stress.search.dpor import Dpor
@@ -45,7 +46,7 @@ class Failure:
 
     def names(self) -> set[str]:
         """The rules and codes of everything that was found."""
-        return {name for report in self.reports for name in (report.rule, report.code)}
+        return {name for report in self.reports for name in names_of(report)}
 
 
 @define

@@ -21,6 +21,13 @@ from stress.zoo.mutant import Case, Control, Mutant
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 """The scenarios that are shipped beside the packages."""
 
+_POSTED_SETTINGS = {
+    "r12-mm-exit-without-flush": ("budget.duration_s=0.5",),
+    "r17-gup-under-slots-lock": ("limits.stall_s=1.0", "limits.rcu_stall_s=2.0"),
+}
+"""What makes threads show a defect of the posted series sooner: R12 is about the end of a run; R17 is a deadlock, known as
+soon as the watchdog says so."""
+
 
 @cache
 def zoo() -> dict[str, Mutant]:
@@ -54,7 +61,7 @@ def _posted(defect: Variant) -> Mutant:
         confidence="A",
         tags=("posted",),
         controlled=Case(f"explore/{Path(small).stem}"),
-        threads=Case(f"rfc-v1/{path.stem}"),
+        threads=Case(f"rfc-v1/{path.stem}", _POSTED_SETTINGS.get(defect.name, ())),
     )
 
 

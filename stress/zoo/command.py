@@ -1,0 +1,123 @@
+"""`stress selftest`."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from stress.results.store import CONSOLE_TXT, RunDirectory
+from stress.verdict import ExitCode
+from stress.zoo import matrix, selftest
+from stress.zoo.attempt import ENGINES, Attempt, Engine
+from stress.zoo.selftest import Options, Row, Selftest
+
+SELFTEST_JSON = "selftest.json"
+SELFTEST_MD = "selftest.md"
+WIDTH = 180
+
+
+@click.command("selftest")
+@click.argument("names", nargs=-1)
+@click.option("--oracle", "oracles", multiple=True, metavar="RULE", help="Only mutants that this rule must catch, such as O4.")
+@click.option("--tag", "tags", multiple=True, help="Only mutants with this tag.")
+@click.option("--engine", "engines", multiple=True, type=click.Choice(ENGINES), help="Only this engine.")
+@click.option(
+    "--strategy", "-s", "strategies", multiple=True, help="Explore with this strategy instead of each scenario's; several make a row each."
+)
+@click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Attempts for each mutant and engine.")
+@click.option("--first-seed", type=click.IntRange(0), default=1, show_default=True, help="Seed of the first attempt; the others count on.")
+@click.option("--jobs", "-j", type=click.IntRange(0), default=0, help="Processes; by default one a CPU.")
+@click.option(
+    "--controlled-limit", type=click.FloatRange(0, min_open=True), default=10.0, show_default=True, help="Seconds an exploration may take."
+)
+@click.option(
+    "--threads-limit", type=click.FloatRange(0, min_open=True), default=20.0, show_default=True, help="Seconds a run on threads may take."
+)
+@click.option(
+    "--correct",
+    type=click.FloatRange(0),
+    default=60.0,
+    show_default=True,
+    help="CPU seconds for the correct model, on which nothing may fire.",
+)
+@click.option("--budget", type=click.FloatRange(0, min_open=True), help="Seconds for everything; what is left then is INCONCLUSIVE.")
+@click.option("--without", "off", multiple=True, metavar="RULE", help="Drop this rule's reports, to see what only it catches.")
+@click.option("--results", type=click.Path(path_type=Path), default=Path("results"), show_default=True, help="Where result directories go.")
+@click.option("--quiet", "-q", is_flag=True, help="Print the verdict line only.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON, nothing else.")
+def command(
+    names: tuple[str, ...],
+    oracles: tuple[str, ...],
+    tags: tuple[str, ...],
+    engines: tuple[Engine, ...],
+    strategies: tuple[str, ...],
+    seeds: int,
+    first_seed: int,
+    jobs: int,
+    controlled_limit: float,
+    threads_limit: float,
+    correct: float,
+    budget: float | None,
+    off: tuple[str, ...],
+    results: Path,
+    quiet: bool,
+    as_json: bool,
+) -> ExitCode:
+    """Prove that the harness detects: every mutant must die, nothing may fire on correct code.
+
+    NAMES choose mutants and inverted controls (stress list variants); without any, all are tried.
+    """
+    options = Options(
+        names=names,
+        oracles=oracles,
+        tags=tags,
+        engines=engines or ENGINES,
+        strategies=strategies,
+        seeds=seeds,
+        first_seed=first_seed,
+        jobs=jobs or os.cpu_count() or 1,
+        controlled_s=controlled_limit,
+        threads_s=threads_limit,
+        correct_s=correct,
+        budget_s=budget,
+        off=off,
+    )
+    console = Console(width=None if Console().is_terminal else WIDTH)
+    progress = Console(stderr=True, quiet=quiet or as_json)
+    test = selftest.run(
+        options, lambda row, attempt: progress.print(progress_line(row, attempt), highlight=False, markup=False, soft_wrap=True)
+    )
+    directory = keep(test, results, first_seed)
+    if as_json:
+        click.echo(json.dumps(matrix.as_data(test), indent=1))
+    elif quiet:
+        click.echo(matrix.verdict_line(test))
+    else:
+        matrix.console_tables(test, console)
+        click.echo(f"results: {directory.path}")
+    return selftest.judgement_of(test).verdict.exit_code
+
+
+def progress_line(row: Row, attempt: Attempt) -> str:
+    """One attempt in a line."""
+    if row.kind == "mutant":
+        end = f"killed after {attempt.seconds:.2f} s" if attempt.seconds is not None else "NOT killed"
+    else:
+        end = "FIRED" if attempt.fired else "silent"
+    rules = f" by {' '.join(attempt.rules())}" if attempt.fired else ""
+    trouble = f": {attempt.errors[0].splitlines()[0]}" if attempt.errors and not attempt.killed else ""
+    return f"{row.name}, {row.engine}, seed {attempt.seed}: {end}{rules}{trouble}"
+
+
+def keep(test: Selftest, results: Path, seed: int) -> RunDirectory:
+    """Store the result as JSON, Markdown and plain text."""
+    directory = RunDirectory.create(results, "selftest", seed)
+    directory.write_text(SELFTEST_JSON, json.dumps(matrix.as_data(test), indent=1) + "\n")
+    directory.write_text(SELFTEST_MD, matrix.markdown(test))
+    with (directory.path / CONSOLE_TXT).open("w", encoding="utf-8") as file:
+        matrix.console_tables(test, Console(file=file, width=WIDTH))
+    return directory
