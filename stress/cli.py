@@ -39,6 +39,7 @@ from stress.search.strategies import EVERYTHING, strategy_for
 from stress.variants import load_variants
 from stress.verdict import ExitCode, Verdict
 from stress.zoo import command as zoo_command
+from stress.zoo import page as zoo_page
 
 RESULTS = Path("results")
 MENDED = ('vm.profile="hardened"', "vm.variants=[]", "vm.variant_files=[]", "expect.rules=[]", "expect.codes=[]")
@@ -200,11 +201,18 @@ def minimise(file: Path, output: Path | None, quiet: bool) -> ExitCode:
 
 
 @cli.command()
-@click.argument("file", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Print the explanation as JSON, nothing else.")
-def explain(file: Path, as_json: bool) -> ExitCode:
-    """Say why a schedule fails: the interleaving, the page table on the way, and which switches it takes."""
-    explanation = explain_stored(store.read(file))
+@click.argument("what", metavar="FILE|NAME")
+@click.option("--json", "as_json", is_flag=True, help="Print the explanation of a schedule as JSON, nothing else.")
+def explain(what: str, as_json: bool) -> ExitCode:
+    """Say why a schedule fails, or what a variant breaks.
+
+    FILE is a schedule: the interleaving, the page table on the way, and which switches it takes. NAME is a mutant, a defect
+    of the posted series or an inverted control (stress list variants): rule, origin, interleaving, and the report it brings.
+    """
+    if not Path(what).exists() and os.sep not in what and not what.endswith(".json"):
+        click.echo(zoo_page.page(what))
+        return ExitCode.PASS
+    explanation = explain_stored(store.read(Path(what)))
     click.echo(json.dumps(explanation.as_data(), indent=1) if as_json else explain_text.text(explanation))
     return ExitCode.FAIL
 

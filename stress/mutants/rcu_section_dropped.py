@@ -22,7 +22,11 @@ VARIANT = Mutant(
     expects=("O3",),
     rule="roots and SPTEs are RCU-protected, whatever locks are held",
     origin="B32 (14f6fec2e8e0, 70fb3e41a97a); reference 2.3, 2.4",
-    story=("memslot worker: walks tdp_mmu_roots without rcu_read_lock()", "a root or table may be freed under the walk"),
+    story=(
+        "memslot worker: walks tdp_mmu_roots without rcu_read_lock()",
+        "vCPU: drops the last reference of a root, which is unlinked and freed without a reader to wait for",
+        "memslot worker: goes on from the freed root",
+    ),
     confidence="V",
     tags=("rcu",),
     controlled=Case("explore/fault-vs-delete"),

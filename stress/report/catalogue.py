@@ -11,13 +11,14 @@ from mmu.export.policies import POLICIES
 from mmu.kernels import KERNELS
 from mmu.posted import POSTED
 from mmu.report import RULES
+from stress.controls import CONTROLS
 from stress.litmus.registry import LITMUS
 from stress.mutants import MUTANTS
 from stress.observe.counters import COUNTERS
 from stress.oracles import ORACLES
 from stress.search.strategies import STRATEGIES
 
-KINDS = ("scenarios", "policies", "profiles", "kernels", "oracles", "variants", "defects", "strategies", "litmus", "counters")
+KINDS = ("scenarios", "policies", "profiles", "kernels", "oracles", "variants", "controls", "defects", "strategies", "litmus", "counters")
 CONFIGS = Path("configs")
 
 
@@ -35,6 +36,7 @@ def _entries(kind: str) -> Iterator[str]:
         "kernels": _kernels,
         "oracles": _oracles,
         "variants": lambda: {name: f"{mutant.title} [{', '.join(mutant.expects)}]" for name, mutant in MUTANTS.items()},
+        "controls": lambda: {name: control.title for name, control in CONTROLS.items()},
         "defects": lambda: {name: f"{defect.title} [{', '.join(defect.expects)}]" for name, defect in POSTED.items()},
         "strategies": lambda: {name: meaning for name, (meaning, _) in STRATEGIES.items()},
         "litmus": lambda: {name: program.title for name, program in LITMUS.items()},

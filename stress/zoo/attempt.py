@@ -38,8 +38,8 @@ class Attempt:
     """What became of one attempt.
 
     `seconds` and `work` are the time to the first expected report and the work until then: schedules under control,
-    steps of actors on threads; None where none came. `by` is the strategy that found it. `fired` is everything that was
-    reported; `errors` what went wrong with the harness.
+    steps of actors on threads; None where none came. `done` is all the work. `by` is the strategy that found it. `fired` is
+    everything that was reported; `errors` what went wrong with the harness.
     """
 
     name: str
@@ -51,6 +51,7 @@ class Attempt:
     by: str = ""
     fired: tuple[Fired, ...] = ()
     errors: tuple[str, ...] = ()
+    done: int = 0
 
     def rules(self) -> tuple[str, ...]:
         """Every rule that fired, in order and once."""
@@ -61,13 +62,13 @@ def under_control(name: str, case: Case, scenario: Scenario, seed: int, limit_s:
     """Explore until something expected fires, or the limit."""
     strategy = case.strategy or scenario.explore.strategy
     result = explore(ExploreRequest(scenario, case.scenario, seed, strategy, seconds=limit_s))
-    expected = set(scenario.expect.rules)
-    fired = tuple(fired_of(report) for failure in result.tally.failures.values() for report in failure.reports)
-    errors = tuple(result.tally.errors)
-    for failure in result.tally.failures.values():
-        if failure.names() & expected:
-            return Attempt(name, "controlled", seed, True, failure.after_s, failure.after_schedules, failure.strategy, fired, errors)
-    return Attempt(name, "controlled", seed, False, fired=fired, errors=errors)
+    tally, expected = result.tally, set(scenario.expect.rules)
+    fired = tuple(fired_of(report) for failure in tally.failures.values() for report in failure.reports)
+    found = Attempt(name, "controlled", seed, False, fired=fired, errors=tuple(tally.errors), done=tally.schedules)
+    kill = next((failure for failure in tally.failures.values() if failure.names() & expected), None)
+    if kill is None:
+        return found
+    return evolve(found, killed=True, seconds=kill.after_s, work=kill.after_schedules, by=kill.strategy)
 
 
 def on_threads(name: str, scenario: Scenario, seed: int, limit_s: float) -> Attempt:
@@ -77,14 +78,12 @@ def on_threads(name: str, scenario: Scenario, seed: int, limit_s: float) -> Atte
     session = Session(evolve(scenario, budget=budget), seed, Runtime())
     outcome = ThreadEngine(session, Resources(), lambda _: None).run()
     findings = session.findings()
-    fired = tuple(fired_of(finding.report) for finding in findings)
-    wanted = [finding for finding in findings if names_of(finding.report) & set(scenario.expect.rules)]
-    errors = () if wanted else session.errors()
-    if not wanted:
-        return Attempt(name, "threads", seed, False, fired=fired, errors=errors)
-    seconds = max(0.0, wanted[0].at_s - outcome.setup_s)
     steps = sum(actor.moved() for actor in session.actors)
-    return Attempt(name, "threads", seed, True, round(seconds, 3), steps, "threads", fired, errors)
+    found = Attempt(name, "threads", seed, False, fired=tuple(fired_of(finding.report) for finding in findings), done=steps)
+    kill = next((finding for finding in findings if names_of(finding.report) & set(scenario.expect.rules)), None)
+    if kill is None:
+        return evolve(found, errors=session.errors())
+    return evolve(found, killed=True, seconds=round(max(0.0, kill.at_s - outcome.setup_s), 3), work=steps, by="threads")
 
 
 def fired_of(report: Report) -> Fired:

@@ -45,6 +45,8 @@ WIDTH = 180
     help="CPU seconds for the correct model, on which nothing may fire.",
 )
 @click.option("--budget", type=click.FloatRange(0, min_open=True), help="Seconds for everything; what is left then is INCONCLUSIVE.")
+@click.option("--mutants/--no-mutants", default=True, show_default=True, help="Whether mutants are tried.")
+@click.option("--controls/--no-controls", default=True, show_default=True, help="Whether inverted controls are tried.")
 @click.option("--without", "off", multiple=True, metavar="RULE", help="Drop this rule's reports, to see what only it catches.")
 @click.option("--results", type=click.Path(path_type=Path), default=Path("results"), show_default=True, help="Where result directories go.")
 @click.option("--quiet", "-q", is_flag=True, help="Print the verdict line only.")
@@ -62,6 +64,8 @@ def command(
     threads_limit: float,
     correct: float,
     budget: float | None,
+    mutants: bool,
+    controls: bool,
     off: tuple[str, ...],
     results: Path,
     quiet: bool,
@@ -85,6 +89,8 @@ def command(
         correct_s=correct,
         budget_s=budget,
         off=off,
+        mutants=mutants,
+        controls=controls,
     )
     console = Console(width=None if Console().is_terminal else WIDTH)
     progress = Console(stderr=True, quiet=quiet or as_json)

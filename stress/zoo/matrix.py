@@ -98,6 +98,7 @@ def _row_data(row: Row) -> dict[str, Any]:
         "killed": row.killed,
         "of": len(row.attempts),
         "wanted": row.wanted,
+        "done": row.done,
         "median_s": round(statistics.median(row.seconds), 4) if row.seconds else None,
         "range_s": [round(row.seconds[0], 4), round(row.seconds[-1], 4)] if row.seconds else None,
         "median_work": statistics.median(row.work) if row.work else None,
@@ -120,7 +121,7 @@ def console_tables(test: Selftest, console: Console) -> None:
         console.print()
     for line in _silent_lines(test):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
-    for line in (*_cannot_lines(test), *_hole_lines(test), verdict_line(test)):
+    for line in (*_cannot_lines(test), *holes(test), verdict_line(test)):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
@@ -133,11 +134,23 @@ def verdict_line(test: Selftest) -> str:
 
 
 def _silent_lines(test: Selftest) -> Iterator[str]:
-    """What had to stay silent, a line each."""
-    for kind, title in (("control", "inverted control"), ("correct", "correct model, policy")):
-        for row in test.of_kind(kind):
-            tried = f"{len(row.attempts)} of {row.wanted}" if len(row.attempts) < row.wanted else str(row.wanted)
-            yield f"{title} {row.name}, {row.engine}, {row.scenario}: {row.state} {fired(row)}".rstrip() + f" ({tried} runs)"
+    """What had to stay silent: each inverted control, and the correct model by engine and policy."""
+    for row in test.of_kind("control"):
+        yield f"inverted control {row.name}, {row.engine}, {row.scenario}: {_outcome([row])}"
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in test.of_kind("correct"):
+        groups.setdefault((row.engine, row.name), []).append(row)
+    for (engine, policy), rows in groups.items():
+        where = f"{len(rows)} scenarios" if len(rows) > 1 else rows[0].scenario
+        yield f"correct model, {engine}, policy {policy}, {where}: {_outcome(rows)}"
+
+
+def _outcome(rows: Sequence[Row]) -> str:
+    """Whether rows that had to stay silent did, over how much work."""
+    loud = [f"{row.state} {fired(row)} on {row.scenario}" for row in rows if row.state != "silent"]
+    made, wanted = sum(len(row.attempts) for row in rows), sum(row.wanted for row in rows)
+    tried = f"{made} of {wanted} runs" if made < wanted else f"{made} runs"
+    return f"{', '.join(loud) or 'silent'} ({tried}, {sum(row.done for row in rows):,} {WORK[rows[0].engine]})"
 
 
 def _cannot_lines(test: Selftest) -> Iterator[str]:
@@ -145,7 +158,7 @@ def _cannot_lines(test: Selftest) -> Iterator[str]:
         yield f"threads cannot show {name}: {why}"
 
 
-def _hole_lines(test: Selftest) -> Iterator[str]:
+def holes(test: Selftest) -> Iterator[str]:
     """With rules off: the mutants that nothing else catches."""
     if test.options.off:
         alive = [row.name for row in test.of_kind("mutant", "controlled") if row.attempts and not row.killed]

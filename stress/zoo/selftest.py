@@ -45,7 +45,7 @@ CORRECT_CASES = (
 class Options:
     """What to try and how hard. Empty `names`, `oracles` and `tags` choose everything. Limits are seconds an attempt;
     `correct_s` is how long the correct model runs in all, `budget_s` a bound on everything (None: no bound). `off` are rules
-    whose reports are dropped, to see what only they catch."""
+    whose reports are dropped, to see what only they catch. `mutants` and `controls` say whether those are tried at all."""
 
     names: tuple[str, ...] = ()
     oracles: tuple[str, ...] = ()
@@ -60,6 +60,8 @@ class Options:
     correct_s: float = 60.0
     budget_s: float | None = None
     off: tuple[str, ...] = ()
+    mutants: bool = True
+    controls: bool = True
 
 
 @define
@@ -112,12 +114,18 @@ class Row:
         return Counter(attempt.by for attempt in self.attempts if attempt.killed)
 
     @property
+    def done(self) -> int:
+        """All the work of all attempts."""
+        return sum(attempt.done for attempt in self.attempts)
+
+    @property
     def state(self) -> str:
-        """In a word: killed, other oracle, alive, silent, fired, error, not tried."""
+        """In a word: killed, other oracle, alive, silent, fired, error, idle (it did nothing at all), not tried."""
         if not self.attempts:
             return "not tried"
         if self.kind != "mutant":
-            return "FIRED" if any(attempt.fired for attempt in self.attempts) else "error" if self.errors else "silent"
+            fired = any(attempt.fired for attempt in self.attempts)
+            return "FIRED" if fired else "error" if self.errors else "silent" if self.done else "idle"
         if self.killed:
             return "killed"
         return "other oracle" if self.by_others else "error" if self.errors else "ALIVE"
@@ -190,10 +198,11 @@ def run(options: Options, on_row: Callable[[Row, Attempt], None] = lambda *_: No
 
 def plan(options: Options, mutants: Sequence[Mutant]) -> Iterator[tuple[Row, list[Job]]]:
     """Every row with its jobs: mutants first, then inverted controls, then the correct model."""
-    for mutant in mutants:
+    for mutant in mutants if options.mutants else ():
         yield from _of_mutant(options, mutant)
     if not options.oracles and not options.tags:
-        yield from _of_controls(options)
+        if options.controls:
+            yield from _of_controls(options)
         if options.correct_s and not options.names:
             yield from _correct(options)
 
@@ -241,7 +250,8 @@ def _correct(options: Options) -> Iterator[tuple[Row, list[Job]]]:
     """The correct model under every policy: small scenarios explored, `quick` on threads; each gets an equal share of time."""
     cases: list[tuple[Engine, Case]] = [("controlled", Case(f"explore/{name}")) for name in CORRECT_CASES]
     cases += [("threads", Case("quick"))] * len(CORRECT_CASES)
-    wanted = [(engine, case, policy) for engine, case in cases for policy in POLICIES if engine in options.engines]
+    policies = [name for name, policy in POLICIES.items() if not policy.expects]
+    wanted = [(engine, case, policy) for engine, case in cases for policy in policies if engine in options.engines]
     share = options.correct_s / max(1, len(wanted))
     rows: dict[tuple[Engine, str, str], tuple[Row, list[Job]]] = {}
     for number, (engine, case, policy) in enumerate(wanted):
@@ -260,6 +270,8 @@ def judgement_of(test: Selftest) -> Judgement:
         if row.state == "FIRED":
             rules = ", ".join(row.fired())
             reasons.append((Verdict.FAIL, f"{'inverted control' if row.kind == 'control' else 'correct model'} {where}: {rules} fired"))
+        elif row.state == "idle":
+            reasons.append((Verdict.INCONCLUSIVE, f"{where}: nothing happened"))
         elif row.state == "error":
             reasons.append((Verdict.HARNESS_ERROR, f"{where}: {row.errors[0].splitlines()[0]}"))
         elif row.state in ("ALIVE", "other oracle") and row.engine == "controlled":

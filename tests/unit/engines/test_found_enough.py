@@ -51,8 +51,10 @@ def test_without_expected_codes_any_finding_counts(enough: Enough) -> None:
     assert enough(("leak-roots", 6.0), ("stale-tlb", 9.9)), "the first one counts"
 
 
-def test_expected_rules_do_not_make_the_run_longer(enough: Enough) -> None:
-    assert enough(("leak-roots", 6.0), rules=("O12",))
+def test_expected_rules_are_waited_for_like_expected_codes(enough: Enough) -> None:
+    assert not enough(("leak-roots", 6.0), rules=("O12",))
+    assert enough(("leak-roots", 6.0), rules=("O12", "O1"))
+    assert enough(("I8", 6.0), rules=("O6",)), "an invariant stands for its rule"
 
 
 def test_what_was_not_expected_does_not_end_the_run(enough: Enough) -> None:

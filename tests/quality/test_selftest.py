@@ -1,0 +1,137 @@
+"""The selftest itself: a dozen mutants die on both engines, a rule taken away shows as a hole, wolves are not cried."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from mmu.report import RULES
+from stress.controls import CONTROLS
+from stress.mutants import MUTANTS
+from stress.verdict import Verdict
+from stress.zoo import matrix, page
+from stress.zoo.mutant import Case, Control, Mutant
+from stress.zoo.registry import entry, scenario_of, without_variants, zoo
+from stress.zoo.selftest import Options, judgement_of, run
+
+DOZEN = (
+    "r1-double-export",
+    "r5-unexport-without-flush",
+    "r9-mmio-sptes-survive",
+    "r10-nx-toggle-race",
+    "r19-device-writes-not-logged",
+    "exported-root-invalidated",
+    "no-flush-after-exported-zap",
+    "importers-not-notified",
+    "put-before-zap",
+    "srcu-wait-skipped",
+    "stale-check-skipped",
+    "yield-in-exported-zap",
+)
+
+
+def test_a_dozen_mutants_die_on_both_engines() -> None:
+    test = run(Options(names=DOZEN, seeds=1, controlled_s=30.0, threads_s=30.0))
+    assert [(row.name, row.engine, row.state) for row in test.rows if row.state != "killed"] == []
+    assert len(test.rows) == 2 * len(DOZEN)
+    assert judgement_of(test).verdict is Verdict.PASS
+    assert all(row.seconds and row.work and row.found_by() for row in test.rows)
+
+
+def test_without_an_oracle_the_matrix_shows_the_hole() -> None:
+    """Only O17 sees a page that is published before it is on its list; O4 has company when a put is doubled."""
+    names = ("r3-publish-before-init", "double-put-of-invalid-root")
+    test = run(Options(names=names, engines=("controlled",), seeds=1, controlled_s=2.0, off=("O17",)))
+    states = {row.name: row.state for row in test.rows}
+    assert states == {"r3-publish-before-init": "ALIVE", "double-put-of-invalid-root": "killed"}
+    judgement = judgement_of(test)
+    assert judgement.verdict is Verdict.FAIL
+    assert judgement.reasons == ("r3-publish-before-init, controlled, explore/attach-fails: lives",)
+    assert "without O17: 1 mutants that nothing else catches: r3-publish-before-init" in "\n".join(matrix.holes(test))
+
+
+def test_a_kill_by_an_oracle_that_is_not_expected_is_shown_as_such() -> None:
+    """Without O4 a double put is still seen: the page is touched after it was freed (O2)."""
+    test = run(Options(names=("double-put-of-invalid-root",), engines=("controlled",), seeds=1, controlled_s=2.0, off=("O4", "INV")))
+    (row,) = test.rows
+    assert row.state == "other oracle"
+    assert matrix.fired(row).startswith("(")
+    assert judgement_of(test).verdict is Verdict.FAIL
+
+
+def test_the_correct_model_stays_silent_in_a_short_selftest() -> None:
+    test = run(Options(engines=("controlled",), correct_s=4.0, first_seed=7, mutants=False, controls=False))
+    assert test.rows
+    assert {row.kind for row in test.rows} == {"correct"}
+    assert {row.state for row in test.rows} == {"silent"}
+    assert sum(row.done for row in test.rows) >= len(test.rows)
+
+
+def test_the_matrix_is_the_same_in_every_form() -> None:
+    test = run(Options(names=("r1-double-export",), engines=("controlled",), seeds=2, controlled_s=30.0))
+    data = json.loads(json.dumps(matrix.as_data(test)))
+    (row,) = data["mutants"]
+    assert (row["name"], row["engine"], row["killed"], row["of"]) == ("r1-double-export", "controlled", 2, 2)
+    assert row["fired"]["O12"] == 2
+    assert data["verdict"] == "PASS"
+    text = matrix.markdown(test)
+    assert "| r1-double-export | controlled | killed | O12 |" in text
+    assert "| mutant | engine | O10 | O12 |" in text
+    assert "| r1-double-export | controlled |  | **2** |" in text
+
+
+@pytest.mark.parametrize("name", [*zoo()])
+def test_every_mutant_is_complete_and_its_cases_can_be_loaded(name: str) -> None:
+    mutant = zoo()[name]
+    assert isinstance(mutant, Mutant)
+    assert mutant.name == name
+    assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)+", name)
+    assert set(mutant.expects) <= set(RULES)
+    assert mutant.title
+    assert mutant.rule
+    assert mutant.origin
+    assert mutant.tags
+    assert len(mutant.story) >= 2
+    assert all(": " in step for step in mutant.story), "each step says who does it"
+    for case in (mutant.controlled, mutant.threads):
+        if case is not None:
+            scenario = scenario_of(case, mutant)
+            assert scenario.vm.variants == (name,)
+            assert scenario.expect.rules == mutant.expects
+            assert without_variants(case).vm.variants == ()
+    assert mutant.controlled.scenario.startswith("explore/")
+
+
+@pytest.mark.parametrize("name", [*CONTROLS])
+def test_every_inverted_control_is_complete(name: str) -> None:
+    control = CONTROLS[name]
+    assert isinstance(control, Control)
+    assert (control.name, control.expects) == (name, ())
+    assert control.looks_wrong
+    assert control.right_because
+    assert {"explore", "threads"} == {"explore" if case.scenario.startswith("explore/") else "threads" for case in control.tried}
+    for case in control.tried:
+        assert scenario_of(case, control).vm.variants == (name,)
+
+
+def test_a_mutant_must_say_what_kills_it_and_why_threads_cannot() -> None:
+    given = MUTANTS["put-before-zap"]
+    facts = {"name": "x", "title": "x", "parts": given.parts, "confidence": "V", "tags": ("x",), "controlled": Case("explore/move")}
+    with pytest.raises(ValueError, match="expects no rule"):
+        Mutant(**facts, threads=Case("quick"))
+    with pytest.raises(ValueError, match="exactly one of threads and threads_cannot"):
+        Mutant(**facts, expects=("O4",), threads=None)
+    with pytest.raises(ValueError, match="exactly one of threads and threads_cannot"):
+        Mutant(**facts, expects=("O4",), threads=Case("quick"), threads_cannot="too rare")
+    with pytest.raises(ValueError, match="is tried on nothing"):
+        Control(name="x", title="x", parts=given.parts, looks_wrong="x", right_because="x", tried=())
+
+
+def test_the_page_of_a_mutant_has_everything_a_reader_needs() -> None:
+    text = page.page("put-before-zap")
+    for wanted in ("origin\n  B21 (22b94c4b63eb)", "rule broken\n", "smallest interleaving\n  1  memslot worker  ", "rule O4 (last-put)"):
+        assert wanted in text
+    assert "stress explore --config configs/explore/obsolete-root.toml --set 'vm.variants=[\"put-before-zap\"]'" in text
+    assert entry("put-before-zap").parts[0].__name__ in text
