@@ -21,6 +21,7 @@ from stress import crosscheck as crosschecking
 from stress import explore as exploration
 from stress import replaying
 from stress.bench.figures import run_bench
+from stress.compare import command as compare_command
 from stress.engines.carrier import pinned
 from stress.errors import ConfigError, Problem, ResultError, StressError, VariantError
 from stress.explore import ExploreRequest
@@ -318,6 +319,7 @@ def bench(as_json: bool, quick: bool) -> ExitCode:
 
 
 cli.add_command(zoo_command.command)
+cli.add_command(compare_command.command)
 
 
 def load_all(config: Path, overrides: tuple[str, ...], files: tuple[Path, ...]) -> tuple[Scenario, tuple[Variant, ...]]:

@@ -1,0 +1,1 @@
+"""Comparing runs or groups of runs: figures, statistics that claim nothing by chance, and a sentence a claim."""
