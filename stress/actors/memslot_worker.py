@@ -11,6 +11,9 @@ from stress.scenario.scripts import WORKER
 
 OPERATIONS = ("delete", "move", "flags")
 """What may be done to a slot that is there."""
+TICK_S = 0.001
+PATIENCE = 100
+"""So many ticks without any access, and the guests are not waited for."""
 
 
 class MemslotWorker(Actor):
@@ -21,6 +24,8 @@ class MemslotWorker(Actor):
         self._dice = stage.dice(self.name)
         config = stage.scenario.actors.memslot_worker
         self._pause = config.pause_s
+        self._accesses = config.guest_accesses
+        self._created = False
         self._weights: list[float] = [config.delete_weight, config.move_weight, config.flags_weight]
         self.verbs |= SlotUpdates(stage).verbs
 
@@ -29,9 +34,25 @@ class MemslotWorker(Actor):
         churn = self.stage.layout.churn
         number = self._dice.randrange(len(churn))
         absent = churn[number].region.value is None
+        self._created = absent
         yield Op("create" if absent else self._dice.choices(OPERATIONS, self._weights)[0], (number,))
 
     def rest(self) -> None:
-        """A random pause."""
+        """A random pause; with `guest_accesses`, a slot that was created stays until guests have made so many."""
         if self._pause:
             self.stage.vm.kvm.runtime.sleep(self._dice.random() * self._pause)
+        if self._accesses and self._created:
+            self._wait_for_guests()
+
+    def _wait_for_guests(self) -> None:
+        """Until the guests have done enough, or nothing at all for some time, or everybody is to stand still."""
+        runtime, control = self.stage.vm.kvm.runtime, self.stage.control
+        made = self._guest_accesses()
+        target, idle = made + self._accesses, 0
+        while made < target and idle < PATIENCE and not (control.stopping.value or control.pausing.value):
+            runtime.sleep(TICK_S)
+            before, made = made, self._guest_accesses()
+            idle = 0 if made > before else idle + 1
+
+    def _guest_accesses(self) -> int:
+        return sum(actor.totals().get("vcpu_accesses", 0) for actor in self.stage.cast)

@@ -137,10 +137,12 @@ class VcpuActor:
 
 @frozen
 class MemslotActor:
-    """The memslot worker: what it does, and how often. Weights are relative."""
+    """The memslot worker: what it does, and how often. Weights are relative. A slot that was created stays until guests have
+    made `guest_accesses`, so that a run's figures do not depend on how fast the machine is."""
 
     enabled: Flag = Flag(True)
     pause_s: Share = Share(0.005)
+    guest_accesses: Count = Count(0)
     delete_weight: Rate = Rate(6.0)
     move_weight: Rate = Rate(2.0)
     flags_weight: Rate = Rate(1.0)

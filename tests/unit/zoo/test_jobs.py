@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from stress.zoo import jobs
+from stress.fanout import local
 from stress.zoo.attempt import Attempt, Engine
 from stress.zoo.jobs import Job, run_jobs
 from stress.zoo.mutant import Case
@@ -60,7 +60,7 @@ def test_a_process_that_dies_is_an_error_and_the_others_go_on() -> None:
 
 
 def test_a_process_that_takes_too_long_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs, "GRACE_S", 0.4)
+    monkeypatch.setattr(local, "GRACE_S", 0.4)
     found, _ = answers(job(Stuck()))
     assert [attempt.errors for attempt in found] == [("the process took longer than 0 s",)]
 
