@@ -22,7 +22,7 @@ def _price(default: float, low: float, high: float, what: str, source: str) -> f
 class Costs:
     """Prices in microseconds each."""
 
-    spte_visit_us: float = _price(0.01, 0.003, 0.05, "one SPTE visited by a zap", "assumption: an atomic exchange, mostly in the cache")
+    spte_visit_us: float = _price(0.01, 0.003, 0.05, "one SPTE visited by a zap, or frozen in a removed table", "assumption: an atomic exchange, mostly in the cache")
     table_free_us: float = _price(
         0.2, 0.05, 1.0, "one page-table page unlinked and freed through RCU", "assumption: call_rcu() and the allocator"
     )
@@ -61,6 +61,7 @@ def amounts_of(record: RunRecord) -> dict[str, float] | None:
         return None
     visited = next((latency for latency in record.latencies if latency.operation == "zap_steps"), None)
     steps = sum(middle * count for middle, count in visited.buckets) if visited else 0
+    steps += counters.get("tables_removed", 0) * int(record.scenario["vm"]["entries"])  # every entry of a removed table is frozen
     amounts = {
         "spte_visit_us": steps,
         "table_free_us": counters.get("tables_removed", 0),
