@@ -22,7 +22,9 @@ def _price(default: float, low: float, high: float, what: str, source: str) -> f
 class Costs:
     """Prices in microseconds each."""
 
-    spte_visit_us: float = _price(0.01, 0.003, 0.05, "one SPTE visited by a zap, or frozen in a removed table", "assumption: an atomic exchange, mostly in the cache")
+    spte_visit_us: float = _price(
+        0.01, 0.003, 0.05, "one SPTE visited by a zap, or frozen in a removed table", "assumption: an atomic exchange, mostly in the cache"
+    )
     table_free_us: float = _price(
         0.2, 0.05, 1.0, "one page-table page unlinked and freed through RCU", "assumption: call_rcu() and the allocator"
     )

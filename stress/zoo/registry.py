@@ -15,11 +15,9 @@ from stress.errors import StressError
 from stress.mutants import MUTANTS
 from stress.scenario.load import load
 from stress.scenario.names import nearest
+from stress.scenario.shipped import configs_root
 from stress.scenario.types import Scenario
 from stress.zoo.mutant import Case, Control, Mutant
-
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-"""The scenarios that are shipped beside the packages."""
 
 _POSTED_SETTINGS = {
     "r12-mm-exit-without-flush": ("budget.duration_s=0.5",),
@@ -48,13 +46,13 @@ def scenario_of(case: Case, variant: Variant, *settings: str) -> Scenario:
     """The scenario of a case with one variant in the mended design, and the variant's own expectations."""
     expected = ", ".join(f'"{rule}"' for rule in variant.expects)
     own = ('vm.profile="hardened"', f'vm.variants=["{variant.name}"]', "expect.codes=[]", f"expect.rules=[{expected}]")
-    return load(CONFIGS / f"{case.scenario}.toml", (*own, *case.settings, *settings))
+    return load(configs_root() / f"{case.scenario}.toml", (*own, *case.settings, *settings))
 
 
 def _posted(defect: Variant) -> Mutant:
     """A defect of the posted series, with the cases that its scenario below `configs/rfc-v1` names."""
     number = int(defect.name.split("-")[0].removeprefix("r"))
-    (path,) = (CONFIGS / "rfc-v1").glob(f"R{number:02}-*.toml")
+    (path,) = (configs_root() / "rfc-v1").glob(f"R{number:02}-*.toml")
     small = tomllib.loads(path.read_text(encoding="utf-8"))["explore"]["scenario"]
     return Mutant(
         **asdict(defect, recurse=False),
@@ -69,5 +67,5 @@ def without_variants(case: Case, *settings: str) -> Scenario:
     """The scenario of a case on the correct model."""
     correct = ('vm.profile="hardened"', "vm.variants=[]", "vm.variant_files=[]", "expect.rules=[]", "expect.codes=[]")
     kept = tuple(setting for setting in case.settings if not setting.startswith(("vm.variants", "vm.profile", "expect.")))
-    scenario = load(CONFIGS / f"{case.scenario}.toml", (*correct, *kept, *settings))
+    scenario = load(configs_root() / f"{case.scenario}.toml", (*correct, *kept, *settings))
     return evolve(scenario, explore=evolve(scenario.explore, scenario=None))
