@@ -2,12 +2,18 @@
 
 MmuError
   SelfDeadlock     a thread would wait for itself for ever
+  BrokenLock       a lock was left half taken or half released; waiting for it could last for ever
+  BrokenRule       a report, raised in the thread that broke the rule, because the user asked for that
   KvmError         an ioctl refused, with the kernel's errno
 """
 
 from __future__ import annotations
 
 import errno
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mmu.report import Report
 
 
 class MmuError(Exception):
@@ -16,6 +22,18 @@ class MmuError(Exception):
 
 class SelfDeadlock(MmuError):
     """The thread asked for a lock in a way that can never be granted (upgrade, write in write); already reported."""
+
+
+class BrokenLock(MmuError):
+    """An exception has interrupted somebody inside the lock; what its words say is no longer true. Already reported."""
+
+
+class BrokenRule(MmuError):
+    """A rule was broken; `report` is the evidence, and the text its splat."""
+
+    def __init__(self, report: Report) -> None:
+        super().__init__("\n" + report.render())
+        self.report = report
 
 
 class KvmError(MmuError):

@@ -87,7 +87,7 @@ def section(title: str, lines: Iterable[str]) -> Section:
     return Section(title, tuple(lines))
 
 
-Sink = Callable[[Report], None]
+Sink = Callable[[Report], object]
 Enricher = Callable[[Report], Report]
 
 
@@ -117,6 +117,12 @@ class Reporter:
             report = self._enriched(report)
         if self._sink is not None:
             self._sink(report)
+
+    def redirect(self, sink: Sink | None) -> Sink | None:
+        """Send new reports to `sink` from now on; returns where they went before."""
+        with self._lock:
+            before, self._sink = self._sink, sink
+        return before
 
     def _enriched(self, report: Report) -> Report:
         """The report with what the enricher adds; a report must get through whatever happens to its decoration."""

@@ -8,13 +8,22 @@ from types import CodeType, FrameType
 Stack = tuple[tuple[CodeType, int], ...]
 """Innermost frame first; each entry is a code object and the line it was executing."""
 
+NO_FRAMES = ["(no frames)"]
+"""What `render` makes of a stack in which there is nothing to show, such as that of a thread that is ending."""
+
 _HIDDEN = (
     "mmu/report.py",
     "mmu/sync/lockdep.py",
     "mmu/sync/locks.py",
+    "mmu/sync/default.py",
+    "mmu/sync/factory.py",
     "mmu/sync/poison.py",
+    "mmu/sync/rwlocks.py",
+    "mmu/sync/threads.py",
+    "mmu/sync/waiting.py",
     "threading.py",
     "mmu/stack.py",
+    "mmu/task.py",
     "mmu/probe.py",
 )
 _HIDDEN_FOLDERS = ("stress/oracles/",)
@@ -56,7 +65,7 @@ def render(stack: Stack) -> list[str]:
         path = short_path(code.co_filename)
         if path not in _HIDDEN and not path.startswith(_HIDDEN_FOLDERS):
             lines.append(f"{code.co_qualname.replace('<locals>.', '')} ({path}:{line})")
-    return lines or ["(no frames)"]
+    return lines or NO_FRAMES
 
 
 def caller() -> str:

@@ -5,61 +5,33 @@
 
 from __future__ import annotations
 
-from mmu.probe import Probe
-from mmu.report import Reporter
-from mmu.runtime import Runtime
+from mmu.errors import BrokenLock as BrokenLock
+from mmu.errors import BrokenRule as BrokenRule
+from mmu.errors import SelfDeadlock as SelfDeadlock
+from mmu.report import Report as Report
+from mmu.report import Reporter as Reporter
+from mmu.sync.default import collect as collect
+from mmu.sync.default import default_sync as default_sync
+from mmu.sync.default import might_sleep as might_sleep
+from mmu.sync.default import on_report as on_report
+from mmu.sync.default import reports as reports
+from mmu.sync.default import show_locks as show_locks
+from mmu.sync.factory import Sync as Sync
 from mmu.sync.lockdep import LockDep as LockDep
 from mmu.sync.locks import Mutex as Mutex
 from mmu.sync.locks import RwLock as RwLock
 from mmu.sync.locks import SpinLock as SpinLock
+from mmu.sync.poison import RcuHead as RcuHead
 from mmu.sync.rcu import Rcu as Rcu
+from mmu.sync.rcu import RcuPointer as RcuPointer
 from mmu.sync.rcu import Srcu as Srcu
 from mmu.sync.refcount import Refcount as Refcount
-
-
-class Sync:
-    """Factory of checked locks that share one lockdep validator and one RCU domain."""
-
-    def __init__(
-        self,
-        runtime: Runtime | None = None,
-        reporter: Reporter | None = None,
-        probe: Probe | None = None,
-        stall_seconds: float = 10.0,
-        rcu_class: type[Rcu] = Rcu,
-        srcu_class: type[Srcu] = Srcu,
-    ) -> None:
-        self.runtime = runtime or Runtime()
-        self.reporter = reporter or Reporter()
-        self.probe = probe or Probe()
-        self.lockdep = LockDep(self.reporter)
-        self.rcu = rcu_class(self.runtime, self.lockdep, self.probe, stall_seconds)
-        self.runtime.at_task_exit(self.lockdep.check_exit)
-        self.runtime.at_task_exit(self.rcu.check_exit)
-        self._stall_seconds = stall_seconds
-        self._srcu_class = srcu_class
-
-    def mutex(self, name: str) -> Mutex:
-        """A sleeping lock."""
-        return Mutex(self.runtime, self.lockdep, name, self.rcu)
-
-    def spinlock(self, name: str) -> SpinLock:
-        """A spinning lock."""
-        return SpinLock(self.runtime, self.lockdep, name, self.rcu)
-
-    def rwlock(self, name: str, preference: str = "fair") -> RwLock:
-        """A spinning reader-writer lock over `readerwriterlock`."""
-        return RwLock(self.runtime, self.lockdep, name, preference, self.probe, self.rcu)
-
-    def srcu(self, name: str) -> Srcu:
-        """A sleepable RCU domain."""
-        return self._srcu_class(self.runtime, self.lockdep, name, self.rcu, self._stall_seconds)
-
-    def refcount(self, name: str, value: int = 1) -> Refcount:
-        """A checked reference count."""
-        return Refcount(self.runtime, self.reporter, name, value)
-
-    def might_sleep(self, doing: str) -> None:
-        """Declare that the caller may block now: a report in atomic context or inside an RCU read section."""
-        self.lockdep.might_sleep(doing)
-        self.rcu.forbid_sleep(doing)
+from mmu.sync.rwlocks import RWLockFair as RWLockFair
+from mmu.sync.rwlocks import RWLockFairD as RWLockFairD
+from mmu.sync.rwlocks import RWLockRead as RWLockRead
+from mmu.sync.rwlocks import RWLockReadD as RWLockReadD
+from mmu.sync.rwlocks import RWLockWrite as RWLockWrite
+from mmu.sync.rwlocks import RWLockWriteD as RWLockWriteD
+from mmu.sync.threads import Condition as Condition
+from mmu.sync.threads import Lock as Lock
+from mmu.sync.threads import RLock as RLock

@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections import deque
+from collections.abc import Hashable
 from typing import Final
 
 from attrs import frozen
@@ -35,9 +36,10 @@ class LockClass:
     sleeping: bool
     recursive_read: bool = False
 
-    def key(self, mode: int) -> int:
-        """The name of (class, mode) in a chain node."""
-        return self.index * 4 + mode
+    def key(self, mode: int, trylock: bool = False) -> int:
+        """The name of (class, mode) in a chain node. A trylock has a name of its own: it cannot block, so no order was
+        checked for it."""
+        return self.index * 8 + (mode + 4 if trylock else mode)
 
 
 class Hold:
@@ -67,10 +69,11 @@ def _next_index() -> int:
 class ChainNode:
     """A validated sequence of held classes; `spinning` is the innermost lock that forbids sleeping, or None."""
 
-    __slots__ = ("children", "lock_class", "mode", "parent", "spinning")
+    __slots__ = ("children", "key", "lock_class", "mode", "parent", "spinning")
 
-    def __init__(self, parent: ChainNode | None, lock_class: LockClass | None, mode: int) -> None:
+    def __init__(self, parent: ChainNode | None, lock_class: LockClass | None, mode: int, key: int = 0) -> None:
         self.parent = parent
+        self.key = key
         self.lock_class = lock_class
         self.mode = mode
         self.children: dict[int, ChainNode] = {}
@@ -113,36 +116,60 @@ class LockDep:
         self.reporter = reporter
         self.root = ChainNode(None, None, 0)
         self._lock = threading.Lock()
-        self._classes: dict[str, LockClass] = {}
+        self._classes: dict[Hashable, LockClass] = {}
         self._edges: dict[LockClass, dict[tuple[LockClass, int, int], _Edge]] = {}
 
-    def register(self, name: str, *, sleeping: bool, recursive_read: bool = False) -> LockClass:
-        """The class called `name`, made on first use; locks with one name share their rules."""
+    def register(self, name: str, *, sleeping: bool, recursive_read: bool = False, key: Hashable = None) -> LockClass:
+        """The class called `name`, made on first use; locks with one name share their rules.
+
+        With a `key` it is the key that decides, and the name is only what reports call it.
+        """
         with self._lock:
-            known = self._classes.get(name)
+            known = self._classes.get(key or name)
             if known is None:
                 known = LockClass(name, _next_index(), sleeping, recursive_read)
-                self._classes[name] = known
+                self._classes[key or name] = known
             return known
+
+    def registered(self, key: Hashable) -> LockClass | None:
+        """The class known by `key`, if there is one."""
+        return self._classes.get(key)
 
     def chain_of(self, task: Task) -> ChainNode:
         """Where `task` stands."""
         return task.chain or self.root
 
-    def extend(self, task: Task, lock_class: LockClass, mode: int) -> ChainNode:
-        """The slow path of an acquisition: check the new chain, remember it, return its node."""
-        node = self.chain_of(task)
-        known = node.children.get(lock_class.key(mode))
+    def extend(self, task: Task, lock_class: LockClass, mode: int, trylock: bool = False) -> ChainNode:
+        """The slow path of an acquisition: check the new chain, remember it, return its node.
+
+        A trylock waits for nobody: it comes after nothing, but what is taken while it is held comes after it.
+        """
+        key = lock_class.key(mode, trylock)
+        node = self.settle(task)
+        known = node.children.get(key)
         if known is not None:
             return known
+        if not trylock:
+            self._check(task, node.path(), lock_class, mode)
+        return self._child(node, lock_class, mode, key)
+
+    def _check(self, task: Task, held: list[ChainNode], lock_class: LockClass, mode: int) -> None:
         recursive = lock_class.recursive_read and mode == READ
-        held = node.path()
         if not any(link.lock_class is lock_class for link in held):
             self._add_edges(task, held, lock_class, mode)
         elif not recursive:
             self._report_nested_class(task, lock_class, mode)
+
+    def _child(self, node: ChainNode, lock_class: LockClass, mode: int, key: int) -> ChainNode:
         with self._lock:
-            return node.children.setdefault(lock_class.key(mode), ChainNode(node, lock_class, mode))
+            return node.children.setdefault(key, ChainNode(node, lock_class, mode, key))
+
+    def settle(self, task: Task) -> ChainNode:
+        """Where `task` stands once the locks are gone that others have released for it (`Hold.mode` is 0); its own thread
+        alone moves it, so that is made good here, when it matters."""
+        for hold in [hold for hold in task.held if not hold.mode]:
+            self.leave(hold)
+        return task.chain or self.root
 
     def leave(self, hold: Hold) -> None:
         """A release: take `hold` off its thread's stack of held locks and step the thread's chain back."""
@@ -168,15 +195,15 @@ class LockDep:
         node = self.root
         for link in kept:
             assert link.lock_class is not None
-            key = link.lock_class.key(link.mode)
-            with self._lock:
-                node = node.children.setdefault(key, ChainNode(node, link.lock_class, link.mode))
+            node = self._child(node, link.lock_class, link.mode, link.key)
         task.chain = node
 
     def might_sleep(self, doing: str, node: ChainNode | None = None) -> None:
         """Report when the caller may not sleep because it holds a spinning lock (might_sleep, DEBUG_ATOMIC_SLEEP)."""
         task = current.task
         spinning = (node or self.chain_of(task)).spinning
+        if spinning is not None and node is None:
+            spinning = self.settle(task).spinning
         if spinning is not None:
             assert spinning.lock_class is not None
             self.report(
@@ -205,6 +232,7 @@ class LockDep:
                 "a thread must not end while it holds a lock",
                 "kernel/locking/lockdep.c debug_check_no_locks_held()",
                 subject=names,
+                task=task,
             )
 
     def orders(self) -> list[tuple[str, str, str, str]]:
@@ -214,14 +242,24 @@ class LockDep:
         return sorted((e.before.name, MODES[e.before_mode], e.after.name, MODES[e.after_mode]) for e in edges)
 
     def report(
-        self, code: str, headline: str, sentence: str, source: str, *, subject: str = "", extra: tuple[tuple[str, list[str]], ...] = ()
+        self,
+        code: str,
+        headline: str,
+        sentence: str,
+        source: str,
+        *,
+        subject: str = "",
+        extra: tuple[tuple[str, list[str]], ...] = (),
+        task: Task | None = None,
+        rule: str = "O5",
     ) -> None:
-        """Emit an O5 report with the caller's stack and the locks it holds."""
-        task = current.task
-        parts = [section("call trace", stacks.render(stacks.capture(2)))]
+        """Emit a report with the caller's stack and the locks it holds; `task` is the caller's, if that is known."""
+        task = task or current.task
+        here = stacks.render(stacks.capture(2))
+        parts = [section("call trace", here)] if here != stacks.NO_FRAMES else []
         parts += [section(title, lines) for title, lines in extra]
         parts.append(section(f"locks held by {task}", describe_held(task)))
-        self.reporter.emit(Report("O5", code, headline, sentence, source, str(task), subject, tuple(parts)))
+        self.reporter.emit(Report(rule, code, headline, sentence, source, str(task), subject, tuple(parts)))
 
     def _add_edges(self, task: Task, held: list[ChainNode], lock_class: LockClass, mode: int) -> None:
         here: stacks.Stack = ()
@@ -295,6 +333,9 @@ class LockDep:
         )
 
 
+NOTHING_HELD = ["no locks held"]
+
+
 def held_path(task: Task, pending: str = "") -> list[ChainNode]:
     """The chain of `task` without the lock called `pending`, if that is what it is waiting for."""
     path = task.chain.path() if task.chain is not None else []
@@ -315,7 +356,7 @@ def describe_held(task: Task, pending: str = "") -> list[str]:
         site = sites.get(node.lock_class, ())
         where = f", at: {stacks.render(site)[0]}" if site else ""
         lines.append(f"#{depth}: ({node.lock_class.name}){{{MODES[node.mode]}}} {kind}{where}")
-    return lines or ["no locks held"]
+    return lines or NOTHING_HELD
 
 
 def holds_class(task: Task, name: str, pending: str = "") -> bool:

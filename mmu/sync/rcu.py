@@ -9,13 +9,18 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from types import TracebackType
+from typing import Generic, TypeVar
 
 from mmu import stack as stacks
 from mmu.probe import Probe
 from mmu.report import Report, section
 from mmu.runtime import Cell, Runtime
 from mmu.sync.lockdep import READ, Hold, LockClass, LockDep
+from mmu.sync.poison import RcuHead, poison
 from mmu.task import Task, current
+
+T = TypeVar("T")
 
 IDLE = 0
 Snapshot = tuple[tuple["Reader", int], ...]
@@ -205,6 +210,10 @@ class Rcu(EpochDomain):
         else:
             self._unbalanced()
 
+    def read(self) -> RcuSection:
+        """A read section as a context: `with rcu.read():`."""
+        return RcuSection(self)
+
     def assert_held(self, what: str) -> None:
         """rcu_dereference() outside a read section is a report ("suspicious RCU usage")."""
         if self.local.reader.depth:
@@ -254,6 +263,15 @@ class Rcu(EpochDomain):
         if not self._has_worker.value and not self._has_worker.xchg(True):
             self.runtime.spawn("rcu_gp", self._work)
 
+    def free(self, obj: RcuHead, what: str = "") -> None:
+        """kfree_rcu(): `obj` was taken out of sight; after a grace period it is dead, and every touch of it a report."""
+        obj.retire(what or f"a {type(obj).__name__}", self.reporter)
+        self.call(lambda: poison(obj, self.reporter))
+
+    def pointer(self, name: str, value: T) -> RcuPointer[T]:
+        """A word that readers of this domain dereference."""
+        return RcuPointer(self, name, value)
+
     def barrier(self) -> None:
         """rcu_barrier(): return when every callback queued so far has run."""
         self.lockdep.might_sleep("rcu_barrier")
@@ -284,16 +302,16 @@ class Rcu(EpochDomain):
             self.wait_for_readers()
             self._callback_task.value = current.task
             for callback, snapshot in batch:
-                self.check_outlasted(snapshot, "call_rcu")
-                self._run(callback)
+                self._run(callback, snapshot)
             self._callback_task.value = None
             self.grace_periods.add(1)
             if self._probe.grace_period is not None:
                 self._probe.grace_period(self.runtime.now() - start, len(batch))
 
-    def _run(self, callback: Callable[[], None]) -> None:
+    def _run(self, callback: Callable[[], None], snapshot: Snapshot) -> None:
         """One callback; one that raises must not keep the others, and everybody who waits for them, for ever."""
         try:
+            self.check_outlasted(snapshot, "call_rcu")
             callback()
         except Exception as error:
             if self.runtime.on_task_error is None:
@@ -315,17 +333,17 @@ class Srcu(EpochDomain):
 
     def read_lock(self) -> Hold:
         """srcu_read_lock(): returns the token that the unlock needs."""
-        reader = self.local.reader
-        reader.depth += 1
-        if reader.depth == 1:
-            reader.sections += 1
-            reader.epoch.value = self.gp_seq.value
         hold = Hold(self.lock_class)
         hold.mode = READ
         task = hold.task
         known = self.lockdep.chain_of(task).children.get(self._key)
         task.chain = known or self.lockdep.extend(task, self.lock_class, READ)
         task.held.append(hold)
+        reader = self.local.reader
+        reader.depth += 1
+        if reader.depth == 1:
+            reader.sections += 1
+            reader.epoch.value = self.gp_seq.value
         return hold
 
     def read_unlock(self, hold: Hold) -> None:
@@ -340,6 +358,10 @@ class Srcu(EpochDomain):
         reader.depth -= 1
         if reader.depth == 0:
             reader.epoch.value = IDLE
+
+    def read(self) -> SrcuSection:
+        """A read section as a context: `with srcu.read():`."""
+        return SrcuSection(self)
 
     def synchronize(self) -> None:
         """synchronize_srcu(): return when every section that was open is closed. May not be called inside one."""
@@ -358,3 +380,57 @@ class Srcu(EpochDomain):
         snapshot = self.inside()
         self.wait_for_readers()
         self.check_outlasted(snapshot, f"synchronize_srcu({self.name})")
+
+
+class RcuSection:
+    """An RCU read section as a context."""
+
+    __slots__ = ("_rcu",)
+
+    def __init__(self, rcu: Rcu) -> None:
+        self._rcu = rcu
+
+    def __enter__(self) -> None:
+        self._rcu.read_lock()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._rcu.read_unlock()
+
+
+class SrcuSection:
+    """An SRCU read section as a context; keeps the token."""
+
+    __slots__ = ("_hold", "_srcu")
+
+    def __init__(self, srcu: Srcu) -> None:
+        self._srcu = srcu
+
+    def __enter__(self) -> None:
+        self._hold = self._srcu.read_lock()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._srcu.read_unlock(self._hold)
+
+
+class RcuPointer(Generic[T]):
+    """A published reference: readers follow it inside a read section, an updater, who has a lock of his own, replaces it."""
+
+    __slots__ = ("_rcu", "_word", "name")
+
+    def __init__(self, rcu: Rcu, name: str, value: T) -> None:
+        self.name = name
+        self._rcu = rcu
+        self._word: Cell[T] = rcu.runtime.cell(name, value)
+
+    def dereference(self) -> T:
+        """rcu_dereference(): outside a read section a report."""
+        self._rcu.assert_held(self.name)
+        return self._word.value
+
+    def peek(self) -> T:
+        """rcu_dereference_protected(): for the updater, whose lock keeps it from changing."""
+        return self._word.value
+
+    def replace(self, value: T) -> T:
+        """rcu_replace_pointer(): publish `value`; returns the old one, which readers may still use for a grace period."""
+        return self._word.xchg(value)
