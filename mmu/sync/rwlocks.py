@@ -29,7 +29,7 @@ from mmu.sync.sites import class_by_site
 from mmu.sync.waiting import Part, describe_holder, report_hung
 from mmu.task import Task, current
 
-CONVOY_S = 0.05
+CONVOY_S = 0.25
 """How long a non-blocking read waits for other readers to leave the library's inner lock, in seconds."""
 
 
@@ -121,7 +121,7 @@ class ReaderWriterLock:
         task = current.task
         mine = self._mine(task)
         if mine is not None:
-            return self._take_again(mine, mode, blocking and timeout < 0)
+            return self._take_again(mine, mode, blocking, timeout)
         self._refuse_broken()
         node = self._enter(task, mode, blocking)
         raw = self._raw.gen_rlock() if mode == READ else self._raw.gen_wlock()
@@ -150,10 +150,12 @@ class ReaderWriterLock:
         if grant.depth:
             grant.depth -= 1
             return
+        if self._grants.pop(task, None) is not grant:  # two threads have released one handle: the library would let both
+            report_bad_unlock(self._lockdep, self.name)
+            raise RuntimeError("release unlocked lock")
         was, grant.mode = grant.mode, 0
         if task is current.task:
             self._lockdep.leave(grant)
-        self._grants.pop(task, None)
         self._guarded(grant.raw.release)
         if was == WRITE:
             self._writers.add(-1)
@@ -232,15 +234,18 @@ class ReaderWriterLock:
         if self._broken.value:
             raise BrokenLock(f"{self.name} was left half taken by {self._broken.value}: make a new lock")
 
-    def _take_again(self, mine: Grant, mode: int, for_ever: bool) -> Grant | None:
-        """The calling thread holds the lock already: a read in a read is counted, everything else can never be granted."""
+    def _take_again(self, mine: Grant, mode: int, blocking: bool, timeout: float) -> Grant | None:
+        """The calling thread holds the lock already: a read in a read is counted, everything else can never be granted.
+        Whoever only tries waits for nobody, and may."""
         if mine.mode == READ and mode == READ:
-            if not self.lock_class.recursive_read:
+            if blocking and not self.lock_class.recursive_read:
                 self._report_nesting(mine, mode, "a waiting writer blocks the inner read, and the outer read blocks the writer")
             mine.depth += 1
             return mine
+        if not blocking:
+            return None
         self._report_nesting(mine, mode, "the thread would wait for itself; the lock has no upgrade and is not recursive")
-        if not for_ever:
+        if timeout >= 0:
             return None
         raise SelfDeadlock(f"{mine.task} holds {self.name} for {MODES[mine.mode]} and asks for {MODES[mode]}: release it first")
 
