@@ -26,7 +26,7 @@ from mmu.paging.spte import (
     pfn_of,
 )
 from mmu.paging.table import RootPage, ShadowPage
-from mmu.report import Report, section
+from mmu.report import Report, Section, section
 from mmu.sync.poison import is_poisoned
 
 
@@ -108,11 +108,17 @@ def i1_roots_are_referenced(state: State) -> Iterator[str]:
 def i3_refcounts_are_exact(state: State) -> Iterator[str]:
     """Refcount = the TDP MMU's own (until zapped) + one a vCPU that has it loaded + the exporter's."""
     for root in state.roots:
-        own = 0 if root.zapped.value else 1
-        loaded = sum(1 for vcpu in state.vm.vcpus() for held in vcpu.loaded_roots() if held is root)
-        exporters = sum(1 for exported in state.vm.exported_tdps.all() if exported.root.value is root)
+        own, loaded, exporters = _holders(state, root)
         if root.refcount.read() != own + loaded + exporters:
             yield f"{root.describe()}: expected {own} own + {loaded} vCPU + {exporters} exporter"
+
+
+def _holders(state: State, root: RootPage) -> tuple[int, int, int]:
+    """The references there should be: the TDP MMU's own, those of vCPUs, those of exporters."""
+    own = 0 if root.zapped.value else 1
+    loaded = sum(1 for vcpu in state.vm.vcpus() for held in vcpu.loaded_roots() if held is root)
+    exporters = sum(1 for exported in state.vm.exported_tdps.all() if exported.root.value is root)
+    return own, loaded, exporters
 
 
 def i4_invalid_is_for_ever(state: State) -> Iterator[str]:
@@ -386,15 +392,29 @@ def names_of(report: Report) -> set[str]:
     return {report.rule, report.code, RELATED.get(report.code, report.rule)}
 
 
+def _evidence(state: State, name: str) -> Iterator[Section]:
+    """For reference counts that are wrong: who holds what, and who put what he had not got."""
+    if name not in ("I1", "I3"):
+        return
+    for root in state.roots:
+        if root.refcount.read() != sum(_holders(state, root)):
+            for title, lines in root.refcount.history():
+                yield section(f"references to {root.describe()}, {title}", lines)
+
+
 def violations(vm: VirtualMachine) -> list[Violation]:
     """Everything that is wrong with `vm` now; it must be at rest."""
-    state = State(vm)
+    return _violations(State(vm))
+
+
+def _violations(state: State) -> list[Violation]:
     return [Violation(name, found) for name, holds in INVARIANTS.items() for found in holds(state)]
 
 
 def check(vm: VirtualMachine) -> int:
     """Report every violation through the VM's reporter; returns how many there were."""
-    found = violations(vm)
+    state = State(vm)
+    found = _violations(state)
     by_name: dict[str, list[str]] = {}
     for violation in found:
         by_name.setdefault(violation.invariant, []).append(violation.found)
@@ -408,7 +428,7 @@ def check(vm: VirtualMachine) -> int:
                 sentence,
                 f"reference, appendix A {name}",
                 subject=name,
-                sections=(section(f"{len(texts)} found", texts[:20]),),
+                sections=(section(f"{len(texts)} found", texts[:20]), *_evidence(state, name)),
             )
         )
     return len(found)

@@ -25,6 +25,9 @@ from mmu.task import Task, current
 
 T = TypeVar("T")
 
+LATE_NS = 250_000_000
+"""How often a wait that goes on is told that it is late."""
+
 RWLOCKS: dict[str, type[rwlock.RWLockFair | rwlock.RWLockRead | rwlock.RWLockWrite]] = {
     "fair": rwlock.RWLockFair,
     "reader": rwlock.RWLockRead,
@@ -337,14 +340,14 @@ class Runtime:
             return
         task = current.task
         before, task.waiting_for = task.waiting_for, what
-        start = warned = time.monotonic()
+        start = warned = self.now()
         pause = 0.0
         while not predicate():
-            time.sleep(pause)
+            self.sleep(pause)
             pause = min(pause + 2e-6 + pause / 8, patience)
-            if on_late is not None and time.monotonic() - warned >= 0.25:
-                warned = time.monotonic()
-                on_late(warned - start)
+            if on_late is not None and self.now() - warned >= LATE_NS:
+                warned = self.now()
+                on_late((warned - start) / 1e9)
         task.waiting_for = before
 
     def at_task_exit(self, check: Callable[[Task], None]) -> None:

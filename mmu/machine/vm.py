@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from mmu.export.importer import ExportedTdps
 from mmu.export.iommu import Device, KvmHwpt
@@ -244,18 +244,24 @@ class VirtualMachine:
             self._leak("tdp-mmu-pages", f"{pages} linked page-table pages left at VM destroy")
         if not self.roots.empty():
             names = ", ".join(root.describe() for root in self.roots.snapshot())
-            self._leak("roots", f"TDP MMU roots left at VM destroy: {names}")
+            self._leak("roots", f"TDP MMU roots left at VM destroy: {names}", tuple(self._references()))
         if kvm.tables.live():
             self._leak("page-table-memory", f"{kvm.tables.live()} page-table pages were never freed")
         if kvm.rcu.pending():
-            self._leak("rcu-callbacks", f"{kvm.rcu.pending()} RCU callbacks left after the last barrier")
+            self._leak("rcu-callbacks", f"{kvm.rcu.pending()} RCU callbacks left after the last barrier", tuple(kvm.rcu.outstanding()[:5]))
         for counter in (kvm.stat.pages_4k, kvm.stat.pages_2m, kvm.stat.pages_1g):
             if counter.value:
                 self._leak("page-stats", f"{counter.name} is {counter.value} at VM destroy, not 0")
         if kvm.possible_nx_huge_pages.pages():
             self._leak("nx-list", f"{len(kvm.possible_nx_huge_pages.pages())} pages left on possible_nx_huge_pages at VM destroy")
 
-    def _leak(self, code: str, headline: str) -> None:
+    def _references(self) -> Iterator[tuple[str, list[str]]]:
+        """Who holds on to the roots that are left."""
+        for root in self.roots.snapshot():
+            for title, lines in root.refcount.history():
+                yield f"references to {root.describe()}, {title}", lines
+
+    def _leak(self, code: str, headline: str, extra: tuple[tuple[str, list[str]], ...] = ()) -> None:
         self.kvm.warn(
             "O11",
             f"leak-{code}",
@@ -263,4 +269,5 @@ class VirtualMachine:
             "when a VM is destroyed nothing of its TDP MMU may be left after the RCU barrier",
             "kvm_mmu_uninit_tdp_mmu() WARN_ON; reference 2.13",
             subject=code,
+            extra=extra,
         )

@@ -23,7 +23,6 @@ from mmu.sync.locks import RwLock as RwLock
 from mmu.sync.locks import SpinLock as SpinLock
 from mmu.sync.poison import RcuHead as RcuHead
 from mmu.sync.rcu import Rcu as Rcu
-from mmu.sync.rcu import RcuPointer as RcuPointer
 from mmu.sync.rcu import Srcu as Srcu
 from mmu.sync.refcount import Refcount as Refcount
 from mmu.sync.rwlocks import RWLockFair as RWLockFair
@@ -32,6 +31,7 @@ from mmu.sync.rwlocks import RWLockRead as RWLockRead
 from mmu.sync.rwlocks import RWLockReadD as RWLockReadD
 from mmu.sync.rwlocks import RWLockWrite as RWLockWrite
 from mmu.sync.rwlocks import RWLockWriteD as RWLockWriteD
+from mmu.sync.sections import RcuPointer as RcuPointer
 from mmu.sync.threads import Condition as Condition
 from mmu.sync.threads import Lock as Lock
 from mmu.sync.threads import RLock as RLock

@@ -224,6 +224,8 @@ class LockDep:
     def check_exit(self, task: Task) -> None:
         """A thread ends: nothing may be held any more (debug_check_no_locks_held)."""
         held = self.chain_of(task).path()
+        mine = set(self._classes.values()) if held else set()
+        held = [link for link in held if link.lock_class in mine]  # another validator sees to its own
         if held:
             names = ", ".join(link.lock_class.name for link in held if link.lock_class is not None)
             self.report(

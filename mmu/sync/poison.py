@@ -51,7 +51,7 @@ _freed_words: dict[type, type] = {}
 
 def poison(obj: RcuHead, reporter: Reporter) -> None:
     """Free `obj`: from now on every touch of it is an O2 report."""
-    note = obj.obituary
+    note: Obituary | None = getattr(obj, "obituary", None)  # a class that is only freed never sets it
     if note is None:
         note = Obituary(type(obj).__name__, reporter)
         obj.obituary = note

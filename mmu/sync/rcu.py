@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from types import TracebackType
-from typing import Generic, TypeVar
+from typing import TypeVar
 
 from mmu import stack as stacks
 from mmu.probe import Probe
@@ -18,23 +17,28 @@ from mmu.report import Report, section
 from mmu.runtime import Cell, Runtime
 from mmu.sync.lockdep import READ, Hold, LockClass, LockDep
 from mmu.sync.poison import RcuHead, poison
+from mmu.sync.sections import RcuPointer, RcuSection, SrcuSection
 from mmu.task import Task, current
 
 T = TypeVar("T")
 
 IDLE = 0
+LOOKS = 2
+"""How often a barrier must miss a callback before it says so: one look may fall between the queue and the batch."""
 Snapshot = tuple[tuple["Reader", int], ...]
 
 
 class Reader:
-    """One thread's read-side state in one domain. Only `epoch` is read by others; `depth` and `sections` are its own."""
+    """One thread's read-side state in one domain. Only `epoch` is read by others; `depth` and `sections` are its own.
+    `site` is where a section was entered by `with rcu.read()`; the bare `read_lock` is too hot to note that."""
 
-    __slots__ = ("depth", "epoch", "sections", "task")
+    __slots__ = ("depth", "epoch", "sections", "site", "task")
 
     def __init__(self, domain: EpochDomain) -> None:
         self.task = current.task
         self.depth = 0
         self.sections = 0
+        self.site: stacks.Stack = ()
         self.epoch = domain.runtime.cell(f"{domain.name}.reader", IDLE)
         self.task.locals[domain] = self
         domain.enlist(self)
@@ -171,6 +175,20 @@ class EpochDomain:
         )
 
 
+class Callback:
+    """One `call_rcu`: what to run, whom to wait for, and who asked. `taken` by the callback task; `missed` by a barrier."""
+
+    __slots__ = ("function", "missed", "snapshot", "stack", "taken", "task")
+
+    def __init__(self, function: Callable[[], None], snapshot: Snapshot, stack: stacks.Stack) -> None:
+        self.function = function
+        self.snapshot = snapshot
+        self.stack = stack
+        self.task = str(current.task)
+        self.taken = False
+        self.missed = 0
+
+
 class Rcu(EpochDomain):
     """RCU: read sections nest and may not sleep; `call_rcu` callbacks run after a grace period in a task of their own."""
 
@@ -184,6 +202,9 @@ class Rcu(EpochDomain):
         self._done = runtime.counter("rcu.done")
         self._stop = runtime.cell("rcu.stop", False)
         self._callback_task: Cell[Task | None] = runtime.cell("rcu.callback_task", None)
+        self._outstanding: dict[Callback, None] = {}
+        """What was queued and has not run; added and removed by single dict operations, read for reports only."""
+        self._worker: Task | None = None
         self._has_worker: Cell[bool] = runtime.cell("rcu.has_worker", False)
         self.grace_periods = runtime.counter("rcu.grace_periods")
 
@@ -229,12 +250,14 @@ class Rcu(EpochDomain):
     def forbid_sleep(self, doing: str) -> None:
         """Report when the caller would sleep inside a read section."""
         if self._depth_of(current.task):
+            site = self.local.reader.site
             self.report(
                 "sleep-in-rcu",
                 f"WARNING: suspicious RCU usage: illegal context switch in RCU read-side critical section ({doing})",
                 f"{doing} may block or let others run, which is forbidden inside an RCU read section",
                 "rcu_note_context_switch(); reference 2.1 rule 6",
                 f"{doing} in {stacks.caller()}",
+                ("section entered at", stacks.render(site)) if site else None,
             )
 
     def synchronize(self) -> None:
@@ -259,9 +282,11 @@ class Rcu(EpochDomain):
             )
             return
         self._queued.add(1)
-        self._queue.put((callback, self.inside()))
+        entry = Callback(callback, self.inside(), stacks.capture(2, 4))
+        self._outstanding[entry] = None
+        self._queue.put(entry)
         if not self._has_worker.value and not self._has_worker.xchg(True):
-            self.runtime.spawn("rcu_gp", self._work)
+            self._worker = self.runtime.spawn("rcu_gp", self._work)
 
     def free(self, obj: RcuHead, what: str = "") -> None:
         """kfree_rcu(): `obj` was taken out of sight; after a grace period it is dead, and every touch of it a report."""
@@ -277,7 +302,35 @@ class Rcu(EpochDomain):
         self.lockdep.might_sleep("rcu_barrier")
         self.forbid_sleep("rcu_barrier")
         target = self._queued.value
-        self.runtime.wait_until("rcu_barrier", lambda: self._done.value >= target)
+        self.runtime.wait_until("rcu_barrier", lambda: self._done.value >= target, on_late=self._barrier_late)
+
+    def outstanding(self) -> list[tuple[str, list[str]]]:
+        """The callbacks that were queued and have not run, oldest first: who queued each, and the stack."""
+        return [(f"queued by {entry.task}", stacks.render(entry.stack)) for entry in list(self._outstanding)]
+
+    def _barrier_late(self, seconds: float) -> None:
+        """A barrier waits for long. Behind a reader that stays inside, the callbacks wait in the queue or in their batch,
+        and the stall is that reader's; callbacks that are in neither, or have no task to run them, never will run."""
+        if seconds < self.stall_seconds:
+            return
+        worker = self._worker
+        ended = worker is not None and not worker.thread.is_alive()
+        for entry in list(self._outstanding):
+            if ended or (not entry.taken and not len(self._queue)):
+                entry.missed += 1
+                if entry.missed == LOOKS:
+                    self._report_lost(entry, seconds)
+
+    def _report_lost(self, entry: Callback, seconds: float) -> None:
+        lines = stacks.render(entry.stack)
+        self.report(
+            "callback-lost",
+            f"WARNING: a callback given to call_rcu() by {entry.task} was lost; rcu_barrier() has waited {seconds:.1f} s for it",
+            "every callback runs, once, after a grace period",
+            "rcutorture, rcu_barrier(); Documentation/RCU/rcubarrier",
+            lines[0].split(" (")[0],
+            (f"queued by {entry.task}", lines),
+        )
 
     def in_callback(self) -> bool:
         """Whether the calling task is running `call_rcu` callbacks, a grace period after they were queued."""
@@ -298,26 +351,29 @@ class Rcu(EpochDomain):
             batch = self._queue.drain()
             if not batch and self._stop.value:
                 return
+            for entry in batch:
+                entry.taken = True
             start = self.runtime.now()
             self.wait_for_readers()
             self._callback_task.value = current.task
-            for callback, snapshot in batch:
-                self._run(callback, snapshot)
+            for entry in batch:
+                self._run(entry)
             self._callback_task.value = None
             self.grace_periods.add(1)
             if self._probe.grace_period is not None:
                 self._probe.grace_period(self.runtime.now() - start, len(batch))
 
-    def _run(self, callback: Callable[[], None], snapshot: Snapshot) -> None:
+    def _run(self, entry: Callback) -> None:
         """One callback; one that raises must not keep the others, and everybody who waits for them, for ever."""
         try:
-            self.check_outlasted(snapshot, "call_rcu")
-            callback()
+            self.check_outlasted(entry.snapshot, "call_rcu")
+            entry.function()
         except Exception as error:
             if self.runtime.on_task_error is None:
                 raise
             self.runtime.on_task_error(current.task, error)
         finally:
+            self._outstanding.pop(entry, None)
             self._done.add(1)
 
 
@@ -380,57 +436,3 @@ class Srcu(EpochDomain):
         snapshot = self.inside()
         self.wait_for_readers()
         self.check_outlasted(snapshot, f"synchronize_srcu({self.name})")
-
-
-class RcuSection:
-    """An RCU read section as a context."""
-
-    __slots__ = ("_rcu",)
-
-    def __init__(self, rcu: Rcu) -> None:
-        self._rcu = rcu
-
-    def __enter__(self) -> None:
-        self._rcu.read_lock()
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._rcu.read_unlock()
-
-
-class SrcuSection:
-    """An SRCU read section as a context; keeps the token."""
-
-    __slots__ = ("_hold", "_srcu")
-
-    def __init__(self, srcu: Srcu) -> None:
-        self._srcu = srcu
-
-    def __enter__(self) -> None:
-        self._hold = self._srcu.read_lock()
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._srcu.read_unlock(self._hold)
-
-
-class RcuPointer(Generic[T]):
-    """A published reference: readers follow it inside a read section, an updater, who has a lock of his own, replaces it."""
-
-    __slots__ = ("_rcu", "_word", "name")
-
-    def __init__(self, rcu: Rcu, name: str, value: T) -> None:
-        self.name = name
-        self._rcu = rcu
-        self._word: Cell[T] = rcu.runtime.cell(name, value)
-
-    def dereference(self) -> T:
-        """rcu_dereference(): outside a read section a report."""
-        self._rcu.assert_held(self.name)
-        return self._word.value
-
-    def peek(self) -> T:
-        """rcu_dereference_protected(): for the updater, whose lock keeps it from changing."""
-        return self._word.value
-
-    def replace(self, value: T) -> T:
-        """rcu_replace_pointer(): publish `value`; returns the old one, which readers may still use for a grace period."""
-        return self._word.xchg(value)

@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from mmu import stack as stacks
 from mmu.kvm import Kvm
 from mmu.report import Report, section
+from mmu.runtime import Cell
 from mmu.sync.lockdep import describe_held, holds_class
 from mmu.task import Task
-from stress.actors.base import Actor
+
+
+class Watched(Protocol):
+    """Of an actor, what the watchdog looks at."""
+
+    name: str
+    parks: bool
+    done: Cell[bool]
+
+    def moved(self) -> int:
+        """Grows whenever the actor gets somewhere."""
+        ...
 
 
 class Watchdog:
@@ -22,15 +36,16 @@ class Watchdog:
     SERVED_S = 0.5
     """A tick that comes later than this after the one before counts as this much only."""
 
-    def __init__(self, kvm: Kvm, stall_s: float) -> None:
+    def __init__(self, kvm: Kvm, stall_s: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._kvm = kvm
         self._stall_s = stall_s
-        self._last_tick = time.monotonic()
-        self._seen: dict[Actor, tuple[int, float]] = {}
+        self._clock = clock
+        self._last_tick = clock()
+        self._seen: dict[Watched, tuple[int, float]] = {}
 
-    def tick(self, actors: list[Actor]) -> list[Report]:
+    def tick(self, actors: Sequence[Watched]) -> list[Report]:
         """One look; returns a report for every actor that has stood still for too long."""
-        now = time.monotonic()
+        now = self._clock()
         served = min(now - self._last_tick, self.SERVED_S)
         self._last_tick = now
         stuck = []

@@ -1,0 +1,1 @@
+"""Tests of the testers: what detects must be seen to detect."""
