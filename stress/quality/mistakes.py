@@ -14,7 +14,7 @@ from mmu.machine.vm import VirtualMachine
 from mmu.memory.memslots import MemoryRegion
 from mmu.report import Report, Reporter
 from mmu.runtime import Queue
-from mmu.sync import Lock, Rcu, RcuHead
+from mmu.sync import Rcu, RcuHead
 from mmu.sync.poison import poison, poison_table
 from stress.errors import StressError
 from stress.quality.clock import ClockRuntime
@@ -38,22 +38,6 @@ def lock_inversion() -> Found:
 
     bench.run(a_then_b)
     bench.run(b_then_a)
-    return bench.reports
-
-
-def deadlock() -> Found:
-    """Two threads that hold a lock each and wait for the other's: one of them is let out."""
-    bench = Bench()
-    a, b = Lock("a", sync=bench.sync), Lock("b", sync=bench.sync)
-
-    def first_holder(here: Meeting) -> None:
-        with a:
-            here.stay()
-            with suppress(SelfDeadlock), b:
-                pass
-
-    with elsewhere(bench.runtime, first_holder), b, suppress(SelfDeadlock):
-        pass
     return bench.reports
 
 
