@@ -5,7 +5,7 @@ python examples/sync/inversion.py
 
 import threading
 
-from mmu.sync import Lock
+from mmu.sync import Lock, show_locks
 
 
 class Account:
@@ -33,6 +33,7 @@ def pay():
         account.money -= 10
         with journal.lock:
             journal.lines.append("paid 10")
+            print(show_locks())
 
 
 def audit():

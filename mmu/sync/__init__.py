@@ -1,6 +1,14 @@
 """Synchronisation with its rules enforced: lockdep, mutex, spinlock, rwlock, RCU, SRCU, refcounts, poison.
 
-`Sync` makes them on a runtime with one validator. Usable without the rest of the package, on ordinary threads.
+For ordinary threads, without the rest of the package (docs/sync.md):
+
+* `Lock`, `RLock`, `Condition`: what `threading` has, with a lock order and an owner;
+* `RWLockFair`, `RWLockRead`, `RWLockWrite` and their `D` twins: what `readerwriterlock` has, with its traps closed;
+* `default_sync()`: the `Sync` behind them, with `.rcu`, `.srcu(name)`, `.refcount(name)`; `RcuHead`, for what is freed by RCU;
+* `might_sleep`, `show_locks`; `on_report`, `collect`, `reports`: what becomes of a report;
+* `SelfDeadlock`, `BrokenLock`, `BrokenRule`: what is raised.
+
+For the model: `Sync` makes `Mutex`, `SpinLock`, `RwLock`, `Rcu`, `Srcu` and `Refcount` on a runtime, with one validator.
 """
 
 from __future__ import annotations

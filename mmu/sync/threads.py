@@ -69,8 +69,8 @@ class Lock:
                 return False
             node = chain.children.get(lock_class.key(WRITE, trylock=True)) or lockdep.extend(task, lock_class, WRITE, trylock=True)
         else:
-            if self._sleeping:
-                self._check_context(task, chain)
+            if self._sleeping and (chain.spinning is not None or task.locals):
+                self._check_context(chain)
             node = chain.children.get(key) or lockdep.extend(task, lock_class, WRITE)
             if not self._raw.acquire(False) and not self._wait(task, timeout):
                 return False
@@ -93,7 +93,8 @@ class Lock:
     def release(self) -> None:
         """Give the lock back. By a thread that does not hold it this is a report; a `Lock` is released all the same, as
         `threading` does it, and one that nobody holds is a RuntimeError, as there."""
-        if self._owner is not current.task:
+        task = current.task
+        if self._owner is not task:
             self._release_for_other()
             return
         if self._depth:
@@ -102,7 +103,12 @@ class Lock:
         self._owner = None
         hold = self._hold
         hold.mode = 0
-        self._lockdep.leave(hold)
+        chain, held = task.chain, task.held
+        if chain is not None and chain.lock_class is hold.lock_class and held[-1] is hold:
+            task.chain = chain.parent
+            held.pop()
+        else:
+            self._lockdep.leave(hold)
         self._raw.release()
 
     def locked(self) -> bool:
@@ -148,12 +154,11 @@ class Lock:
         known = known or self._lockdep.register(f"{outer.name}/{subclass}", sleeping=outer.sleeping, key=key)
         return known, known.key(WRITE)
 
-    def _check_context(self, task: Task, chain: ChainNode) -> None:
+    def _check_context(self, chain: ChainNode) -> None:
         """Nobody blocks in atomic context or inside an RCU read section."""
         if chain.spinning is not None:
             self._lockdep.might_sleep(f"taking {self.name}")
-        if task.locals:
-            self._sync.rcu.forbid_sleep(f"taking {self.name}")
+        self._sync.rcu.forbid_sleep(f"taking {self.name}")
 
     def _again(self, task: Task, blocking: bool, timeout: float) -> bool:
         """The calling thread holds the lock: it can never be granted, and is not waited for."""

@@ -28,7 +28,7 @@ def test_the_library_example_prints_what_its_comments_say() -> None:
 
 
 def test_the_lockdep_example_reports_the_inversion() -> None:
-    example = next(text for text in EXAMPLES if 'sync.mutex("a")' in text)
+    example = next(text for text in EXAMPLES if 'Lock("a"), Lock("b")' in text)
     done = subprocess.run([sys.executable, "-c", example], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert "possible circular locking dependency detected" in done.stderr
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import subprocess
@@ -15,9 +16,10 @@ EXAMPLES = ROOT / "examples" / "sync"
 
 EXPECTED: dict[str, tuple[list[str], str]] = {
     # the checks that report, in order; then a pattern for what is printed
-    "inversion": (["circular-dependency"], "1 payments, 90 left"),
+    "inversion": (["circular-dependency"], r"pay/2:\n  #0: .* pay \(.*\)\n  #1: .* pay \(.*\)\n1 payments, 90 left"),
     "rcu_table": (["use-after-free", "suspicious-rcu-usage"], "inside the section: db1.example\nafter the section: 5432"),
     "sleep_in_atomic": (["sleep-in-atomic", "sleep-in-atomic", "sleep-in-rcu"], "done"),
+    "overhead": ([], r"CPython 3\.\d+\.\d+, (GIL|free-threaded)\n(.+ / .+ +[\d.]+ +\d+ ns / +\d+ ns\n?){6}"),
     "readerwriterlock/read_in_read": (["read-in-read"], "size: 3"),
     "readerwriterlock/write_in_write": (["write-in-write"], "refused: .* holds table_lock .* for write and asks for write.*"),
     "readerwriterlock/upgrade": (["write-in-read"], "refused: .* holds table_lock .* for read and asks for write.*"),
@@ -43,20 +45,42 @@ def test_every_example_is_expected_to_do_something() -> None:
     assert {str(path.relative_to(EXAMPLES).with_suffix("")) for path in EXAMPLES.glob("**/*.py")} == set(EXPECTED)
 
 
+@functools.cache
+def output_of(*command: str) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run([sys.executable, *command], cwd=ROOT, env=env, capture_output=True, text=True, timeout=60, check=False)
+
+
 @pytest.mark.parametrize("name", EXPECTED)
 def test_an_example_is_reported_and_goes_on(name: str) -> None:
     codes, printed = EXPECTED[name]
-    done = subprocess.run(
-        [sys.executable, str(EXAMPLES / f"{name}.py")],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    done = output_of(str(EXAMPLES / f"{name}.py"))
     assert done.returncode == 0, done.stderr
     splats = re.findall(r"^=+\n(?:BUG|WARNING|INFO): .*\n-+\nrule O\d+ \(([\w-]+)\): ", done.stderr, re.MULTILINE)
     assert splats == codes
     assert re.fullmatch(printed, done.stdout.strip()), done.stdout
     assert not codes or f"{Path(name).name}.py:" in done.stderr  # the report names a line of the example
+
+
+DOCUMENT = (ROOT / "docs" / "sync.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("text", re.findall(r"```text\n(.*?)```", DOCUMENT, re.DOTALL), ids=lambda text: text.splitlines()[0][:40])
+def test_every_output_in_the_document_is_a_real_one(text: str) -> None:
+    name = re.search(r"\((\w+)\.py:", text)
+    assert name is not None
+    (path,) = EXAMPLES.glob(f"**/{name[1]}.py")
+    done = output_of(str(path))
+    real = iter([*done.stderr.splitlines(), *done.stdout.splitlines()])
+    assert [line for line in text.splitlines() if line not in real] == []  # all of them, in this order
+
+
+@pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", DOCUMENT, re.DOTALL), ids=lambda text: text.splitlines()[0][:40])
+def test_every_program_in_the_document_runs(code: str) -> None:
+    done = output_of("-c", code)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+
+
+def test_the_document_names_every_example() -> None:
+    assert [name for name in EXPECTED if f"{Path(name).name}.py" not in DOCUMENT] == []
