@@ -342,13 +342,15 @@ class Runtime:
         before, task.waiting_for = task.waiting_for, what
         start = warned = self.now()
         pause = 0.0
-        while not predicate():
-            self.sleep(pause)
-            pause = min(pause + 2e-6 + pause / 8, patience)
-            if on_late is not None and self.now() - warned >= LATE_NS:
-                warned = self.now()
-                on_late((warned - start) / 1e9)
-        task.waiting_for = before
+        try:
+            while not predicate():
+                self.sleep(pause)
+                pause = min(pause + 2e-6 + pause / 8, patience)
+                if on_late is not None and self.now() - warned >= LATE_NS:
+                    warned = self.now()
+                    on_late((warned - start) / 1e9)
+        finally:
+            task.waiting_for = before
 
     def at_task_exit(self, check: Callable[[Task], None]) -> None:
         """Run `check` in every spawned thread as its last act, such as lockdep's held-locks check."""

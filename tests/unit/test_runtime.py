@@ -213,6 +213,17 @@ def test_a_wait_ends_when_another_thread_makes_it_true(runtime: Runtime) -> None
     assert waiter.waiting_for == ""
 
 
+def test_a_wait_that_is_left_by_an_exception_waits_for_nothing(runtime: Runtime) -> None:
+    def fail() -> bool:
+        if current.task.waiting_for:
+            raise KeyError
+        return False
+
+    with pytest.raises(KeyError):
+        runtime.wait_until("what never comes", fail)
+    assert current.task.waiting_for == ""
+
+
 def test_a_wait_inside_a_wait_restores_what_the_outer_one_waits_for(runtime: Runtime) -> None:
     seen: list[str] = []
 
