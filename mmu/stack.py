@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import sys
+import threading
 from types import CodeType, FrameType
 
 Stack = tuple[tuple[CodeType, int], ...]
@@ -46,7 +48,23 @@ def of_frame(frame: FrameType | None, limit: int = 12) -> Stack:
 
 def of_thread(ident: int | None, limit: int = 16) -> Stack:
     """What the thread `ident` is executing at this moment; empty when it is gone."""
-    return of_frame(sys._current_frames().get(ident or -1), limit)
+    return of_frame(frames_of_threads().get(ident or -1), limit)
+
+
+_collector = threading.Lock()
+
+
+def frames_of_threads() -> dict[int, FrameType]:
+    """`sys._current_frames()`, without a garbage collection in the middle of it: up to CPython 3.11 that hangs the process,
+    if it frees a `threading.local`, on a lock of the interpreter that the call holds (python/cpython#106883)."""
+    with _collector:
+        enabled = gc.isenabled()
+        gc.disable()
+        try:
+            return sys._current_frames()
+        finally:
+            if enabled:
+                gc.enable()
 
 
 def short_path(filename: str) -> str:

@@ -7,7 +7,6 @@ How far the second thread gets is not fixed; that it may not do harm is.
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -21,6 +20,7 @@ from mmu.export.tdp_fd import TdpFd
 from mmu.machine.vcpu import Vcpu
 from mmu.memory.host import Region
 from mmu.memory.memslots import KVM_MEM_LOG_DIRTY_PAGES
+from mmu.stack import frames_of_threads
 from mmu.task import Task
 from tests.conftest import finish
 from tests.litmus.bench import add_huge_slot, dma, fetch, litmus, reclaim, set_flags, until_stuck
@@ -116,7 +116,7 @@ def stands(world: World) -> bool:
     """Whether somebody waits where nothing has a name: for mmu_lock, for a device that has an access in flight, or in a guest
     that faults again and again on a slot that is being deleted."""
     drained = any(device.hardware.locked() for device, _ in world.devices)  # type: ignore[attr-defined]
-    frames = sys._current_frames().values()
+    frames = frames_of_threads().values()
     if any(vcpu.stat.pf_retry > 8 for vcpu in world.vcpus):
         return True
     return world.machine.mmu_lock.needbreak() or (drained and any(frame.f_code is Device.invalidate.__code__ for frame in frames))

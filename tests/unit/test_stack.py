@@ -1,0 +1,41 @@
+"""Stacks of other threads can be taken at any moment, whatever the garbage collector does meanwhile."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+GARBAGE = """
+import gc, threading
+from mmu import stack
+
+def deep(levels):
+    if levels:
+        deep(levels - 1)
+    else:
+        here.set()
+        leave.wait()
+
+leave = threading.Event()
+for _ in range(8):
+    here = threading.Event()
+    threading.Thread(target=deep, args=(12,), daemon=True).start()
+    here.wait()
+gc.set_threshold(1, 1, 1)
+for _ in range(600):
+    ring = [threading.local()]
+    ring[0].x = 1
+    ring.append(ring)
+    del ring
+    assert stack.of_thread(threading.main_thread().ident)
+assert gc.isenabled()
+print("survived")
+leave.set()
+"""
+
+
+def test_a_stack_is_taken_although_thread_local_storage_is_being_collected() -> None:
+    command = [sys.executable, "-c", GARBAGE]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=120, check=False)
+    assert done.stdout == "survived\n", done.stderr
