@@ -13,8 +13,9 @@ from typing import Any, TypeVar
 from mmu.runtime import RWLOCKS, Cell, Counter, PerThreadCounter, Queue, RawLock, RawRwLock, Runtime, Table
 from mmu.task import Task
 from stress.engines.locks import ControlledLock, ControlledRwLock
-from stress.engines.scheduler import ControlTask, Scheduler
+from stress.engines.scheduler import Scheduler
 from stress.engines.steps import ADD, ENDING, FREE, LOAD, OWNER_SHIFT, RMW, STORE, YIELD
+from stress.engines.tasks import ControlTask
 
 T = TypeVar("T")
 STEP_NS = 1000

@@ -136,17 +136,10 @@ class Executor:
         """Build the program, explore one schedule of it with `strategy`, close it and judge."""
         scheduler = Scheduler(self.limit, FAIR_STEPS)
         scheduler.keep_extras = self.keep_extras
-        runtime = ControlledRuntime(scheduler, self.granularity)
-        instance = self.program.build(runtime, seed)
-        for part in instance.parts:
-            runtime.start(part.name, part.body, daemon=part.daemon)
-        run = Run(seed=seed, instance=instance, scheduler=scheduler)
-        scheduler.progress = getattr(instance, "progress", None)
+        run = Run(seed=seed, scheduler=scheduler)
         found: list[Report] = []
         try:
-            self._explore(scheduler, instance, strategy, run, found)
-            if run.completed:
-                self._close(scheduler, runtime, instance, found)
+            run.instance = instance = self._run_parts(scheduler, strategy, run, found)
         finally:
             if any(not task.done for task in scheduler.tasks):
                 scheduler.abandon()
@@ -156,6 +149,17 @@ class Executor:
         run.outcome = instance.outcome() if run.completed else None
         strategy.end(run)
         return run
+
+    def _run_parts(self, scheduler: Scheduler, strategy: Strategy, run: Run, found: list[Report]) -> Instance:
+        runtime = ControlledRuntime(scheduler, self.granularity)
+        instance = self.program.build(runtime, run.seed)
+        for part in instance.parts:
+            runtime.start(part.name, part.body, daemon=part.daemon)
+        scheduler.progress = getattr(instance, "progress", None)
+        self._explore(scheduler, instance, strategy, run, found)
+        if run.completed:
+            self._close(scheduler, runtime, instance, found)
+        return instance
 
     def _explore(self, scheduler: Scheduler, instance: Instance, strategy: Strategy, run: Run, found: list[Report]) -> None:
         if instance.has_start:

@@ -18,8 +18,9 @@ from attrs import evolve, field, frozen
 from mmu.report import RULES, Report
 from stress.engines.carrier import pinned
 from stress.engines.program import Executor, Program, Run, Strategy
-from stress.engines.scheduler import ControlTask, Picker, Scheduler
+from stress.engines.scheduler import Picker, Scheduler
 from stress.engines.steps import ADD, FREE, LOAD, RELAX, STORE, WAIT, Access, Event
+from stress.engines.tasks import ControlTask
 from stress.errors import StressError
 from stress.search.explain_data import (
     NO_FAILURE,

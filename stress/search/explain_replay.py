@@ -17,8 +17,9 @@ from mmu.stack import short_path
 from stress.engines.controlled import ControlledRuntime
 from stress.engines.locks import ControlledLock, ControlledRwLock
 from stress.engines.program import Instance, Program, Run, Strategy
-from stress.engines.scheduler import ControlTask, Picker, Scheduler
+from stress.engines.scheduler import Picker, Scheduler
 from stress.engines.steps import ENDING, FREE, OWNER_SHIFT, Event
+from stress.engines.tasks import ControlTask
 from stress.search.explain_data import (
     Doing,
     Picture,
