@@ -13,6 +13,8 @@ from stress.engines.controlled import ControlledRuntime
 from stress.engines.scheduler import Picker, Scheduler
 from stress.engines.steps import RELAX, Access, Event
 
+LIMIT = 20_000
+"""How many steps a schedule of a program may have that does not say."""
 FAIR_STEPS = 50_000
 """How long a schedule that has reached its limit may go on with fair turns before it is called a livelock."""
 
@@ -55,7 +57,8 @@ class Instance(Protocol):
 
 
 class Program(Protocol):
-    """Something that can be run again and again, always from the same start."""
+    """Something that can be run again and again, always from the same start. It may say how its schedules are run: `limit`
+    and `granularity`, as `Executor` has them."""
 
     name: str
 
@@ -124,12 +127,13 @@ class Run:
 
 
 class Executor:
-    """Runs schedules of one program, one at a time."""
+    """Runs schedules of one program, one at a time: of `limit` steps at most, with rwlocks of this `granularity` (see
+    `ControlledRuntime`); what is not given is as the program says."""
 
-    def __init__(self, program: Program, *, limit: int = 20_000, granularity: str = "atomic", keep_extras: bool = False) -> None:
+    def __init__(self, program: Program, *, limit: int | None = None, granularity: str | None = None, keep_extras: bool = False) -> None:
         self.program = program
-        self.limit = limit
-        self.granularity = granularity
+        self.limit: int = limit if limit is not None else getattr(program, "limit", LIMIT)
+        self.granularity: str = granularity if granularity is not None else getattr(program, "granularity", "atomic")
         self.keep_extras = keep_extras
 
     def execute(self, strategy: Strategy, seed: int = 0) -> Run:

@@ -17,7 +17,7 @@ from mmu.report import Report
 from mmu.variant import Variant
 from stress.actors import performed
 from stress.engines.exploration import ScenarioInstance, ScenarioProgram
-from stress.engines.program import Executor, Program, Run, Strategy
+from stress.engines.program import Executor, Run, Strategy
 from stress.scenario.load import structure, unstructure
 from stress.scenario.scripts import SETUP
 from stress.scenario.types import Count, Lines, Positive, Scenario
@@ -129,8 +129,7 @@ class Minimiser:
     # Finding the failure.
 
     def _executor(self, scenario: Scenario, *, record: bool = False) -> Executor:
-        program: Program = ScenarioProgram(self.name, scenario, self._variants, record_ops=record)
-        return Executor(program, limit=scenario.explore.max_steps, granularity=scenario.explore.lock_granularity)
+        return Executor(ScenarioProgram(self.name, scenario, self._variants, record_ops=record))
 
     def _adopt(self, scenario: Scenario, schedule: Schedule) -> Candidate | None:
         """The failure as it was found; a scenario whose actors draw what they do becomes one with a script."""
