@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 from attrs import define, field, frozen
 
 from mmu.probe import Probe
 from mmu.report import Report, section
+from mmu.task import Task, current
 from stress.engines.controlled import ControlledRuntime
 from stress.engines.scheduler import Picker, Scheduler
 from stress.engines.steps import RELAX, Access, Event
@@ -138,6 +140,10 @@ class Executor:
 
     def execute(self, strategy: Strategy, seed: int = 0) -> Run:
         """Build the program, explore one schedule of it with `strategy`, close it and judge."""
+        with _fresh_task():
+            return self._execute(strategy, seed)
+
+    def _execute(self, strategy: Strategy, seed: int) -> Run:
         scheduler = Scheduler(self.limit, FAIR_STEPS)
         scheduler.keep_extras = self.keep_extras
         run = Run(seed=seed, scheduler=scheduler)
@@ -188,6 +194,18 @@ class Executor:
             if scheduler.unfinished:
                 found.append(deadlock(scheduler))
                 return
+
+
+@contextmanager
+def _fresh_task() -> Iterator[None]:
+    """The calling thread is a new task for a while: what a schedule's program keeps in its task goes with the schedule."""
+    mine = current.task
+    current.task = task = Task(mine.name)
+    task.number = mine.number
+    try:
+        yield
+    finally:
+        current.task = mine
 
 
 def waits_for(scheduler: Scheduler) -> list[str]:
