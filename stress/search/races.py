@@ -84,12 +84,10 @@ class _Check:
     def _free(self, order: Order, task: int, word: int, touched: list[Access]) -> None:
         for _, each in touched:
             record = order.words.get(each)
-            if record is not None:
-                for clock in (record.base, record.gathered, record.loads):
-                    late = _not_before(clock, order.current[task], task)
-                    if late:
-                        self._too_early(task, late, self._word(word).split("[")[0])
-                        return
+            late = _not_before(record.everything, order.current[task], task) if record is not None else 0
+            if late:
+                self._too_early(task, late, self._word(word).split("[")[0])
+                return
 
     def _ending(self, order: Order, task: int, word: int) -> None:
         record = order.words.get(word)
