@@ -102,8 +102,6 @@ def _campaign(name: str, scenario: Scenario, seed: int, variants: tuple[Variant,
     return Campaign(
         ScenarioProgram(name, scenario, variants, observers=(sites,)),
         strategy_for("portfolio", seed),
-        limit=scenario.explore.max_steps,
-        granularity=scenario.explore.lock_granularity,
         seeds=(lambda _: 0) if scenario.script else lambda number: seed + number // 4,
     )
 

@@ -38,7 +38,8 @@ PROGRAMS = 64
 @frozen
 class ExploreRequest:
     """What to explore: the scenario, variants from files, the strategy, and how much. `exhaustive`: a search that does not
-    come to its end proves nothing."""
+    come to its end proves nothing. `jobs` is how many processes may share the work; a search that keeps a list of what is left
+    cannot be shared, and runs in one."""
 
     scenario: Scenario
     name: str
@@ -50,6 +51,11 @@ class ExploreRequest:
     exhaustive: bool = False
     jobs: int = 1
     keep_going: bool = False
+
+    @property
+    def processes(self) -> int:
+        """How many processes do explore."""
+        return 1 if is_exhaustive(self.strategy) else self.jobs
 
 
 @define
@@ -67,7 +73,7 @@ class Explored:
 def explore(request: ExploreRequest, on_progress: Callable[[Tally], None] = lambda _: None) -> Explored:
     """Explore, and judge what came of it."""
     start = time.perf_counter()
-    if request.jobs > 1 and not is_exhaustive(request.strategy):
+    if request.processes > 1:
         tally = _in_processes(request, on_progress)
     else:
         with pinned():
@@ -84,8 +90,6 @@ def campaign_for(request: ExploreRequest, seed: int) -> Campaign:
     return Campaign(
         ScenarioProgram(request.name, scenario, variants_from(request.variant_files)),
         strategy_for(request.strategy, seed),
-        limit=scenario.explore.max_steps,
-        granularity=scenario.explore.lock_granularity,
         seeds=(lambda number: base + number // PROGRAMS) if drawn and not exhaustive else (lambda _: base),
         counters=tuple(scenario.obligations),
     )
@@ -115,9 +119,10 @@ def _in_processes(request: ExploreRequest, on_progress: Callable[[Tally], None])
     total = Tally()
     start = time.perf_counter()
     context = multiprocessing.get_context("spawn")
-    share = -(-request.schedules // request.jobs) if request.schedules is not None else None
-    left = [share] * request.jobs
-    pools = [ProcessPoolExecutor(1, mp_context=context) for _ in range(request.jobs)]
+    jobs = request.processes
+    share = -(-request.schedules // jobs) if request.schedules is not None else None
+    left = [share] * jobs
+    pools = [ProcessPoolExecutor(1, mp_context=context) for _ in range(jobs)]
     try:
         running: dict[Future[Tally], int] = {}
 
@@ -127,15 +132,15 @@ def _in_processes(request: ExploreRequest, on_progress: Callable[[Tally], None])
             if seconds > 0 and left[slot] != 0:
                 running[pools[slot].submit(_slice, request, slot, left[slot], seconds)] = slot
 
-        for slot in range(request.jobs):
+        for slot in range(jobs):
             submit(slot)
         while running:
             done, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in done:
                 slot = running.pop(future)
                 part = future.result()
-                total.merge(part)
                 total.seconds = time.perf_counter() - start
+                total.merge(part, total.seconds - part.seconds)
                 known = left[slot]
                 left[slot] = None if known is None else max(0, known - part.schedules)
                 if not total.errors and not _budget(request).is_met(total.failures.values()):
@@ -203,7 +208,7 @@ def as_data(explored: Explored) -> dict[str, Any]:
         "reasons": list(explored.judgement.reasons),
         "strategy": request.strategy,
         "seed": request.seed,
-        "jobs": request.jobs,
+        "jobs": request.processes,
         "wall_s": round(explored.wall_s, 3),
         "schedules": tally.schedules,
         "schedules_per_s": round(tally.schedules / max(explored.wall_s, 1e-9), 1),
@@ -248,7 +253,7 @@ def lines(explored: Explored) -> Iterator[str]:
     yield f"{request.name}: {request.scenario.title}".rstrip(": ")
     variants = [*vm.variants, *(Path(file).stem for file in request.variant_files)]
     yield f"policy {vm.policy}, profile {vm.profile}, kernel {vm.kernel}" + (f", variants {', '.join(variants)}" if variants else "")
-    yield f"strategy {request.strategy}, seed {request.seed}, {request.jobs} process{'es' if request.jobs > 1 else ''}"
+    yield f"strategy {request.strategy}, seed {request.seed}, {_processes(request)}"
     yield ""
     rate = max(explored.wall_s, 1e-9)
     yield f"schedules  {tally.schedules:,} in {explored.wall_s:.2f} s, {tally.schedules / rate:,.0f} a second"
@@ -260,6 +265,12 @@ def lines(explored: Explored) -> Iterator[str]:
     yield ""
     yield from _failures(explored)
     yield verdict_line(explored)
+
+
+def _processes(request: ExploreRequest) -> str:
+    count = request.processes
+    why = f" (not {request.jobs}: {request.strategy} cannot be shared)" if count < request.jobs else ""
+    return f"{count} process{'es' if count > 1 else ''}{why}"
 
 
 def _coverage(request: ExploreRequest, tally: Tally) -> Iterator[str]:

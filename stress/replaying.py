@@ -37,15 +37,12 @@ class ReplayOutcome:
 
 def run(recorded: StoredSchedule, until: int | None = None, then: Strategy | None = None) -> ReplayOutcome:
     """Replay; with `until` only up to that step, and on with `then` or by default."""
-    explore = recorded.scenario.explore
     with pinned():
         replayed = replay(
             program_of(recorded),
             recorded.schedule,
             steps=recorded.steps,
             predicted=recorded.predicted or not recorded.signatures,
-            limit=explore.max_steps,
-            granularity=explore.lock_granularity,
             until=until,
             then=then,
         )

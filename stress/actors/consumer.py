@@ -147,6 +147,8 @@ class Consumer(Actor):
             self._await_exit(dies)
         elif dies:
             self._outlive_the_process()
+        else:
+            self.do(DETACH)  # not the end of everybody's: a script that does the same must say when
         self._detach()
         self._worker.closed.store(True)
 

@@ -9,6 +9,8 @@ from mmu.export.tdp_fd import TdpFd
 from stress.actors.base import Actor, Stage
 from stress.scenario.script import Op
 
+CLOSE = Op("close")
+
 
 class ExporterActor(Actor):
     """Tries to export the root again and again; holds what it gets for a moment, or closes whatever fd it can find."""
@@ -30,7 +32,7 @@ class ExporterActor(Actor):
         yield Op("export")
         if self._fd is not None:
             self._wait()
-            yield Op("close")
+            yield CLOSE
 
     def rest(self) -> None:
         """A random pause; who closes others' fds never rests."""
@@ -40,8 +42,10 @@ class ExporterActor(Actor):
             self._wait()
 
     def end(self) -> None:
-        """Close what is still held, after everybody's script."""
-        if self.script is not None and self._fd is not None:
+        """Close what is still held; after everybody's script, if there is one."""
+        if self.script is None:
+            self.do(CLOSE)
+        elif self._fd is not None:
             self.stay()
         self.close()
 

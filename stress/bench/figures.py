@@ -12,6 +12,7 @@ import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any, Final
 
 import attrs
 from attrs import frozen
@@ -23,15 +24,28 @@ from mmu.machine.vm import VirtualMachine
 from mmu.memory.memslots import MemoryRegion
 from mmu.probe import Probe
 from mmu.runtime import Runtime
+from stress.engines.carrier import Signal, pinned
+from stress.engines.exploration import ScenarioProgram
 from stress.observe.counts import Counts
 from stress.observe.histograms import Histograms
 from stress.observe.recorder import Recorder
 from stress.oracles import attach_all
 from stress.results.environment import gil_enabled
+from stress.scenario.load import structure
 from stress.scenario.types import Limits
+from stress.search.campaign import Budget, Campaign
+from stress.search.walk import RandomWalk
 
 PAGES = 8192
 LEAF_COUNTS = (1 << 10, 1 << 12, 1 << 14, 1 << 16, 1 << 18)
+SCHEDULES = 24
+HAND_OFFS = 2_000
+SMALL: Final[dict[str, Any]] = {
+    "vm": {"vcpus": 1, "levels": 2, "entries": 4, "frames": 64},
+    "memory": {"fixed_pages": 1, "churn_slots": 1, "churn_pages": 1, "smm_pages": 0, "smm_churn_pages": 0},
+    "script": {"setup": ["create 0", "vcpu0: write 0x4"], "vcpu0": ["write 0x4", "read 0x4"], "memslot-worker": ["delete 0"]},
+}
+"""A vCPU's faults against the deletion of its slot."""
 
 
 @frozen
@@ -108,6 +122,8 @@ def _figures(rounds: int, leaf_counts: tuple[int, ...]) -> Iterator[Figure]:
         yield _fault_against_lock(rounds, threads)
     yield _checks_on_against_off(rounds)
     yield from _zap_scaling(leaf_counts, max(3, rounds // 8))
+    with pinned():
+        yield _controlled_step(rounds)
 
 
 def _fault_against_lock(rounds: int, threads: int) -> Figure:
@@ -165,6 +181,42 @@ def _zap_time(bed: Bed, count: int, repeats: int) -> float:
     return total / (count * repeats)
 
 
+def _controlled_step(rounds: int) -> Figure:
+    """One step of a random walk over a small scenario, everything that a schedule costs included (a VM made and taken down,
+    oracles, classes, races), against one bare hand-off between two threads."""
+    scenario, problems = structure(SMALL, {}, "stress bench")
+    assert scenario is not None, problems
+    campaign = Campaign(ScenarioProgram("bench", scenario), RandomWalk(1))
+    budget = Budget(schedules=SCHEDULES, stop_at_failure=False)
+
+    def step() -> float:
+        before = campaign.tally.steps
+        spent = _time(lambda: campaign.run(budget))
+        assert not campaign.tally.failures
+        return spent / (campaign.tally.steps - before)
+
+    step()
+    pairs = [(step(), _time(lambda: _hand_over(HAND_OFFS)) / (2 * HAND_OFFS)) for _ in range(rounds)]
+    return _figure("controlled step, all included / bare hand-off", pairs, 1, None, "step", "hand-off")
+
+
+def _hand_over(times: int) -> None:
+    """To another thread and back, so many times."""
+    there, back = Signal(), Signal()
+
+    def answer() -> None:
+        for _ in range(times):
+            there.wait()
+            back.set()
+
+    thread = threading.Thread(target=answer)
+    thread.start()
+    for _ in range(times):
+        there.set()
+        back.wait()
+    thread.join()
+
+
 def _alternate(rounds: int, first: Callable[[], None], second: Callable[[], None], after: Callable[[], None]) -> list[tuple[float, float]]:
     pairs = []
     for number in range(rounds + 2):
@@ -176,7 +228,7 @@ def _alternate(rounds: int, first: Callable[[], None], second: Callable[[], None
     return pairs
 
 
-def _time(body: Callable[[], None]) -> float:
+def _time(body: Callable[[], object]) -> float:
     start = time.perf_counter_ns()
     body()
     return time.perf_counter_ns() - start

@@ -14,7 +14,8 @@ from contextlib import contextmanager
 
 
 class Signal:
-    """Something that one thread waits for and any thread sets; set once for each wait."""
+    """Something that one thread waits for and any thread sets. What it means is for the two to know: an interrupt may come
+    when a wait has ended and before it has returned, so a wake-up can get lost in the main thread."""
 
     __slots__ = ("set", "wait")
 
@@ -35,23 +36,26 @@ class Signal:
 
 
 class Carrier:
-    """One pooled OS thread: runs a job whenever its signal is set between two jobs."""
+    """One pooled OS thread: runs a job when its signal is set between two jobs. `busy` from the moment it gets a job until
+    the job says that the carrier may have another: from then on the job only returns."""
 
     def __init__(self, number: int) -> None:
         self.signal = Signal()
+        self.busy = False
         self._job: Callable[[], None] | None = None
         self.thread = threading.Thread(target=self._loop, name=f"carrier{number}", daemon=True)
         self.thread.start()
 
     def load(self, job: Callable[[], None]) -> None:
         """Give the idle carrier its next job; it starts when the signal is set."""
+        self.busy = True
         self._job = job
 
     def _loop(self) -> None:
         wait = self.signal.wait
         while True:
             wait()
-            job = self._job
+            job, self._job = self._job, None
             if job is not None:
                 job()
 
@@ -68,9 +72,11 @@ class Pool:
         """Held by whoever runs a schedule."""
 
     def carrier(self, number: int) -> Carrier:
-        """Carrier `number`, made when it is first needed."""
+        """Carrier `number`, made when it is first needed, or when an interrupt has left a task on the one there was."""
         while len(self._carriers) <= number:
             self._carriers.append(Carrier(len(self._carriers)))
+        if self._carriers[number].busy:
+            self._carriers[number] = Carrier(number)
         return self._carriers[number]
 
     def threads(self) -> list[threading.Thread]:

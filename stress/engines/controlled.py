@@ -13,8 +13,9 @@ from typing import Any, TypeVar
 from mmu.runtime import RWLOCKS, Cell, Counter, PerThreadCounter, Queue, RawLock, RawRwLock, Runtime, Table
 from mmu.task import Task
 from stress.engines.locks import ControlledLock, ControlledRwLock
-from stress.engines.scheduler import ControlTask, Scheduler
+from stress.engines.scheduler import Scheduler
 from stress.engines.steps import ADD, ENDING, FREE, LOAD, OWNER_SHIFT, RMW, STORE, YIELD
+from stress.engines.tasks import ControlTask
 
 T = TypeVar("T")
 STEP_NS = 1000
@@ -309,21 +310,34 @@ class LibraryRwLock:
 class Tally(PerThreadCounter):
     """A statistic under control: nobody counts at the same time, so one number does for every task."""
 
-    __slots__ = ("local", "n", "shard")
+    __slots__ = ()
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.n = 0
-        self.local = self.shard = self  # type: ignore[assignment]  # stands for both
+        self.local = _Local()  # type: ignore[assignment]  # the same for every thread
 
     def add(self, amount: int) -> None:
         """Add."""
-        self.n += amount
+        self.local.shard.n += amount
 
     @property
     def value(self) -> int:
         """The sum."""
-        return self.n
+        return self.local.shard.n
+
+
+class _Local:
+    """Stands for a thread's own share, and is it: without a reference to itself, which only the garbage collector ends."""
+
+    __slots__ = ("n",)
+
+    def __init__(self) -> None:
+        self.n = 0
+
+    @property
+    def shard(self) -> _Local:
+        """Itself."""
+        return self
 
 
 class ControlledRuntime(Runtime):

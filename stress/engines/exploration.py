@@ -28,6 +28,8 @@ class ScenarioProgram:
         self.name = name
         self.scenario = scenario
         self.variants = tuple(variants)
+        self.limit: int = scenario.explore.max_steps
+        self.granularity: str = scenario.explore.lock_granularity
 
     def build(self, runtime: ControlledRuntime, seed: int) -> Instance:
         """A fresh VM with its actors."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from mmu.runtime import RawLock
-from stress.engines.scheduler import ControlTask, Scheduler
+from stress.engines.scheduler import Scheduler
 from stress.engines.steps import ACQUIRE, ADD, LOAD, READ_ACQUIRE, READ_RELEASE, RELEASE, RMW
+from stress.engines.tasks import ControlTask
 
 
 class ControlledLock:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 from attrs import define, field, frozen
 
 from mmu.probe import Probe
 from mmu.report import Report, section
+from mmu.task import Task, current
 from stress.engines.controlled import ControlledRuntime
 from stress.engines.scheduler import Picker, Scheduler
 from stress.engines.steps import RELAX, Access, Event
 
+LIMIT = 20_000
+"""How many steps a schedule of a program may have that does not say."""
 FAIR_STEPS = 50_000
 """How long a schedule that has reached its limit may go on with fair turns before it is called a livelock."""
 
@@ -55,7 +59,8 @@ class Instance(Protocol):
 
 
 class Program(Protocol):
-    """Something that can be run again and again, always from the same start."""
+    """Something that can be run again and again, always from the same start. It may say how its schedules are run: `limit`
+    and `granularity`, as `Executor` has them."""
 
     name: str
 
@@ -124,29 +129,27 @@ class Run:
 
 
 class Executor:
-    """Runs schedules of one program, one at a time."""
+    """Runs schedules of one program, one at a time: of `limit` steps at most, with rwlocks of this `granularity` (see
+    `ControlledRuntime`); what is not given is as the program says."""
 
-    def __init__(self, program: Program, *, limit: int = 20_000, granularity: str = "atomic", keep_extras: bool = False) -> None:
+    def __init__(self, program: Program, *, limit: int | None = None, granularity: str | None = None, keep_extras: bool = False) -> None:
         self.program = program
-        self.limit = limit
-        self.granularity = granularity
+        self.limit: int = limit if limit is not None else getattr(program, "limit", LIMIT)
+        self.granularity: str = granularity if granularity is not None else getattr(program, "granularity", "atomic")
         self.keep_extras = keep_extras
 
     def execute(self, strategy: Strategy, seed: int = 0) -> Run:
         """Build the program, explore one schedule of it with `strategy`, close it and judge."""
+        with _fresh_task():
+            return self._execute(strategy, seed)
+
+    def _execute(self, strategy: Strategy, seed: int) -> Run:
         scheduler = Scheduler(self.limit, FAIR_STEPS)
         scheduler.keep_extras = self.keep_extras
-        runtime = ControlledRuntime(scheduler, self.granularity)
-        instance = self.program.build(runtime, seed)
-        for part in instance.parts:
-            runtime.start(part.name, part.body, daemon=part.daemon)
-        run = Run(seed=seed, instance=instance, scheduler=scheduler)
-        scheduler.progress = getattr(instance, "progress", None)
+        run = Run(seed=seed, scheduler=scheduler)
         found: list[Report] = []
         try:
-            self._explore(scheduler, instance, strategy, run, found)
-            if run.completed:
-                self._close(scheduler, runtime, instance, found)
+            run.instance = instance = self._run_parts(scheduler, strategy, run, found)
         finally:
             if any(not task.done for task in scheduler.tasks):
                 scheduler.abandon()
@@ -156,6 +159,17 @@ class Executor:
         run.outcome = instance.outcome() if run.completed else None
         strategy.end(run)
         return run
+
+    def _run_parts(self, scheduler: Scheduler, strategy: Strategy, run: Run, found: list[Report]) -> Instance:
+        runtime = ControlledRuntime(scheduler, self.granularity)
+        instance = self.program.build(runtime, run.seed)
+        for part in instance.parts:
+            runtime.start(part.name, part.body, daemon=part.daemon)
+        scheduler.progress = getattr(instance, "progress", None)
+        self._explore(scheduler, instance, strategy, run, found)
+        if run.completed:
+            self._close(scheduler, runtime, instance, found)
+        return instance
 
     def _explore(self, scheduler: Scheduler, instance: Instance, strategy: Strategy, run: Run, found: list[Report]) -> None:
         if instance.has_start:
@@ -180,6 +194,18 @@ class Executor:
             if scheduler.unfinished:
                 found.append(deadlock(scheduler))
                 return
+
+
+@contextmanager
+def _fresh_task() -> Iterator[None]:
+    """The calling thread is a new task for a while: what a schedule's program keeps in its task goes with the schedule."""
+    mine = current.task
+    current.task = task = Task(mine.name)
+    task.number = mine.number
+    try:
+        yield
+    finally:
+        current.task = mine
 
 
 def waits_for(scheduler: Scheduler) -> list[str]:

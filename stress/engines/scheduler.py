@@ -8,14 +8,13 @@ not runnable until a write makes it possible, so nothing ever spins or polls, an
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 
 from mmu.task import Task, current
-from stress.engines.carrier import POOL, Carrier
+from stress.engines.carrier import POOL
 from stress.engines.steps import (
     ADD,
     FREE,
-    KINDS,
     LOAD,
     NO_WORD,
     OWNER_SHIFT,
@@ -29,73 +28,7 @@ from stress.engines.steps import (
     Access,
     Event,
 )
-
-
-class Abandoned(BaseException):
-    """Raised in every task when its schedule is given up; nothing in the model may catch it."""
-
-
-class Gate(Protocol):
-    """What a task can be blocked at: a lock, seen by the scheduler."""
-
-    pending: list[ControlTask]
-
-    def open_to(self, task: ControlTask) -> bool:
-        """Whether the operation that `task` has announced could be done now."""
-        ...
-
-    def owners(self) -> list[ControlTask]:
-        """Who keeps it closed, for the waits-for graph."""
-        ...
-
-
-class ControlTask:
-    """A task under control: `kind` and `word` are the operation it has announced."""
-
-    __slots__ = (
-        "body",
-        "carrier",
-        "daemon",
-        "done",
-        "enabled",
-        "gate",
-        "index",
-        "kind",
-        "looked",
-        "made",
-        "name",
-        "predicate",
-        "reads",
-        "relaxed_at",
-        "revived",
-        "task",
-        "what",
-        "word",
-    )
-
-    def __init__(self, index: int, name: str, carrier: Carrier, body: Callable[[], None], daemon: bool) -> None:
-        self.index = index
-        self.name = name
-        self.carrier = carrier
-        self.body = body
-        self.daemon = daemon
-        self.kind = START
-        self.word = NO_WORD
-        self.made = 0
-        self.enabled = True
-        self.done = False
-        self.gate: Gate | None = None
-        self.predicate: Callable[[], bool] | None = None
-        self.reads: list[Access] = []
-        self.looked: dict[Access, None] = {}
-        self.what = ""
-        self.relaxed_at = 0
-        self.revived = 0
-        self.task: Task | None = None
-
-    def __repr__(self) -> str:
-        return f"<{self.name} {KINDS[self.kind]} {self.word:#x}>"
-
+from stress.engines.tasks import Abandoned, ControlTask, Gate
 
 Picker = Callable[[], ControlTask]
 
@@ -141,12 +74,15 @@ class Scheduler:
         self.pick: Picker = self.first
         self.steps_before = 0
         self._noting: list[Access] | None = None
-        self._main = POOL.main
-        self._outside = ControlTask(0, "main", Carrier.__new__(Carrier), _nothing, daemon=True)
+        self._outside = ControlTask(0, "main", POOL.main, _nothing, daemon=True)
         self._outside.made = 2
         self._outside.enabled = False
         self.running = self._outside
+        """Whose turn it is. Whoever waits for a turn waits until this says so; a wake-up alone says nothing, for an interrupt
+        may swallow one, or leave one behind."""
         self._aborting = False
+        self._halting = False
+        """Interrupted: whoever runs stops at the next step."""
         self._foreground = 0
 
     # Making tasks and words.
@@ -167,7 +103,8 @@ class Scheduler:
             self.trace[-1] = (self.running.index, SPAWN, index << OWNER_SHIFT)
             self.extras[len(self.trace) - 1] = [(SPAWN, TASK_LIST)]
         carrier = POOL.carrier(index)
-        task = ControlTask(index, name, carrier, body, daemon)
+        task = ControlTask(index, name, carrier.signal, body, daemon)
+        task.carrier = carrier
         identity.number = index
         identity.thread = carrier.thread
         identity.ident = carrier.thread.ident or 0
@@ -175,7 +112,7 @@ class Scheduler:
         task.word = index << OWNER_SHIFT
         task.made = 1
         self.tasks.append(task)
-        task.carrier.load(lambda: self._carry(task))
+        carrier.load(lambda: self._carry(task))
         self.runnable.append(task)
         if not daemon:
             self._foreground += 1
@@ -204,34 +141,26 @@ class Scheduler:
         except Abandoned:
             self.quiet = 1
             return
-        self.running = first
-        first.carrier.signal.set()
         try:
-            self._main.wait()
-        except BaseException:  # Ctrl-C: whoever runs stops at its next step, so that nobody runs while others are unwound
-            self.quiet = 0
-            self.serial = False
-            self.pick = self._stop
-            self._main.wait()
-            self.quiet = 1
+            self._run_alone(first)
+        except BaseException:  # Ctrl-C: nobody may run while others are unwound
+            self._halt(first)
             raise
         self.quiet = 1
         self.serial = False
-        self.running = self._outside
         if self.crash is not None:
             raise self.crash
 
     def abandon(self) -> None:
         """Give the schedule up: unwind every task that is not done, one after another."""
+        if self.running is not self._outside:
+            return  # an interrupt while somebody was to stop: they are left where they are, and the pool gets other carriers
         self._aborting = True
         self.serial = False
         self.quiet = 1
         for task in self.tasks:
             if not task.done:
-                self.running = task
-                task.carrier.signal.set()
-                self._main.wait()
-        self.running = self._outside
+                self._run_alone(task)
 
     def first(self) -> ControlTask:
         """The picker for what is not explored: go on while possible, else the first that can run."""
@@ -326,6 +255,8 @@ class Scheduler:
     def relax(self) -> None:
         """Not runnable until something that the task has read since it last relaxed is written by somebody else."""
         if self.quiet:
+            if self._halting and self.serial and self.quiet == 1:
+                self._leave(self.running)
             return
         task = self.running
         task.kind = RELAX
@@ -366,10 +297,40 @@ class Scheduler:
 
     # Switching.
 
+    def _run_alone(self, task: ControlTask) -> None:
+        """For the main thread: let `task` run, and whoever it hands over to, until it is the main thread's turn again."""
+        self.running = task
+        task.wake()
+        self._await_turn()
+
+    def _await_turn(self) -> None:
+        while self.running is not self._outside:
+            self._outside.sleep()
+
+    def _halt(self, first: ControlTask) -> None:
+        """For the main thread, interrupted anywhere in `_run_alone(first)`: wait until whoever runs has come to a step."""
+        self._halting = True
+        self.limit = 0
+        first.wake()  # it may have been its turn already, but not been told; to be told again does no harm
+        self._await_turn()
+        self.quiet = 1
+        self.serial = False
+
+    def _back_to_main(self) -> None:
+        """Nobody runs: the main thread's turn."""
+        self.running = self._outside
+        self._outside.wake()
+
     def _switch(self, task: ControlTask, chosen: ControlTask) -> None:
         self.running = chosen
-        chosen.carrier.signal.set()
-        task.carrier.signal.wait()
+        chosen.wake()
+        self._park(task)
+
+    def _park(self, task: ControlTask) -> None:
+        """Wait for the turn of `task`, which calls this."""
+        task.sleep()
+        while self.running is not task:
+            task.sleep()
         if self._aborting:
             raise Abandoned
 
@@ -385,17 +346,17 @@ class Scheduler:
     def _rest(self, task: ControlTask) -> None:
         """Nobody can run: the phase is over."""
         self.stuck = self._foreground > 0
-        self._main.set()
-        task.carrier.signal.wait()
-        if self._aborting:
-            raise Abandoned
+        self._back_to_main()
+        self._park(task)
 
     def _over(self) -> None:
         """Too many steps: go on with fair turns for a while; after that the schedule is given up."""
+        if self._halting:
+            self._leave(self.running)
         reached = self.progress() if self.progress is not None else 0
         if not self.limit_hit:
             self.limit_hit = True
-            self.limit = len(self.trace) + self.fair_steps
+            self.limit = len(self.trace) + self.fair_steps if not self._halting else 0
             self._reached = reached
             self.pick = self.next_in_turn
             return
@@ -403,9 +364,6 @@ class Scheduler:
         spinning = {task for task, kind, _ in lately if kind == RELAX}
         working = {task for task, _, _ in lately} - spinning
         self.moving = self.progress is not None and (reached != self._reached or bool(working))
-        self._leave(self.running)
-
-    def _stop(self) -> NoReturn:
         self._leave(self.running)
 
     def dispose(self) -> None:
@@ -427,9 +385,9 @@ class Scheduler:
         """The running task hands over to the main thread for good."""
         if task is self._outside:
             raise Abandoned
-        self._main.set()
+        self._back_to_main()
         if not task.done:
-            task.carrier.signal.wait()
+            self._park(task)
         raise Abandoned
 
     def give_up(self) -> NoReturn:
@@ -441,6 +399,8 @@ class Scheduler:
         """What the task's carrier runs."""
         assert task.task is not None
         current.task = mine = task.task
+        while self.running is not task:
+            task.sleep()
         try:
             if not self._aborting:
                 self.trace.append((task.index, START, task.word))
@@ -471,13 +431,15 @@ class Scheduler:
         self._disable(task)
         if not task.daemon:
             self._foreground -= 1
+        assert task.carrier is not None
+        task.carrier.busy = False
         if self._aborting:
-            self._main.set()
+            self._back_to_main()
             return
         self.wrote(task.index << OWNER_SHIFT)
         if not self.runnable and not self._revive():
             self.stuck = self._foreground > 0
-            self._main.set()
+            self._back_to_main()
             return
         try:
             chosen = self.pick()
@@ -485,10 +447,10 @@ class Scheduler:
             return
         except Exception as error:
             self.crash = error
-            self._main.set()
+            self._back_to_main()
             return
         self.running = chosen
-        chosen.carrier.signal.set()
+        chosen.wake()
 
     # Who can run.
 

@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from stress.engines.program import Run
-from stress.engines.scheduler import ControlTask, Picker, Scheduler
+from stress.engines.scheduler import Picker, Scheduler
+from stress.engines.tasks import ControlTask
 
 _MASK = 127
 _FREE = 128

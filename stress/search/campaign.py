@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 
 from mmu.invariants import names_of
 from mmu.report import Report
@@ -101,8 +101,12 @@ class Tally:
             self.curve.append((self.schedules, self.classes))
             self._next_point = max(self.schedules + 1, self.schedules * 5 // 4)
 
-    def merge(self, other: Tally) -> None:
-        """Add what another process has done; the first of equal failures stays."""
+    def merge(self, other: Tally, began_s: float = 0.0) -> None:
+        """Add what was done elsewhere from `began_s` on; the first of equal failures stays. Its number is that of a schedule
+        after all that were here before."""
+        for signature, failure in other.failures.items():
+            later = evolve(failure, after_schedules=self.schedules + failure.after_schedules, after_s=began_s + failure.after_s)
+            self.failures.setdefault(signature, later)
         self.schedules += other.schedules
         self.steps += other.steps
         self.cut += other.cut
@@ -111,8 +115,6 @@ class Tally:
         for key, count in other.seen.items():
             self.seen[key] = self.seen.get(key, 0) + count
         self.once = sum(1 for count in self.seen.values() if count == 1)
-        for signature, failure in other.failures.items():
-            self.failures.setdefault(signature, failure)
         for theirs, mine in ((other.counters, self.counters), (other.outcomes, self.outcomes)):
             for name, amount in theirs.items():
                 mine[name] = mine.get(name, 0) + amount
@@ -152,8 +154,8 @@ class Campaign:
         program: Program,
         strategy: Strategy,
         *,
-        limit: int = 20_000,
-        granularity: str = "atomic",
+        limit: int | None = None,
+        granularity: str | None = None,
         seeds: Callable[[int], int] = lambda _: 0,
         check_races: bool = True,
         counters: tuple[str, ...] = (),

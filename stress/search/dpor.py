@@ -9,8 +9,9 @@ is held and a wait that is false are races with whatever closed them, not with w
 from __future__ import annotations
 
 from stress.engines.program import Run
-from stress.engines.scheduler import ControlTask, Picker, Scheduler
+from stress.engines.scheduler import Picker, Scheduler
 from stress.engines.steps import ACQUIRE, READ_ACQUIRE, READ_RELEASE, RELAX, RELEASE, WAIT, Access
+from stress.engines.tasks import ControlTask
 from stress.search.order import GROUP, Order, accesses, conflict
 
 _RELEASES = frozenset({RELEASE, READ_RELEASE})

@@ -18,8 +18,9 @@ from attrs import evolve, field, frozen
 from mmu.report import RULES, Report
 from stress.engines.carrier import pinned
 from stress.engines.program import Executor, Program, Run, Strategy
-from stress.engines.scheduler import ControlTask, Picker, Scheduler
+from stress.engines.scheduler import Picker, Scheduler
 from stress.engines.steps import ADD, FREE, LOAD, RELAX, STORE, WAIT, Access, Event
+from stress.engines.tasks import ControlTask
 from stress.errors import StressError
 from stress.search.explain_data import (
     NO_FAILURE,
@@ -250,8 +251,6 @@ class Laboratory:
     schedule: Schedule
     report: Report
     predicted: bool
-    limit: int
-    granularity: str
     tries: int = field(default=TRIES)
 
     def without(self, switch: int) -> str:
@@ -290,7 +289,7 @@ class Laboratory:
     def pictures(self, after: Sequence[int]) -> tuple[Picture, ...]:
         """The page tables after these steps of the schedule."""
         drawing = Recording(self.program, Follow(self.schedule.choices), after)
-        Executor(drawing, limit=self.limit, granularity=self.granularity).execute(drawing, self.schedule.seed)
+        Executor(drawing).execute(drawing, self.schedule.seed)
         return tuple(drawing.pictures)
 
     def _always(self, kept: int) -> bool:
@@ -300,7 +299,7 @@ class Laboratory:
         return any(report.rule == self.report.rule and report.code == self.report.code for report in reports)
 
     def _reports(self, strategy: Strategy) -> tuple[Report, ...]:
-        run = Executor(self.program, limit=self.limit, granularity=self.granularity).execute(strategy, self.schedule.seed)
+        run = Executor(self.program).execute(strategy, self.schedule.seed)
         return run.reports or (tuple(races_of(run)) if self.predicted and run.completed else ())
 
 
@@ -309,15 +308,12 @@ class Laboratory:
 
 def explain_stored(recorded: StoredSchedule, *, tries: int = TRIES) -> Explanation:
     """The explanation of a schedule file; raises `Divergence` when the schedule does not fit any more."""
-    settings = recorded.scenario.explore
     with pinned():
         return explain(
             program_of(recorded),
             recorded.schedule,
             steps=recorded.steps,
             predicted=recorded.predicted or not recorded.signatures,
-            limit=settings.max_steps,
-            granularity=settings.lock_granularity,
             tries=tries,
         )
 
@@ -328,26 +324,24 @@ def explain(
     *,
     steps: Sequence[tuple[str, str]] = (),
     predicted: bool = False,
-    limit: int = 20_000,
-    granularity: str = "atomic",
     tries: int = TRIES,
 ) -> Explanation:
     """Explain a schedule that breaks a rule. With `steps` every step is compared with its recorded name; `predicted` looks for
     races that did no harm, too; `tries` is how many random continuations of a prefix are tried."""
     follow = Follow(schedule.choices, steps=steps)
     recording = Recording(program, follow)
-    run = Executor(recording, limit=limit, granularity=granularity, keep_extras=True).execute(recording, schedule.seed)
+    run = Executor(recording, keep_extras=True).execute(recording, schedule.seed)
     _refuse_divergence(follow, run, schedule)
     reports, races = run.reports, False
     findings = [_finding(report, recording.found[report.signature]) for report in reports]
     if not findings and predicted:
-        plain = Executor(program, limit=limit, granularity=granularity).execute(Follow(schedule.choices), schedule.seed)
+        plain = Executor(program).execute(Follow(schedule.choices), schedule.seed)
         reports, races = tuple(races_of(plain)), True
         findings = [_finding(report, _step_of_race(plain, report)) for report in reports]
     if not findings:
         raise NothingToExplainError("the schedule breaks no rule: there is nothing to explain")
     tries = max(2, min(tries, MOST_STEPS // max(1, len(run.trace))))
-    laboratory = Laboratory(program, schedule, reports[0], races, limit, granularity, tries)
+    laboratory = Laboratory(program, schedule, reports[0], races, tries)
     return _told_of(laboratory, run, recording.steps, findings)
 
 

@@ -16,9 +16,10 @@ from mmu.paging.spte import ADDR_MASK, PRESENT_HIGH, REMOVED_SPTE, SPTE_MMIO, Sp
 from mmu.stack import short_path
 from stress.engines.controlled import ControlledRuntime
 from stress.engines.locks import ControlledLock, ControlledRwLock
-from stress.engines.program import Instance, Program, Run, Strategy
-from stress.engines.scheduler import ControlTask, Picker, Scheduler
+from stress.engines.program import Executor, Instance, Program, Run, Strategy
+from stress.engines.scheduler import Picker, Scheduler
 from stress.engines.steps import ENDING, FREE, OWNER_SHIFT, Event
+from stress.engines.tasks import ControlTask
 from stress.search.explain_data import (
     Doing,
     Picture,
@@ -196,6 +197,8 @@ class Recording:
         self.found: dict[str, int] = {}
         """After which step each finding was there, by signature."""
         self.pictures: list[Picture] = []
+        as_ever = Executor(program)
+        self.limit, self.granularity = as_ever.limit, as_ever.granularity
         self._program = program
         self._follow = follow
         self._draw_after = frozenset(draw_after)

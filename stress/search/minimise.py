@@ -17,15 +17,17 @@ from mmu.report import Report
 from mmu.variant import Variant
 from stress.actors import performed
 from stress.engines.exploration import ScenarioInstance, ScenarioProgram
-from stress.engines.program import Executor, Program, Run, Strategy
+from stress.engines.program import Executor, Run, Strategy
 from stress.scenario.load import structure, unstructure
 from stress.scenario.scripts import SETUP
 from stress.scenario.types import Count, Lines, Positive, Scenario
 from stress.search.bounded import PreemptionBounded
 from stress.search.campaign import Failure, named_steps
+from stress.search.order import class_of
 from stress.search.pct import Pct
+from stress.search.portfolio import Portfolio
 from stress.search.races import races_of
-from stress.search.schedule import Follow, Schedule
+from stress.search.schedule import Follow, Schedule, ScheduleError
 from stress.search.turns import FollowTurns, Turn, turns_of
 from stress.search.walk import RandomWalk
 
@@ -36,6 +38,8 @@ SEARCHES: Final[tuple[tuple[Callable[[], Strategy], int], ...]] = (
     (lambda: Pct(3, 3), 20),
 )
 """How a smaller program is searched for the failure when the schedule at hand does not fit it: strategies and schedules."""
+WRITTEN_DOWN: Final = 1_000
+"""How many more schedules are tried for what actors have drawn, once it is written down: it is done only once."""
 FEWER_PREEMPTIONS: Final = 500
 """How many schedules with at most one preemption are tried for a schedule that is simpler altogether."""
 
@@ -98,7 +102,8 @@ class Minimiser:
         """Where in the list of what could go the last thing went: the next is looked for from there on."""
 
     def minimise(self, scenario: Scenario, schedule: Schedule) -> Minimised | None:
-        """The smallest that is found; None when the schedule does not show the failure."""
+        """The smallest that is found; None when the schedule does not show the failure. Raises `ScheduleError` when what its
+        actors drew does not show it any more once it is written down."""
         best = self._adopt(scenario, schedule)
         if best is None:
             return None
@@ -129,8 +134,7 @@ class Minimiser:
     # Finding the failure.
 
     def _executor(self, scenario: Scenario, *, record: bool = False) -> Executor:
-        program: Program = ScenarioProgram(self.name, scenario, self._variants, record_ops=record)
-        return Executor(program, limit=scenario.explore.max_steps, granularity=scenario.explore.lock_granularity)
+        return Executor(ScenarioProgram(self.name, scenario, self._variants, record_ops=record))
 
     def _adopt(self, scenario: Scenario, schedule: Schedule) -> Candidate | None:
         """The failure as it was found; a scenario whose actors draw what they do becomes one with a script."""
@@ -146,7 +150,15 @@ class Minimiser:
         assert instance.world.stage is not None
         parts = {name: Lines(tuple(map(str, ops))) for name, ops in performed(instance.world.stage).items() if ops}
         scripted = evolve(scenario, script={**parts, **({SETUP: scenario.script[SETUP]} if SETUP in scenario.script else {})})
-        return self._find(scripted, _turns(run, schedule))
+        found = self._find(scripted, _turns(run, schedule)) or self._search(
+            self._executor(scripted), scripted, Portfolio(1, classify=class_of), WRITTEN_DOWN
+        )
+        if found is None:
+            raise ScheduleError(
+                f"{self.name}: the schedule fails as recorded, but what its actors drew, written down as a [script], did not in "
+                f"{self.schedules - 1:,} schedules, so it cannot be made smaller; explain it as it is, or explore a scenario with a script"
+            )
+        return found
 
     def _fails(self, run: Run) -> tuple[Report, ...]:
         """The reports of a run that shows the failure, none of another run."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Final
 
 from stress.engines.program import Run
-from stress.engines.steps import ADD, ENDING, LOAD, READ_ACQUIRE, READ_RELEASE, RELAX, WAIT, YIELD, Access, Event
+from stress.engines.steps import ADD, ENDING, LOAD, READ_ACQUIRE, READ_RELEASE, RELAX, STORE, WAIT, YIELD, Access, Event
 
 EXCLUSIVE: Final = 0
 LOADS: Final = 1
@@ -94,15 +94,27 @@ class _Word:
 
     `base` is the clock of everything before the current group of commuting operations, `gathered` that of the group itself;
     `base_task` and `gathered_task` are the one task whose own clock that is, or `MANY`. `history` are the events, of a group
-    only the last of each task and kind. In a weak order `loads` is the clock of all loads before the current group, and
-    `old_loads` of those before the last write.
+    only the last of each task and kind. In a weak order `loads` is the clock of all loads before the current group,
+    `old_loads` of those before the last write, and `everything` that of whoever has touched the word; there is no history.
     """
 
-    __slots__ = ("base", "base_task", "gathered", "gathered_task", "group", "history", "loads", "old_loads", "starts")
+    __slots__ = (
+        "base",
+        "base_task",
+        "everything",
+        "gathered",
+        "gathered_task",
+        "group",
+        "history",
+        "loads",
+        "old_loads",
+        "starts",
+        "toucher",
+    )
 
     def __init__(self, nothing: Clock) -> None:
-        self.base = self.gathered = self.loads = self.old_loads = nothing
-        self.base_task = self.gathered_task = NOBODY
+        self.base = self.gathered = self.loads = self.old_loads = self.everything = nothing
+        self.base_task = self.gathered_task = self.toucher = NOBODY
         self.group = EXCLUSIVE
         self.history: list[int] = []
         self.starts = 0
@@ -111,7 +123,7 @@ class _Word:
         """An operation of `group` comes after the current group."""
         if weak and self.group == LOADS:
             self.loads = join(self.loads, self.gathered)
-        elif self.group == EXCLUSIVE:  # whose clock has everything before it in it
+        elif self.group == EXCLUSIVE:  # whose clock has everything before it in it, or all that one learns from it
             if self.gathered_task != NOBODY:
                 self.base, self.base_task = self.gathered, self.gathered_task
         else:
@@ -128,6 +140,13 @@ class _Word:
             self.gathered, self.gathered_task = clock, task
         else:
             self.gathered, self.gathered_task = join(self.gathered, clock), MANY
+
+    def touch(self, task: int, clock: Clock) -> None:
+        """In a weak order: an event with this clock touches the word."""
+        if self.toucher in (NOBODY, task):
+            self.everything, self.toucher = clock, task
+        else:
+            self.everything, self.toucher = join(self.everything, clock), MANY
 
     def note(self, position: int, trace: list[Event]) -> None:
         """Remember the event; one of the same task and kind in the same group makes an earlier one superfluous."""
@@ -150,7 +169,7 @@ class Order:
     `numbers[i]` the number of event i within its own task, from 1 on.
 
     The `weak` order is the memory model's: a load is ordered after the write it reads from, but no write is ordered after a
-    load that came before it, for nobody learns of a load.
+    load that came before it, for nobody learns of a load; nor is a plain store after the write that it overwrites unseen.
     """
 
     def __init__(self, trace: list[Event], extras: dict[int, list[Access]], tasks: int, *, weak: bool = False) -> None:
@@ -173,21 +192,29 @@ class Order:
         """Take in event `position`; returns its clock. Events must come in order."""
         task = self.trace[position][0]
         clock = self.current[task].copy()
-        words = self.words
+        words, weak = self.words, self.weak
+        records = []
         for kind, word in touched:
             record = words.get(word)
             if record is None:
                 record = words[word] = _Word(self._nothing)
+            records.append(record)
             group = GROUP[kind]
             if not group or group != record.group:
-                record.open(group, self.weak)
-            if record.base_task not in (task, NOBODY):
+                record.open(group, weak)
+            origin = record.base_task
+            if origin in (task, NOBODY) or (weak and kind == STORE):
+                continue
+            # Who knows of one event of a task knows all that the task knew then.
+            if origin == MANY or record.base[origin] > clock[origin]:
                 clock = join(clock, record.base)
         clock[task] += 1
-        for _, word in touched:
-            record = words[word]
+        for record in records:
             record.gather(task, clock)
-            record.note(position, self.trace)
+            if weak:
+                record.touch(task, clock)
+            else:
+                record.note(position, self.trace)
         self.current[task] = clock
         self.clocks.append(clock)
         self.numbers.append(clock[task])

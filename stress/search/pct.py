@@ -12,8 +12,9 @@ import random
 from collections.abc import Callable
 
 from stress.engines.program import Run
-from stress.engines.scheduler import ControlTask, Picker, Scheduler
+from stress.engines.scheduler import Picker, Scheduler
 from stress.engines.steps import RELAX, YIELD
+from stress.engines.tasks import ControlTask
 
 _NEVER = 1 << 60
 

@@ -11,8 +11,9 @@ import random
 from typing import Final
 
 from stress.engines.program import Run
-from stress.engines.scheduler import ControlTask, Picker, Scheduler
+from stress.engines.scheduler import Picker, Scheduler
 from stress.engines.steps import FREE
+from stress.engines.tasks import ControlTask
 from stress.search.order import EXCLUSIVE, GROUP
 from stress.search.pct import Priorities
 

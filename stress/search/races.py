@@ -16,6 +16,7 @@ from stress.search.order import Clock, Order, accesses
 from stress.search.schedule import Names
 
 _WRITES = frozenset({STORE, RMW, FREE})
+_COUNTED = frozenset({FREE, STORE, SPAWN})
 SPTE = "SPTE"
 
 
@@ -34,7 +35,9 @@ class _Check:
         self._run = run
         self._names: Names | None = None
         self._tables = {first for first, thing in run.scheduler.registry if getattr(thing, "name", "") == SPTE}
-        self._spans = [(first, first + len_of(thing)) for first, thing in run.scheduler.registry if first in self._tables]
+        self._sptes = {
+            word for first, thing in run.scheduler.registry if first in self._tables for word in range(first, first + len_of(thing))
+        }
         self._last_write: dict[int, int] = {}
         order = Order(run.trace, run.extras, len(run.names), weak=True)
         for position, event in enumerate(run.trace):
@@ -45,8 +48,9 @@ class _Check:
     def _touched(self, position: int, event: Event) -> list[Access]:
         kind = event[1]
         extras = self._run.extras.get(position)
-        extras = [each for each in extras or () if each[0] in (FREE, STORE, SPAWN) or kind == WAIT]
-        return accesses(event, extras or None)
+        if extras is not None and kind != WAIT:
+            extras = [each for each in extras if each[0] in _COUNTED]
+        return accesses(event, extras)
 
     def _judge(self, order: Order, position: int, event: Event, touched: list[Access]) -> None:
         task, kind, word = event
@@ -64,7 +68,7 @@ class _Check:
         self._last_write[word] = position
 
     def _is_spte(self, word: int) -> bool:
-        return any(first <= word < end for first, end in self._spans)
+        return word in self._sptes
 
     def _store(self, order: Order, task: int, word: int) -> None:
         last = self._last_write.get(word)
@@ -84,12 +88,10 @@ class _Check:
     def _free(self, order: Order, task: int, word: int, touched: list[Access]) -> None:
         for _, each in touched:
             record = order.words.get(each)
-            if record is not None:
-                for clock in (record.base, record.gathered, record.loads):
-                    late = _not_before(clock, order.current[task], task)
-                    if late:
-                        self._too_early(task, late, self._word(word).split("[")[0])
-                        return
+            late = _not_before(record.everything, order.current[task], task) if record is not None else 0
+            if late:
+                self._too_early(task, late, self._word(word).split("[")[0])
+                return
 
     def _ending(self, order: Order, task: int, word: int) -> None:
         record = order.words.get(word)

@@ -27,8 +27,7 @@ def replay(
     *,
     steps: Sequence[tuple[str, str]] = (),
     predicted: bool = False,
-    limit: int = 20_000,
-    granularity: str = "atomic",
+    limit: int | None = None,
     until: int | None = None,
     then: Strategy | None = None,
 ) -> Replayed:
@@ -36,7 +35,7 @@ def replay(
     end. After step `until` the strategy `then` takes over, and nothing is compared any more. `predicted` looks for races
     that did no harm, too."""
     follow = Follow(schedule.choices, steps=steps, until=until, then=then.begin if then is not None else None)
-    run = Executor(program, limit=limit, granularity=granularity).execute(follow, schedule.seed)
+    run = Executor(program, limit=limit).execute(follow, schedule.seed)
     divergence = follow.divergence
     if divergence is None and until is None and check_of(run.trace) != schedule.check:
         length = f"{len(run.trace)} steps" if len(run.trace) != len(schedule.choices) else "as many steps, but other ones"

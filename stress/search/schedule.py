@@ -18,8 +18,9 @@ from typing import Any, Final
 from attrs import frozen
 
 from stress.engines.program import Run
-from stress.engines.scheduler import ControlTask, Picker, Scheduler
+from stress.engines.scheduler import Picker, Scheduler
 from stress.engines.steps import KINDS, LOAD, NO_WORD, OWNER_SHIFT, RMW, SPAWN, START, TASK_LIST, Event
+from stress.engines.tasks import ControlTask
 from stress.errors import StressError
 
 PREFIX: Final = "tdp1-"

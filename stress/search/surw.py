@@ -13,8 +13,9 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 
 from stress.engines.program import Run
-from stress.engines.scheduler import ControlTask, Picker, Scheduler
+from stress.engines.scheduler import Picker, Scheduler
 from stress.engines.steps import ENDING, LOAD, OWNER_SHIFT, READ_ACQUIRE, READ_RELEASE, RELAX, SPAWN, START, WAIT, YIELD, Event
+from stress.engines.tasks import ControlTask
 
 _NO_WRITES = frozenset({LOAD, READ_ACQUIRE, READ_RELEASE, WAIT, RELAX, YIELD, SPAWN, START, ENDING})
 _LEARN_ALWAYS = 16

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from attrs import frozen
 
 from stress.engines.program import Run
-from stress.engines.scheduler import ControlTask, Picker, Scheduler
+from stress.engines.scheduler import Picker, Scheduler
+from stress.engines.tasks import ControlTask
 
 
 @frozen

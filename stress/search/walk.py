@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 
 from stress.engines.program import Run
-from stress.engines.scheduler import ControlTask, Picker, Scheduler
+from stress.engines.scheduler import Picker, Scheduler
+from stress.engines.tasks import ControlTask
 
 
 class RandomWalk:

@@ -14,7 +14,8 @@ from attrs import frozen
 
 from mmu.report import Report
 from stress.engines.program import Executor, Program, Run
-from stress.engines.scheduler import ControlTask, Picker, Scheduler
+from stress.engines.scheduler import Picker, Scheduler
+from stress.engines.tasks import ControlTask
 from stress.search.bounded import PreemptionBounded
 from stress.search.campaign import named_steps
 from stress.search.races import races_of

@@ -234,6 +234,19 @@ def test_two_processes_share_the_work() -> None:
     assert sum(result.tally.seen.values()) == result.tally.schedules
 
 
+def test_an_exhaustive_search_runs_in_one_process_and_says_so() -> None:
+    result = explore(asked(schedules=9, jobs=3, strategy="preemption:1"))
+    assert "strategy preemption:1, seed 1, 1 process (not 3: preemption:1 cannot be shared)" in lines(result)
+    assert as_data(result)["jobs"] == 1
+    assert result.tally.schedules == 9
+
+
+def test_several_processes_say_how_many_they_are() -> None:
+    request = asked(jobs=3)
+    seen = tallied()
+    assert "strategy portfolio, seed 1, 3 processes" in lines(Explored(request, seen, judgement_of(request, seen), 1.0))
+
+
 # What is kept.
 
 

@@ -14,7 +14,8 @@ from mmu.sync.poison import Obituary, poison_table
 from stress.engines.carrier import POOL
 from stress.engines.controlled import ControlledRuntime
 from stress.engines.program import Executor, Part, Run, Strategy
-from stress.engines.scheduler import ControlTask, Picker, Scheduler
+from stress.engines.scheduler import Picker, Scheduler
+from stress.engines.tasks import ControlTask
 from stress.search.bounded import DepthFirst
 from stress.search.dpor import Dpor
 from stress.search.schedule import Follow, Schedule

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,17 @@ def test_the_same_seeds_make_the_same_schedule(scenario: Scenario) -> None:
     assert one.outcome == two.outcome
     assert class_of(one) == class_of(two)
     assert once(scenario, 5, walk=2).trace != one.trace
+
+
+def test_a_schedule_leaves_no_vm_behind() -> None:
+    """A campaign runs millions of them. What was last is still in the carriers' hands."""
+    worlds = []
+    for number in range(6):
+        run = once(SCRIPTED, number)
+        worlds.append(weakref.ref(run.instance.world))
+        run.release()
+    gc.collect()
+    assert [world() for world in worlds[:-1]] == [None] * 5
 
 
 def test_the_seed_of_the_program_decides_what_actors_draw() -> None:

@@ -64,18 +64,19 @@ def test_tallies_add_up() -> None:
     for key in (2, 3, 3, 4):
         two.note_class(key)
     one.failures = {"a": failure("a", after=1), "b": failure("b")}
-    two.failures = {"a": failure("a", after=9), "c": failure("c")}
+    two.failures = {"a": failure("a", after=2), "c": failure("c", after=4)}
     one.counters, two.counters = {"x": 1, "y": 2}, {"y": 3, "z": 4}
     one.outcomes, two.outcomes = {"(1,)": 3}, {"(1,)": 1, "(2,)": 3}
     one.errors, two.errors = ["oops"], ["oops", "else"]
     one.members, two.members = {"random": {"schedules": 3, "classes": 2}}, {"random": {"schedules": 1}, "pct": {"schedules": 3}}
-    one.merge(two)
+    one.merge(two, 7.0)
     assert (one.schedules, one.steps, one.cut, one.unfinished, one.failing) == (7, 74, 3, 1, 3)
     assert one.seen == {1: 2, 2: 2, 3: 2, 4: 1}
     assert one.once == 1
     assert one.unseen_mass == 1 / 7
     assert list(one.failures) == ["a", "b", "c"]
     assert one.failures["a"].after_schedules == 1
+    assert (one.failures["c"].after_schedules, one.failures["c"].after_s) == (3 + 4, 7.0 + two.failures["c"].after_s)
     assert one.counters == {"x": 1, "y": 5, "z": 4}
     assert one.outcomes == {"(1,)": 4, "(2,)": 3}
     assert one.errors == ["oops", "else"]

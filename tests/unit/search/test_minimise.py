@@ -14,7 +14,7 @@ from stress.scenario.types import Lines, Scenario
 from stress.search.campaign import Failure
 from stress.search.minimise import Minimised, Minimiser, operations, size, smaller_scenarios
 from stress.search.replay import replay
-from stress.search.schedule import Schedule
+from stress.search.schedule import Schedule, ScheduleError
 
 EXPLORE = Path(__file__).parents[3] / "configs" / "explore"
 Case = tuple[Scenario, Failure]
@@ -115,6 +115,25 @@ def test_what_actors_have_drawn_becomes_a_script(drawn: Case) -> None:
     assert set(adopted.scenario.script) <= {"vcpu0", "vcpu1", "device0", "memslot-worker"}
     assert adopted.reports[0].signature == failure.report.signature
     assert evolve(adopted.scenario, script={}) == scenario
+
+
+def test_how_an_actor_leaves_is_written_down_too() -> None:
+    """A callback after the device has gone: it goes while slots are still deleted, not after everybody's script."""
+    scenario, failure = failing("two-vcpus", "r14-teardown-order", 2)
+    assert failure.report.code == "callback-after-unregister"
+    minimiser = Minimiser("small", (), failure.report.signature)
+    adopted = minimiser._adopt(scenario, failure.schedule)
+    assert adopted is not None
+    assert adopted.scenario.script["device0"][-1] == "detach"
+    assert minimiser.schedules == 2, "by the turns that were recorded, without a search"
+
+
+def test_what_does_not_fail_once_it_is_written_down_is_told(drawn: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    scenario, failure = drawn
+    monkeypatch.setattr(Minimiser, "_find", lambda *_: None)
+    monkeypatch.setattr(Minimiser, "_search", lambda *_: None)
+    with pytest.raises(ScheduleError, match="fails as recorded, but what its actors drew"):
+        Minimiser("small", (), failure.report.signature).minimise(scenario, failure.schedule)
 
 
 def test_what_is_left_of_it_is_still_a_script(drawn: Case) -> None:

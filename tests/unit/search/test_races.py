@@ -159,6 +159,21 @@ def test_a_table_that_is_freed_without_waiting(use: Callable[[object], object]) 
     assert found(freeing(lambda *_: None, use), *READ_FREE) == [EARLY]
 
 
+@pytest.mark.parametrize("use", [lambda table: table[2], lambda table: table.xchg(2, 1), lambda table: table.store(2, 1)])
+def test_a_store_lets_nobody_know_what_it_overwrites(use: Callable[[object], object]) -> None:
+    """The flag of the reader is not looked at, but written to, and so is a word of something else that the reader has used."""
+    assert found(freeing(lambda _, shared: shared["done"].store(False), use), *READ_FREE) == [EARLY]
+
+
+@pytest.mark.parametrize(("second", "rules"), [("store", [UNSEEN, EARLY]), ("xchg", [])])
+def test_a_store_to_the_word_itself_is_no_look_at_it(second: str, rules: list[tuple[str, str, str]]) -> None:
+    def make(runtime: ControlledRuntime) -> dict[str, Callable[[], object]]:
+        table = runtime.table(4, "SPTE")
+        return {"reader": lambda: table.store(3, 1), "freer": lambda: (getattr(table, second)(3, 0), table.end())}
+
+    assert found(make, *READ_FREE) == rules
+
+
 @pytest.mark.parametrize(
     "wait",
     [

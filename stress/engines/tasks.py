@@ -1,0 +1,80 @@
+"""What the scheduler schedules: a task under control, with the operation that it has announced."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from mmu.task import Task
+from stress.engines.carrier import Carrier, Signal
+from stress.engines.steps import KINDS, NO_WORD, START, Access
+
+
+class Abandoned(BaseException):
+    """Raised in every task when its schedule is given up; nothing in the model may catch it."""
+
+
+class Gate(Protocol):
+    """What a task can be blocked at: a lock, seen by the scheduler."""
+
+    pending: list[ControlTask]
+
+    def open_to(self, task: ControlTask) -> bool:
+        """Whether the operation that `task` has announced could be done now."""
+        ...
+
+    def owners(self) -> list[ControlTask]:
+        """Who keeps it closed, for the waits-for graph."""
+        ...
+
+
+class ControlTask:
+    """A task under control: `kind` and `word` are the operation it has announced, `wake` and `sleep` those of its thread."""
+
+    __slots__ = (
+        "body",
+        "carrier",
+        "daemon",
+        "done",
+        "enabled",
+        "gate",
+        "index",
+        "kind",
+        "looked",
+        "made",
+        "name",
+        "predicate",
+        "reads",
+        "relaxed_at",
+        "revived",
+        "sleep",
+        "task",
+        "wake",
+        "what",
+        "word",
+    )
+
+    def __init__(self, index: int, name: str, signal: Signal, body: Callable[[], None], daemon: bool) -> None:
+        self.index = index
+        self.name = name
+        self.wake = signal.set
+        self.sleep = signal.wait
+        self.carrier: Carrier | None = None
+        self.body = body
+        self.daemon = daemon
+        self.kind = START
+        self.word = NO_WORD
+        self.made = 0
+        self.enabled = True
+        self.done = False
+        self.gate: Gate | None = None
+        self.predicate: Callable[[], bool] | None = None
+        self.reads: list[Access] = []
+        self.looked: dict[Access, None] = {}
+        self.what = ""
+        self.relaxed_at = 0
+        self.revived = 0
+        self.task: Task | None = None
+
+    def __repr__(self) -> str:
+        return f"<{self.name} {KINDS[self.kind]} {self.word:#x}>"
