@@ -47,6 +47,7 @@ WIDTH = 180
 @click.option("--budget", type=click.FloatRange(0, min_open=True), help="Seconds for everything; what is left then is INCONCLUSIVE.")
 @click.option("--mutants/--no-mutants", default=True, show_default=True, help="Whether mutants are tried.")
 @click.option("--controls/--no-controls", default=True, show_default=True, help="Whether inverted controls are tried.")
+@click.option("--detectors/--no-detectors", default=True, show_default=True, help="Whether the detectors' own self-tests run.")
 @click.option("--without", "off", multiple=True, metavar="RULE", help="Drop this rule's reports, to see what only it catches.")
 @click.option("--results", type=click.Path(path_type=Path), default=Path("results"), show_default=True, help="Where result directories go.")
 @click.option("--quiet", "-q", is_flag=True, help="Print the verdict line only.")
@@ -66,6 +67,7 @@ def command(
     budget: float | None,
     mutants: bool,
     controls: bool,
+    detectors: bool,
     off: tuple[str, ...],
     results: Path,
     quiet: bool,
@@ -91,6 +93,7 @@ def command(
         off=off,
         mutants=mutants,
         controls=controls,
+        detectors=detectors,
     )
     console = Console(width=None if Console().is_terminal else WIDTH)
     progress = Console(stderr=True, quiet=quiet or as_json)

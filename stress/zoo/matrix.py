@@ -80,6 +80,7 @@ def as_data(test: Selftest) -> dict[str, Any]:
         "left": test.left,
         "limits_s": {"controlled": test.options.controlled_s, "threads": test.options.threads_s, "correct": test.options.correct_s},
         "off": list(test.options.off),
+        "detectors": [{"name": result.test.name, "code": result.test.code, "problems": list(result.problems)} for result in test.detectors],
         "mutants": [_row_data(row) for row in test.of_kind("mutant")],
         "controls": [_row_data(row) for row in test.of_kind("control")],
         "correct": [_row_data(row) for row in test.of_kind("correct")],
@@ -134,7 +135,14 @@ def verdict_line(test: Selftest) -> str:
 
 
 def _silent_lines(test: Selftest) -> Iterator[str]:
-    """What had to stay silent: each inverted control, and the correct model by engine and policy."""
+    """What had to stay silent: each inverted control, and the correct model by engine and policy. Before them, the detectors'
+    own self-tests."""
+    if test.detectors:
+        wrong = [result.test.name for result in test.detectors if result.problems]
+        told = (
+            f"WRONG: {', '.join(wrong)}" if wrong else "injected mistakes and stalls reported once, with their stacks; half a limit never"
+        )
+        yield f"detector self-tests ({len(test.detectors)}): {told}"
     for row in test.of_kind("control"):
         yield f"inverted control {row.name}, {row.engine}, {row.scenario}: {_outcome([row])}"
     groups: dict[tuple[str, str], list[Row]] = {}
@@ -182,7 +190,7 @@ def markdown(test: Selftest) -> str:
         "## Which rule catches what",
         "",
         *_table(*_by_rule(test)),
-        "## What must stay silent",
+        "## Detectors, and what must stay silent",
         "",
         *(f"* {line}" for line in _silent_lines(test)),
         "",

@@ -17,6 +17,7 @@ from mmu.export.policies import POLICIES
 from mmu.report import RULES
 from stress.controls import CONTROLS
 from stress.errors import StressError
+from stress.quality.detectors import Result, run_all
 from stress.results.environment import observe
 from stress.results.record import Environment
 from stress.scenario.types import Oracles, RuleName, Scenario
@@ -45,7 +46,8 @@ CORRECT_CASES = (
 class Options:
     """What to try and how hard. Empty `names`, `oracles` and `tags` choose everything. Limits are seconds an attempt;
     `correct_s` is how long the correct model runs in all, `budget_s` a bound on everything (None: no bound). `off` are rules
-    whose reports are dropped, to see what only they catch. `mutants` and `controls` say whether those are tried at all."""
+    whose reports are dropped, to see what only they catch. `mutants`, `controls` and
+    `detectors` say whether those are tried at all."""
 
     names: tuple[str, ...] = ()
     oracles: tuple[str, ...] = ()
@@ -62,6 +64,7 @@ class Options:
     off: tuple[str, ...] = ()
     mutants: bool = True
     controls: bool = True
+    detectors: bool = True
 
 
 @define
@@ -133,7 +136,8 @@ class Row:
 
 @define
 class Selftest:
-    """A finished selftest, or one that was cut short: `left` jobs were not tried."""
+    """A finished selftest, or one that was cut short: `left` jobs were not tried. `detectors` are the self-tests of the
+    detectors on injected mistakes and stalls, where those were asked for."""
 
     options: Options
     rows: list[Row]
@@ -143,6 +147,7 @@ class Selftest:
     wall_s: float = 0.0
     left: int = 0
     environment: Environment = field(factory=observe)
+    detectors: tuple[Result, ...] = ()
 
     def of_kind(self, kind: str, engine: Engine | None = None) -> list[Row]:
         """The rows of one kind."""
@@ -174,15 +179,17 @@ def run(options: Options, on_row: Callable[[Row, Attempt], None] = lambda *_: No
     """Make every attempt, in parallel processes."""
     start = time.monotonic()
     mutants = chosen(options)
+    everything = not (options.names or options.oracles or options.tags)
+    detectors = tuple(run_all()) if options.detectors and everything else ()
     rows: list[Row] = []
     jobs: list[tuple[Job, Row]] = []
     for row, mine in plan(options, mutants):
         rows.append(row)
         jobs += [(job, row) for job in mine]
-    if not jobs:
+    if not jobs and not detectors:
         raise StressError("nothing is left to try: no mutant has the names, oracles, tags and engines that were asked for")
     cannot = {mutant.name: mutant.threads_cannot for mutant in mutants if mutant.threads is None}
-    test = Selftest(options, rows, cannot, time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
+    test = Selftest(options, rows, cannot, time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), detectors=detectors)
     owners = {id(job): row for job, row in jobs}
 
     def done(job: Job, attempt: Attempt) -> None:
@@ -265,6 +272,8 @@ def _correct(options: Options) -> Iterator[tuple[Row, list[Job]]]:
 def judgement_of(test: Selftest) -> Judgement:
     """PASS only if every mutant was tried and died, enough of them on threads, and nothing fired that must not."""
     reasons: list[tuple[Verdict, str]] = []
+    for result in test.detectors:
+        reasons += [(Verdict.FAIL, f"detector self-test {result.test.name}: {problem}") for problem in result.problems]
     for row in test.rows:
         where = f"{row.name}, {row.engine}, {row.scenario}"
         if row.state == "FIRED":
@@ -297,6 +306,10 @@ def told(test: Selftest) -> str:
             medians = test.medians(engine)
             middle = f", median {statistics.median(medians):.2f} s" if medians else ""
             parts.append(f"{engine}: {sum(row.state == 'killed' for row in rows)} of {len(rows)} mutants killed{middle}")
+    if test.detectors:
+        parts.append(
+            f"{sum(not result.problems for result in test.detectors)} of {len(test.detectors)} detector self-tests as they must be"
+        )
     silent = test.of_kind("control") + test.of_kind("correct")
     if silent:
         parts.append(f"{sum(row.state == 'FIRED' for row in silent)} of {len(silent)} silent cases fired")

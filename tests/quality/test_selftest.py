@@ -62,7 +62,7 @@ def test_a_kill_by_an_oracle_that_is_not_expected_is_shown_as_such() -> None:
 
 
 def test_the_correct_model_stays_silent_in_a_short_selftest() -> None:
-    test = run(Options(engines=("controlled",), correct_s=4.0, first_seed=7, mutants=False, controls=False))
+    test = run(Options(engines=("controlled",), correct_s=4.0, first_seed=7, mutants=False, controls=False, detectors=False))
     assert test.rows
     assert {row.kind for row in test.rows} == {"correct"}
     assert {row.state for row in test.rows} == {"silent"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from stress.errors import StressError
+from stress.quality.detectors import SELF_TESTS, SelfTest, run
 from stress.verdict import Verdict
 from stress.zoo.attempt import Attempt, Engine, Fired
 from stress.zoo.matrix import fired, result, seconds, verdict_line
@@ -92,3 +93,12 @@ def test_mutants_are_chosen_by_name_oracle_and_tag() -> None:
     for wrong in (Options(names=("put-befor-zap",)), Options(oracles=("O99",)), Options(tags=("seeds",)), Options(off=("X",))):
         with pytest.raises(StressError, match="there is no"):
             chosen(wrong)
+
+
+def test_a_detector_that_misses_its_injection_fails_the_selftest() -> None:
+    deaf = SelfTest("deaf", "O5", "recursive-lock", lambda: ())
+    test = Selftest(Options(), [row(KILL)], {}, "2026", detectors=(run(SELF_TESTS[0]), run(deaf)))
+    judgement = judgement_of(test)
+    assert judgement.verdict is Verdict.FAIL
+    assert judgement.reasons == ("detector self-test deaf: expected one report of recursive-lock; found []",)
+    assert "1 of 2 detector self-tests as they must be" in verdict_line(test)
