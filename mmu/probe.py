@@ -22,7 +22,7 @@ HOOKS: dict[str, str] = {
     "root_freed": "(root) the last reference went",
     "zap_all_fast": "(old_valid_gen) kvm_mmu_zap_all_fast: on entry, before the generation flips",
     "exported_zapped": "(root, leaves) one exported root's leaf zap ended, still under mmu_lock(write)",
-    "zap_yielded": "() a zap dropped mmu_lock and took it again",
+    "zap_yielded": "(root, since, goal) a walk dropped mmu_lock and took it again: where it started or yielded last, and where it goes on",
     "prepare_zap_page": "(sp, shared) kvm_mmu_prepare_zap_page: a table was unlinked",
     "frozen_met": "(gfn) a fault met a REMOVED (frozen) SPTE",
     "fault_stale": "(vcpu_or_none, gfn, why) a fault has to be retried",

@@ -121,17 +121,17 @@ class Exporter:
             raise KvmError(errno.EINVAL, f"address space {as_id} does not exist: 0 or 1 does")
         if as_id != 0:
             raise KvmError(errno.EINVAL, "only address space 0 can be exported")
-        if not kvm.users_count.inc_not_zero():
+        if not self.get_vm():
             raise KvmError(errno.ENOENT, "the VM is being destroyed")
         exported = ExportedTdp(kvm, as_id)
         try:
             self.exported_tdps.reserve(exported)
         except KvmError:
-            self._put_vm()
+            self.put_vm()
             raise
         if not self.get_exported_tdp(exported):
             self.exported_tdps.remove(exported)
-            self._put_vm()
+            self.put_vm()
             raise KvmError(errno.ESRCH, "the process that owns the VM has exited")
         fd = TdpFd(self, exported)
         if kvm.should_fail("get_unused_fd"):
@@ -139,6 +139,14 @@ class Exporter:
             raise KvmError(errno.EMFILE, "no free file descriptor (injected)")
         self.finish(fd)
         return fd
+
+    def get_vm(self) -> bool:
+        """kvm_get_kvm_safe(): a TDP FD keeps the VM, whose tables its importers walk, for as long as it is open."""
+        return self.kvm.users_count.inc_not_zero()
+
+    def put_vm(self) -> None:
+        """kvm_put_kvm(): the counterpart; the last one destroys the VM."""
+        self._put_vm()
 
     def finish(self, fd: TdpFd) -> None:
         """List the object, and install the fd as the very last step."""
@@ -231,7 +239,7 @@ class Exporter:
             exported.unregister_all()
         self.exported_tdps.remove(exported)
         exported.released.value = True
-        self._put_vm()
+        self.put_vm()
 
     def put_exported_tdp(self, exported: ExportedTdp) -> None:
         """kvm_mmu_put_exported_tdp(): un-export; what the device used is zapped and flushed before the reference goes."""

@@ -30,7 +30,7 @@ class ListFirst(Exporter):
             exported.unregister_all()
             self.put_exported_tdp(exported)
         exported.released.value = True
-        self._put_vm()
+        self.put_vm()
 
 
 VARIANT = Variant(

@@ -86,8 +86,12 @@ class NxHugePages:
         return False
 
     def slot_of(self, sp: ShadowPage) -> Memslot | None:
-        """The slot in the page's own address space (B30). There may be none: a leaf-only zap leaves the tables of a deleted
-        slot behind (the mend of R11: that is no reason to warn)."""
+        """The slot of the page. There may be none: a leaf-only zap leaves the tables of a deleted slot behind (the mend of R11:
+        that is no reason to warn)."""
+        return self.memslot_of(sp)
+
+    def memslot_of(self, sp: ShadowPage) -> Memslot | None:
+        """__gfn_to_memslot(kvm_memslots_for_spte_role()): in the page's own address space (B30)."""
         assert sp.root is not None
         return self.memslots.gfn_to_memslot(sp.root.role.as_id, sp.gfn)
 

@@ -118,8 +118,12 @@ class Roots:
         if kvm.probe.point is not None:
             kvm.probe.point("P11")
         if previous is not None:
-            self.put_root(previous, shared)
+            self.put_visited(previous, shared)
         return root
+
+    def put_visited(self, root: RootPage, shared: bool) -> None:
+        """The iteration leaves a root: its reference may by now be the last one (B01)."""
+        self.put_root(root, shared)
 
     # Invalidation.
 

@@ -37,7 +37,7 @@ class Yielding:
         kvm.mmu_lock.cond_resched(shared)
         kvm.rcu.read_lock()
         if kvm.probe.zap_yielded is not None:
-            kvm.probe.zap_yielded()
+            kvm.probe.zap_yielded(it.root, it.yielded_gfn, it.next_last_level_gfn)
         it.began = kvm.runtime.now()
         it.yielded = True
         return True

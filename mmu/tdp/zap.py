@@ -247,13 +247,12 @@ class Zapper:
 
     def _zap_root_pass(self, root: RootPage, shared: bool, zap_level: int, flush: bool) -> None:
         """__tdp_mmu_zap_root(): clear every present entry at or below `zap_level`."""
-        present = self.kvm.layout.present
         it = TdpIter(self.kvm, root, zap_level, 0, self.kvm.geometry.max_gfn + 1)
         while it.valid:
             if self.yielding.iter_cond_resched(it, flush, shared):
                 it.next_present()
                 continue
-            while it.old_spte & present and it.level <= zap_level:
+            while self.is_zapped_by_pass(it, zap_level):
                 if not shared:
                     self.writer.iter_set_spte(it, 0)
                     break
@@ -261,6 +260,10 @@ class Zapper:
                     break
             it.next_present()
         self.yielding.section_end(it, can_yield=True)
+
+    def is_zapped_by_pass(self, it: TdpIter, zap_level: int) -> bool:
+        """Whether a pass clears the entry: every present one, however much it maps (B75); asked again after a lost race."""
+        return bool(it.old_spte & self.kvm.layout.present) and it.level <= zap_level
 
     # Leaves only.
 

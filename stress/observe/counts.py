@@ -93,7 +93,7 @@ class Counts:
         self["rcu_grace_periods"].add(1)
         self["rcu_callbacks"].add(callbacks)
 
-    def zap_yielded(self) -> None:
+    def zap_yielded(self, root: RootPage, since: int, goal: int) -> None:
         """A zap dropped mmu_lock."""
         self["yields"].add(1)
 

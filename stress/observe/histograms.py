@@ -207,7 +207,7 @@ class Histograms:
         local.kicked_before_yield, local.kicked_at = local.kicked_at, 0
         self.record("mmu_lock_write_hold", local.unlocked_at - local.write_locked_at)
 
-    def zap_yielded(self) -> None:
+    def zap_yielded(self, root: object, since: int, goal: int) -> None:
         """The lock was only lent: what was being timed goes on."""
         self._local.kicked_at = self._local.kicked_before_yield
 

@@ -1,10 +1,12 @@
-"""O10 by bounds: mmu_lock is not held for write for longer than the scenario allows."""
+"""O10 by bounds: how long mmu_lock is held for write, how far a walk goes without yielding, and that a yield is paid for."""
 
 from __future__ import annotations
 
 import threading
 
 from mmu.machine.vm import VirtualMachine
+from mmu.paging.geometry import PG_LEVEL_1G
+from mmu.paging.table import RootPage, ShadowPage
 from stress.oracles.base import Oracle
 from stress.scenario.types import Limits
 
@@ -17,10 +19,11 @@ class _Since(threading.local):
 
 
 class LivenessOracle(Oracle):
-    """Times every write-held section, and bounds walks. The other liveness rules are the watchdog's and RCU's own."""
+    """Times every write-held section, and bounds walks and what one of their steps removes. The other liveness rules are the
+    watchdog's and RCU's own."""
 
     rules = ("O10",)
-    title = "no write-held section of mmu_lock lasts longer than limits.write_hold_s, no walk that cannot yield goes limits.walk_steps"
+    title = "write-held sections of mmu_lock, walks that cannot yield and single removals are bounded; a walk moves between two yields"
 
     def __init__(self, vm: VirtualMachine, limits: Limits) -> None:
         super().__init__(vm, limits)
@@ -54,3 +57,31 @@ class LivenessOracle(Oracle):
                 f"the caller of a zap that cannot yield must bound its range, or it risks a soft lockup: the bound is {self._steps:,}",
                 "tdp_mmu_zap_leafs(can_yield=false); R13 unbounded non-yielding zap; B33, B34",
             )
+
+    def zap_yielded(self, root: RootPage, since: int, goal: int) -> None:
+        """A walk that yields where it has yielded before can be kept from its work for ever."""
+        if goal == since:
+            self.kvm.warn(
+                "O10",
+                "yield-without-progress",
+                f"WARNING: a walk of {root.describe()} yielded at gfn {goal:#x} without having moved since it was there before",
+                "between two yields a walk moves its goal: two contending walks could otherwise hand mmu_lock to each other for ever",
+                "tdp_mmu_iter_cond_resched(), ed5e484b79e8; reference 2.5, B07",
+                subject="walk",
+                gfn=goal,
+            )
+
+    def prepare_zap_page(self, sp: ShadowPage, shared: bool) -> None:
+        """A table of 1 GiB entries is removed only once it is empty: what hangs below its parent's entry goes in one step."""
+        present = self.kvm.layout.present
+        if sp.level < PG_LEVEL_1G or not (left := sum(1 for spte in sp.spt if spte & present)):
+            return
+        self.kvm.warn(
+            "O10",
+            "unbounded-removal",
+            f"WARNING: {sp.describe()} is removed with {left} entries of 1 GiB and all below them in one step, inside one RCU section",
+            "no single recursive removal may be larger than 1 GiB: a zap clears 1 GiB entries first and larger ones in a second pass",
+            "tdp_mmu_zap_root(), 1b6043e8e584; reference 2.7, B34, B35",
+            subject="removal",
+            gfn=sp.gfn,
+        )

@@ -15,7 +15,7 @@ class RootOracle(Oracle):
     """Watches invalidation and guest entry; the model itself refuses to map into an invalid root unseen."""
 
     rules = ("O12",)
-    title = "no vCPU runs on an obsolete root; an exported root never becomes invalid"
+    title = "no vCPU runs on, or keeps, an obsolete root; an exported root never becomes invalid"
 
     def __init__(self, vm: VirtualMachine, limits: Limits) -> None:
         super().__init__(vm, limits)
@@ -45,9 +45,11 @@ class RootOracle(Oracle):
             self._obsolete = self._obsolete - {root.address}
 
     def guest_enter(self, vcpu: Vcpu) -> None:
-        """Entered with an obsolete root after the request was acknowledged?"""
+        """Entered with an obsolete root after the request was acknowledged, or with one still in hand?"""
+        if not self._obsolete:
+            return
         root = vcpu.root
-        if root is not None and self._obsolete and root.address in self._obsolete:
+        if root is not None and root.address in self._obsolete:
             self.kvm.warn(
                 "O12",
                 "guest-on-obsolete-root",
@@ -55,3 +57,15 @@ class RootOracle(Oracle):
                 "after KVM_REQ_MMU_FREE_OBSOLETE_ROOTS was acknowledged, no vCPU may enter the guest on an invalidated root",
                 "kvm_vcpu_exit_request(), reference 2.8 root load, P20",
             )
+        for kept in vcpu.prev_roots:
+            if kept.address in self._obsolete:
+                self._kept(vcpu, kept)
+
+    def _kept(self, vcpu: Vcpu, root: RootPage) -> None:
+        self.kvm.warn(
+            "O12",
+            "obsolete-root-kept",
+            f"BUG: {vcpu} has acknowledged that its roots are obsolete, and keeps {root.describe()} among its previous ones",
+            "KVM_REQ_MMU_FREE_OBSOLETE_ROOTS drops every obsolete root, the previous ones too, whatever the current root is",
+            "__kvm_mmu_free_obsolete_roots(), cf4a8693d97a; reference 2.8, B26",
+        )

@@ -190,7 +190,7 @@ def test_while_it_yields_the_root_is_pinned(bound: Bound) -> None:
         machine.mmu_lock.lock(shared)
 
     machine.mmu_lock.cond_resched = let_him_close  # type: ignore[method-assign]
-    machine.on(zap_yielded=lambda: counts.append(root.refcount.read()))
+    machine.on(zap_yielded=lambda *_: counts.append(root.refcount.read()))
     contended(machine, 1)
     machine.delete_slot(1)
     assert counts == [3], "un-exported in the gap: the TDP MMU's, the vCPU's and the zap's own"

@@ -183,3 +183,29 @@ def test_every_oracle_says_what_it_watches() -> None:
     for oracle in ORACLES:
         assert oracle.rules
         assert oracle.title
+
+
+def entered_after_the_nested_root_went(*variants: Variant) -> Bench:
+    """A vCPU enters the guest on the exported root, which stays valid, after its nested guest's root has become obsolete."""
+    bench = Bench(*variants)
+    bench.vcpu.set_guest_mode(True)
+    bench.vcpu.run(Script((1024, True)), 1)
+    bench.vcpu.set_guest_mode(False)
+    bench.delete()
+    bench.vcpu.run(Script((0, False)), 1)
+    return bench
+
+
+def test_an_obsolete_root_that_is_kept_for_later_is_seen_at_entry() -> None:
+    bench = entered_after_the_nested_root_went(MUTANTS["obsolete-previous-root-kept"])
+    assert [root.invalid.value for root in bench.vcpu.prev_roots] == [True]
+    assert bench.codes() == {"obsolete-root-kept"}
+
+
+def test_a_valid_root_may_be_kept_for_later() -> None:
+    bench = entered_after_the_nested_root_went()
+    assert bench.vcpu.prev_roots == []
+    bench.vcpu.set_guest_mode(True)
+    bench.vcpu.run(Script((0, False)), 1)
+    assert [root.invalid.value for root in bench.vcpu.prev_roots] == [False]
+    assert bench.codes() == set()
