@@ -1,0 +1,35 @@
+"""An MMU notifier walks the list of roots without references, and yields inside."""
+
+from mmu.tdp.zap import Zapper
+from stress.zoo.mutant import Case, Mutant
+
+
+class PlainWalk(Zapper):
+    """for_each_tdp_mmu_root() around a zap that may drop mmu_lock."""
+
+    def zap_roots_leafs(self, as_id: int, start: int, end: int, *, flush: bool = False) -> bool:
+        """Relies on mmu_lock, which the zap gives up."""
+        for root in self.roots.each():
+            if root.role.as_id == as_id:
+                flush = self.zap_leafs(root, start, end, can_yield=True, flush=flush)
+        return flush
+
+
+VARIANT = Mutant(
+    name="notifier-walks-unpinned-roots",
+    title="an MMU notifier yields while it stands on a root that it does not hold",
+    parts=(PlainWalk,),
+    expects=("O2", "O4"),
+    rule="whoever may drop mmu_lock inside a walk of the roots holds a reference on the one it stands on",
+    origin="B17 (7533377215b6)",
+    story=(
+        "host: reclaims pages: stands on root R, which is invalid and was zapped, and drops mmu_lock",
+        "vCPU: drops the last reference of R, which is freed after a grace period",
+        "host: goes on in R, and follows its link",
+    ),
+    confidence="V",
+    tags=("roots", "yield", "notifier"),
+    controlled=Case("explore/discard-vs-obsolete-root"),
+    threads=None,
+    threads_cannot="the root has to be zapped, dropped and freed by RCU within one yield of the notifier: a run in five, after 10 s",
+)

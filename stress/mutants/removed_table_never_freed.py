@@ -1,0 +1,27 @@
+"""A table that was unlinked is given to nobody."""
+
+from mmu.paging.table import ShadowPage
+from mmu.tdp.write import SpteWriter
+from stress.zoo.mutant import Case, Mutant
+
+
+class ReferenceKept(SpteWriter):
+    """The page's last reference is never dropped."""
+
+    def free_table(self, sp: ShadowPage) -> None:
+        """Nothing."""
+
+
+VARIANT = Mutant(
+    name="removed-table-never-freed",
+    title="a removed page-table page is never freed",
+    parts=(ReferenceKept,),
+    expects=("O11", "O4"),
+    rule="what was unlinked is freed, once and after a grace period",
+    origin="B74 (arm64: drop last page ref in kvm_pgtable_stage2_free_removed())",
+    story=("memslot worker: unlinks a table and freezes its entries", "VM: is destroyed; the page is still there"),
+    confidence="M",
+    tags=("rcu", "teardown"),
+    controlled=Case("explore/obsolete-root"),
+    threads=Case("quick"),
+)
