@@ -35,7 +35,7 @@ VARIANT = Mutant(
             'vm.kernel="5.18"',
             'disturbances.points=["P10"]',
             "disturbances.delay_share=1.0",
-            "disturbances.delay_s=0.2",
+            "disturbances.delay_s=0.1",
             "budget.duration_s=1.0",
         ),
     ),
