@@ -1,4 +1,4 @@
-"""O12: nobody uses an obsolete root, and an exported root stays valid."""
+"""O12: nobody uses an obsolete root, and an exported root stays valid. O4: nobody goes on in a root that is gone."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import threading
 from mmu.machine.vcpu import Vcpu
 from mmu.machine.vm import VirtualMachine
 from mmu.paging.table import RootPage
+from mmu.sync.poison import is_poisoned
 from stress.oracles.base import Oracle
 from stress.scenario.types import Limits
 
@@ -14,8 +15,8 @@ from stress.scenario.types import Limits
 class RootOracle(Oracle):
     """Watches invalidation and guest entry; the model itself refuses to map into an invalid root unseen."""
 
-    rules = ("O12",)
-    title = "no vCPU runs on, or keeps, an obsolete root; an exported root never becomes invalid"
+    rules = ("O12", "O4")
+    title = "no vCPU runs on, or keeps, an obsolete root; an exported root never becomes invalid; walks hold their root"
 
     def __init__(self, vm: VirtualMachine, limits: Limits) -> None:
         super().__init__(vm, limits)
@@ -68,4 +69,17 @@ class RootOracle(Oracle):
             f"BUG: {vcpu} has acknowledged that its roots are obsolete, and keeps {root.describe()} among its previous ones",
             "KVM_REQ_MMU_FREE_OBSOLETE_ROOTS drops every obsolete root, the previous ones too, whatever the current root is",
             "__kvm_mmu_free_obsolete_roots(), cf4a8693d97a; reference 2.8, B26",
+        )
+
+    def zap_yielded(self, root: RootPage, since: int, goal: int) -> None:
+        """A walk goes on after it has let mmu_lock go: somebody must have held the root meanwhile."""
+        if is_poisoned(root) or root.refcount.read():
+            return  # a root that is freed already reports its next use itself
+        self.kvm.warn(
+            "O4",
+            "walk-of-dead-root",
+            f"BUG: a walk goes on at gfn {goal:#x} of {root.describe()}, whose last reference went while it had yielded",
+            "whoever drops mmu_lock inside a root holds a reference on it, or it may be unlinked and freed meanwhile",
+            "tdp_mmu_next_root(), 7533377215b6; reference 2.3, B17",
+            gfn=goal,
         )

@@ -10,6 +10,7 @@ from mmu.paging.table import RootRole
 from mmu.probe import Probe
 from mmu.report import Reporter
 from mmu.tdp.fault import RetPf
+from mmu.tdp.iter import TdpIter
 from mmu.tdp.zap import Zapper
 from mmu.variant import Variant
 from stress.mutants import MUTANTS
@@ -209,3 +210,54 @@ def test_a_valid_root_may_be_kept_for_later() -> None:
     bench.vcpu.run(Script((0, False)), 1)
     assert [root.invalid.value for root in bench.vcpu.prev_roots] == [False]
     assert bench.codes() == set()
+
+
+def test_a_vm_that_is_gone_before_its_tdp_fd_is_seen_at_release() -> None:
+    bench = Bench(MUTANTS["tdp-fd-without-vm-reference"])
+    bench.vm.put()
+    assert bench.vm.destroyed.value
+    assert bench.codes() == {"leak-roots", "leak-page-table-memory"}
+    bench.hwpt.destroy()
+    bench.fd.put()
+    assert "vm-used-after-free" in bench.codes()
+
+
+def yielded_while_its_root_went(*, held: bool) -> Bench:
+    """A walk of a root yields, and meanwhile its last reference goes - unless the walk holds one of its own."""
+    bench = Bench()
+    vm, kvm = bench.vm, bench.vm.kvm
+    kvm.mmu_lock.write_lock()
+    root = vm.roots.allocate_root(RootRole(1))
+    kvm.rcu.read_lock()  # keeps the root from being freed: its next use would be another report
+    kvm.rcu.read_lock()
+    it = TdpIter(kvm, root, 1, 0, 1 << 20)
+    while it.next_last_level_gfn == it.yielded_gfn:
+        it.next()
+    if held:
+        vm.roots.get_root(root)
+    looks = iter([True])
+
+    def contended() -> bool:
+        if not next(looks, False):
+            return False
+        vm.roots.invalidate(root)
+        vm.roots.put_root(root, shared=False)
+        vm.roots.put_root(root, shared=False)
+        return True
+
+    kvm.mmu_lock.needbreak = contended  # type: ignore[method-assign]
+    assert vm.yielding.iter_cond_resched(it, False, False)
+    kvm.rcu.read_unlock()
+    kvm.rcu.read_unlock()
+    if held:
+        vm.roots.put_root(root, shared=False)
+    kvm.mmu_lock.write_unlock()
+    return bench
+
+
+def test_a_walk_that_goes_on_in_a_root_that_is_gone_is_seen() -> None:
+    assert yielded_while_its_root_went(held=False).codes() == {"walk-of-dead-root"}
+
+
+def test_a_walk_that_holds_its_root_may_go_on() -> None:
+    assert yielded_while_its_root_went(held=True).codes() == set()
