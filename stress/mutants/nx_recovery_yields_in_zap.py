@@ -15,6 +15,8 @@ class ZapByYieldingWalk(NxHugePages):
         self.kvm.rcu.read_unlock()
         flush = self.zapper.zap_leafs(sp.root, sp.gfn, end, can_yield=True, flush=False)
         self.kvm.rcu.read_lock()
+        if sp not in self.kvm.possible_nx_huge_pages.pages():
+            return flush  # somebody else has removed it meanwhile
         return super().recover_page(sp) or flush
 
 
@@ -33,5 +35,8 @@ VARIANT = Mutant(
     confidence="V",
     tags=("flush", "nx", "yield"),
     controlled=Case("explore/nx-recovery-of-two"),
-    threads=Case("rfc-v1/R11-nx-recovery-warns", ("obligations={}", "actors.dirty_log.enabled=false")),
+    threads=Case(
+        "rfc-v1/R11-nx-recovery-warns",
+        ("obligations={}", "actors.dirty_log.enabled=false", "vm.nx_recovery_ratio=1", "actors.vcpu.fetch_share=0.9"),
+    ),
 )
