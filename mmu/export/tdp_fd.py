@@ -234,23 +234,12 @@ class Exporter:
         last: as long as it is there nobody can export the same root again, and have the `exported` flag cleared behind
         his back (the other half of the mend of R1; the posted order is list first).
         """
-        if not self.kvm.users_count.read():
-            self._warn_vm_gone(exported)
         with exported.bind_lock:
             self.put_exported_tdp(exported)
             exported.unregister_all()
         self.exported_tdps.remove(exported)
         exported.released.value = True
         self.put_vm()
-
-    def _warn_vm_gone(self, exported: ExportedTdp) -> None:
-        self.kvm.warn(
-            "O2",
-            "vm-used-after-free",
-            f"BUG: use-after-free: the TDP FD of address space {exported.as_id} is released after its VM was destroyed",
-            "a TDP FD holds a reference on the VM whose tables it has handed out, whichever fd is closed first",
-            "kvm_create_tdp_fd() kvm_get_kvm_safe(); reference 1.3, 1.6, B29 (5f6de5cbebee)",
-        )
 
     def put_exported_tdp(self, exported: ExportedTdp) -> None:
         """kvm_mmu_put_exported_tdp(): un-export; what the device used is zapped and flushed before the reference goes."""

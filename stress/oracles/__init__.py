@@ -7,6 +7,7 @@ from stress.oracles.base import Oracle
 from stress.oracles.dirty import DirtyOracle
 from stress.oracles.flush import FlushOracle
 from stress.oracles.importers import ImporterOracle
+from stress.oracles.lifetime import LifetimeOracle
 from stress.oracles.liveness import LivenessOracle
 from stress.oracles.mmio import MmioOracle
 from stress.oracles.nx import NxOracle
@@ -26,6 +27,7 @@ ORACLES: tuple[type[Oracle], ...] = (
     MmioOracle,
     NxOracle,
     WalkOracle,
+    LifetimeOracle,
     LivenessOracle,
 )
 """Every oracle that observes; all are on by default."""
