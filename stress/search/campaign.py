@@ -53,7 +53,8 @@ class Failure:
 class Tally:
     """What a campaign has done so far. `curve` is (schedules, classes) at growing distances; `once` how many classes were
     seen exactly once; `unfinished` how many schedules hit the limit of steps; `cut` how many a strategy gave up because they
-    could show nothing new; `remaining` the estimated number of schedules that an exhaustive search has left."""
+    could show nothing new; `remaining` the estimated number of schedules that an exhaustive search has left. `failures` are kept
+    by the signature of the first report that was new."""
 
     schedules: int = 0
     steps: int = 0
@@ -256,11 +257,15 @@ class Campaign:
         return self._check_races and run.completed and not many
 
     def _keep(self, run: Run, reports: tuple[Report, ...], *, predicted: bool) -> None:
+        """A failure that begins as another one did is kept all the same if it goes on to break what none has broken so far:
+        what comes first must not hide what is looked for."""
         tally = self.tally
-        first = reports[0]
-        if first.signature not in tally.failures:
-            tally.failures[first.signature] = Failure(
-                first,
+        fired = tally.fired()
+        new = (report for report in reports if not names_of(report) <= fired)
+        key = next(new, reports[0]).signature
+        if key not in tally.failures:
+            tally.failures[key] = Failure(
+                reports[0],
                 reports[1:],
                 Schedule.of(run),
                 named_steps(run),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -143,6 +144,21 @@ def test_it_goes_on_until_what_is_wanted_is_found() -> None:
     tally = campaign(LOST_UPDATE).run(Budget(schedules=40, wanted=frozenset({"O1"})))
     assert tally.schedules == 40
     assert campaign(LOST_UPDATE).run(Budget(schedules=40, wanted=frozenset({"O9"}))).schedules < 40
+
+
+def test_what_comes_first_does_not_hide_what_is_wanted() -> None:
+    """Every schedule breaks O3; from the third on they break O9, too, but only after that."""
+    numbers = itertools.count(1)
+
+    def make(runtime: ControlledRuntime) -> Body:
+        late = [broken("O9", "late")] if next(numbers) > 2 else []
+        body = LOST_UPDATE.make(runtime)
+        body.judge = lambda: [broken("O3", "always"), *late]
+        return body
+
+    tally = campaign(Small("hidden", make)).run(Budget(schedules=10, wanted=frozenset({"O9"})))
+    assert tally.schedules == tally.failing == 3
+    assert [[report.code for report in kept.reports] for kept in tally.failures.values()] == [["always"], ["always", "late"]]
 
 
 def test_an_exhausted_space_ends_it() -> None:
