@@ -1,0 +1,190 @@
+"""SPTE layouts as data: what the values in a recording mean, by kernel and by vendor.
+
+A recording does not say which kernel made it. What it holds does: the value of an entry that maps nothing, the frozen
+value, and where leaves keep "the host lets me write". `Detector` collects that evidence, with the line of each piece.
+
+Source: arch/x86/kvm/mmu/spte.h of 6.1, 6.12 and 7.2; reference 0.1; the recordings that the tests use.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from attrs import define, field, frozen
+
+PRESENT: Final = 1 << 11
+"""SPTE_MMU_PRESENT_MASK: the bit that means "maps something" to KVM, on both vendors, since 5.13."""
+LARGE: Final = 1 << 7
+WRITABLE: Final = 1 << 1
+ADDRESS: Final = ((1 << 52) - 1) & ~0xFFF
+NO_VE: Final = 1 << 63
+"""EPT's "suppress #VE", which is the value of an entry that maps nothing since 6.10."""
+
+
+@frozen
+class Vendor:
+    """Which bits of a present SPTE hardware and KVM use for what."""
+
+    name: str
+    accessed: int
+    dirty: int
+    host_writable: int
+    mmu_writable: int
+    mmio_mask: int
+    """An MMIO SPTE: `spte & mmio_mask == mmio_value`, and not MMU-present."""
+    mmio_value: int
+
+    def is_mmio(self, spte: int) -> bool:
+        """A cached "there is no slot here"."""
+        return spte & self.mmio_mask == self.mmio_value and not spte & PRESENT
+
+
+AMD: Final = Vendor(
+    name="AMD",
+    accessed=1 << 5,
+    dirty=1 << 6,
+    host_writable=1 << 9,
+    mmu_writable=1 << 10,
+    mmio_mask=1 << 51 | 1,
+    mmio_value=1 << 51 | 1,
+)
+INTEL: Final = Vendor(
+    name="Intel",
+    accessed=1 << 8,
+    dirty=1 << 9,
+    host_writable=1 << 57,
+    mmu_writable=1 << 58,
+    mmio_mask=1 << 63 | 0b111,
+    mmio_value=0b110,
+)
+VENDORS: Final = {vendor.name.lower(): vendor for vendor in (AMD, INTEL)}
+
+
+@frozen
+class KernelLayout:
+    """What a kernel writes where nothing is mapped, and how it packs the generation into an MMIO SPTE."""
+
+    name: str
+    none: int
+    """SHADOW_NONPRESENT_VALUE."""
+    frozen: int
+    """FROZEN_SPTE (REMOVED_SPTE until 6.10): written by whoever removes the entry, replaced by nobody else."""
+    gen_fields: tuple[tuple[int, int], ...]
+    """The (shift, width) pieces of an MMIO SPTE's generation, lowest first."""
+
+    def generation(self, spte: int) -> int:
+        """The memslot generation that an MMIO SPTE was made for."""
+        value = shift = 0
+        for at, width in self.gen_fields:
+            value |= (spte >> at & (1 << width) - 1) << shift
+            shift += width
+        return value
+
+
+LAYOUTS: Final = {
+    layout.name: layout
+    for layout in (
+        KernelLayout("6.1", none=0, frozen=0x5A0, gen_fields=((3, 8), (52, 11))),
+        KernelLayout("6.12", none=NO_VE, frozen=NO_VE | 0x5A0, gen_fields=((3, 8), (52, 11))),
+        KernelLayout("7.2", none=NO_VE, frozen=NO_VE | 0x1A0, gen_fields=((3, 7), (52, 11))),
+    )
+}
+"""By the first kernel known to have it: 6.1 stands for 5.13 to 6.9, 6.12 for 6.10 to the change of 7.x."""
+
+ALIASES: Final = {"6.6": "6.1", "6.12-quirkoff": "6.12", "7.2-quirkoff": "7.2", "6.1-quirkoff": "6.1"}
+"""Other names for a layout: a quirk changes what KVM does, not how it writes."""
+
+NONE_VALUES: Final = frozenset(layout.none for layout in LAYOUTS.values())
+FROZEN_VALUES: Final = frozenset(layout.frozen for layout in LAYOUTS.values())
+
+
+def is_frozen(spte: int) -> bool:
+    """The frozen value of any kernel; they are distinct from everything else that any kernel writes."""
+    return spte in FROZEN_VALUES
+
+
+def is_present(spte: int) -> bool:
+    """is_shadow_present_pte()."""
+    return bool(spte & PRESENT)
+
+
+def is_leaf(spte: int, level: int) -> bool:
+    """A present entry that maps memory."""
+    return bool(spte & PRESENT) and (level == 1 or bool(spte & LARGE))
+
+
+def is_table(spte: int, level: int) -> bool:
+    """A present entry that points to a lower table."""
+    return bool(spte & PRESENT) and level > 1 and not spte & LARGE
+
+
+def span(level: int) -> int:
+    """How many guest frames one entry of a table at `level` covers."""
+    return 1 << 9 * (level - 1)
+
+
+@frozen
+class Clue:
+    """A value that only some layouts have."""
+
+    line: int
+    spte: int
+    meaning: str
+    kernels: frozenset[str]
+
+
+@define
+class Detector:
+    """Which layouts are still possible, and why. Give it every SPTE; it stops looking once there is nothing to learn."""
+
+    kernels: set[str] = field(factory=lambda: set(LAYOUTS))
+    vendors: set[str] = field(factory=lambda: set(VENDORS))
+    clues: list[Clue] = field(factory=list)
+    _seen: set[int] = field(factory=set)
+
+    def see(self, line: int, spte: int) -> str:
+        """Learn from one value; returns what contradicts everything seen before, or ""."""
+        if spte & PRESENT:
+            if len(self.vendors) > 1:
+                self._see_leaf(spte)
+            return ""
+        if spte in self._seen or (spte not in NONE_VALUES and spte not in FROZEN_VALUES):
+            return ""
+        self._seen.add(spte)
+        meaning = "non-present" if spte in NONE_VALUES else "frozen"
+        kernels = {layout.name for layout in LAYOUTS.values() if spte in (layout.none, layout.frozen)}
+        return self._learn(Clue(line, spte, meaning, frozenset(kernels)))
+
+    def _learn(self, clue: Clue) -> str:
+        left = self.kernels & clue.kernels
+        if not left:
+            return (
+                f"{clue.spte:#x} is the {clue.meaning} value of {' or '.join(sorted(clue.kernels))}; "
+                f"this recording is of {' or '.join(sorted(self.kernels))}"
+            )
+        self.clues.append(clue)
+        self.kernels = left
+        return ""
+
+    def _see_leaf(self, spte: int) -> None:
+        """Bits 57 and 58 are Intel's; a present AMD entry has bit 9 or 10, or the user bit with accessed, without a memory type."""
+        if spte & (INTEL.host_writable | INTEL.mmu_writable):
+            self.vendors &= {"intel"}
+        elif spte & (1 << 10) and not spte & 0b011000:
+            self.vendors &= {"amd"}
+
+    @property
+    def kernel(self) -> KernelLayout:
+        """The layout, or the likeliest where several fit: the one in the middle of what is possible."""
+        order = [name for name in ("6.12", "6.1", "7.2") if name in self.kernels]
+        return LAYOUTS[order[0]]
+
+    @property
+    def certain(self) -> bool:
+        """Whether exactly one layout fits."""
+        return len(self.kernels) == 1
+
+    @property
+    def vendor(self) -> Vendor | None:
+        """The vendor, once a writable leaf has shown it."""
+        return VENDORS[next(iter(self.vendors))] if len(self.vendors) == 1 else None
