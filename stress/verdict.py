@@ -73,8 +73,16 @@ class Judgement:
     reasons: tuple[str, ...] = field(default=())
 
 
+def conclude(reasons: list[tuple[Verdict, str]], positive: str) -> Judgement:
+    """The only producer of PASS: nothing speaks against it, and `positive` says what speaks for it."""
+    if not reasons:
+        return Judgement(Verdict.PASS, (positive,))
+    worst = max(verdict for verdict, _ in reasons)
+    return Judgement(worst, tuple(text for _, text in sorted(reasons, key=lambda item: -item[0])))
+
+
 def judge(evidence: Evidence) -> Judgement:
-    """The only producer of PASS: positive evidence that the whole run took place, and nothing against it."""
+    """The verdict on a run: PASS needs positive evidence that the whole run took place, and nothing against it."""
     reasons: list[tuple[Verdict, str]] = []
     if evidence.findings:
         reasons.append((Verdict.FAIL, f"{evidence.findings} finding{'s' if evidence.findings > 1 else ''}"))
@@ -91,7 +99,4 @@ def judge(evidence: Evidence) -> Judgement:
     reasons += [(Verdict.INCONCLUSIVE, f"{item.counter}: {item.reached}, at least {item.needed} needed") for item in unmet]
     if not evidence.obligations:
         reasons.append((Verdict.INCONCLUSIVE, "the scenario has no obligations, so nothing says that anything happened"))
-    if not reasons:
-        return Judgement(Verdict.PASS, (f"all {len(evidence.obligations)} obligations met, no finding",))
-    worst = max(verdict for verdict, _ in reasons)
-    return Judgement(worst, tuple(text for _, text in sorted(reasons, key=lambda item: -item[0])))
+    return conclude(reasons, f"all {len(evidence.obligations)} obligations met, no finding")

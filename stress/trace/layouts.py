@@ -166,6 +166,13 @@ class Detector:
         self.kernels = left
         return ""
 
+    def see_role(self, line: int, role: int) -> None:
+        """A valid root's role word: 7.x has four access bits, so that bit 11 is set where 6.x has role.invalid."""
+        if role & 1 << 11 and self.kernels != {"7.2"} and "7.2" in self.kernels:
+            self._learn(Clue(line, role, "role with four access bits", frozenset({"7.2"})))
+        elif role and not role & 1 << 11 and "7.2" in self.kernels and len(self.kernels) > 1:
+            self._learn(Clue(line, role, "role with three access bits", frozenset(self.kernels - {"7.2"})))
+
     def _see_leaf(self, spte: int) -> None:
         """Bits 57 and 58 are Intel's; a present AMD entry has bit 9 or 10, or the user bit with accessed, without a memory type."""
         if spte & (INTEL.host_writable | INTEL.mmu_writable):

@@ -1,0 +1,175 @@
+"""Flushes: whoever takes a translation away flushes before his call returns, or before the vCPU goes on (O1)."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from stress.trace.events import Event, Probe, SpteChanged
+from stress.trace.layouts import PRESENT, WRITABLE, is_frozen, is_leaf, is_table, span
+from stress.trace.parts.part import Handler, Part
+from stress.trace.parts.roots import INVALID_BIT
+from stress.trace.world import Check, Owed, Task, World, name_of
+
+FLUSH_EVENTS: Final = ("flush_remote", "flush_remote_range", "flush_remote_memslot")
+LOCAL_FLUSHES: Final = ("flush_current", "flush_asid", "flush_all")
+
+FLUSHES: Final = Check(
+    name="flushes",
+    rule="O1",
+    title="what is taken away is flushed before the call returns, and a vCPU flushes when it loads a root",
+    needs=(
+        frozenset({"kvm_tdp_mmu_spte_changed"}),
+        frozenset({*FLUSH_EVENTS, *LOCAL_FLUSHES, *(f"{name}()" for name in (*FLUSH_EVENTS, *LOCAL_FLUSHES))}),
+        frozenset({"set_memslot_ret", "mn_start_ret", "map_ret", "tracing_mark_write", "unmap_gfn_range_ret"}),
+    ),
+    wants="functions or probes on kvm_flush_remote_tlbs*, svm/vmx_flush_tlb_current; probes on the returns of kvm_set_memslot,"
+    " kvm_mmu_notifier_invalidate_range_start, kvm_tdp_mmu_map; on tdp_mmu_zap_root (role)",
+    source="arch/x86/kvm/mmu/tdp_mmu.c, tdp_mmu_zap_leafs(); mmu.c, kvm_mmu_load(); reference 2.5-2.7, 2.10",
+)
+DUE: Final = {
+    "mn_start_ret": "invalidate_range_start() returned",
+    "set_memslot_ret": "kvm_set_memslot() returned",
+    "flush_shadow_memslot_ret": "kvm_arch_flush_shadow_memslot() returned",
+    "map_ret": "the fault was handled",
+    "tdp_page_fault_ret": "the fault was handled",
+    "kvm_entry": "the vCPU entered the guest",
+    "kvm_userspace_exit": "the vCPU went back to user space",
+    "tracing_mark_write": "the task was back in user space",
+    "set_memslot": "the task began a memslot update",
+    "mn_start": "the task began another invalidation",
+    "mn_start()": "the task began another invalidation",
+    "get_dirty_log()": "the task began to read the dirty log",
+    "clear_dirty_log()": "the task began to clear the dirty log",
+}
+"""Where a task can owe no flush any more, and what that means."""
+TABLE_ZAPPED: Final = "a table was zapped"
+MOST_OWED: Final = 4096
+
+
+class Flushes(Part):
+    """Each task's debts."""
+
+    checks = (FLUSHES,)
+
+    def __init__(self, world: World) -> None:
+        super().__init__(world)
+        self._current_seen = 0
+
+    def handlers(self) -> dict[str, Handler]:
+        """Changes make debts, flushes pay them, returns collect them."""
+        return {
+            "kvm_tdp_mmu_spte_changed": self.changed,
+            **dict.fromkeys(FLUSH_EVENTS, self.flush),
+            **{f"{name}()": self.flush for name in FLUSH_EVENTS},
+            **dict.fromkeys(DUE, self.due),
+            "zap_all": self.ended,
+            "zap_all()": self.ended,
+            "flush_shadow_all": self.ended,
+            "flush_current": self.flush_current,
+            "flush_current()": self.flush_current,
+            "mmu_load": self.load,
+            "mmu_load_ret": self.loaded,
+        }
+
+    def changed(self, event: Event, task: Task) -> None:
+        """An SPTE change: does it take a translation away that a vCPU may have cached?"""
+        change: SpteChanged = event.fields()
+        fresh, task.fresh_flush = task.fresh_flush, 0
+        if not change.old & PRESENT:
+            return
+        why = self._taken(change, faulting="map" in task.open or not self.world.seen["map"])
+        if not why or self.world.vm(task).ended or self._root_is_invalid(task):
+            return
+        if fresh and why == TABLE_ZAPPED:
+            self.world.held("flushes", "tables flushed before they were let go")
+        elif len(task.owed) < MOST_OWED:
+            task.owed.append(Owed(change.gfn, span(change.level), event.line, why))
+
+    def _taken(self, change: SpteChanged, *, faulting: bool) -> str:
+        """What is taken away, "" if nothing that needs a flush."""
+        level, old, new = change.level, change.old, change.new
+        if is_leaf(old, level):
+            if is_leaf(new, level):
+                return self._rights_taken(old, new, faulting=faulting)
+            return "a leaf was zapped" if not new & PRESENT and not is_frozen(new) else ""  # a split changes no translation
+        if not is_table(old, level) or is_table(new, level):
+            return ""
+        if is_leaf(new, level):
+            return "a huge leaf replaced a table"
+        return "" if is_frozen(new) and self.world.kernel.none else TABLE_ZAPPED
+
+    def _rights_taken(self, old: int, new: int, *, faulting: bool) -> str:
+        """Dirty logging takes W or D away; a fault that finds a leaf with more rights than it needs owes nothing."""
+        if old & WRITABLE and not new & WRITABLE and not faulting:
+            return "a leaf was write-protected"
+        vendor = self.world.vendor
+        taken = vendor is not None and old & vendor.dirty and not new & vendor.dirty and not faulting
+        return "a leaf's dirty bit was cleared" if taken else ""
+
+    def _root_is_invalid(self, task: Task) -> bool:
+        """Zapping an invalid root needs no flush: every vCPU flushes when it loads another (reference 2.6)."""
+        if "zap_all_fast" in task.open or "zap_invalidated_roots" in task.open:
+            return True
+        if task.root is not None and (task.root.invalid or task.root.seen_invalid):
+            return True
+        opened = task.open.get("zap_root")
+        if opened is None:
+            return False
+        return bool(opened[1].number("role", 0) & INVALID_BIT[self.world.kernel.name])
+
+    def flush(self, event: Event, task: Task) -> None:
+        """A remote flush, of everything or of a range."""
+        task.fresh_flush = event.line
+        if not task.owed:
+            return
+        probe = event.fields()
+        args = probe.args if isinstance(probe, Probe) else {}
+        before = len(task.owed)
+        if event.name.endswith("()") and "range" in event.name:
+            return  # the probe on it names the range; without one, the full flush below it counts
+        if isinstance(probe, Probe) and "gfn" in args and "n" in args:
+            first, count = probe.number("gfn"), probe.number("n")
+            task.owed = [owed for owed in task.owed if owed.first < first or owed.first + owed.count > first + count]
+        else:
+            task.owed.clear()
+        self.world.held("flushes", "changes flushed in time", before - len(task.owed))
+
+    def due(self, event: Event, task: Task) -> None:
+        """Nothing may be owed here."""
+        task.fresh_flush = 0
+        if not task.owed:
+            return
+        owed = task.owed[0]
+        count = len(task.owed)
+        canonical = self.world.names.of(event)
+        headline = f"{owed.why} (gfn {owed.first:#x}, {count} in all), and nobody flushed before {DUE[canonical]}"
+        lines = [(event.line, DUE[canonical]), (owed.line, owed.why), (task.owed[-1].line, f"the last of {count}")]
+        self.world.broken("flushes", "no-flush", headline, lines[: 3 if count > 1 else 2], task=name_of(event))
+        task.owed.clear()
+
+    def ended(self, event: Event, task: Task) -> None:
+        """The address space goes away: no vCPU runs any more, and whoever zaps owes nothing."""
+        vm = self.world.vm(task)
+        vm.ended = vm.ended or event.line
+
+    def load(self, _event: Event, task: Task) -> None:
+        """kvm_mmu_load() begins."""
+        task.flushed_current = 0
+
+    def flush_current(self, event: Event, task: Task) -> None:
+        """The vCPU's own flush."""
+        task.flushed_current = event.line
+        self._current_seen += 1
+
+    def loaded(self, event: Event, task: Task) -> None:
+        """kvm_mmu_load() ends with a flush, because the new root may have been in use on this CPU before."""
+        if "mmu_load" not in task.open or event.fields().number("ret", -1) != 0:
+            return
+        if task.flushed_current:
+            self.world.held("flushes", "root loads that flushed")
+        elif self._current_seen:
+            begun = task.open["mmu_load"][0].line
+            headline = f"vCPU {task.vcpu} has loaded a root without flushing its TLB"
+            self.world.broken("flushes", "no-local-flush", headline, [(event.line, "here"), (begun, "it began")], task=name_of(event))
+        else:
+            self.world.unsure("flushes", "flushes of a vCPU's own TLB are not recorded (svm/vmx_flush_tlb_current)", event.line)

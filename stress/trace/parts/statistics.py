@@ -1,0 +1,97 @@
+"""Page statistics: KVM's own counts agree with the tables and leaves that its events add up to (O9)."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from stress.trace.events import Event
+from stress.trace.parts.part import Handler, Part
+from stress.trace.world import Check, Task, Vm, World, name_of
+
+STATISTICS: Final = Check(
+    name="statistics",
+    rule="O9",
+    title="KVM's counts of tables and pages agree with the tables and leaves that its events add up to",
+    needs=(frozenset({"zap_all_fast", "zap_invalidated_roots", "uninit_tdp", "statistics"}),),
+    wants="probes with tdp_pages on kvm_mmu_zap_all_fast, kvm_tdp_mmu_zap_invalidated_roots or kvm_mmu_uninit_tdp_mmu;"
+    " or markers with pages_4k=, pages_2m=, pages_1g= (stress trace record --level 3)",
+    source="arch/x86/kvm/mmu/tdp_mmu.c, kvm_update_page_stats(), tdp_account_mmu_page(); reference 3.2, I13",
+)
+PAGES: Final = re.compile(r"pages_(4k|2m|1g)=(\d{1,15})")
+LEVELS: Final = {"4k": 1, "2m": 2, "1g": 3}
+
+
+class Statistics(Part):
+    """Compares where KVM says how many there are."""
+
+    checks = (STATISTICS,)
+
+    def __init__(self, world: World, stored: dict[str, dict[str, int]]) -> None:
+        super().__init__(world)
+        self._stored = stored
+        self._low: dict[int, int] = {}
+        self._high: dict[int, int] = {}
+
+    def handlers(self) -> dict[str, Handler]:
+        """Probes that carry tdp_mmu_pages; markers that carry, or point to, page statistics."""
+        names = ("zap_all_fast", "zap_invalidated_roots", "uninit_tdp")
+        return {**dict.fromkeys(names, self.tables), "tracing_mark_write": self.marker}
+
+    def tables(self, event: Event, task: Task) -> None:
+        """tdp_mmu_pages: tables below the roots. A link counts after its event, so other tasks' last links may be missing."""
+        said = event.fields().number("tdp_pages", -1)
+        vm = self.world.vm(task)
+        if said < 0 or not vm.tree.complete:
+            if said >= 0:
+                self.world.unsure("statistics", "the VM is older than the recording, so its tables were not all seen", event.line)
+            return
+        underway = sum(
+            1
+            for other in self.world.tasks.values()
+            if other is not task and other.last_change is not None and other.last_change[1] > 1 and other.last_change[3] >= other.line
+        )
+        if abs(said - vm.tree.linked) <= underway:
+            self.world.held("statistics", "counts of tables (tdp_mmu_pages)")
+        else:
+            headline = f"KVM counts {said} tables, the events add up to {vm.tree.linked}"
+            self.world.broken("statistics", "tdp-pages", headline, [(event.line, f"tdp_mmu_pages is {said}")], task=name_of(event))
+
+    def marker(self, event: Event, task: Task) -> None:
+        """`... pages_4k=65 pages_2m=0 ...`, or `MK stats TAG` with the values in the workload's log."""
+        said = {LEVELS[name]: int(value) for name, value in PAGES.findall(event.text)}
+        if not said and " stats " in event.text:
+            stored = self._stored.get(event.text.rpartition(" stats ")[2].strip(), {})
+            said = {level: stored[f"pages_{name}"] for name, level in LEVELS.items() if f"pages_{name}" in stored}
+        if said:
+            self.world.seen["statistics"] += 1
+            self._compare(event, self.world.vm(task), said)
+
+    def _compare(self, event: Event, vm: Vm, said: dict[int, int]) -> None:
+        if not vm.tree.complete:
+            self.world.unsure("statistics", "the VM is older than the recording, so its leaves were not all seen", event.line)
+            return
+        if any(vcpu.inside for vcpu in vm.vcpus.values()) or vm.over:
+            return  # a running vCPU changes the counts between the reading and the marker
+        wrong = {level: (value, vm.tree.leaves[level]) for level, value in said.items() if value != vm.tree.leaves[level]}
+        if not wrong:
+            self.world.held("statistics", "counts of pages by size")
+            return
+        level, (value, counted) = next(iter(wrong.items()))
+        headline = f"KVM counts {value} pages of level {level}, the events add up to {counted}"
+        self.world.broken("statistics", "pages", headline, [(event.line, "the count was taken here")], task=name_of(event))
+
+
+def stored_statistics(text: str) -> dict[str, dict[str, int]]:
+    """`NAME STATS tag=TAG who=vm pages_4k=... ...` lines of a workload's log, by tag; a tag that comes twice is left out."""
+    found: dict[str, dict[str, int]] = {}
+    twice = set()
+    for line in text.splitlines():
+        if " STATS " not in line or " who=vm" not in line:
+            continue
+        pairs = dict(re.findall(r"(\w+)=(\S+)", line))
+        tag = pairs.get("tag", "")
+        if tag in found:
+            twice.add(tag)
+        found[tag] = {name: int(value) for name, value in pairs.items() if value.isdigit()}
+    return {tag: values for tag, values in found.items() if tag not in twice}

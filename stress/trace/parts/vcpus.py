@@ -1,0 +1,158 @@
+"""vCPUs: nobody enters the guest on an obsolete root once everybody has acknowledged the request to drop it."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from stress.trace.events import Event, Probe, VcpuEvent
+from stress.trace.layouts import ADDRESS
+from stress.trace.parts.part import Handler, Part
+from stress.trace.world import Check, Task, Vcpu, name_of
+
+OBSOLETE: Final = Check(
+    name="obsolete",
+    rule="O12",
+    title="no vCPU enters the guest on an obsolete root after it had to drop it, nor without having loaded one",
+    needs=(frozenset({"load_pgd"}), frozenset({"kvm_entry"})),
+    wants="kvm:kvm_entry; probes on svm/vmx_load_mmu_pgd (vcpu, root), kvm_tdp_mmu_invalidate_all_roots, kvm_make_all_cpus_request"
+    " and its return, kvm_mmu_free_roots (roots, root)",
+    source="arch/x86/kvm/mmu/mmu.c, kvm_mmu_zap_all_fast(), kvm_mmu_free_obsolete_roots(); reference 2.7",
+)
+NO_ROOT: Final = (1 << 64) - 1
+
+
+class Vcpus(Part):
+    """Knows which root each vCPU has, and which roots are obsolete."""
+
+    checks = (OBSOLETE,)
+
+    def handlers(self) -> dict[str, Handler]:
+        """Entries, loads, drops and requests."""
+        return {
+            "kvm_entry": self.entry,
+            "kvm_exit": self.exit,
+            "mmu_load": self.mmu_load,
+            "load_pgd": self.load_pgd,
+            "mmu_load_ret": self.mmu_load_ret,
+            "mmu_free_roots": self.free_roots,
+            "mmu_unload": self.unload,
+            "free_obsolete": self.note_vcpu,
+            "invalidate_all_roots": self.invalidate,
+            "make_all_req": self.request,
+            "make_all_req_ret": self.acknowledged,
+            "zap_invalidated_roots": self.told,
+        }
+
+    def note_vcpu(self, event: Event, task: Task) -> None:
+        """An event that only names the vCPU."""
+        self._vcpu(event, task)
+
+    def _vcpu(self, event: Event, task: Task) -> Vcpu | None:
+        """The vCPU that an event names."""
+        number = event.fields().number("vcpu", -1)
+        if number < 0:
+            return None
+        task.vcpu = number
+        return self.world.vm(task).vcpu(number)
+
+    def entry(self, event: Event, task: Task) -> None:
+        """kvm_entry: everything that the vCPU had been asked to do has been done."""
+        said: VcpuEvent = event.fields()
+        vm = self.world.vm(task)
+        vcpu = vm.vcpu(said.vcpu)
+        task.vcpu = said.vcpu
+        if vcpu.inside and vcpu.pid != event.pid:
+            self.world.mix(event.line, f"vCPU {said.vcpu} enters the guest in task {event.pid} while it is in the guest in task {vcpu.pid}")
+            return
+        vcpu.inside, vcpu.pid = event.line if self.world.seen["kvm_exit"] else 0, event.pid
+        since = vm.obsolete.get(vcpu.root, 0)
+        if vcpu.root == 0:
+            headline = f"vCPU {vcpu.number} enters the guest although it has dropped its root and loaded no other"
+            self._broken(event, "no-root", headline, [(vcpu.line, "it dropped its root")])
+        elif since and vm.acknowledged > since:
+            headline = f"vCPU {vcpu.number} enters the guest on root {vcpu.root:#x}, which is obsolete"
+            lines = [(since, "the root became obsolete"), (vm.acknowledged, "all vCPUs had acknowledged the request")]
+            self._broken(event, "obsolete-root", headline, [*lines, (vcpu.line, "the vCPU loaded it")])
+        elif vcpu.root > 0:
+            self.world.held("obsolete", "entries on a valid root")
+
+    def exit(self, event: Event, task: Task) -> None:
+        """kvm_exit."""
+        said: VcpuEvent = event.fields()
+        self.world.vm(task).vcpu(said.vcpu).inside = 0
+
+    def _broken(self, event: Event, code: str, headline: str, lines: list[tuple[int, str]]) -> None:
+        self.world.broken("obsolete", code, headline, [(event.line, "here"), *lines], task=name_of(event))
+
+    def mmu_load(self, event: Event, task: Task) -> None:
+        """kvm_mmu_load() begins."""
+        self._vcpu(event, task)
+        task.loaded = 0
+
+    def load_pgd(self, event: Event, task: Task) -> None:
+        """The root goes to the hardware."""
+        vcpu = self._vcpu(event, task)
+        hpa = event.fields().number("root", 0) & ADDRESS
+        task.loaded = event.line
+        if vcpu is not None:
+            vcpu.root, vcpu.line = hpa, event.line
+
+    def mmu_load_ret(self, event: Event, task: Task) -> None:
+        """kvm_mmu_load() has succeeded: it must have given a root to the hardware."""
+        if "mmu_load" not in task.open or event.fields().number("ret", -1) != 0:
+            return
+        if task.loaded:
+            self.world.held("obsolete", "loads that gave the vCPU a root")
+        elif self.world.seen["load_pgd"]:
+            begun = task.open["mmu_load"][0].line
+            self._broken(event, "not-loaded", "kvm_mmu_load() returns 0 without having given a root to the hardware", [(begun, "it began")])
+
+    def free_roots(self, event: Event, task: Task) -> None:
+        """kvm_mmu_free_roots(): bit 0 of the mask is the current root."""
+        probe: Probe = event.fields()
+        root = probe.number("root", 0)
+        vcpu = self.world.vm(task).vcpus.get(task.vcpu)
+        if vcpu is not None and probe.number("roots", 0) & 1 and root != NO_ROOT and vcpu.root == root & ADDRESS:
+            vcpu.root, vcpu.line = 0, event.line
+
+    def unload(self, event: Event, task: Task) -> None:
+        """kvm_mmu_unload()."""
+        vcpu = self._vcpu(event, task)
+        if vcpu is not None:
+            vcpu.root, vcpu.line = 0, event.line
+
+    def invalidate(self, event: Event, task: Task) -> None:
+        """All roots become obsolete; nobody has been told yet."""
+        vm = self.world.vm(task)
+        for root in vm.tree.roots:
+            if root.hpa and not root.dead:
+                vm.obsolete.setdefault(root.hpa, event.line)
+        for vcpu in vm.vcpus.values():
+            if vcpu.root > 0:
+                vm.obsolete.setdefault(vcpu.root, event.line)
+        task.invalidated, task.asked = event.line, 0
+
+    def request(self, event: Event, task: Task) -> None:
+        """kvm_make_all_cpus_request(): KVM_REQ_MMU_FREE_OBSOLETE_ROOTS, or the reload request of older kernels."""
+        if task.invalidated and not task.asked and event.fields().number("req", 0) & 0xFF:
+            task.asked = event.line
+
+    def acknowledged(self, event: Event, task: Task) -> None:
+        """It returns when every vCPU that was in the guest has left it, and none can enter without seeing the request."""
+        if task.asked and task.invalidated:
+            self.world.vm(task).acknowledged = event.line
+            task.invalidated = task.asked = 0
+            self.world.held("obsolete", "requests to drop obsolete roots")
+
+    def told(self, event: Event, task: Task) -> None:
+        """The invalid roots are about to be zapped without a flush: every vCPU must have been told to drop them."""
+        if not task.invalidated:
+            return
+        line, task.invalidated = task.invalidated, 0
+        if not self.world.seen["make_all_req"]:
+            self.world.unsure("obsolete", "requests are not recorded (kvm_make_all_cpus_request)", event.line)
+        elif not task.asked:
+            headline = "the roots were made invalid, and no vCPU was asked to drop them"
+            self._broken(event, "not-asked", headline, [(line, "the roots were made invalid")])
+        else:
+            self.world.vm(task).acknowledged = event.line

@@ -1,0 +1,240 @@
+"""What the page tables of one VM must look like, as far as the recording has shown it.
+
+A `Tree` holds the live tables of all roots of a VM. Two roots of an address space have tables for the same guest
+frames; which one an event speaks of follows from the task (it zaps or faults on a root that is known) or from the value
+that the event says was there. What the recording has never shown is unknown, and unknown never contradicts anything.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from attrs import define, field
+
+from stress.trace.layouts import ADDRESS, LARGE, PRESENT, is_frozen, is_leaf, is_table, span
+
+UNKNOWN: Final = -1
+"""What an entry holds of which nothing was seen."""
+EMPTY: Final = 0
+"""What an entry holds that maps nothing; the layouts' own non-present values are all this one."""
+
+
+@define(eq=False)
+class Root:
+    """A root page: `pointer` is its struct kvm_mmu_page, `hpa` its address; 0 while the recording has not shown it."""
+
+    level: int
+    born: int
+    """Line of its birth, 0 if it is older than the recording."""
+    as_id: int = -1
+    pointer: int = 0
+    hpa: int = 0
+    invalid: int = 0
+    """Line at which it became invalid, or 0."""
+    dead: int = 0
+    """Line of its last put, or 0."""
+    freed: int = 0
+    """Line at which RCU freed it, or 0."""
+    seen_invalid: int = 0
+    """Line at which its role word said that it is invalid, or 0."""
+    gets: int = 2
+    puts: int = 0
+    """References taken and dropped since birth: the TDP MMU's and the first vCPU's come with it."""
+    counted: bool = False
+    """Whether `gets` and `puts` are complete."""
+
+
+@define(eq=False)
+class Table:
+    """One table page. `entries` holds (value, line); what is not in it is `default`."""
+
+    level: int
+    base: int
+    as_id: int
+    root: Root | None
+    address: int
+    """Physical address, 0 if unknown."""
+    line: int
+    default: int
+    parent: Table | None = None
+    split_of: int = 0
+    """The huge leaf whose parts it began with."""
+    entries: dict[int, tuple[int, int]] = field(factory=dict)
+    removed: int = 0
+    """Line at which its parent let go of it, or 0."""
+
+    def get(self, index: int) -> tuple[int, int]:
+        """The value of an entry and the line that said so."""
+        found = self.entries.get(index)
+        if found is not None:
+            return found
+        if self.split_of:
+            return self._part(index), self.line
+        return self.default, self.line
+
+    def _part(self, index: int) -> int:
+        """make_huge_page_split_spte()."""
+        value = self.split_of + index * span(self.level) * 4096
+        return value & ~LARGE if self.level == 1 else value
+
+    def leaves(self) -> list[tuple[int, int, int]]:
+        """(index, value, line) of everything in it that maps memory."""
+        if self.split_of:
+            return [(i, *self.get(i)) for i in range(512) if is_leaf(self.get(i)[0], self.level)]
+        return [(i, value, line) for i, (value, line) in self.entries.items() if value > 0 and is_leaf(value, self.level)]
+
+
+def normal(spte: int) -> int:
+    """An SPTE as the tree keeps it: every kernel's non-present value is `EMPTY`."""
+    return EMPTY if spte in (0, 1 << 63) else spte
+
+
+Where = tuple[int, int, int]
+"""as_id, level and first guest frame of a table."""
+
+
+@define(eq=False)
+class Tree:
+    """All tables of one VM."""
+
+    complete: bool = False
+    """Whether the recording saw the VM's beginning: then a table that is not here does not exist."""
+    roots: list[Root] = field(factory=list)
+    live: dict[Where, list[Table]] = field(factory=dict)
+    dying: dict[Where, list[Table]] = field(factory=dict)
+    linked: int = 0
+    """Tables below a root that are linked now."""
+    by_address: dict[int, Table] = field(factory=dict)
+    leaves: dict[int, int] = field(factory=lambda: {1: 0, 2: 0, 3: 0})
+    root_level: int = 0
+
+    def forget(self) -> None:
+        """The recording lost events: nothing is known any more."""
+        self.complete = False
+        self.roots.clear()
+        self.live.clear()
+        self.dying.clear()
+        self.by_address.clear()
+        self.linked = 0
+        self.leaves.update(dict.fromkeys(self.leaves, 0))
+
+    def add(self, table: Table) -> None:
+        """A table is there from now on."""
+        self.live.setdefault((table.as_id, table.level, table.base), []).append(table)
+        if table.address:
+            self.by_address[table.address] = table
+
+    def born(self, level: int, line: int) -> Root:
+        """A root page was made; its address space shows with its first entry."""
+        root = Root(level, line, counted=True)
+        self.roots.append(root)
+        self.root_level = max(self.root_level, level)
+        return root
+
+    def table_of(self, root: Root) -> Table | None:
+        """The root page itself."""
+        for table in self.live.get((root.as_id, root.level, 0), ()):
+            if table.root is root:
+                return table
+        return None
+
+    def settle(self, root: Root, as_id: int) -> Table:
+        """A root's address space is known now, so its page can be found."""
+        root.as_id = as_id
+        table = Table(root.level, 0, as_id, root, root.hpa, root.born, EMPTY if root.born else UNKNOWN)
+        self.live.setdefault((as_id, root.level, 0), []).append(table)
+        return table
+
+    def candidates(self, as_id: int, level: int, gfn: int, *, freezing: bool) -> list[Table]:
+        """The tables that can hold the entry for `gfn` at `level`."""
+        where = (as_id, level, gfn >> 9 * level << 9 * level)
+        found = self.live.get(where, [])
+        if freezing and where in self.dying:
+            found = [*self.dying[where], *found]
+        if level == self.root_level:
+            fresh = [root for root in self.roots if root.as_id < 0 and root.level == level and not root.dead]
+            if fresh:
+                found = [*found, *(self.settle(root, as_id) for root in fresh[:1])]
+        return found
+
+    def link(self, parent: Table, index: int, value: int, line: int, split_of: int) -> Table:
+        """A table is hung into `parent`: empty, or with the parts of the huge leaf that it replaces."""
+        level = parent.level - 1
+        base = parent.base + index * span(parent.level)
+        default = EMPTY if not split_of else UNKNOWN
+        table = Table(level, base, parent.as_id, parent.root, value & ADDRESS, line, default, parent, split_of)
+        self.add(table)
+        self.linked += 1
+        return table
+
+    def child(self, parent: Table, index: int, value: int) -> Table | None:
+        """The table that the entry `index` of `parent` points to."""
+        base = parent.base + index * span(parent.level)
+        address = value & ADDRESS
+        for table in self.live.get((parent.as_id, parent.level - 1, base), ()):
+            if table.parent is parent or (table.parent is None and table.address in (0, address)):
+                return table
+        return None
+
+    def unlink(self, table: Table, line: int) -> None:
+        """The entry that pointed to `table` is gone; what is below it goes entry by entry."""
+        where = (table.as_id, table.level, table.base)
+        tables = self.live.get(where, [])
+        if table in tables:
+            tables.remove(table)
+            if not tables:
+                del self.live[where]
+        table.removed = line
+        self.by_address.pop(table.address, None)
+        self.dying.setdefault(where, []).append(table)
+        self.linked -= 1
+
+    def drop(self, table: Table) -> None:
+        """Nothing more can happen to a removed table."""
+        where = (table.as_id, table.level, table.base)
+        tables = self.dying.get(where, [])
+        if table in tables:
+            tables.remove(table)
+            if not tables:
+                del self.dying[where]
+
+    def leaves_in(self, as_id: int, first: int, count: int) -> list[tuple[Table, int, int, int]]:
+        """(table, gfn, value, line) of every leaf that maps something of a range."""
+        found = []
+        for (space, level, base), tables in self.live.items():
+            if space != as_id or level > 3 or base + span(level + 1) <= first or base >= first + count:
+                continue
+            size = span(level)
+            for table in tables:
+                for index, value, line in table.leaves():
+                    gfn = base + index * size
+                    if gfn < first + count and gfn + size > first:
+                        found.append((table, gfn, value, line))
+        return found
+
+
+def agrees(known: int, said: int, vendor_volatile: int, writable_may_differ: int) -> bool:
+    """Whether an entry known to hold `known` can be what the event says was there, `said`.
+
+    Hardware sets accessed and dirty bits without an event; fast_page_fault() sets W without this event.
+    """
+    if known in (UNKNOWN, said):
+        return True
+    if known <= 0 or is_frozen(known):
+        return is_frozen(known) and said == EMPTY  # whoever froze it lets go of it without an event
+    if not (known & PRESENT and said & PRESENT):
+        return False
+    return not (known ^ said) & ~(vendor_volatile | writable_may_differ)
+
+
+def kind(spte: int, level: int) -> str:
+    """What an SPTE is, in a word."""
+    if spte == UNKNOWN:
+        return "unknown"
+    if normal(spte) == EMPTY:
+        return "empty"
+    if is_frozen(spte):
+        return "frozen"
+    if is_table(spte, level):
+        return "table"
+    return "leaf" if is_leaf(spte, level) else "MMIO"
