@@ -16,7 +16,7 @@ from typing import Final
 from attrs import define, field
 
 from mmu.report import Report
-from stress.trace.events import DAMAGE, NOTICES, RECORDING, Event, FieldError, TraceError
+from stress.trace.events import DAMAGE, MISSING, NOTICES, ORDER, ORDERED, RECORDING, Event, FieldError, Probe, TraceError
 from stress.trace.layouts import ALIASES, LAYOUTS, VENDORS, Clue
 from stress.trace.parts.flushes import Flushes
 from stress.trace.parts.part import Handler, Part
@@ -26,7 +26,7 @@ from stress.trace.parts.sptes import Sptes
 from stress.trace.parts.statistics import Statistics, stored_statistics
 from stress.trace.parts.vcpus import Vcpus
 from stress.trace.reader import Counts, Reader
-from stress.trace.summary import Summary
+from stress.trace.summary import COUNTED, Summary
 from stress.trace.world import Check, Tally, Task, World, with_lines
 from stress.verdict import Judgement, Verdict, conclude
 
@@ -85,25 +85,30 @@ class Checker:
         for part in parts:
             for name, handler in part.handlers().items():
                 self._handlers.setdefault(name, []).append(handler)
+        self._known = {*self._handlers, *FRAMES, *(f"{name}_ret" for name in FRAMES), *COUNTED}
         self._line = 0
         self._whole = True
+        self._blind = False
         self._until_tick = TICK
 
-    def feed(self, event: Event) -> None:
-        """One event."""
+    def feed(self, event: Event) -> bool:
+        """One event; False says that nothing of this name will ever matter."""
         if event.name in NOTICES:
             self._notice(event)
-            return
+            return True
+        if self._blind:
+            return True
         world, line = self.world, event.line
         self._line = line
         name = world.names.of(event)
         world.seen[name] += 1
-        task = world.task(event.pid)
-        if not world.mixed or name == "kvm_tdp_mmu_spte_changed":
-            try:
-                self._dispatch(event, name, task)
-            except FieldError as error:
-                self._damaged(event, str(error))
+        if name not in self._known:
+            return False
+        task = world.tasks.get(event.pid) or world.task(event.pid)
+        try:
+            self._dispatch(event, name, task)
+        except FieldError as error:
+            self._lose(line, f"{event.name}: {error}", whole=True)
         if not event.in_interrupt:
             task.line = line
         self._until_tick -= 1
@@ -111,32 +116,40 @@ class Checker:
             self._until_tick = TICK
             for part in self.parts:
                 part.tick(line)
+        return True
 
     def _dispatch(self, event: Event, name: str, task: Task) -> None:
         """Open or close the frame, and let every part that wants the event have it."""
-        text = event.text
-        if text.startswith("("):
-            if " kvm=0x" in text:
-                task.kvm = event.fields().number("kvm", 0)
+        fields = event.fields()
+        self.summary.see(name, event, fields)
+        if self.world.mixed and name != "kvm_tdp_mmu_spte_changed":
+            return
+        if type(fields) is Probe:
+            if "kvm" in fields.args:
+                self.world.bind(task, fields.number("kvm"))
             if name in FRAMES:
-                task.open[name] = (event, event.fields())
+                task.open[name] = (event, fields)
         for handler in self._handlers.get(name, ()):
-            handler(event, task)
+            handler(event, task, fields)
         if name.endswith("_ret"):
             task.open.pop(name[:-4], None)
 
     def _notice(self, event: Event) -> None:
         """The reader's own events: from here on less is known."""
         if event.name == RECORDING:
+            self._blind = False
             if self.world.seen:
                 self._end_recording(whole=True)
-                self.world.restart()
+                self.world.forget()
             return
-        self._lose(event.line, event.text, whole=event.name != DAMAGE)
-
-    def _damaged(self, event: Event, why: str) -> None:
-        """An event that is known, but not in this form: the line was damaged."""
-        self._lose(event.line, f"{event.name}: {why}", whole=True)
+        if event.name == MISSING:
+            self.world.gaps.append((event.line, event.text))
+            return
+        self._blind = event.name == ORDER
+        if event.name == ORDERED:
+            self.world.forget()
+        else:
+            self._lose(event.line, event.text, whole=event.name != DAMAGE)
 
     def _lose(self, line: int, why: str, *, whole: bool) -> None:
         self._whole = self._whole and whole
@@ -191,7 +204,7 @@ class Checker:
             reasons.append((Verdict.FAIL, f"{broken} violation{'s' if broken > 1 else ''}"))
         for line, why in self.world.gaps[:1]:
             more = f" (and {len(self.world.gaps) - 1} more places)" if len(self.world.gaps) > 1 else ""
-            reasons.append((Verdict.INCONCLUSIVE, f"line {line}: {why}{more}; nothing that was known before holds from here on"))
+            reasons.append((Verdict.INCONCLUSIVE, f"line {line}: {why}{more}"))
         if missing:
             reasons.append((Verdict.INCONCLUSIVE, f"not recorded: what {', '.join(missing)} would need"))
         for name, tally in tallies.items():
@@ -208,8 +221,9 @@ def check(path: Path, *, kernel: str = "auto", vendor: str = "auto", log: Path |
     checker = Checker(kernel=kernel, vendor=vendor, statistics=read_log(path, log))
     reader = Reader.open(path)
     for event in reader:
-        checker.summary.see(event)
-        checker.feed(event)
+        checker.world.skewed = reader.counts.skewed > 0
+        if not checker.feed(event):
+            reader.ignore.add(event.name)
     return checker.result(reader, path if str(path) != "-" else None)
 
 

@@ -28,12 +28,16 @@ RECORDING: Final = "#recording"
 LOST: Final = "#lost"
 """The kernel dropped events of `cpu` before the next line; `text` says how many, or "" where it does not know."""
 ORDER: Final = "#order"
-"""The next event has an earlier timestamp than the line before: the order of the lines is not the order of the events."""
+"""The next event is earlier than one before it: the order of the lines is not the order of the events from here on."""
+ORDERED: Final = "#ordered"
+"""The next event is later than all before it: from here on the order of the lines is the order of the events again."""
+MISSING: Final = "#missing"
+"""At the end: the header announces more events than the file has."""
 DAMAGE: Final = "#damage"
 """A line that is no line of a recording, or the file cannot be read on from here; `text` says what is wrong."""
 MARKER: Final = "tracing_mark_write"
 """User space wrote `text` to `trace_marker`."""
-NOTICES: Final = frozenset({RECORDING, LOST, ORDER, DAMAGE})
+NOTICES: Final = frozenset({RECORDING, LOST, MISSING, ORDER, ORDERED, DAMAGE})
 """The names of events that the reader itself makes: they have no task, and `text` is a sentence."""
 
 

@@ -11,8 +11,8 @@ Stable interface for everything that reads recordings:
 * `Reader.open(path, wanted=None)`, `Reader.of_lines(lines, wanted=None)`: with `wanted`, a set of event names (functions
   as `name()`), other events are skipped at little cost and counted by name in `counts.skipped`.
 * Iteration yields events in the order of the file. Lines that cannot be read, lost events, broken order, further
-  headers and the end of a truncated file are events too, where they happened, with the names `DAMAGE`, `LOST`,
-  `ORDER`, `RECORDING`; nothing raises for them.
+  headers and the end of a truncated file are events too, where they happened, with the names in `NOTICES`; nothing
+  raises for them.
 * A file that is no recording at all raises `TraceError`, while it is iterated.
 
 Understood: the `trace` file of tracefs in its default and its latency format, with or without the irq-info and tgid
@@ -34,7 +34,7 @@ from typing import IO, Final
 
 from attrs import define, field
 
-from stress.trace.events import DAMAGE, LOST, MARKER, ORDER, RECORDING, Event, TraceError
+from stress.trace.events import DAMAGE, LOST, MARKER, MISSING, ORDER, ORDERED, RECORDING, Event, TraceError
 
 BLOCK: Final = 1 << 18
 """Bytes read at a time."""
@@ -42,6 +42,8 @@ LONGEST: Final = 1 << 16
 """Longest line in bytes; what has more is no recording."""
 PATIENCE: Final = 1000
 """Damaged lines before a file without a single event is called something else than a recording."""
+SKEW: Final = 200
+"""Microseconds by which clocks of two CPUs may differ (`trace_clock=local`) in what is still one order."""
 FOREIGN: Final = frozenset({"function_graph", "blk", "mmiotrace", "hwlat", "osnoise", "timerlat"})
 """Tracers whose lines are not events."""
 
@@ -79,7 +81,9 @@ class Counts:
     damaged: int = 0
     """Lines that could not be read."""
     disordered: int = 0
-    """Events with an earlier timestamp than the one before."""
+    """Places where time goes back."""
+    skewed: int = 0
+    """Places where it goes back by no more than `SKEW`, from one CPU to another."""
     announced: int = 0
     """Events in the buffer according to the headers."""
     overwritten: int = 0
@@ -121,6 +125,8 @@ class Reader:
         self.origin = origin
         """What is read, for messages."""
         self.counts = Counts()
+        self.ignore: set[str] = set()
+        """Names of events to skip from here on; whoever iterates may add to it meanwhile."""
         self._chunks = chunks
         self._wanted = wanted
         self._match = _NORMAL.match
@@ -143,7 +149,8 @@ class Reader:
 
     def __iter__(self) -> Iterator[Event]:
         """Every wanted event and every notice, in the order of the file."""
-        counts, wanted, match, last = self.counts, self._wanted, self._match, -1
+        counts, wanted, ignore, match = self.counts, self._wanted, self.ignore, self._match
+        last, disorder = -1, False
         numbers, tasks, functions, plain = _Numbers(), _Names(""), _Names("()"), _Names("")
         make = tuple.__new__  # an Event without the detour over its own constructor, which costs half of a line's time
         for lines in self._blocks():
@@ -151,22 +158,29 @@ class Reader:
             for line_number, line in enumerate(lines, first):
                 found = match(line) or self._latency(line)
                 if found is None:
-                    last = -1 if line.startswith("# tracer:") else last
+                    if line.startswith("# tracer:"):
+                        last, disorder = -1, False
                     yield from self._odd(line_number, line)
                     continue
                 task, pid, cpu, flags, time, name, kind, text = found.groups()
                 counts.events += 1
                 event = plain[name] if kind[:1] == ":" else functions[name]
                 stamp = int(time) if time.isdigit() else self._decimal(time)
-                if stamp < last:
-                    yield self._disorder(line_number, numbers[cpu], stamp, last)
-                last = stamp
+                if stamp >= last:
+                    if disorder:
+                        disorder = False
+                        yield _notice(line_number, numbers[cpu], ORDERED, f"time has caught up with {last}")
+                    last = stamp
+                elif not disorder and not self._skewed(last - stamp):
+                    disorder = True
+                    counts.disordered += 1
+                    yield _notice(line_number, numbers[cpu], ORDER, f"time goes back from {last} to {stamp}")
                 if event == MARKER:
                     self._marker = line_number
-                if wanted is None or event in wanted:
-                    yield make(Event, (line_number, numbers[cpu], numbers[pid], tasks[task], stamp, flags or "", event, text))
-                else:
+                if event in ignore or (wanted is not None and event not in wanted):
                     counts.skipped[event] += 1
+                else:
+                    yield make(Event, (line_number, numbers[cpu], numbers[pid], tasks[task], stamp, flags or "", event, text))
                 match = self._match
             counts.lines = first + len(lines) - 1
         yield from self._end()
@@ -193,9 +207,12 @@ class Reader:
         self.counts.decimal = True
         return int(time.replace(".", "", 1))
 
-    def _disorder(self, line: int, cpu: int, stamp: int, last: int) -> Event:
-        self.counts.disordered += 1
-        return Event(line, cpu, 0, "", stamp, "", ORDER, f"time goes back from {last} to {stamp}")
+    def _skewed(self, back: int) -> bool:
+        """Is this only the difference between the clocks of two CPUs? Ticks of a counter have no such thing."""
+        if not self.counts.decimal or back > SKEW:
+            return False
+        self.counts.skewed += 1
+        return True
 
     def _latency(self, line: str) -> re.Match[str] | None:
         """The first event of a recording in latency format decides how the rest is read."""
@@ -249,7 +266,7 @@ class Reader:
         if not counts.events and not counts.recordings:
             raise self._no_recording()
         if counts.events < counts.announced and not self._trouble:
-            yield _notice(counts.lines + 1, -1, LOST, f"the header announces {counts.announced} events, the file has {counts.events}")
+            yield _notice(counts.lines + 1, -1, MISSING, f"the header announces {counts.announced} events, the file has {counts.events}")
 
     def _no_recording(self) -> TraceError:
         why = f" ({self._trouble})" if self._trouble else ""

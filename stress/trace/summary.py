@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Final
+from collections.abc import Callable
+from typing import Any, Final
 
-from stress.trace.events import Event
-from stress.trace.layouts import is_leaf, is_table
+from stress.trace.events import Event, SpteChanged
+from stress.trace.layouts import is_frozen, is_leaf, is_table
 
 ROWS: Final = {
     "deletes": "slots deleted",
@@ -37,7 +38,7 @@ ROWS: Final = {
 }
 """Each figure with its meaning, in the order of the table."""
 
-_WANTED: Final = {
+_AS_THEY_ARE: Final = {
     "alloc_root": "alloc_root",
     "free_sp_rcu": "free_sp",
     "zap_all_fast": "zap_all_fast",
@@ -46,10 +47,20 @@ _WANTED: Final = {
     "kvm_page_fault": "pf",
     "handle_mmio_page_fault": "mmio",
     "mn_start": "mn_start",
-    "svm_flush_asid": "flush_asid",
+    "flush_asid": "flush_asid",
     "kvm_entry": "entries",
 }
-"""Events that count as they are."""
+_WHERE: Final[dict[str, tuple[str, Callable[[Any], bool]]]] = {
+    "kvm_mmu_get_page": ("new_root", lambda page: page.created and page.level > 3),
+    "put_root": ("put_last", lambda probe: probe.args.get("ref") == 1),
+    "make_all_req": ("req_free_obs", lambda probe: probe.args.get("req", 0) == 0x327),
+    "stale_ret": ("stale", lambda probe: probe.args.get("ret") == 1),
+    "tdp_page_fault_ret": ("pf_retry", lambda probe: probe.args.get("ret") == 1),
+    "fast_page_fault": ("fast_fixed", lambda fault: fault.fixed),
+    "make_all_req_ret": ("kicked", lambda probe: probe.caller == "kvm_mmu_zap_all_fast" and probe.args.get("called") == 1),
+}
+COUNTED: Final = frozenset({*_AS_THEY_ARE, *_WHERE, "set_memslot", "kvm_tdp_mmu_spte_changed"})
+"""Events that count, by canonical name."""
 
 
 class Summary:
@@ -58,44 +69,28 @@ class Summary:
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
 
-    def see(self, event: Event) -> None:
+    def see(self, name: str, event: Event, fields: Any) -> None:
         """Count one event."""
-        name, text, counts = event.name, event.text, self._counts
+        counts = self._counts
         if name == "kvm_tdp_mmu_spte_changed":
-            self._change(text)
-        elif name in _WANTED:
-            counts[_WANTED[name]] += 1
-        elif name == "kvm_mmu_get_page":
-            counts["new_root"] += (" l4 " in text or " l5 " in text) and " new" in text
-        elif name == "put_root":
-            counts["put_last"] += " ref=1 " in text
+            self._change(fields)
+        elif name in _AS_THEY_ARE:
+            counts[_AS_THEY_ARE[name]] += 1
+        elif name in _WHERE:
+            figure, holds = _WHERE[name]
+            counts[figure] += holds(fields) if not event.function else 0
         elif name == "set_memslot":
-            counts["deletes"] += " change=1 " in text
-            counts["moves"] += " change=2 " in text
-        elif name == "make_all_req":
-            counts["req_free_obs"] += text.endswith("req=0x327")
-        elif name == "stale_ret":
-            counts["stale"] += text.endswith("ret=1")
-        elif name == "tdp_page_fault_ret":
-            counts["pf_retry"] += text.endswith("ret=1")
-        elif name == "fast_page_fault":
-            counts["fast_fixed"] += " fixed 1" in text
-        elif name == "make_all_req_ret":
-            counts["kicked"] += "kvm_mmu_zap_all_fast+" in text and text.endswith("called=1")
+            counts["deletes"] += fields.args.get("change") == 1
+            counts["moves"] += fields.args.get("change") == 2
 
-    def _change(self, text: str) -> None:
-        words = text.split()
-        if len(words) != 11:
-            return
-        try:
-            level, old, new = int(words[6]), int(words[8], 16), int(words[10], 16)
-        except ValueError:
-            return
+    def _change(self, change: SpteChanged) -> None:
+        level, old, new = change.level, change.old, change.new
         was, now = is_leaf(old, level), is_leaf(new, level)
         self._counts["leaf_zap"] += was and not now
         self._counts["leaf_set"] += now and not was
         self._counts["table_zap"] += is_table(old, level) and not is_table(new, level)
         self._counts["table_link"] += is_table(new, level) and not is_table(old, level)
+        self._counts["frozen"] += is_frozen(new)
 
     def as_dict(self) -> dict[str, int]:
         """The figures that are not 0, in the order of the table."""

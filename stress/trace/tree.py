@@ -11,7 +11,7 @@ from typing import Final
 
 from attrs import define, field
 
-from stress.trace.layouts import ADDRESS, LARGE, PRESENT, is_frozen, is_leaf, is_table, span
+from stress.trace.layouts import ADDRESS, LARGE, PRESENT, WRITABLE, is_frozen, is_leaf, is_table, span
 
 UNKNOWN: Final = -1
 """What an entry holds of which nothing was seen."""
@@ -107,16 +107,6 @@ class Tree:
     by_address: dict[int, Table] = field(factory=dict)
     leaves: dict[int, int] = field(factory=lambda: {1: 0, 2: 0, 3: 0})
     root_level: int = 0
-
-    def forget(self) -> None:
-        """The recording lost events: nothing is known any more."""
-        self.complete = False
-        self.roots.clear()
-        self.live.clear()
-        self.dying.clear()
-        self.by_address.clear()
-        self.linked = 0
-        self.leaves.update(dict.fromkeys(self.leaves, 0))
 
     def add(self, table: Table) -> None:
         """A table is there from now on."""
@@ -224,6 +214,8 @@ def agrees(known: int, said: int, vendor_volatile: int, writable_may_differ: int
         return is_frozen(known) and said == EMPTY  # whoever froze it lets go of it without an event
     if not (known & PRESENT and said & PRESENT):
         return False
+    if known & WRITABLE and not said & WRITABLE:
+        return False  # whoever takes W away reports it
     return not (known ^ said) & ~(vendor_volatile | writable_may_differ)
 
 

@@ -67,13 +67,13 @@ class Flushes(Part):
             "flush_shadow_all": self.ended,
             "flush_current": self.flush_current,
             "flush_current()": self.flush_current,
+            "stale": self.lock_taken,
             "mmu_load": self.load,
             "mmu_load_ret": self.loaded,
         }
 
-    def changed(self, event: Event, task: Task) -> None:
+    def changed(self, event: Event, task: Task, change: SpteChanged) -> None:
         """An SPTE change: does it take a translation away that a vCPU may have cached?"""
-        change: SpteChanged = event.fields()
         fresh, task.fresh_flush = task.fresh_flush, 0
         if not change.old & PRESENT:
             return
@@ -117,24 +117,22 @@ class Flushes(Part):
             return False
         return bool(opened[1].number("role", 0) & INVALID_BIT[self.world.kernel.name])
 
-    def flush(self, event: Event, task: Task) -> None:
+    def flush(self, event: Event, task: Task, said: object) -> None:
         """A remote flush, of everything or of a range."""
         task.fresh_flush = event.line
         if not task.owed:
             return
-        probe = event.fields()
-        args = probe.args if isinstance(probe, Probe) else {}
         before = len(task.owed)
         if event.name.endswith("()") and "range" in event.name:
             return  # the probe on it names the range; without one, the full flush below it counts
-        if isinstance(probe, Probe) and "gfn" in args and "n" in args:
-            first, count = probe.number("gfn"), probe.number("n")
+        if isinstance(said, Probe) and "gfn" in said.args and "n" in said.args:
+            first, count = said.number("gfn"), said.number("n")
             task.owed = [owed for owed in task.owed if owed.first < first or owed.first + owed.count > first + count]
         else:
             task.owed.clear()
         self.world.held("flushes", "changes flushed in time", before - len(task.owed))
 
-    def due(self, event: Event, task: Task) -> None:
+    def due(self, event: Event, task: Task, _said: object) -> None:
         """Nothing may be owed here."""
         task.fresh_flush = 0
         if not task.owed:
@@ -147,23 +145,36 @@ class Flushes(Part):
         self.world.broken("flushes", "no-flush", headline, lines[: 3 if count > 1 else 2], task=name_of(event))
         task.owed.clear()
 
-    def ended(self, event: Event, task: Task) -> None:
+    def lock_taken(self, event: Event, task: Task, probe: Probe) -> None:
+        """A fault holds mmu_lock here: whoever was zapping leaves with it held for write has left it, and must have flushed."""
+        for other in self.world.tasks.values():
+            if not other.owed or other is task or not ("zap_leafs" in other.open or "unmap_gfn_range" in other.open):
+                continue
+            owed = other.owed[0]
+            if self.world.vm(other) is not self.world.vm(task):
+                continue
+            headline = f"task {other.pid} left mmu_lock in the middle of a zap (gfn {owed.first:#x}) without having flushed"
+            lines = [(event.line, "another task holds mmu_lock here"), (owed.line, owed.why)]
+            self.world.broken("flushes", "lock-left", headline, lines, task=name_of(event))
+            other.owed.clear()
+
+    def ended(self, event: Event, task: Task, _said: object) -> None:
         """The address space goes away: no vCPU runs any more, and whoever zaps owes nothing."""
         vm = self.world.vm(task)
         vm.ended = vm.ended or event.line
 
-    def load(self, _event: Event, task: Task) -> None:
+    def load(self, _event: Event, task: Task, _said: object) -> None:
         """kvm_mmu_load() begins."""
         task.flushed_current = 0
 
-    def flush_current(self, event: Event, task: Task) -> None:
+    def flush_current(self, event: Event, task: Task, _said: object) -> None:
         """The vCPU's own flush."""
         task.flushed_current = event.line
         self._current_seen += 1
 
-    def loaded(self, event: Event, task: Task) -> None:
+    def loaded(self, event: Event, task: Task, probe: Probe) -> None:
         """kvm_mmu_load() ends with a flush, because the new root may have been in use on this CPU before."""
-        if "mmu_load" not in task.open or event.fields().number("ret", -1) != 0:
+        if "mmu_load" not in task.open or probe.number("ret", -1) != 0:
             return
         if task.flushed_current:
             self.world.held("flushes", "root loads that flushed")

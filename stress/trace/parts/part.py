@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from stress.trace.events import Event
 from stress.trace.world import Check, Task, World
 
-Handler = Callable[[Event, Task], None]
+Handler = Callable[[Event, Task, Any], None]
+"""Gets the event, its task, and the parsed payload."""
 
 
 class Part:

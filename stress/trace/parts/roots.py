@@ -67,7 +67,25 @@ class Roots(Part):
         """The root with this struct kvm_mmu_page, or with this page."""
         for root in reversed(vm.tree.roots):
             if root.pointer == pointer and not root.freed:
-                return root
+                if root.hpa or not spt:
+                    return root
+                return self._merge(vm, root, spt)
+        return self._by_page(vm, pointer, spt)
+
+    def _merge(self, vm: Vm, root: Root, spt: int) -> Root:
+        """A root known by its pointer only now shows its page: is it one that was known by its page only?"""
+        known = self._by_page(vm, root.pointer, spt)
+        if known is not None:
+            vm.tree.roots.remove(root)
+            known.gets += root.gets - 2
+            known.puts += root.puts
+            return known
+        root.hpa = spt - vm.page_offset if vm.page_offset >= 0 else 0
+        return root
+
+    @staticmethod
+    def _by_page(vm: Vm, pointer: int, spt: int) -> Root | None:
+        """The root whose pointer is not known yet, and whose page this is."""
         if not spt:
             return None
         for root in reversed(vm.tree.roots):
@@ -98,9 +116,9 @@ class Roots(Part):
             return unnamed[0]
         return None
 
-    def next_root_ret(self, event: Event, task: Task) -> None:
+    def next_root_ret(self, event: Event, task: Task, probe: Probe) -> None:
         """tdp_mmu_next_root() has taken a reference, unless it came to the end."""
-        pointer = event.fields().number("root", 0)
+        pointer = probe.number("root", 0)
         task.got = pointer
         if not pointer:
             return
@@ -118,25 +136,24 @@ class Roots(Part):
         elif valid_only:
             self.world.held("roots", "roots found that were valid")
 
-    def alloc_root(self, event: Event, task: Task) -> None:
+    def alloc_root(self, event: Event, task: Task, probe: Probe) -> None:
         """A vCPU needs a root: first a walk, then a second look under tdp_mmu_pages_lock, then a new one."""
         task.got = 0
         task.new_root = None
         task.unseen_get = False
-        role = event.fields().number("role", 0)
+        role = probe.number("role", 0)
         if role:
             self.world.detector.see_role(event.line, role)
 
-    def alloc_root_ret(self, event: Event, task: Task) -> None:
+    def alloc_root_ret(self, event: Event, task: Task, probe: Probe) -> None:
         """A vCPU has its root; where neither the walk nor an allocation gave it, the second look took a reference unseen."""
-        value = event.fields().number("ret", 0)
+        value = probe.number("ret", 0)
         if task.new_root is not None and value > 4096:
             task.new_root.hpa = value
         task.unseen_get = task.new_root is None and not task.got and value != NO_ROOT
 
-    def load_pgd(self, event: Event, task: Task) -> None:
+    def load_pgd(self, event: Event, task: Task, probe: Probe) -> None:
         """The vCPU uses a root now, so its address is known."""
-        probe: Probe = event.fields()
         hpa = probe.number("root", 0) & ADDRESS
         vm = self.world.vm(task)
         if task.new_root is not None:
@@ -151,9 +168,8 @@ class Roots(Part):
                     root.gets += 1
         task.unseen_get = False
 
-    def put_root(self, event: Event, task: Task) -> None:
+    def put_root(self, event: Event, task: Task, probe: Probe) -> None:
         """kvm_tdp_mmu_put_root() is entered: `ref` is the count before the decrement."""
-        probe: Probe = event.fields()
         pointer = probe.number("root")
         vm = self.world.vm(task)
         root = self.by_pointer(vm, pointer, probe.number("spt", 0))
@@ -238,9 +254,8 @@ class Roots(Part):
         rule = "O12" if code.startswith(("reused-invalid", "valid-again")) else "O4"
         self.world.broken("roots", code, headline, [(event.line, "here"), *lines], task=name_of(event), rule=rule)
 
-    def on_root(self, event: Event, task: Task) -> None:
+    def on_root(self, event: Event, task: Task, probe: Probe) -> None:
         """The task works on this root from here on."""
-        probe: Probe = event.fields()
         if "root" not in probe.args:
             return
         vm = self.world.vm(task)
@@ -251,30 +266,30 @@ class Roots(Part):
         if role:
             self._judge_role(event, task.root, role)
 
-    def off_root(self, _event: Event, task: Task) -> None:
+    def off_root(self, _event: Event, task: Task, _said: object) -> None:
         """And no longer."""
         task.root = None
 
-    def stale(self, event: Event, task: Task) -> None:
+    def stale(self, event: Event, task: Task, probe: Probe) -> None:
         """A fault is about to map into the root with this address."""
-        hpa = event.fields().number("root", 0) & ADDRESS
+        hpa = probe.number("root", 0) & ADDRESS
         vm = self.world.vm(task)
         task.root = next((root for root in reversed(vm.tree.roots) if root.hpa == hpa and hpa and not root.dead), None)
 
-    def invalidate(self, event: Event, task: Task) -> None:
+    def invalidate(self, event: Event, task: Task, _said: object) -> None:
         """Every valid root becomes invalid, under mmu_lock held for write."""
         for root in self.world.vm(task).tree.roots:
             root.invalid = root.invalid or event.line
             if self.world.kernel.none == 0:
                 root.counted = False  # until 6.3 the zap of an invalid root takes a reference of its own
 
-    def uninit(self, event: Event, task: Task) -> None:
+    def uninit(self, event: Event, task: Task, _said: object) -> None:
         """The VM goes: its roots are made invalid, zapped and put."""
         vm = self.world.vm(task)
         vm.uninit = (event.line, event.pid)
-        self.invalidate(event, task)
+        self.invalidate(event, task, _said)
 
-    def over(self, event: Event, task: Task) -> None:
+    def over(self, event: Event, task: Task, _said: object) -> None:
         """kvm_mmu_uninit_tdp_mmu() has done its work when its task goes on."""
         vm = self.world.vm(task)
         if vm.uninit and vm.uninit[1] == event.pid and not vm.over:
@@ -285,7 +300,7 @@ class Roots(Part):
         """Every root of a VM that is gone has had its last put."""
         if not (self.world.seen["put_root"] and vm.over):
             return
-        alive = [root for root in vm.tree.roots if not root.dead]
+        alive = [root for root in vm.tree.roots if not root.dead and (root.born or vm.tree.complete)]
         for root in alive:
             name = f"root {root.pointer:#x}" if root.pointer else f"the root at {root.hpa:#x}"
             lines = [(vm.over, "the VM is gone"), (root.born, "the root was born"), (vm.uninit[0], "the TDP MMU was taken down")]
@@ -293,10 +308,10 @@ class Roots(Part):
         if not alive:
             self.world.held("roots", "VMs that left no root behind")
 
-    def freed(self, event: Event, task: Task) -> None:
+    def freed(self, event: Event, task: Task, probe: Probe) -> None:
         """tdp_mmu_free_sp_rcu_callback(): a grace period after a root's last put, or a table's removal."""
         del task  # softirq: the task is whoever was interrupted
-        head = event.fields().number("head", 0)
+        head = probe.number("head", 0)
         for vm in self.world.vms.values():
             if not head:
                 return

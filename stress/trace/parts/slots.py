@@ -47,35 +47,34 @@ class Slots(Part):
             "init_vm()": self.born,
         }
 
-    def born(self, _event: Event, task: Task) -> None:
+    def born(self, _event: Event, task: Task, _said: object) -> None:
         """A VM is made."""
         self.world.renew(task).tree.complete = True
 
-    def begin(self, event: Event, task: Task) -> None:
+    def begin(self, event: Event, task: Task, probe: Probe) -> None:
         """kvm_set_memslot(): a new slot can be used from its swap on, before the call returns."""
         task.as_id = 0
-        probe: Probe = event.fields()
         if probe.number("change", -1) in (CREATE, MOVE):
             vm = self.world.vm(task)
             new = (probe.number("new_gfn"), probe.number("new_n"))
             vm.dead[:] = [(dead[0], *piece, *dead[3:]) for dead in vm.dead for piece in without(dead[1:3], new)]
 
-    def swap(self, event: Event, task: Task) -> None:
+    def swap(self, event: Event, task: Task, probe: Probe) -> None:
         """kvm_swap_active_memslots() names the address space."""
-        task.as_id = event.fields().number("as_id", 0)
+        task.as_id = probe.number("as_id", 0)
 
-    def updated(self, event: Event, task: Task) -> None:
+    def updated(self, event: Event, task: Task, probe: Probe) -> None:
         """The first generation of all: this is the VM's first slot, so nothing of it is older than the recording."""
-        if 0 < event.fields().number("gen", -1) <= 3:
+        if 0 < probe.number("gen", -1) <= 3:
             vm = self.world.vm(task)
             vm = self.world.renew(task) if vm.over else vm
             if not vm.tree.live and not vm.slots:
                 vm.tree.complete = True
 
-    def end(self, event: Event, task: Task) -> None:
+    def end(self, event: Event, task: Task, probe: Probe) -> None:
         """kvm_set_memslot() returned: what it did is in force."""
         opened = task.open.get("set_memslot")
-        if opened is None or event.fields().number("ret", -1) != 0:
+        if opened is None or probe.number("ret", -1) != 0:
             return
         call, probe = opened
         vm, as_id, change = self.world.vm(task), task.as_id, probe.number("change", -1)
@@ -99,12 +98,11 @@ class Slots(Part):
         lines = [(ret.line, f"the call returned; {len(left)} leaves are left"), (call.line, "the call"), (line, "the leaf was set")]
         self.world.broken("slots", "leaf-left", headline, lines, task=name_of(ret))
 
-    def changed(self, event: Event, task: Task) -> None:
+    def changed(self, event: Event, task: Task, change: SpteChanged) -> None:
         """A new leaf must not lie where a slot was."""
         vm = self.world.vm(task)
         if not vm.dead:
             return
-        change: SpteChanged = event.fields()
         if not is_leaf(change.new, change.level) or is_leaf(change.old, change.level):
             return
         end = change.gfn + span(change.level)

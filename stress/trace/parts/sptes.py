@@ -10,7 +10,7 @@ from attrs import define
 from stress.trace.events import Event, FastFault, MarkMmio, SetSpte, ShadowPageEvent, SpteChanged, SpteRequested
 from stress.trace.layouts import ADDRESS, PRESENT, VENDORS, WRITABLE, is_frozen, is_leaf, is_table, span
 from stress.trace.parts.part import Handler, Part
-from stress.trace.tree import EMPTY, UNKNOWN, Root, Table, Tree, agrees, kind, normal
+from stress.trace.tree import EMPTY, UNKNOWN, Root, Table, Tree, Where, agrees, kind, normal
 from stress.trace.world import HORIZON, Check, Task, Vm, World, name_of, page_of
 
 CHANGED: Final = frozenset({"kvm_tdp_mmu_spte_changed"})
@@ -41,6 +41,10 @@ TABLES: Final = Check(
 )
 
 
+GFN_IN_MMIO: Final = {"AMD": ADDRESS & ~(1 << 51), "Intel": (1 << 31) - 4096}
+"""Where an MMIO SPTE keeps its gfn for certain."""
+
+
 @define(eq=False)
 class Waiting:
     """A change that does not follow from what is known: the event of the write before it may still come."""
@@ -51,6 +55,14 @@ class Waiting:
     change: SpteChanged
     root: Root | None
     sure: bool
+    vm: Vm
+    settled: bool = False
+
+    @property
+    def where(self) -> Where:
+        """The table that it must be in."""
+        change = self.change
+        return change.as_id, change.level, change.gfn >> 9 * change.level << 9 * change.level
 
 
 @define(eq=False)
@@ -71,10 +83,10 @@ class Sptes(Part):
 
     def __init__(self, world: World) -> None:
         super().__init__(world)
-        self._waiting: deque[tuple[Vm, Waiting]] = deque()
+        self._waiting: deque[Waiting] = deque()
+        self._waiting_in: dict[Where, list[Waiting]] = {}
         self._dying: deque[tuple[Vm, Table]] = deque()
         self._preparing: deque[Preparing] = deque()
-        self._events = 0
 
     def handlers(self) -> dict[str, Handler]:
         """The tracepoints of system kvmmmu that speak of entries and tables."""
@@ -88,9 +100,8 @@ class Sptes(Part):
             "mark_mmio_spte": self.mark_mmio,
         }
 
-    def changed(self, event: Event, task: Task) -> None:
+    def changed(self, event: Event, task: Task, change: SpteChanged) -> None:
         """kvm_tdp_mmu_spte_changed."""
-        change: SpteChanged = event.fields()
         self._judge_alone(event, change, task)
         vm = self.world.vm(task)
         tree = vm.tree
@@ -99,10 +110,13 @@ class Sptes(Part):
             tree.root_level = change.level
         self._count_leaves(tree, change)
         sure = task.root is not None and task.root.born > 0
-        waiting = Waiting(event.line, name_of(event), event.pid, change, task.root, sure)
+        waiting = Waiting(event.line, name_of(event), event.pid, change, task.root, sure, vm)
         task.last_change = (change.gfn, change.level, change.new, event.line)
-        if not self._place(vm, waiting, task):
-            self._waiting.append((vm, waiting))
+        if self._place(vm, waiting, task):
+            self._retry(waiting)
+        else:
+            self._waiting.append(waiting)
+            self._waiting_in.setdefault(waiting.where, []).append(waiting)
 
     def _judge_alone(self, event: Event, change: SpteChanged, task: Task) -> None:
         """The rules that need nothing but the event."""
@@ -132,27 +146,34 @@ class Sptes(Part):
     def _why_illegal(self, change: SpteChanged) -> tuple[str, str] | None:
         """Code and sentence for a change that no kernel makes, None for a legal one."""
         _, gfn, level, old, new = change
+        why: tuple[str, str] | None = None
         if not 1 <= level <= 5:
-            return "bad-level", "there is no such level"
-        if gfn & span(level) - 1:
-            return "misaligned-gfn", "the gfn is not aligned to the level"
-        if not new & PRESENT:
-            return self._why_bad_value(new) or self._why_bad_value(old)
-        if is_leaf(new, level):
-            if level > 3:
-                return "huge-level", "no leaf may be that large"
-            if (new & ADDRESS) >> 12 & span(level) - 1:
-                return "misaligned-pfn", "the frame is not aligned to the level"
-            if is_leaf(old, level) and (old ^ new) & ADDRESS:
-                return "pfn-changed", "a leaf becomes a leaf of another frame without having been zapped"
-            vendor = self.world.vendor
-            if vendor and new & WRITABLE and not new & vendor.mmu_writable:
-                return "writable", "the leaf is writable although the MMU does not allow writing"
-            if vendor and new & vendor.mmu_writable and not new & vendor.host_writable:
-                return "mmu-writable", "the leaf is MMU-writable although the host does not allow writing"
-        elif is_table(old, level) and (old ^ new) & ADDRESS:
-            return "table-changed", "an entry points to another table without having been cleared"
-        return None if old & PRESENT else self._why_bad_value(old)
+            why = "bad-level", "there is no such level"
+        elif gfn & span(level) - 1:
+            why = "misaligned-gfn", "the gfn is not aligned to the level"
+        elif old == new:
+            why = "no-change", "the event reports a change that is none"
+        elif is_leaf(new, level):
+            why = self._why_bad_leaf(change)
+        elif is_table(old, level) and is_table(new, level) and (old ^ new) & ADDRESS:
+            why = "table-changed", "an entry points to another table without having been cleared"
+        return why or self._why_bad_value(new) or self._why_bad_value(old) or self._why_bad_mmio(change)
+
+    def _why_bad_leaf(self, change: SpteChanged) -> tuple[str, str] | None:
+        """What is wrong with a leaf, if anything."""
+        _, _, level, old, new = change
+        vendor = self.world.vendor
+        if level > 3:
+            return "huge-level", "no leaf may be that large"
+        if (new & ADDRESS) >> 12 & span(level) - 1:
+            return "misaligned-pfn", "the frame is not aligned to the level"
+        if is_leaf(old, level) and (old ^ new) & ADDRESS:
+            return "pfn-changed", "a leaf becomes a leaf of another frame without having been zapped"
+        if vendor and new & WRITABLE and not new & vendor.mmu_writable:
+            return "writable", "the leaf is writable although the MMU does not allow writing"
+        if vendor and new & vendor.mmu_writable and not new & vendor.host_writable:
+            return "mmu-writable", "the leaf is MMU-writable although the host does not allow writing"
+        return None
 
     def _why_bad_value(self, spte: int) -> tuple[str, str] | None:
         """A value that maps nothing must be one of those that the kernel writes."""
@@ -163,6 +184,16 @@ class Sptes(Part):
         if any(vendor.is_mmio(spte) for vendor in vendors):
             return None
         return "bad-value", f"{spte:#x} maps nothing, and is neither the non-present value, nor frozen, nor an MMIO SPTE"
+
+    def _why_bad_mmio(self, change: SpteChanged) -> tuple[str, str] | None:
+        """An MMIO SPTE holds its own gfn; Intel's may hold the upper bits of it elsewhere (L1TF)."""
+        vendor, new = self.world.vendor, change.new
+        if vendor is None or not vendor.is_mmio(new):
+            return None
+        bits = GFN_IN_MMIO[vendor.name]
+        if (new ^ change.gfn << 12) & bits:
+            return "mmio-gfn", f"the MMIO SPTE is one for gfn {(new & bits) >> 12:#x}"
+        return None
 
     def _judge_frame(self, event: Event, change: SpteChanged, task: Task) -> None:
         """A fault maps the frame that it has found, at the gfn that it is about."""
@@ -247,8 +278,6 @@ class Sptes(Part):
                     task=waiting.who,
                 )
             tree.link(table, index, new, waiting.line, old if is_leaf(old, level) else 0)
-        if self._waiting:
-            self._retry(vm, waiting.line)
 
     def _unlink(self, vm: Vm, table: Table, index: int, waiting: Waiting, task: Task | None) -> None:
         change = waiting.change
@@ -266,17 +295,31 @@ class Sptes(Part):
         if task is not None:
             task.unlinked.append((level, base, waiting.line))
 
-    def _retry(self, vm: Vm, line: int) -> None:
-        """Something has changed: does a waiting change follow now?"""
-        for item in list(self._waiting):
-            if item[0] is vm and item in self._waiting and self._choose(vm.tree, item[1]) is not None:
-                self._waiting.remove(item)
-                vm.vanished.add(line)
-                self._place(vm, item[1], None)
+    def _retry(self, cause: Waiting) -> None:
+        """Something has changed in a table, or below it: does a change that waits follow now?"""
+        todo = [cause.where]
+        if is_table(cause.change.new, cause.change.level):
+            todo.append((cause.change.as_id, cause.change.level - 1, cause.change.gfn))
+        while todo and self._waiting_in:
+            where = todo.pop()
+            for waiting in list(self._waiting_in.get(where, ())):
+                if waiting.vm is cause.vm and not waiting.settled and self._choose(waiting.vm.tree, waiting) is not None:
+                    waiting.vm.vanished.add(cause.line)
+                    self._settle(waiting)
+                    self._place(waiting.vm, waiting, None)
+                    todo += [where, (waiting.change.as_id, waiting.change.level - 1, waiting.change.gfn)]
 
-    def set_spte(self, event: Event, task: Task) -> None:
+    def _settle(self, waiting: Waiting) -> None:
+        """It waits no longer."""
+        waiting.settled = True
+        others = self._waiting_in.get(waiting.where, [])
+        if waiting in others:
+            others.remove(waiting)
+            if not others:
+                del self._waiting_in[waiting.where]
+
+    def set_spte(self, event: Event, task: Task, said: SetSpte) -> None:
         """kvm_mmu_set_spte: the fault reads its entry again, so this must be what it has written."""
-        said: SetSpte = event.fields()
         last = task.last_change
         if last is None or last[:2] != (said.gfn, said.level):
             return
@@ -314,14 +357,12 @@ class Sptes(Part):
                 task=name_of(event),
             )
 
-    def requested(self, event: Event, task: Task) -> None:
+    def requested(self, event: Event, task: Task, said: SpteRequested) -> None:
         """kvm_mmu_spte_requested."""
-        said: SpteRequested = event.fields()
         task.requested = (said.gfn, said.pfn)
 
-    def get_page(self, event: Event, task: Task) -> None:
+    def get_page(self, event: Event, task: Task, page: ShadowPageEvent) -> None:
         """kvm_mmu_get_page: a root is born, or a table that is about to be linked."""
-        page: ShadowPageEvent = event.fields()
         tree = self.world.vm(task).tree
         in_alloc = "alloc_root" in task.open
         if not page.created or page.level < 4 or not page.direct:
@@ -334,9 +375,8 @@ class Sptes(Part):
                 if role:
                     tree.settle(root, 1 if role >> 24 & 0xFF else 0)
 
-    def prepare_zap(self, event: Event, task: Task) -> None:
+    def prepare_zap(self, event: Event, task: Task, page: ShadowPageEvent) -> None:
         """kvm_mmu_prepare_zap_page: in most kernels after the parent's event, in 7.x before it."""
-        page: ShadowPageEvent = event.fields()
         for item in task.unlinked:
             if item[:2] == (page.level, page.gfn):
                 task.unlinked.remove(item)
@@ -344,44 +384,54 @@ class Sptes(Part):
                 return
         self._preparing.append(Preparing(event.line, name_of(event), page.level, page.gfn, event.pid))
 
-    def fast_fault(self, event: Event, task: Task) -> None:
+    def fast_fault(self, event: Event, task: Task, fault: FastFault) -> None:
         """fast_page_fault: the one change that has no kvm_tdp_mmu_spte_changed."""
-        fault: FastFault = event.fields()
         if not fault.fixed:
             return
         vm = self.world.vm(task)
+        found = self._leaf_at(vm.tree, fault)
+        if found is None:
+            return
+        table, index, gfn = found
+        kept = fault.new if not (fault.new ^ fault.old) & ADDRESS and fault.new & PRESENT else fault.old | WRITABLE
+        table.entries[index] = (kept, event.line)
+        self.world.held("transitions", "lockless changes that continue the one before")
+        change = SpteChanged(table.as_id, gfn, table.level, fault.old, kept)
+        self._retry(Waiting(event.line, name_of(event), event.pid, change, None, sure=False, vm=vm))
+
+    def _leaf_at(self, tree: Tree, fault: FastFault) -> tuple[Table, int, int] | None:
+        """Table, index and gfn of the leaf that a lockless fault has changed."""
         gfn = fault.address >> 12
         for level in (1, 2, 3):
             for as_id in (0, 1):
-                for table in vm.tree.candidates(as_id, level, gfn, freezing=False):
+                for table in tree.candidates(as_id, level, gfn, freezing=False):
                     index = gfn >> 9 * (level - 1) & 511
                     known = table.get(index)[0]
                     if known > 0 and is_leaf(known, level) and agrees(known, fault.old, self.world.volatile, 0):
-                        kept = fault.new if not (fault.new ^ fault.old) & ADDRESS and fault.new & PRESENT else fault.old | WRITABLE
-                        table.entries[index] = (kept, event.line)
-                        self.world.held("transitions", "lockless changes that continue the one before")
-                        if self._waiting:
-                            self._retry(vm, event.line)
-                        return
+                        return table, index, gfn & -span(level)
+        return None
 
-    def mark_mmio(self, event: Event, task: Task) -> None:
+    def mark_mmio(self, event: Event, task: Task, said: MarkMmio) -> None:
         """mark_mmio_spte: the value written must hold the generation that the event names."""
-        said: MarkMmio = event.fields()
         last = task.last_change
         if last is None or last[0] != said.gfn or last[2] & PRESENT or is_frozen(last[2]) or not self.world.vendor:
             return
-        kernels = [self.world.kernel]
-        mask = (1 << sum(width for _, width in kernels[0].gen_fields)) - 1
-        if any(kernel.generation(last[2]) == said.gen & mask for kernel in kernels):
+        kernel = self.world.kernel
+        mask = (1 << sum(width for _, width in kernel.gen_fields)) - 1
+        if kernel.generation(last[2]) == said.gen & mask:
             self.world.held("transitions", "MMIO SPTEs of the generation that was named")
-        elif self.world.detector.certain:
-            self.world.unsure("transitions", f"MMIO generations are not packed as in {kernels[0].name}", event.line)
+        elif kernel.name != "7.2" and "7.2" not in self.world.detector.kernels:
+            headline = f"gfn {said.gfn:#x}: the MMIO SPTE {last[2]:#x} has generation {kernel.generation(last[2]):#x}, not {said.gen:#x}"
+            lines = [(last[3], "the change"), (event.line, "the generation that was meant")]
+            self.world.broken("transitions", "mmio-gen", headline, lines, task=name_of(event), rule="O13")
 
     def tick(self, line: int) -> None:
         """What no event explained in time is judged."""
-        while self._waiting and self._waiting[0][1].line < line - HORIZON:
-            vm, waiting = self._waiting.popleft()
-            self._condemn(vm, waiting)
+        while self._waiting and self._waiting[0].line < line - HORIZON:
+            waiting = self._waiting.popleft()
+            if not waiting.settled:
+                self._settle(waiting)
+                self._condemn(waiting.vm, waiting)
         while self._preparing and self._preparing[0].line < line - HORIZON:
             self._still_linked(self._preparing.popleft())
         while self._dying and self._dying[0][1].removed < line - HORIZON:
@@ -413,6 +463,7 @@ class Sptes(Part):
             task=waiting.who,
         )
         self._apply(vm, table, waiting, None)
+        self._retry(waiting)
 
     def _still_linked(self, preparing: Preparing) -> None:
         tree = next((vm.tree for vm in self.world.vms.values()), None)
@@ -445,6 +496,7 @@ class Sptes(Part):
     def forget(self) -> None:
         """Nothing that waits can be judged any more."""
         self._waiting.clear()
+        self._waiting_in.clear()
         self._dying.clear()
         self._preparing.clear()
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from stress.trace.events import Event
+from attrs import define
+
+from stress.trace.events import Event, Probe
 from stress.trace.parts.part import Handler, Part
 from stress.trace.world import Check, Task, Vm, World, name_of
 
@@ -22,6 +24,16 @@ PAGES: Final = re.compile(r"pages_(4k|2m|1g)=(\d{1,15})")
 LEVELS: Final = {"4k": 1, "2m": 2, "1g": 3}
 
 
+@define(eq=False)
+class Waiting:
+    """Statistics that user space is reading, with what the events say meanwhile."""
+
+    event: Event
+    vm: Vm
+    said: dict[int, int]
+    counted: list[dict[int, int]]
+
+
 class Statistics(Part):
     """Compares where KVM says how many there are."""
 
@@ -30,17 +42,16 @@ class Statistics(Part):
     def __init__(self, world: World, stored: dict[str, dict[str, int]]) -> None:
         super().__init__(world)
         self._stored = stored
-        self._low: dict[int, int] = {}
-        self._high: dict[int, int] = {}
+        self._waiting: dict[int, Waiting] = {}
 
     def handlers(self) -> dict[str, Handler]:
         """Probes that carry tdp_mmu_pages; markers that carry, or point to, page statistics."""
         names = ("zap_all_fast", "zap_invalidated_roots", "uninit_tdp")
-        return {**dict.fromkeys(names, self.tables), "tracing_mark_write": self.marker}
+        return {**dict.fromkeys(names, self.tables), "tracing_mark_write": self.marker, "kvm_tdp_mmu_spte_changed": self.changed}
 
-    def tables(self, event: Event, task: Task) -> None:
+    def tables(self, event: Event, task: Task, probe: Probe) -> None:
         """tdp_mmu_pages: tables below the roots. A link counts after its event, so other tasks' last links may be missing."""
-        said = event.fields().number("tdp_pages", -1)
+        said = probe.number("tdp_pages", -1)
         vm = self.world.vm(task)
         if said < 0 or not vm.tree.complete:
             if said >= 0:
@@ -57,29 +68,52 @@ class Statistics(Part):
             headline = f"KVM counts {said} tables, the events add up to {vm.tree.linked}"
             self.world.broken("statistics", "tdp-pages", headline, [(event.line, f"tdp_mmu_pages is {said}")], task=name_of(event))
 
-    def marker(self, event: Event, task: Task) -> None:
-        """`... pages_4k=65 pages_2m=0 ...`, or `MK stats TAG` with the values in the workload's log."""
+    def marker(self, event: Event, task: Task, _said: object) -> None:
+        """`... pages_4k=65 pages_2m=0 ...`, or `MK stats TAG` with the values in the workload's log.
+
+        They are read between this marker and the task's next one, during which a running vCPU may change the counts.
+        """
+        waiting = self._waiting.pop(event.pid, None)
+        if waiting is not None:
+            self._compare(waiting)
         said = {LEVELS[name]: int(value) for name, value in PAGES.findall(event.text)}
         if not said and " stats " in event.text:
             stored = self._stored.get(event.text.rpartition(" stats ")[2].strip(), {})
             said = {level: stored[f"pages_{name}"] for name, level in LEVELS.items() if f"pages_{name}" in stored}
-        if said:
-            self.world.seen["statistics"] += 1
-            self._compare(event, self.world.vm(task), said)
-
-    def _compare(self, event: Event, vm: Vm, said: dict[int, int]) -> None:
-        if not vm.tree.complete:
+        vm = self.world.vm(task)
+        if not said or vm.over:
+            return
+        self.world.seen["statistics"] += 1
+        if vm.tree.complete:
+            self._waiting[event.pid] = Waiting(event, vm, said, [dict(vm.tree.leaves)])
+        else:
             self.world.unsure("statistics", "the VM is older than the recording, so its leaves were not all seen", event.line)
+
+    def changed(self, _event: Event, _task: Task, _said: object) -> None:
+        """The counts change while somebody reads them."""
+        for waiting in self._waiting.values():
+            waiting.counted.append(dict(waiting.vm.tree.leaves))
+
+    def _compare(self, waiting: Waiting) -> None:
+        for level, value in waiting.said.items():
+            counted = {leaves[level] for leaves in waiting.counted}
+            if min(counted) <= value <= max(counted):
+                continue
+            headline = f"KVM counts {value} pages of level {level}, the events add up to {' or '.join(map(str, sorted(counted)[:3]))}"
+            lines = [(waiting.event.line, "the count was taken here")]
+            self.world.broken("statistics", "pages", headline, lines, task=name_of(waiting.event))
             return
-        if any(vcpu.inside for vcpu in vm.vcpus.values()) or vm.over:
-            return  # a running vCPU changes the counts between the reading and the marker
-        wrong = {level: (value, vm.tree.leaves[level]) for level, value in said.items() if value != vm.tree.leaves[level]}
-        if not wrong:
-            self.world.held("statistics", "counts of pages by size")
-            return
-        level, (value, counted) = next(iter(wrong.items()))
-        headline = f"KVM counts {value} pages of level {level}, the events add up to {counted}"
-        self.world.broken("statistics", "pages", headline, [(event.line, "the count was taken here")], task=name_of(event))
+        self.world.held("statistics", "counts of pages by size")
+
+    def forget(self) -> None:
+        """Nothing is known any more."""
+        self._waiting.clear()
+
+    def finish(self, line: int, *, whole: bool) -> None:
+        """What was read before the end counts."""
+        for waiting in self._waiting.values():
+            self._compare(waiting)
+        self.forget()
 
 
 def stored_statistics(text: str) -> dict[str, dict[str, int]]:

@@ -7,7 +7,7 @@ from typing import Final
 from stress.trace.events import Event, Probe, VcpuEvent
 from stress.trace.layouts import ADDRESS
 from stress.trace.parts.part import Handler, Part
-from stress.trace.world import Check, Task, Vcpu, name_of
+from stress.trace.world import Check, Task, Vcpu, World, name_of
 
 OBSOLETE: Final = Check(
     name="obsolete",
@@ -18,6 +18,8 @@ OBSOLETE: Final = Check(
     " and its return, kvm_mmu_free_roots (roots, root)",
     source="arch/x86/kvm/mmu/mmu.c, kvm_mmu_zap_all_fast(), kvm_mmu_free_obsolete_roots(); reference 2.7",
 )
+UNSAID: Final = -2
+"""A vCPU whose missing load was noted."""
 NO_ROOT: Final = (1 << 64) - 1
 
 
@@ -25,6 +27,11 @@ class Vcpus(Part):
     """Knows which root each vCPU has, and which roots are obsolete."""
 
     checks = (OBSOLETE,)
+
+    def __init__(self, world: World) -> None:
+        super().__init__(world)
+        self._rootless: list[tuple[Event, int]] = []
+        self._unloaded: list[tuple[Event, int]] = []
 
     def handlers(self) -> dict[str, Handler]:
         """Entries, loads, drops and requests."""
@@ -43,21 +50,20 @@ class Vcpus(Part):
             "zap_invalidated_roots": self.told,
         }
 
-    def note_vcpu(self, event: Event, task: Task) -> None:
+    def note_vcpu(self, event: Event, task: Task, probe: Probe) -> None:
         """An event that only names the vCPU."""
-        self._vcpu(event, task)
+        self._vcpu(probe, task)
 
-    def _vcpu(self, event: Event, task: Task) -> Vcpu | None:
+    def _vcpu(self, probe: Probe, task: Task) -> Vcpu | None:
         """The vCPU that an event names."""
-        number = event.fields().number("vcpu", -1)
+        number = probe.number("vcpu", -1)
         if number < 0:
             return None
         task.vcpu = number
         return self.world.vm(task).vcpu(number)
 
-    def entry(self, event: Event, task: Task) -> None:
+    def entry(self, event: Event, task: Task, said: VcpuEvent) -> None:
         """kvm_entry: everything that the vCPU had been asked to do has been done."""
-        said: VcpuEvent = event.fields()
         vm = self.world.vm(task)
         vcpu = vm.vcpu(said.vcpu)
         task.vcpu = said.vcpu
@@ -65,6 +71,9 @@ class Vcpus(Part):
             self.world.mix(event.line, f"vCPU {said.vcpu} enters the guest in task {event.pid} while it is in the guest in task {vcpu.pid}")
             return
         vcpu.inside, vcpu.pid = event.line if self.world.seen["kvm_exit"] else 0, event.pid
+        if vcpu.root < 0 and vm.tree.complete:
+            self._rootless.append((event, vcpu.number))
+            vcpu.root = UNSAID
         since = vm.obsolete.get(vcpu.root, 0)
         if vcpu.root == 0:
             headline = f"vCPU {vcpu.number} enters the guest although it has dropped its root and loaded no other"
@@ -76,52 +85,64 @@ class Vcpus(Part):
         elif vcpu.root > 0:
             self.world.held("obsolete", "entries on a valid root")
 
-    def exit(self, event: Event, task: Task) -> None:
+    def exit(self, event: Event, task: Task, said: VcpuEvent) -> None:
         """kvm_exit."""
-        said: VcpuEvent = event.fields()
         self.world.vm(task).vcpu(said.vcpu).inside = 0
 
     def _broken(self, event: Event, code: str, headline: str, lines: list[tuple[int, str]]) -> None:
         self.world.broken("obsolete", code, headline, [(event.line, "here"), *lines], task=name_of(event))
 
-    def mmu_load(self, event: Event, task: Task) -> None:
+    def mmu_load(self, event: Event, task: Task, probe: Probe) -> None:
         """kvm_mmu_load() begins."""
-        self._vcpu(event, task)
+        self._vcpu(probe, task)
         task.loaded = 0
 
-    def load_pgd(self, event: Event, task: Task) -> None:
+    def load_pgd(self, event: Event, task: Task, probe: Probe) -> None:
         """The root goes to the hardware."""
-        vcpu = self._vcpu(event, task)
-        hpa = event.fields().number("root", 0) & ADDRESS
+        vcpu = self._vcpu(probe, task)
+        hpa = probe.number("root", 0) & ADDRESS
         task.loaded = event.line
         if vcpu is not None:
             vcpu.root, vcpu.line = hpa, event.line
 
-    def mmu_load_ret(self, event: Event, task: Task) -> None:
+    def mmu_load_ret(self, event: Event, task: Task, probe: Probe) -> None:
         """kvm_mmu_load() has succeeded: it must have given a root to the hardware."""
-        if "mmu_load" not in task.open or event.fields().number("ret", -1) != 0:
+        if "mmu_load" not in task.open or probe.number("ret", -1) != 0:
             return
         if task.loaded:
             self.world.held("obsolete", "loads that gave the vCPU a root")
-        elif self.world.seen["load_pgd"]:
-            begun = task.open["mmu_load"][0].line
-            self._broken(event, "not-loaded", "kvm_mmu_load() returns 0 without having given a root to the hardware", [(begun, "it began")])
+        else:
+            self._unloaded.append((event, task.open["mmu_load"][0].line))
 
-    def free_roots(self, event: Event, task: Task) -> None:
+    def finish(self, line: int, *, whole: bool) -> None:
+        """Whether loads are recorded at all is known in the end only."""
+        if self.world.seen["load_pgd"]:
+            for event, number in self._rootless:
+                self._broken(event, "no-root", f"vCPU {number} enters the guest without ever having loaded a root", [])
+            for event, begun in self._unloaded:
+                headline = "kvm_mmu_load() returns 0 without having given a root to the hardware"
+                self._broken(event, "not-loaded", headline, [(begun, "it began")])
+        self.forget()
+
+    def forget(self) -> None:
+        """Nothing is known any more."""
+        self._rootless.clear()
+        self._unloaded.clear()
+
+    def free_roots(self, event: Event, task: Task, probe: Probe) -> None:
         """kvm_mmu_free_roots(): bit 0 of the mask is the current root."""
-        probe: Probe = event.fields()
         root = probe.number("root", 0)
         vcpu = self.world.vm(task).vcpus.get(task.vcpu)
         if vcpu is not None and probe.number("roots", 0) & 1 and root != NO_ROOT and vcpu.root == root & ADDRESS:
             vcpu.root, vcpu.line = 0, event.line
 
-    def unload(self, event: Event, task: Task) -> None:
+    def unload(self, event: Event, task: Task, probe: Probe) -> None:
         """kvm_mmu_unload()."""
-        vcpu = self._vcpu(event, task)
+        vcpu = self._vcpu(probe, task)
         if vcpu is not None:
             vcpu.root, vcpu.line = 0, event.line
 
-    def invalidate(self, event: Event, task: Task) -> None:
+    def invalidate(self, event: Event, task: Task, _said: object) -> None:
         """All roots become obsolete; nobody has been told yet."""
         vm = self.world.vm(task)
         for root in vm.tree.roots:
@@ -132,19 +153,19 @@ class Vcpus(Part):
                 vm.obsolete.setdefault(vcpu.root, event.line)
         task.invalidated, task.asked = event.line, 0
 
-    def request(self, event: Event, task: Task) -> None:
+    def request(self, event: Event, task: Task, probe: Probe) -> None:
         """kvm_make_all_cpus_request(): KVM_REQ_MMU_FREE_OBSOLETE_ROOTS, or the reload request of older kernels."""
-        if task.invalidated and not task.asked and event.fields().number("req", 0) & 0xFF:
+        if task.invalidated and not task.asked and probe.number("req", 0) & 0xFF:
             task.asked = event.line
 
-    def acknowledged(self, event: Event, task: Task) -> None:
+    def acknowledged(self, event: Event, task: Task, _said: object) -> None:
         """It returns when every vCPU that was in the guest has left it, and none can enter without seeing the request."""
         if task.asked and task.invalidated:
             self.world.vm(task).acknowledged = event.line
             task.invalidated = task.asked = 0
             self.world.held("obsolete", "requests to drop obsolete roots")
 
-    def told(self, event: Event, task: Task) -> None:
+    def told(self, event: Event, task: Task, _said: object) -> None:
         """The invalid roots are about to be zapped without a flush: every vCPU must have been told to drop them."""
         if not task.invalidated:
             return
