@@ -40,8 +40,15 @@ class Root:
     gets: int = 2
     puts: int = 0
     """References taken and dropped since birth: the TDP MMU's and the first vCPU's come with it."""
+    tainted: bool = False
+    """Whether something may have happened in it that was not attributed to it."""
     counted: bool = False
     """Whether `gets` and `puts` are complete."""
+
+    @property
+    def sure(self) -> bool:
+        """Whether everything that ever happened in it is known."""
+        return self.born > 0 and not self.tainted
 
 
 @define(eq=False)
@@ -113,6 +120,16 @@ class Tree:
         self.live.setdefault((table.as_id, table.level, table.base), []).append(table)
         if table.address:
             self.by_address[table.address] = table
+
+    def knows(self, table: Table) -> bool:
+        """Whether everything in a table is known: nothing in it is older than the recording, or was attributed wrongly."""
+        return self.complete or (table.root is not None and table.root.sure)
+
+    def taint(self, as_id: int = -1) -> None:
+        """Something happened in one of the trees (of an address space), and nothing says in which."""
+        for root in self.roots:
+            if as_id < 0 or root.as_id in (as_id, -1):
+                root.tainted = True
 
     def born(self, level: int, line: int) -> Root:
         """A root page was made; its address space shows with its first entry."""

@@ -24,7 +24,8 @@ VOLATILE: Final = {"AMD": AMD.accessed | AMD.dirty, "Intel": INTEL.accessed | IN
 """What hardware, and tracking of accesses without hardware's help, does to a leaf without an event."""
 ACROSS: Final = frozenset({"obsolete-root", "count", "reused-invalid", "lock-left", "tdp-pages", "pages"})
 """Codes of violations that rest on the order of events on different CPUs."""
-MOST_REPORTS: Final = 200
+MOST_REPORTS: Final = 40
+"""Reports that are kept of one kind; the others are counted."""
 
 
 @frozen
@@ -130,6 +131,9 @@ class Task:
     """Functions that were entered and have not returned, by canonical name."""
     root: Root | None = None
     """The root that it works on, while it says so."""
+    placed: bool = False
+    """Whether it was seen where it can owe nothing: a task that the recording finds in the middle of a zap may have told
+    before it began why its zap needs no flush."""
     owed: list[Owed] = field(factory=list)
     fresh_flush: int = 0
     """Line of a flush since its last SPTE change, or 0."""
@@ -170,6 +174,7 @@ class World:
     tallies: dict[str, Tally] = field(factory=dict)
     reports: list[tuple[Report, tuple[tuple[int, str], ...]]] = field(factory=list)
     """Each with the lines that prove it, which are filled in at the end."""
+    kinds: Counter[tuple[str, str]] = field(factory=Counter)
     dropped_reports: int = 0
     gaps: list[tuple[int, str]] = field(factory=list)
     tasks: dict[int, Task] = field(factory=dict)
@@ -249,7 +254,8 @@ class World:
             return
         about = self.checks[check]
         self.tallies[check].broken += 1
-        if len(self.reports) >= MOST_REPORTS:
+        self.kinds[check, code] += 1
+        if self.kinds[check, code] > MOST_REPORTS:
             self.dropped_reports += 1
             return
         rule = rule or about.rule

@@ -43,6 +43,8 @@ DUE: Final = {
 }
 """Where a task can owe no flush any more, and what that means."""
 TABLE_ZAPPED: Final = "a table was zapped"
+BEGINS: Final = ("zap_all_fast", "zap_invalidated_roots", "unmap_gfn_range", "zap_root", "map", "kvm_exit")
+"""Where a task's operation begins, or where it cannot be in one."""
 MOST_OWED: Final = 4096
 
 
@@ -62,6 +64,7 @@ class Flushes(Part):
             **dict.fromkeys(FLUSH_EVENTS, self.flush),
             **{f"{name}()": self.flush for name in FLUSH_EVENTS},
             **dict.fromkeys(DUE, self.due),
+            **dict.fromkeys(BEGINS, self.begins),
             "zap_all": self.ended,
             "zap_all()": self.ended,
             "flush_shadow_all": self.ended,
@@ -75,7 +78,7 @@ class Flushes(Part):
     def changed(self, event: Event, task: Task, change: SpteChanged) -> None:
         """An SPTE change: does it take a translation away that a vCPU may have cached?"""
         fresh, task.fresh_flush = task.fresh_flush, 0
-        if not change.old & PRESENT:
+        if not change.old & PRESENT or not task.placed:
             return
         why = self._taken(change, faulting="map" in task.open or not self.world.seen["map"])
         if not why or self.world.vm(task).ended or self._root_is_invalid(task):
@@ -132,9 +135,14 @@ class Flushes(Part):
             task.owed.clear()
         self.world.held("flushes", "changes flushed in time", before - len(task.owed))
 
+    def begins(self, event: Event, task: Task, _said: object) -> None:
+        """What the task does from here on is seen from its beginning."""
+        task.placed = True
+
     def due(self, event: Event, task: Task, _said: object) -> None:
         """Nothing may be owed here."""
         task.fresh_flush = 0
+        task.placed = True
         if not task.owed:
             return
         owed = task.owed[0]

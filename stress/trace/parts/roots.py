@@ -98,6 +98,9 @@ class Roots(Part):
     def adopt(self, vm: Vm, pointer: int, spt: int = 0) -> Root:
         """A root that is older than the recording, or whose birth was not recorded."""
         root = Root(vm.tree.root_level, 0, pointer=pointer)
+        for other in vm.tree.roots:
+            if not other.pointer and not other.dead and not vm.tree.complete:
+                other.tainted = True  # it may be this one
         if spt and vm.page_offset >= 0:
             root.hpa = spt - vm.page_offset
         vm.tree.roots.append(root)

@@ -109,7 +109,7 @@ class Sptes(Part):
             tree.roots = [root for root in tree.roots if root.level >= change.level]
             tree.root_level = change.level
         self._count_leaves(tree, change)
-        sure = task.root is not None and task.root.born > 0
+        sure = task.root is not None and task.root.sure
         waiting = Waiting(event.line, name_of(event), event.pid, change, task.root, sure, vm)
         task.last_change = (change.gfn, change.level, change.new, event.line)
         if self._place(vm, waiting, task):
@@ -229,6 +229,8 @@ class Sptes(Part):
         if table is None:
             if vm.tree.complete or waiting.sure:
                 return False
+            if waiting.root is None:
+                vm.tree.taint(change.as_id)
             table = Table(change.level, change.gfn >> 9 * change.level << 9 * change.level, change.as_id, None, 0, 0, UNKNOWN)
             vm.tree.add(table)
         else:
@@ -253,7 +255,7 @@ class Sptes(Part):
             if not agrees(known, old, self.world.volatile, writable):
                 continue
             same = waiting.root is not None and table.root is waiting.root
-            if waiting.sure and not same and table.root is not None and table.root.born:
+            if not same and waiting.root is not None and not tree.complete and tree.knows(table):
                 continue
             rank = 4 * same + 2 * (known != UNKNOWN) + (not table.removed) * (not is_frozen(change.new))
             if rank > best_rank:
@@ -269,7 +271,7 @@ class Sptes(Part):
             self._unlink(vm, table, index, waiting, task)
         if is_table(new, level) and not is_table(old, level):
             other = tree.by_address.get(new & ADDRESS)
-            if other is not None and not other.removed:
+            if other is not None and not other.removed and tree.knows(other) and tree.knows(table):
                 self.world.broken(
                     "tables",
                     "linked-twice",
@@ -480,8 +482,8 @@ class Sptes(Part):
         """A removed table must hold nothing any more."""
         left = [item for item in table.leaves() if not is_frozen(item[1])]
         vm.tree.drop(table)
-        if not left:
-            self.world.held("tables", "removed tables without a leaf left")
+        if not left or not vm.tree.knows(table):
+            self.world.held("tables", "removed tables without a leaf left", int(not left))
             return
         index, value, line = left[0]
         gfn = table.base + index * span(table.level)
