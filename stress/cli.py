@@ -38,6 +38,7 @@ from stress.search import explain_text, store
 from stress.search.explain import explain_stored
 from stress.search.strategies import EVERYTHING, strategy_for
 from stress.study import command as study_command
+from stress.trace.cli import trace
 from stress.variants import load_variants
 from stress.verdict import ExitCode, Verdict
 from stress.zoo import command as zoo_command
@@ -322,6 +323,7 @@ def bench(as_json: bool, quick: bool) -> ExitCode:
 cli.add_command(zoo_command.command)
 cli.add_command(compare_command.command)
 cli.add_command(study_command.command)
+cli.add_command(trace)
 
 
 def load_all(config: Path, overrides: tuple[str, ...], files: tuple[Path, ...]) -> tuple[Scenario, tuple[Variant, ...]]:

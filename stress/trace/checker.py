@@ -69,7 +69,7 @@ class CheckResult:
 class Checker:
     """Feed it events in the order of the recording, then ask for the result."""
 
-    def __init__(self, *, kernel: str = "auto", vendor: str = "auto", statistics: str = "") -> None:
+    def __init__(self, *, kernel: str = "auto", vendor: str = "auto", statistics: str = "", only: frozenset[str] = frozenset()) -> None:
         parts_of: list[type[Part]] = [Roots, Sptes, Slots, Flushes, Vcpus]
         self.world = World({})
         parts: list[Part] = [make(self.world) for make in parts_of]
@@ -78,6 +78,7 @@ class Checker:
         checks = {check.name: check for part in parts for check in part.checks}
         self.world.checks.update({name: checks[name] for name in ORDER_OF_CHECKS})
         self.world.tallies.update({name: Tally() for name in ORDER_OF_CHECKS})
+        self.world.only = only
         self.world.forced_kernel = "" if kernel == "auto" else layout_name(kernel)
         self.world.forced_vendor = "" if vendor == "auto" else vendor_name(vendor)
         self.summary = Summary()
@@ -166,7 +167,8 @@ class Checker:
         """The recording is over: judge what waits, and put everything together."""
         world = self.world
         self._end_recording(whole=self._whole)
-        missing = {check.name: check.wants for check in world.checks.values() if not all(world.saw(group) for group in check.needs)}
+        wanted = [check for check in world.checks.values() if not world.only or check.name in world.only]
+        missing = {check.name: check.wants for check in wanted if not all(world.saw(group) for group in check.needs)}
         order = sorted(range(len(world.reports)), key=lambda index: world.reports[index][1][0][0] if world.reports[index][1] else 0)
         proofs = [world.reports[index] for index in order]
         texts = read_lines(path, {line for _, lines in proofs for line, _ in lines}) if path and proofs else {}
@@ -176,8 +178,8 @@ class Checker:
             reports=tuple(with_lines(report, lines, texts) for report, lines in proofs),
             lines=tuple(lines[0][0] for _, lines in proofs),
             dropped_reports=world.dropped_reports,
-            checks=tuple(world.checks.values()),
-            tallies=world.tallies,
+            checks=tuple(wanted),
+            tallies={check.name: world.tallies[check.name] for check in wanted},
             missing=missing,
             counts=reader.counts,
             summary=self.summary.as_dict(),
@@ -197,7 +199,7 @@ class Checker:
 
     def _judge(self, missing: dict[str, str], counts: Counts) -> Judgement:
         """FAIL needs a broken rule; PASS needs that something was checked, and that nothing was missing."""
-        tallies = self.world.tallies
+        tallies = {name: tally for name, tally in self.world.tallies.items() if not self.world.only or name in self.world.only}
         reasons: list[tuple[Verdict, str]] = []
         broken = sum(tally.broken for tally in tallies.values())
         if broken:
@@ -216,9 +218,12 @@ class Checker:
         return conclude(reasons, f"{held:,} checks of {len(checked)} kinds held, none was broken")
 
 
-def check(path: Path, *, kernel: str = "auto", vendor: str = "auto", log: Path | None = None) -> CheckResult:
-    """Check the recording in a file (`-` is stdin); `log` holds the workload's statistics. Raises `TraceError`."""
-    checker = Checker(kernel=kernel, vendor=vendor, statistics=read_log(path, log))
+def check(
+    path: Path, *, kernel: str = "auto", vendor: str = "auto", log: Path | None = None, only: frozenset[str] = frozenset()
+) -> CheckResult:
+    """Check the recording in a file (`-` is stdin); `log` holds the workload's statistics, `only` names the checks that
+    count (empty: all). Raises `TraceError`."""
+    checker = Checker(kernel=kernel, vendor=vendor, statistics=read_log(path, log), only=only)
     reader = Reader.open(path)
     for event in reader:
         checker.world.skewed = reader.counts.skewed > 0

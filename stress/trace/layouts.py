@@ -151,7 +151,7 @@ class Detector:
         if spte in self._seen or (spte not in NONE_VALUES and spte not in FROZEN_VALUES):
             return ""
         self._seen.add(spte)
-        meaning = "non-present" if spte in NONE_VALUES else "frozen"
+        meaning = "non-present value" if spte in NONE_VALUES else "frozen value"
         kernels = {layout.name for layout in LAYOUTS.values() if spte in (layout.none, layout.frozen)}
         return self._learn(Clue(line, spte, meaning, frozenset(kernels)))
 
@@ -159,7 +159,7 @@ class Detector:
         left = self.kernels & clue.kernels
         if not left:
             return (
-                f"{clue.spte:#x} is the {clue.meaning} value of {' or '.join(sorted(clue.kernels))}; "
+                f"{clue.spte:#x} is the {clue.meaning} of {' or '.join(sorted(clue.kernels))}; "
                 f"this recording is of {' or '.join(sorted(self.kernels))}"
             )
         self.clues.append(clue)

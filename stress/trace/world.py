@@ -179,6 +179,8 @@ class World:
     gaps: list[tuple[int, str]] = field(factory=list)
     tasks: dict[int, Task] = field(factory=dict)
     vms: dict[int, Vm] = field(factory=dict)
+    only: frozenset[str] = frozenset()
+    """The checks that count, empty for all."""
     skewed: bool = False
     """Whether the recording's clock runs differently on different CPUs."""
     names: Names = field(factory=Names)
@@ -251,6 +253,8 @@ class World:
         """A rule was broken; the first line is where, the others prove it."""
         if self.skewed and code in ACROSS:
             self.unsure(check, f"{headline}; but the clocks of the CPUs differ, so this may be no more than their difference", lines[0][0])
+            return
+        if self.only and check not in self.only:
             return
         about = self.checks[check]
         self.tallies[check].broken += 1

@@ -134,6 +134,8 @@ class Sptes(Part):
             )
         else:
             why = self._why_illegal(change)
+            if is_frozen(new):
+                world.held("frozen", "entries frozen that were not frozen before")
             if why:
                 self._illegal(event, why[0], f"gfn {change.gfn:#x} level {level}: {old:#x} -> {new:#x}: {why[1]}")
             else:

@@ -1,0 +1,309 @@
+"""`stress trace record`: the ftrace set-up that `check` wants, as a shell script for a user to read and run as root.
+
+Arguments of probes are given by name (`root->role.word`), which the kernel resolves with its own BTF; where it cannot,
+the script falls back to registers, and says so. Source: Documentation/trace/{ftrace,kprobetrace,fprobetrace}.rst.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from attrs import frozen
+
+from stress.trace.names import FUNCTIONS
+from stress.trace.parts.flushes import FLUSHES
+from stress.trace.parts.roots import ROOTS
+from stress.trace.parts.slots import SLOTS
+from stress.trace.parts.sptes import FROZEN, TABLES, TRANSITIONS
+from stress.trace.parts.statistics import STATISTICS
+from stress.trace.parts.vcpus import OBSOLETE
+
+EVENTS: Final = ("kvmmmu", "kvm/kvm_entry", "kvm/kvm_exit", "kvm/kvm_page_fault", "kvm/kvm_userspace_exit", "kvm/kvm_unmap_hva_range")
+"""Events of level 1."""
+
+LEVELS: Final = {
+    1: "tracepoints only: what changed in the page tables",
+    2: "and function entries, with the probes that need registers only: who did it, and whether it was flushed",
+    3: "and probes with arguments, with page statistics: roots, slots, references, requests",
+}
+
+
+@frozen
+class ProbeSpec:
+    """A probe: its event name, its function, its arguments by BTF and, as a fallback, by register."""
+
+    name: str
+    function: str
+    typed: str = ""
+    plain: str = ""
+    level: int = 3
+
+    @property
+    def definition(self) -> str:
+        """`p` for an entry, `r` for a return."""
+        return f"{'r' if self.name.endswith('_ret') else 'p'}:tdp_stress/{self.name} {self.function}"
+
+
+def _entry_and_return(name: str, function: str, typed: str = "", plain: str = "", ret: str = "", level: int = 3) -> tuple[ProbeSpec, ...]:
+    return ProbeSpec(name, function, typed, plain, level), ProbeSpec(f"{name}_ret", function, ret, ret, level)
+
+
+KVM: Final = "kvm=kvm:x64"
+VCPU: Final = "kvm=vcpu->kvm:x64 vcpu=vcpu->vcpu_id:s32"
+RET: Final = "ret=$retval:s32"
+PAGES: Final = f"{KVM} tdp_pages=kvm->arch.tdp_mmu_pages.counter:u64"
+SLOT: Final = " ".join(
+    f"{which}_{short}={which}->{member}:{kind}"
+    for which in ("old", "new")
+    for short, member, kind in (("id", "id", "s16"), ("gfn", "base_gfn", "x64"), ("n", "npages", "x64"), ("fl", "flags", "x32"))
+)
+ROOT: Final = "root=root:x64 spt=root->spt:x64 ref=root->tdp_mmu_root_count.refs.counter:u32 role=root->role.word:x32"
+
+PROBES: Final = (
+    *_entry_and_return("set_memslot", "kvm_set_memslot", f"{KVM} change=change:s32 {SLOT}", "kvm=%di:x64 change=%cx:s32", RET, 2),
+    *_entry_and_return("swap_memslots", "kvm_swap_active_memslots", f"{KVM} as_id=as_id:s32", "kvm=%di:x64 as_id=%si:s32"),
+    ProbeSpec("memslots_updated", "kvm_arch_memslots_updated", f"{KVM} gen=gen:x64", "kvm=%di:x64 gen=%si:x64", 2),
+    *_entry_and_return("flush_shadow_memslot", "kvm_arch_flush_shadow_memslot", KVM, "kvm=%di:x64"),
+    *_entry_and_return("zap_all_fast", "kvm_mmu_zap_all_fast", PAGES, "kvm=%di:x64"),
+    *_entry_and_return("invalidate_all_roots", "kvm_tdp_mmu_invalidate_all_roots", KVM, "kvm=%di:x64"),
+    *_entry_and_return("invalidate_roots", "kvm_tdp_mmu_invalidate_roots", KVM, "kvm=%di:x64"),
+    *_entry_and_return("zap_invalidated_roots", "kvm_tdp_mmu_zap_invalidated_roots", PAGES, "kvm=%di:x64"),
+    *_entry_and_return("make_all_req", "kvm_make_all_cpus_request", f"{KVM} req=req:x32", "kvm=%di:x64 req=%si:x32", "called=$retval:u8"),
+    *_entry_and_return("alloc_root", "kvm_tdp_mmu_alloc_root", f"{VCPU} role=vcpu->arch.mmu->root_role.word:x32", "", RET),
+    *_entry_and_return(
+        "get_vcpu_root", "kvm_tdp_mmu_get_vcpu_root_hpa", f"{VCPU} role=vcpu->arch.mmu->root_role.word:x32", "", "ret=$retval:x64"
+    ),
+    *_entry_and_return("next_root", "tdp_mmu_next_root", "prev=prev_root:x64 only_valid=only_valid:u8", "prev=%si:x64", "root=$retval:x64"),
+    ProbeSpec("put_root", "kvm_tdp_mmu_put_root", f"{KVM} {ROOT}", "kvm=%di:x64 root=%si:x64"),
+    *_entry_and_return("zap_root", "tdp_mmu_zap_root", f"{KVM} {ROOT} shared=shared:u8", "kvm=%di:x64 root=%si:x64"),
+    *_entry_and_return(
+        "zap_leafs", "tdp_mmu_zap_leafs", "kvm=kvm:x64 root=root:x64 start=start:x64 end=end:x64", "kvm=%di:x64 root=%si:x64"
+    ),
+    *_entry_and_return("unmap_gfn_range", "kvm_tdp_mmu_unmap_gfn_range", KVM, "kvm=%di:x64", "flush=$retval:u8"),
+    *_entry_and_return("mn_start", "kvm_mmu_notifier_invalidate_range_start", "start=range->start:x64 end=range->end:x64", "", RET, 2),
+    *_entry_and_return("mmu_load", "kvm_mmu_load", VCPU, "", RET, 2),
+    ProbeSpec("load_pgd", "svm_load_mmu_pgd", f"{VCPU} root=root_hpa:x64", ""),
+    ProbeSpec("load_ept", "vmx_load_mmu_pgd", f"{VCPU} root=root_hpa:x64", ""),
+    ProbeSpec("mmu_free_roots", "kvm_mmu_free_roots", "roots=roots_to_free:x64 root=mmu->root.hpa:x64", "roots=%dx:x64"),
+    ProbeSpec("free_obsolete", "kvm_mmu_free_obsolete_roots", VCPU, ""),
+    ProbeSpec("mmu_unload", "kvm_mmu_unload", VCPU, ""),
+    ProbeSpec("stale", "is_page_fault_stale", f"{VCPU} gfn=fault->gfn:x64 root=vcpu->arch.mmu->root.hpa:x64", ""),
+    *_entry_and_return("map", "kvm_tdp_mmu_map", f"{VCPU} gfn=fault->gfn:x64 pfn=fault->pfn:x64", "", RET, 2),
+    ProbeSpec("flush_remote_range", "kvm_flush_remote_tlbs_range", "gfn=gfn:x64 n=nr_pages:x64", "gfn=%si:x64 n=%dx:x64", 2),
+    ProbeSpec("zap_all", "kvm_tdp_mmu_zap_all", KVM, "kvm=%di:x64", 2),
+    ProbeSpec("uninit_tdp", "kvm_mmu_uninit_tdp_mmu", PAGES, "kvm=%di:x64"),
+    ProbeSpec("init_vm", "kvm_mmu_init_vm", KVM, "kvm=%di:x64", 2),
+    ProbeSpec("free_sp_rcu", "tdp_mmu_free_sp_rcu_callback", "head=head:x64", "head=%di:x64"),
+)
+"""What `check` looks for. A function that a kernel does not have, or has inlined, is left out with a note."""
+
+CHECKS: Final = (SLOTS, TRANSITIONS, FROZEN, FLUSHES, ROOTS, TABLES, STATISTICS, OBSOLETE)
+_LEVEL_1: Final = {
+    "kvm_tdp_mmu_spte_changed", "kvm_mmu_get_page", "kvm_mmu_prepare_zap_page", "kvm_entry", "kvm_exit", "tracing_mark_write",
+}  # fmt: skip
+
+
+def recorded(level: int) -> set[str]:
+    """Canonical names of the events that a recording of this level holds."""
+    names = set(_LEVEL_1)
+    if level >= 2:
+        names |= {f"{name}()" for name in FUNCTIONS.values()}
+    for probe in PROBES:
+        if probe.level <= level:
+            canonical = FUNCTIONS[probe.function]
+            names.add(f"{canonical}_ret" if probe.name.endswith("_ret") else canonical)
+    return names | ({"statistics"} if level >= 3 else set())
+
+
+def provable(level: int) -> list[str]:
+    """The checks that have all they need at this level."""
+    names = recorded(level)
+    return [check.name for check in CHECKS if all(names & group for group in check.needs)]
+
+
+def explanation() -> str:
+    """What each level records, and what `check` can judge with it."""
+    lines = []
+    for level, what in LEVELS.items():
+        lines += [f"level {level}: {what}", f"  judges: {', '.join(provable(level))}"]
+        missing = [check for check in CHECKS if check.name not in provable(level)]
+        lines += [f"  not {check.name}: needs {check.wants}" for check in missing]
+    lines.append("Every level needs a recording that begins before the VM does, or it can only judge what it has seen the beginning of.")
+    return "\n".join(lines) + "\n"
+
+
+def script(level: int, buffer_mb: int, kernel: str = "") -> str:
+    """The whole script."""
+    probes = [_probe_line(probe) for probe in PROBES if probe.level <= level]
+    functions = " ".join(sorted(FUNCTIONS)) if level >= 2 else ""
+    made_for = f" (for kernel {kernel})" if kernel else ""
+    return _TEMPLATE.format(
+        level=level,
+        made_for=made_for,
+        what=LEVELS[level],
+        judges=", ".join(provable(level)),
+        buffer_kb=buffer_mb * 1024,
+        events=" ".join(EVENTS),
+        functions=functions,
+        probes="\n".join(probes) or "    : # none at this level",
+        statistics="1" if level >= 3 else "0",
+    )
+
+
+def _probe_line(probe: ProbeSpec) -> str:
+    """One call of the script's `probe`: the definitions in the order in which they are tried."""
+    tries = [f"{probe.definition} {probe.typed}".strip()]
+    if probe.plain and probe.plain != probe.typed:
+        tries.append(f"{probe.definition} {probe.plain}")
+    quoted = " \\\n        ".join(f"'{definition}'" for definition in tries)
+    return f"    probe {quoted}"
+
+
+_TEMPLATE: Final = r"""#!/bin/sh
+# Record what KVM's TDP MMU does, for `stress trace check`. Level {level}{made_for}: {what}.
+# With it `check` can judge: {judges}.
+#
+# Read it, then run it as root. It works in a trace instance of its own, changes no other tracing, and takes everything
+# down again when it ends (Ctrl-C included).
+#
+#   sh record.sh -o vm.trace -- qemu-system-x86_64 ...     start a VM and record it from its beginning (best)
+#   sh record.sh -o vm.trace -p PID -t 30                  record a VM that runs already, for 30 seconds
+#
+# Without -p and without a command it records every VM on the machine until Ctrl-C.
+# shellcheck disable=SC2016  # $retval is for the kernel, not for the shell
+set -eu
+
+with_statistics={statistics}
+out=vm.trace
+pid=
+seconds=
+while getopts o:p:t: option; do
+    case $option in
+    o) out=$OPTARG ;;
+    p) pid=$OPTARG ;;
+    t) seconds=$OPTARG ;;
+    *) echo "usage: $0 [-o FILE] [-p PID] [-t SECONDS] [-- COMMAND ...]" >&2; exit 4 ;;
+    esac
+done
+shift $((OPTIND - 1))
+
+[ "$(id -u)" = 0 ] || {{ echo "$0: must run as root" >&2; exit 4; }}
+tracing=/sys/kernel/tracing
+[ -e "$tracing/kprobe_events" ] || tracing=/sys/kernel/debug/tracing
+[ -e "$tracing/kprobe_events" ] || {{
+    echo "$0: no tracefs with kprobe events; try: mount -t tracefs nodev /sys/kernel/tracing" >&2
+    exit 4
+}}
+instance=$tracing/instances/tdp-stress
+
+probe() {{
+    # Try the definitions in turn: with the kernel's own types first, then with registers.
+    for definition in "$@"; do
+        if echo "$definition" >>"$tracing/kprobe_events" 2>/dev/null; then
+            return 0
+        fi
+    done
+    echo "left out (this kernel does not have it, or has inlined it): $1" >&2
+}}
+
+put() {{
+    # Write a setting that some kernels do not have.
+    if [ -e "$instance/$1" ]; then
+        echo "$2" >"$instance/$1" || echo "cannot set $1 to $2" >&2
+    fi
+}}
+
+statistics() {{
+    # KVM's own counts, as a marker that `check` compares with what it has counted.
+    for directory in /sys/kernel/debug/kvm/"${{pid:-*}}"-*; do
+        if [ -r "$directory/pages_4k" ]; then
+            values=
+            for name in pages_4k pages_2m pages_1g; do
+                values="$values $name=$(cat "$directory/$name")"
+            done
+            echo "statistics$values" >"$instance/trace_marker"
+            echo "statistics end" >"$instance/trace_marker"
+        fi
+    done
+}}
+
+teardown() {{
+    trap - EXIT INT TERM
+    if [ -d "$instance" ]; then
+        put tracing_on 0
+        put current_tracer nop
+        put events/enable 0
+        rmdir "$instance" || true
+    fi
+    # Only the probes made above; in reverse, as the kernel asks for.
+    grep -o 'tdp_stress/[^ ]*' "$tracing/kprobe_events" 2>/dev/null | while read -r name; do
+        echo "-:$name" >>"$tracing/kprobe_events" || true
+    done
+}}
+
+save() {{
+    put tracing_on 0
+    cat "$instance/trace" >"$out"
+    echo "recorded: $(grep -c '' "$out") lines in $out; now: stress trace check $out" >&2
+}}
+
+setup() {{
+    mkdir -p "$instance"
+    put tracing_on 0
+    put buffer_size_kb {buffer_kb}
+    put trace_clock counter            # one number per event: one order over all CPUs
+    put options/irq-info 1
+    put options/record-tgid 0
+    put trace ''
+{probes}
+    for event in {events}; do
+        put "events/$event/enable" 1
+    done
+    put events/tdp_stress/enable 1
+    functions='{functions}'
+    if [ -n "$functions" ]; then
+        for function in $functions; do
+            echo "$function" >>"$instance/set_ftrace_filter" 2>/dev/null || true
+        done
+        put current_tracer function
+    fi
+}}
+
+only() {{
+    # This process and its threads; what the kernel's own threads do for it (RCU, NX recovery) stays unrecorded.
+    put options/event-fork 1
+    put options/function-fork 1
+    for task in /proc/"$1"/task/*; do
+        echo "${{task##*/}}" >>"$instance/set_event_pid"
+        echo "${{task##*/}}" >>"$instance/set_ftrace_pid" 2>/dev/null || true
+    done
+}}
+
+trap teardown EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+setup
+if [ -n "$pid" ]; then
+    only "$pid"
+fi
+put tracing_on 1
+if [ $# -gt 0 ]; then
+    "$@" || echo "the command ended with $?" >&2
+else
+    if [ "$with_statistics" = 1 ]; then
+        statistics
+    fi
+    if [ -n "$seconds" ]; then
+        sleep "$seconds"
+    else
+        echo "recording; Ctrl-C ends it" >&2
+        trap 'echo >&2' INT
+        sleep 2147483647 || true
+        trap 'exit 130' INT
+    fi
+    if [ "$with_statistics" = 1 ]; then
+        statistics
+    fi
+fi
+save
+"""
