@@ -11,27 +11,27 @@ from stress.trace.layouts import is_frozen, is_leaf, is_table
 
 ROWS: Final = {
     "deletes": "slots deleted",
-    "moves": "slots moved",
+    "moves": "slot moves asked for",
     "new_root": "roots made",
     "alloc_root": "roots asked for by a vCPU",
-    "reused": "... and found",
+    "reused": "... and a walk found one",
     "put_last": "roots that had their last put",
     "free_sp": "table pages freed by RCU",
     "zap_all_fast": "fast zaps of everything",
     "leaf_zap": "leaves zapped",
-    "leaf_set": "leaves set",
+    "leaf_set": "leaves written",
     "table_link": "tables linked",
     "table_zap": "tables unlinked",
     "frozen": "entries frozen",
     "flush_remote": "remote TLB flushes",
     "req_free_obs": "requests to drop obsolete roots",
-    "kicked": "... that found a vCPU in the guest",
+    "kicked": "requests that found a vCPU in the guest",
     "ack_kick": "kicks acknowledged",
     "pf": "page faults",
     "pf_retry": "... that retried",
     "stale": "... that found their root or page stale",
     "fast_fixed": "... fixed without mmu_lock",
-    "mmio": "MMIO page faults",
+    "mmio": "MMIO SPTEs set",
     "mn_start": "mmu notifier invalidations",
     "flush_asid": "local TLB flushes (AMD)",
     "entries": "entries to the guest",
@@ -45,7 +45,7 @@ _AS_THEY_ARE: Final = {
     "flush_remote": "flush_remote",
     "ack_kick": "ack_kick",
     "kvm_page_fault": "pf",
-    "handle_mmio_page_fault": "mmio",
+    "mark_mmio_spte": "mmio",
     "mn_start": "mn_start",
     "flush_asid": "flush_asid",
     "kvm_entry": "entries",
@@ -53,11 +53,13 @@ _AS_THEY_ARE: Final = {
 _WHERE: Final[dict[str, tuple[str, Callable[[Any], bool]]]] = {
     "kvm_mmu_get_page": ("new_root", lambda page: page.created and page.level > 3),
     "put_root": ("put_last", lambda probe: probe.args.get("ref") == 1),
+    "next_root_ret": ("reused", lambda probe: probe.caller == "kvm_tdp_mmu_alloc_root" and probe.args.get("root", 0) != 0),
+    "tracing_mark_write": ("moves_marked", lambda marker: marker.text.startswith("MK begin slot_move ")),
     "make_all_req": ("req_free_obs", lambda probe: probe.args.get("req", 0) == 0x327),
     "stale_ret": ("stale", lambda probe: probe.args.get("ret") == 1),
     "tdp_page_fault_ret": ("pf_retry", lambda probe: probe.args.get("ret") == 1),
     "fast_page_fault": ("fast_fixed", lambda fault: fault.fixed),
-    "make_all_req_ret": ("kicked", lambda probe: probe.caller == "kvm_mmu_zap_all_fast" and probe.args.get("called") == 1),
+    "make_all_req_ret": ("kicked", lambda probe: probe.args.get("called") == 1),
 }
 COUNTED: Final = frozenset({*_AS_THEY_ARE, *_WHERE, "set_memslot", "kvm_tdp_mmu_spte_changed"})
 """Events that count, by canonical name."""
@@ -87,7 +89,7 @@ class Summary:
         level, old, new = change.level, change.old, change.new
         was, now = is_leaf(old, level), is_leaf(new, level)
         self._counts["leaf_zap"] += was and not now
-        self._counts["leaf_set"] += now and not was
+        self._counts["leaf_set"] += now
         self._counts["table_zap"] += is_table(old, level) and not is_table(new, level)
         self._counts["table_link"] += is_table(new, level) and not is_table(old, level)
         self._counts["frozen"] += is_frozen(new)
@@ -95,5 +97,5 @@ class Summary:
     def as_dict(self) -> dict[str, int]:
         """The figures that are not 0, in the order of the table."""
         counts = self._counts
-        counts["reused"] = max(0, counts["alloc_root"] - counts["new_root"]) if counts["alloc_root"] else 0
+        counts["moves"] = max(counts["moves"], counts["moves_marked"])
         return {name: counts[name] for name in ROWS if counts[name]}
