@@ -19,7 +19,7 @@ ROWS: Final = {
     "free_sp": "table pages freed by RCU",
     "zap_all_fast": "fast zaps of everything",
     "leaf_zap": "leaves zapped",
-    "leaf_set": "leaves written",
+    "leaf_set": "leaves set by faults",
     "table_link": "tables linked",
     "table_zap": "tables unlinked",
     "frozen": "entries frozen",
@@ -49,11 +49,11 @@ _AS_THEY_ARE: Final = {
     "mn_start": "mn_start",
     "flush_asid": "flush_asid",
     "kvm_entry": "entries",
+    "kvm_mmu_set_spte": "leaf_set",
 }
 _WHERE: Final[dict[str, tuple[str, Callable[[Any], bool]]]] = {
     "kvm_mmu_get_page": ("new_root", lambda page: page.created and page.level > 3),
     "put_root": ("put_last", lambda probe: probe.args.get("ref") == 1),
-    "next_root_ret": ("reused", lambda probe: probe.caller == "kvm_tdp_mmu_alloc_root" and probe.args.get("root", 0) != 0),
     "tracing_mark_write": ("moves_marked", lambda marker: marker.text.startswith("MK begin slot_move ")),
     "make_all_req": ("req_free_obs", lambda probe: probe.args.get("req", 0) == 0x327),
     "stale_ret": ("stale", lambda probe: probe.args.get("ret") == 1),
@@ -61,7 +61,7 @@ _WHERE: Final[dict[str, tuple[str, Callable[[Any], bool]]]] = {
     "fast_page_fault": ("fast_fixed", lambda fault: fault.fixed),
     "make_all_req_ret": ("kicked", lambda probe: probe.args.get("called") == 1),
 }
-COUNTED: Final = frozenset({*_AS_THEY_ARE, *_WHERE, "set_memslot", "kvm_tdp_mmu_spte_changed"})
+COUNTED: Final = frozenset({*_AS_THEY_ARE, *_WHERE, "next_root_ret", "set_memslot", "kvm_tdp_mmu_spte_changed"})
 """Events that count, by canonical name."""
 
 
@@ -70,6 +70,7 @@ class Summary:
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
+        self._searching: set[int] = set()
 
     def see(self, name: str, event: Event, fields: Any) -> None:
         """Count one event."""
@@ -78,9 +79,15 @@ class Summary:
             self._change(fields)
         elif name in _AS_THEY_ARE:
             counts[_AS_THEY_ARE[name]] += 1
+            if name == "alloc_root":
+                self._searching.add(event.pid)
         elif name in _WHERE:
             figure, holds = _WHERE[name]
             counts[figure] += holds(fields) if not event.function else 0
+        elif name == "next_root_ret":
+            if event.pid in self._searching and fields.args.get("root"):
+                self._searching.discard(event.pid)
+                counts["reused"] += fields.caller == "kvm_tdp_mmu_alloc_root"
         elif name == "set_memslot":
             counts["deletes"] += fields.args.get("change") == 1
             counts["moves"] += fields.args.get("change") == 2
@@ -89,7 +96,6 @@ class Summary:
         level, old, new = change.level, change.old, change.new
         was, now = is_leaf(old, level), is_leaf(new, level)
         self._counts["leaf_zap"] += was and not now
-        self._counts["leaf_set"] += now
         self._counts["table_zap"] += is_table(old, level) and not is_table(new, level)
         self._counts["table_link"] += is_table(new, level) and not is_table(old, level)
         self._counts["frozen"] += is_frozen(new)
