@@ -73,7 +73,21 @@ class Preparing:
     who: str
     level: int
     gfn: int
-    pid: int
+
+
+MOVES_ON: Final = (
+    "zap_root_ret",
+    "__zap_root_ret",
+    "zap_leafs_ret",
+    "unmap_gfn_range_ret",
+    "map_ret",
+    "put_root",
+    "set_memslot_ret",
+    "mn_start_ret",
+    "tracing_mark_write",
+    "kvm_entry",
+)
+"""Where a task is done with the tables that it was removing."""
 
 
 class Sptes(Part):
@@ -85,8 +99,9 @@ class Sptes(Part):
         super().__init__(world)
         self._waiting: deque[Waiting] = deque()
         self._waiting_in: dict[Where, list[Waiting]] = {}
-        self._dying: deque[tuple[Vm, Table]] = deque()
-        self._preparing: deque[Preparing] = deque()
+        self._dying: deque[tuple[int, Vm, Table]] = deque()
+        self._removing: dict[int, list[tuple[Vm, Table]]] = {}
+        self._preparing: dict[int, list[Preparing]] = {}
 
     def handlers(self) -> dict[str, Handler]:
         """The tracepoints of system kvmmmu that speak of entries and tables."""
@@ -98,6 +113,7 @@ class Sptes(Part):
             "kvm_mmu_prepare_zap_page": self.prepare_zap,
             "fast_page_fault": self.fast_fault,
             "mark_mmio_spte": self.mark_mmio,
+            **dict.fromkeys(MOVES_ON, self.moved_on),
         }
 
     def changed(self, event: Event, task: Task, change: SpteChanged) -> None:
@@ -289,11 +305,12 @@ class Sptes(Part):
         vm.removed_pages += 1
         if child is not None:
             vm.tree.unlink(child, waiting.line)
-            self._dying.append((vm, child))
+            self._removing.setdefault(waiting.pid, []).append((vm, child))
         level, base = change.level - 1, change.gfn
-        for preparing in self._preparing:
-            if (preparing.level, preparing.gfn, preparing.pid) == (level, base, waiting.pid):
-                self._preparing.remove(preparing)
+        mine = self._preparing.get(waiting.pid, [])
+        for preparing in mine:
+            if (preparing.level, preparing.gfn) == (level, base):
+                mine.remove(preparing)
                 self.world.held("tables", "tables unlinked when they were removed")
                 return
         if task is not None:
@@ -386,7 +403,15 @@ class Sptes(Part):
                 task.unlinked.remove(item)
                 self.world.held("tables", "tables unlinked when they were removed")
                 return
-        self._preparing.append(Preparing(event.line, name_of(event), page.level, page.gfn, event.pid))
+        self._preparing.setdefault(event.pid, []).append(Preparing(event.line, name_of(event), page.level, page.gfn))
+
+    def moved_on(self, event: Event, task: Task, _said: object) -> None:
+        """The task is done with the tables that it was removing: all that belongs to that has been reported."""
+        if self._removing:
+            self._dying.extend((event.line, *item) for item in self._removing.pop(event.pid, ()))
+        if self._preparing:
+            for preparing in self._preparing.pop(event.pid, ()):
+                self._still_linked(preparing, self.world.vm(task).tree)
 
     def fast_fault(self, event: Event, task: Task, fault: FastFault) -> None:
         """fast_page_fault: the one change that has no kvm_tdp_mmu_spte_changed."""
@@ -436,10 +461,8 @@ class Sptes(Part):
             if not waiting.settled:
                 self._settle(waiting)
                 self._condemn(waiting.vm, waiting)
-        while self._preparing and self._preparing[0].line < line - HORIZON:
-            self._still_linked(self._preparing.popleft())
-        while self._dying and self._dying[0][1].removed < line - HORIZON:
-            self._bury(*self._dying.popleft())
+        while self._dying and self._dying[0][0] < line - HORIZON:
+            self._bury(*self._dying.popleft()[1:])
 
     def _condemn(self, vm: Vm, waiting: Waiting) -> None:
         """A change that follows from nothing; from here on it is believed, so that one mistake is reported once."""
@@ -469,9 +492,8 @@ class Sptes(Part):
         self._apply(vm, table, waiting, None)
         self._retry(waiting)
 
-    def _still_linked(self, preparing: Preparing) -> None:
-        tree = next((vm.tree for vm in self.world.vms.values()), None)
-        if tree is not None and (tree.complete or any(root.born for root in tree.roots)):
+    def _still_linked(self, preparing: Preparing, tree: Tree) -> None:
+        if tree.complete or any(root.sure for root in tree.roots):
             self.world.broken(
                 "tables",
                 "removed-while-linked",
@@ -502,6 +524,7 @@ class Sptes(Part):
         self._waiting.clear()
         self._waiting_in.clear()
         self._dying.clear()
+        self._removing.clear()
         self._preparing.clear()
 
     def finish(self, line: int, *, whole: bool) -> None:
