@@ -98,6 +98,9 @@ TRACEPOINTS: Final = frozenset(
 """Tracepoints that `check` looks at; of the others it only counts the lines."""
 
 
+_CANONICAL: Final = frozenset(FUNCTIONS.values())
+
+
 class Names(dict[tuple[str, bool], str]):
     """Canonical names by (event name, is it a probe event); learned as the events come."""
 
@@ -116,7 +119,9 @@ class Names(dict[tuple[str, bool], str]):
         if name.endswith("()"):
             canonical = FUNCTIONS.get(name[:-2])
             return f"{canonical}()" if canonical else name
-        if not probe or name in TRACEPOINTS:
+        if not probe:
+            return f"?{name}" if name.removesuffix("_ret") in _CANONICAL else name
+        if name in TRACEPOINTS:
             return name
         where, _, function = text[1:].partition(")")[0].partition(" <- ")
         symbol = (function or where).split("+")[0].split(" ")[0]

@@ -290,5 +290,5 @@ def _chunks(raw: IO[bytes]) -> Iterator[bytes]:
             unpacked = lzma.LZMAFile(stream)  # noqa: SIM115 - closed with the file below it
         elif magic.startswith(b"\x1f\x8b"):
             unpacked = gzip.GzipFile(fileobj=stream)
-        while chunk := unpacked.read(BLOCK):
+        while chunk := unpacked.read1(BLOCK):
             yield chunk
