@@ -167,6 +167,7 @@ class Checker:
         """The recording is over: judge what waits, and put everything together."""
         world = self.world
         self._end_recording(whole=self._whole)
+        world.resolve()
         wanted = [check for check in world.checks.values() if not world.only or check.name in world.only]
         missing = {check.name: check.wants for check in wanted if not all(world.saw(group) for group in check.needs)}
         order = sorted(range(len(world.reports)), key=lambda index: world.reports[index][1][0][0] if world.reports[index][1] else 0)

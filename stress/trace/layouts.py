@@ -91,6 +91,9 @@ LAYOUTS: Final = {
 }
 """By the first kernel known to have it: 6.1 stands for 5.13 to 6.9, 6.12 for 6.10 to the change of 7.x."""
 
+INVALID_BIT: Final = {"6.1": 0x800, "6.12": 0x800, "7.2": 0x1000}
+"""role.invalid in a root's role word: behind the access bits, of which 7.x has one more."""
+
 ALIASES: Final = {"6.6": "6.1", "6.12-quirkoff": "6.12", "7.2-quirkoff": "7.2", "6.1-quirkoff": "6.1"}
 """Other names for a layout: a quirk changes what KVM does, not how it writes."""
 
@@ -166,12 +169,18 @@ class Detector:
         self.kernels = left
         return ""
 
-    def see_role(self, line: int, role: int) -> None:
-        """A valid root's role word: 7.x has four access bits, so that bit 11 is set where 6.x has role.invalid."""
-        if role & 1 << 11 and self.kernels != {"7.2"} and "7.2" in self.kernels:
-            self._learn(Clue(line, role, "role with four access bits", frozenset({"7.2"})))
-        elif role and not role & 1 << 11 and "7.2" in self.kernels and len(self.kernels) > 1:
-            self._learn(Clue(line, role, "role with three access bits", frozenset(self.kernels - {"7.2"})))
+    def see_role(self, line: int, before: int, after: int) -> None:
+        """The role word of a root before and after it became invalid: one bit more, and that bit has moved in 7.x."""
+        kernels = {bit: frozenset(name for name, at in INVALID_BIT.items() if at == bit) for bit in INVALID_BIT.values()}
+        found = kernels.get(before ^ after)
+        if found and not self.kernels <= found:
+            self._learn(Clue(line, before ^ after, "role.invalid", found))
+
+    @property
+    def invalid_bit(self) -> int:
+        """role.invalid, 0 while two are possible."""
+        bits = {INVALID_BIT[name] for name in self.kernels}
+        return bits.pop() if len(bits) == 1 else 0
 
     def _see_leaf(self, spte: int) -> None:
         """Bits 57 and 58 are Intel's; a present AMD entry has bit 9 or 10, or the user bit with accessed, without a memory type."""

@@ -42,6 +42,8 @@ class Root:
     """References taken and dropped since birth: the TDP MMU's and the first vCPU's come with it."""
     tainted: bool = False
     """Whether something may have happened in it that was not attributed to it."""
+    role: int = 0
+    """Its role word at birth, 0 if unknown."""
     counted: bool = False
     """Whether `gets` and `puts` are complete."""
 

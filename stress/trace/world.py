@@ -174,6 +174,8 @@ class World:
     tallies: dict[str, Tally] = field(factory=dict)
     reports: list[tuple[Report, tuple[tuple[int, str], ...]]] = field(factory=list)
     """Each with the lines that prove it, which are filled in at the end."""
+    doubts: list[tuple[str, str, str, list[tuple[int, str]], str, str]] = field(factory=list)
+    """Violations that depend on the kernel."""
     kinds: Counter[tuple[str, str]] = field(factory=Counter)
     dropped_reports: int = 0
     gaps: list[tuple[int, str]] = field(factory=list)
@@ -292,6 +294,20 @@ class World:
         """Events of several VMs that nothing tells apart: the tables cannot be rebuilt."""
         self.mixed = line
         self.gap(line, f"{why}: several VMs, and no kvm= argument tells them apart; record one process, or with stress trace record")
+
+    def doubtful(self, check: str, code: str, headline: str, lines: list[tuple[int, str]], *, task: str = "", rule: str = "") -> None:
+        """A rule was broken, if this is a kernel of which the rule is known: that shows later."""
+        self.doubts.append((check, code, headline, lines, task, rule))
+
+    def resolve(self) -> None:
+        """The recording is over: which kernel it is of is as clear as it gets."""
+        doubts, self.doubts = self.doubts, []
+        for check, code, headline, lines, task, rule in doubts:
+            kernels = {self.forced_kernel} if self.forced_kernel else self.detector.kernels
+            if "7.2" not in kernels:
+                self.broken(check, code, headline, lines, task=task, rule=rule)
+            elif kernels != {"7.2"}:
+                self.unsure(check, f"{headline}; whether that is wrong depends on the kernel: give it with --kernel", lines[0][0])
 
     def gap(self, line: int, why: str) -> None:
         """Events are missing or out of order here: nothing is known any more."""

@@ -7,7 +7,6 @@ from typing import Final
 from stress.trace.events import Event, Probe, SpteChanged
 from stress.trace.layouts import PRESENT, WRITABLE, is_frozen, is_leaf, is_table, span
 from stress.trace.parts.part import Handler, Part
-from stress.trace.parts.roots import INVALID_BIT
 from stress.trace.world import Check, Owed, Task, World, name_of
 
 FLUSH_EVENTS: Final = ("flush_remote", "flush_remote_range", "flush_remote_memslot")
@@ -55,7 +54,7 @@ class Flushes(Part):
 
     def __init__(self, world: World) -> None:
         super().__init__(world)
-        self._current_seen = 0
+        self._unflushed: list[tuple[Event, int, int]] = []
 
     def handlers(self) -> dict[str, Handler]:
         """Changes make debts, flushes pay them, returns collect them."""
@@ -118,7 +117,10 @@ class Flushes(Part):
         opened = task.open.get("zap_root")
         if opened is None:
             return False
-        return bool(opened[1].number("role", 0) & INVALID_BIT[self.world.kernel.name])
+        bit = self.world.detector.invalid_bit
+        if not bit:  # 6.x or 7.x: the role says nothing; what the recording has seen of the root does
+            return task.root is None or not task.root.sure
+        return bool(opened[1].number("role", 0) & bit)
 
     def flush(self, event: Event, task: Task, said: object) -> None:
         """A remote flush, of everything or of a range."""
@@ -178,7 +180,6 @@ class Flushes(Part):
     def flush_current(self, event: Event, task: Task, _said: object) -> None:
         """The vCPU's own flush."""
         task.flushed_current = event.line
-        self._current_seen += 1
 
     def loaded(self, event: Event, task: Task, probe: Probe) -> None:
         """kvm_mmu_load() ends with a flush, because the new root may have been in use on this CPU before."""
@@ -186,9 +187,20 @@ class Flushes(Part):
             return
         if task.flushed_current:
             self.world.held("flushes", "root loads that flushed")
-        elif self._current_seen:
-            begun = task.open["mmu_load"][0].line
-            headline = f"vCPU {task.vcpu} has loaded a root without flushing its TLB"
-            self.world.broken("flushes", "no-local-flush", headline, [(event.line, "here"), (begun, "it began")], task=name_of(event))
         else:
-            self.world.unsure("flushes", "flushes of a vCPU's own TLB are not recorded (svm/vmx_flush_tlb_current)", event.line)
+            self._unflushed.append((event, task.open["mmu_load"][0].line, task.vcpu))
+
+    def forget(self) -> None:
+        """Nothing is known any more."""
+        self._unflushed.clear()
+
+    def finish(self, line: int, *, whole: bool) -> None:
+        """Whether the flush of a load is recorded at all is known in the end only."""
+        recorded = self.world.tallies["flushes"].held["root loads that flushed"]
+        for event, begun, vcpu in self._unflushed:
+            if recorded:
+                headline = f"vCPU {vcpu} has loaded a root without flushing its TLB"
+                self.world.broken("flushes", "no-local-flush", headline, [(event.line, "here"), (begun, "it began")], task=name_of(event))
+            else:
+                self.world.unsure("flushes", "flushes of a vCPU's own TLB are not recorded (svm/vmx_flush_tlb_current)", event.line)
+        self.forget()

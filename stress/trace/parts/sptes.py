@@ -159,7 +159,8 @@ class Sptes(Part):
                 self._judge_frame(event, change, task)
 
     def _illegal(self, event: Event, code: str, text: str) -> None:
-        self.world.broken("transitions", code, text, [(event.line, "this change")], task=name_of(event))
+        judge = self.world.doubtful if code in ("bad-value", "mmio-gfn") else self.world.broken
+        judge("transitions", code, text, [(event.line, "this change")], task=name_of(event))
 
     def _why_illegal(self, change: SpteChanged) -> tuple[str, str] | None:
         """Code and sentence for a change that no kernel makes, None for a legal one."""
@@ -180,16 +181,22 @@ class Sptes(Part):
     def _why_bad_leaf(self, change: SpteChanged) -> tuple[str, str] | None:
         """What is wrong with a leaf, if anything."""
         _, _, level, old, new = change
-        vendor = self.world.vendor
         if level > 3:
             return "huge-level", "no leaf may be that large"
         if (new & ADDRESS) >> 12 & span(level) - 1:
             return "misaligned-pfn", "the frame is not aligned to the level"
         if is_leaf(old, level) and (old ^ new) & ADDRESS:
             return "pfn-changed", "a leaf becomes a leaf of another frame without having been zapped"
-        if vendor and new & WRITABLE and not new & vendor.mmu_writable:
+        return self._why_bad_rights(new)
+
+    def _why_bad_rights(self, leaf: int) -> tuple[str, str] | None:
+        """Writable needs MMU-writable, that needs host-writable. Where 7.x keeps these bits is not known here."""
+        vendor = self.world.vendor
+        if vendor is None or "7.2" in self.world.detector.kernels:
+            return None
+        if leaf & WRITABLE and not leaf & vendor.mmu_writable:
             return "writable", "the leaf is writable although the MMU does not allow writing"
-        if vendor and new & vendor.mmu_writable and not new & vendor.host_writable:
+        if leaf & vendor.mmu_writable and not leaf & vendor.host_writable:
             return "mmu-writable", "the leaf is MMU-writable although the host does not allow writing"
         return None
 
@@ -393,6 +400,7 @@ class Sptes(Part):
             task.new_root = root
             if in_alloc:
                 role = task.open["alloc_root"][1].number("role", 0)
+                root.role = role
                 if role:
                     tree.settle(root, 1 if role >> 24 & 0xFF else 0)
 

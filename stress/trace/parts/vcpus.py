@@ -30,6 +30,7 @@ class Vcpus(Part):
 
     def __init__(self, world: World) -> None:
         super().__init__(world)
+        self._named = False
         self._rootless: list[tuple[Event, int]] = []
         self._unloaded: list[tuple[Event, int]] = []
 
@@ -71,7 +72,7 @@ class Vcpus(Part):
             self.world.mix(event.line, f"vCPU {said.vcpu} enters the guest in task {event.pid} while it is in the guest in task {vcpu.pid}")
             return
         vcpu.inside, vcpu.pid = event.line if self.world.seen["kvm_exit"] else 0, event.pid
-        if vcpu.root < 0 and vm.tree.complete:
+        if vcpu.root == -1 and vm.tree.complete:
             self._rootless.append((event, vcpu.number))
             vcpu.root = UNSAID
         since = vm.obsolete.get(vcpu.root, 0)
@@ -104,6 +105,7 @@ class Vcpus(Part):
         task.loaded = event.line
         if vcpu is not None:
             vcpu.root, vcpu.line = hpa, event.line
+            self._named = True
 
     def mmu_load_ret(self, event: Event, task: Task, probe: Probe) -> None:
         """kvm_mmu_load() has succeeded: it must have given a root to the hardware."""
@@ -117,7 +119,7 @@ class Vcpus(Part):
     def finish(self, line: int, *, whole: bool) -> None:
         """Whether loads are recorded at all is known in the end only."""
         if self.world.seen["load_pgd"]:
-            for event, number in self._rootless:
+            for event, number in self._rootless if self._named else ():
                 self._broken(event, "no-root", f"vCPU {number} enters the guest without ever having loaded a root", [])
             for event, begun in self._unloaded:
                 headline = "kvm_mmu_load() returns 0 without having given a root to the hardware"
