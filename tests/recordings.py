@@ -130,7 +130,20 @@ def as_kernel_6_1(lines: list[str]) -> list[str]:
 def as_kernel_7_2(lines: list[str]) -> list[str]:
     """The frozen value and the role words of 7.2."""
     swapped = [line.replace("80000000000005a0", "80000000000001a0") for line in lines]
-    return [re.sub(r"role=(0x[0-9a-f]+)", _role_of_7_2, line) for line in swapped]
+    return parents_last([re.sub(r"role=(0x[0-9a-f]+)", _role_of_7_2, line) for line in swapped])
+
+
+def parents_last(lines: list[str]) -> list[str]:
+    """7.2 reports that a table was let go of after what was in it, where the lines of one task stand together."""
+    out = list(lines)
+    for at in find(out, r"spte_changed: .* level [2-4] old_spte \w{4,9}827 new_spte")[::-1]:
+        end = at + 1
+        while end < len(out) and re.search(r"kvm_mmu_prepare_zap_page|new_spte 80000000000001a0", out[end]):
+            end += 1
+        stamps = [re.search(r" (\d+): ", line)[1] for line in out[at:end]]  # type: ignore[index]
+        moved = [*out[at + 1 : end], out[at]]
+        out[at:end] = [re.sub(r" \d+: ", f" {stamp}: ", line, count=1) for stamp, line in zip(stamps, moved, strict=True)]
+    return out
 
 
 def _role_of_7_2(found: re.Match[str]) -> str:

@@ -96,7 +96,7 @@ class Vm:
     vanished: set[int] = field(factory=set)
     """Lines of changes whose reversal had been reported before them."""
     removed_pages: int = 0
-    """Tables and roots that may be freed by RCU, less those that were."""
+    """Tables and roots that were removed, less those that RCU has freed."""
 
     def vcpu(self, number: int) -> Vcpu:
         """The vCPU with this number, made at first sight."""
@@ -278,7 +278,9 @@ class World:
 
     def renew(self, task: Task) -> Vm:
         """A new VM begins where another one was."""
-        self.vms[task.kvm if task.kvm in self.vms else next(iter(self.vms), task.kvm)] = vm = Vm(task.kvm)
+        key = task.kvm if task.kvm in self.vms else next(iter(self.vms), task.kvm)
+        waiting = self.vms[key].removed_pages if key in self.vms else 0  # the old VM's pages may be freed later
+        self.vms[key] = vm = Vm(task.kvm, removed_pages=waiting)
         for other in self.tasks.values():
             other.vm = None
         return vm

@@ -18,11 +18,16 @@ ROOT = Path(__file__).parents[2]
 
 def test_check_passes_on_a_real_kernel() -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "stress", "trace", "check", str(recordings.path_of("w8_roots"))]
+    command = [sys.executable, "-m", "stress", "trace", "check", "tests/data/traces/w8_roots.trace.xz"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert "SPTE layout: kernel 6.12, AMD" in done.stdout
-    assert done.stdout.splitlines()[-1].startswith("PASS  ")
+    printed = [line.rstrip() for line in done.stdout.splitlines()]
+    assert printed[-1].startswith("PASS  ")
+    page = (ROOT / "docs" / "traces.md").read_text(encoding="utf-8")
+    table = printed[printed.index("checks") : next(index for index, line in enumerate(printed) if line.startswith("what happened"))]
+    assert "\n".join(table) in page, "the page shows what the command prints"
+    assert printed[-1] in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_check_of_several_files_has_the_worst_verdict_and_a_line_each(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -310,6 +310,8 @@ class Roots(Part):
         """tdp_mmu_free_sp_rcu_callback(): a grace period after a root's last put, or a table's removal."""
         del task  # softirq: the task is whoever was interrupted
         head = probe.number("head", 0)
+        if len(self.world.vms) == 1:
+            self._freed_page(event, next(iter(self.world.vms.values())))
         for vm in self.world.vms.values():
             if not head:
                 return
@@ -317,6 +319,16 @@ class Roots(Part):
                 offset = head - root.pointer
                 if root.pointer and 0 < offset < MOST_OFFSET:
                     self._freed_root(event, root, offset)
+
+    def _freed_page(self, event: Event, vm: Vm) -> None:
+        """Pages are freed after their removal: there can be no more of the one than of the other."""
+        vm.removed_pages -= 1
+        if vm.removed_pages >= 0:
+            self.world.held("tables", "pages freed after their removal")
+        elif vm.tree.complete:
+            headline = "RCU frees a page-table page, but every page that was removed has been freed: this one is still linked"
+            self.world.broken("tables", "freed-linked", headline, [(event.line, "freed here")])
+            vm.removed_pages = 0
 
     def _freed_root(self, event: Event, root: Root, offset: int) -> None:
         """Is it this root's rcu_head? The offset is learned from roots that had their last put."""

@@ -37,7 +37,7 @@ def test_a_real_kernel_passes(name: str) -> None:
         assert result.summary.get(figure) == int(count), figure
 
 
-@pytest.mark.parametrize("name", ["w1_delete_adj", "w3_move", "w8_roots", "w1_delete_quirkoff"])
+@pytest.mark.parametrize("name", ["w1_delete_adj", "w1_delete_thp", "w3_move", "w8_roots", "w1_delete_quirkoff"])
 @pytest.mark.parametrize(("make", "layout"), [(recordings.as_kernel_6_1, "6.1"), (recordings.as_kernel_7_2, "7.2")])
 def test_other_kernels_pass_and_are_recognised(name: str, make, layout: str) -> None:  # type: ignore[no-untyped-def]
     result = judge(make(lines_of(name)))

@@ -147,6 +147,14 @@ def test_a_table_that_is_removed_while_linked_is_reported() -> None:
     assert ("removed-while-linked", entry + 2) in {(report.code, line) for report, line in zip(result.reports, result.lines, strict=True)}
 
 
+def test_a_page_that_is_freed_while_linked_is_reported() -> None:
+    lines = lines_of("w1_delete_adj")
+    entry = recordings.find(lines, "kvm_entry")[20]
+    freed = re.sub(r"kvm_entry: .*", "free_sp_rcu: (tdp_mmu_free_sp_rcu_callback+0x4/0x30 [kvm]) head=0xffff8c7000000040", lines[entry])
+    result = judge([*lines[: entry + 1], freed, *lines[entry + 1 :]])
+    assert ("freed-linked", entry + 2) in {(report.code, line) for report, line in zip(result.reports, result.lines, strict=True)}
+
+
 def test_a_leaf_that_survives_the_delete_is_reported_at_its_return() -> None:
     lines = lines_of("w1_delete_quirkoff")
     call = recordings.find(lines, r" set_memslot: .*change=1 ")[0]
