@@ -19,6 +19,8 @@ ROOTS: Final = Check(
     source="arch/x86/kvm/mmu/tdp_mmu.c, kvm_tdp_mmu_put_root(), tdp_mmu_next_root(); reference 2.2, I1-I4",
 )
 NO_ROOT: Final = (1 << 64) - 1
+MOST_DEAD: Final = 128
+"""Roots that are remembered after their last put, to know who uses them still."""
 MOST_OFFSET: Final = 0x200
 """Where rcu_head can lie in struct kvm_mmu_page."""
 LOW: Final = (1 << 30) - 1
@@ -243,8 +245,18 @@ class Roots(Part):
                 headline = f"the last reference of root {root.pointer:#x} is put while vCPU {vcpu.number} still has it loaded"
                 self._broken(event, "last-put-loaded", headline, [(vcpu.line, f"vCPU {vcpu.number} loaded it")])
         root.dead = event.line
+        self._bury(vm)
         vm.removed_pages += 1
         self.world.held("roots", "roots that had their last put")
+
+    def _bury(self, vm: Vm) -> None:
+        """Old dead roots are forgotten: a recording may hold any number of them."""
+        dead = [root for root in vm.tree.roots if root.dead]
+        if len(dead) < MOST_DEAD:
+            return
+        for root in dead[: MOST_DEAD // 2]:
+            vm.tree.roots.remove(root)
+            self._puts.pop(root, None)
 
     def _broken(self, event: Event, code: str, headline: str, lines: list[tuple[int, str]]) -> None:
         rule = "O12" if code.startswith(("reused-invalid", "valid-again")) else "O4"
@@ -339,3 +351,11 @@ class Roots(Part):
             self._broken(event, "freed-alive", f"root {root.pointer:#x} is freed before its last put", [(root.born, "it was born")])
         elif not root.dead:
             self._strangers.add(offset)
+
+    def forget(self) -> None:
+        """Nothing is known any more."""
+        self._puts.clear()
+
+    def finish(self, line: int, *, whole: bool) -> None:
+        """Another recording has roots of its own."""
+        self.forget()

@@ -21,6 +21,8 @@ STATISTICS: Final = Check(
     source="arch/x86/kvm/mmu/tdp_mmu.c, kvm_update_page_stats(), tdp_account_mmu_page(); reference 3.2, I13",
 )
 PAGES: Final = re.compile(r"pages_(4k|2m|1g)=(\d{1,15})")
+RECENT: Final = 50
+"""Lines within which another task's table may not have been counted yet."""
 LEVELS: Final = {"4k": 1, "2m": 2, "1g": 3}
 
 
@@ -60,7 +62,10 @@ class Statistics(Part):
         underway = sum(
             1
             for other in self.world.tasks.values()
-            if other is not task and other.last_change is not None and other.last_change[1] > 1 and other.last_change[3] >= other.line
+            if other is not task
+            and other.last_change is not None
+            and other.last_change[1] > 1
+            and other.last_change[3] > event.line - RECENT
         )
         if abs(said - vm.tree.linked) <= underway:
             self.world.held("statistics", "counts of tables (tdp_mmu_pages)")

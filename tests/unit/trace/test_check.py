@@ -101,6 +101,14 @@ def test_two_recordings_in_one_file_are_judged_apart() -> None:
     assert result.counts.recordings == 3
 
 
+def test_vms_one_after_the_other_in_one_recording() -> None:
+    events = [line for name in ("w6_close", "w8_roots", "w6_close") for line in lines_of(name) if not line.startswith("#")]
+    stamped = [re.sub(r" +\d+: ", f" {number}: ", line, count=1) for number, line in enumerate(events)]
+    result = judge(recordings.header_for([*lines_of("w8_roots")[:12], *stamped]))
+    assert result.judgement.verdict is Verdict.PASS, (result.judgement.reasons, [report.headline for report in result.reports][:4])
+    assert result.tallies["roots"].held["VMs that left no root behind"] == 3
+
+
 def test_plain_tracepoints_prove_little_and_say_so() -> None:
     plain = [
         line
