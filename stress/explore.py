@@ -91,7 +91,7 @@ def campaign_for(request: ExploreRequest, seed: int) -> Campaign:
         ScenarioProgram(request.name, scenario, variants_from(request.variant_files)),
         strategy_for(request.strategy, seed),
         seeds=(lambda number: base + number // PROGRAMS) if drawn and not exhaustive else (lambda _: base),
-        counters=tuple(scenario.obligations),
+        exercised=True,
     )
 
 

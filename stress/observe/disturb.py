@@ -39,7 +39,10 @@ class Delays:
 class Failures:
     """Fault injection: steps that fail for no reason, by the scenario's shares; each thread has a generator of its own."""
 
-    def __init__(self, config: Disturbances, seed: int) -> None:
+    def __init__(self, config: Disturbances, seed: int, asked: PerThreadCounter, injected: PerThreadCounter) -> None:
+        """`asked` counts the steps that might have been made fail, `injected` those that were."""
+        self._asked = asked
+        self._injected = injected
         self._shares = {
             "hwpt_attach": config.fail_attach,
             "get_unused_fd": config.fail_fd,
@@ -50,4 +53,10 @@ class Failures:
         self.fail_function: Callable[[str], bool] | None = self._fails if any(self._shares.values()) else None
 
     def _fails(self, step: str) -> bool:
-        return current.task.name != "setup" and self._dice.random.random() < self._shares.get(step, 0.0)
+        if current.task.name == "setup":
+            return False
+        share = self._shares.get(step, 0.0)
+        fails = self._dice.random.random() < share
+        self._asked.add(share > 0)
+        self._injected.add(fails)
+        return fails

@@ -25,6 +25,7 @@ class RootOracle(Oracle):
 
     def root_invalidated(self, root: RootPage) -> None:
         """An exported root may not be invalidated."""
+        self.judged["O12"].add(1)
         if root.exported.value:
             self.kvm.warn(
                 "O12",
@@ -49,6 +50,7 @@ class RootOracle(Oracle):
         """Entered with an obsolete root after the request was acknowledged, or with one still in hand?"""
         if not self._obsolete:
             return
+        self.judged["O12"].add(1)
         root = vcpu.root
         if root is not None and root.address in self._obsolete:
             self.kvm.warn(

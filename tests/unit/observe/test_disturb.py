@@ -30,31 +30,36 @@ def in_task(name: str, failures: Failures, *steps: str) -> list[bool]:
     return answers
 
 
+def failures_of(config: Disturbances, seed: int) -> Failures:
+    runtime = Runtime()
+    return Failures(config, seed, runtime.per_thread_counter("asked"), runtime.per_thread_counter("injected"))
+
+
 def test_without_a_share_nobody_is_even_asked() -> None:
-    assert Failures(Disturbances(), 1).fail_function is None
+    assert failures_of(Disturbances(), 1).fail_function is None
 
 
 @pytest.mark.parametrize(("step", "key"), STEPS.items())
 def test_a_share_is_that_of_its_own_step(step: str, key: str) -> None:
-    failures = Failures(Disturbances(**{key: Share(1.0)}), 1)
+    failures = failures_of(Disturbances(**{key: Share(1.0)}), 1)
     assert in_task("device0", failures, *STEPS) == [other == step for other in STEPS]
 
 
 def test_a_share_of_one_is_always() -> None:
-    assert in_task("device0", Failures(EVERYTHING_FAILS, 1), *(list(STEPS) * 20)) == [True] * 80
+    assert in_task("device0", failures_of(EVERYTHING_FAILS, 1), *(list(STEPS) * 20)) == [True] * 80
 
 
 def test_nothing_fails_while_the_run_is_set_up() -> None:
-    assert in_task("setup", Failures(EVERYTHING_FAILS, 1), *(list(STEPS) * 20)) == [False] * 80
+    assert in_task("setup", failures_of(EVERYTHING_FAILS, 1), *(list(STEPS) * 20)) == [False] * 80
 
 
 def test_a_step_that_no_share_is_for_does_not_fail() -> None:
-    assert in_task("device0", Failures(EVERYTHING_FAILS, 1), "something_else") == [False]
+    assert in_task("device0", failures_of(EVERYTHING_FAILS, 1), "something_else") == [False]
 
 
 def test_failures_follow_from_the_seed_and_the_task() -> None:
     def told(seed: int, task: str) -> list[bool]:
-        return in_task(task, Failures(Disturbances(fail_attach=Share(0.5)), seed), *(["hwpt_attach"] * 64))
+        return in_task(task, failures_of(Disturbances(fail_attach=Share(0.5)), seed), *(["hwpt_attach"] * 64))
 
     assert told(1, "device0") == told(1, "device0")
     assert told(1, "device0") != told(2, "device0")
