@@ -12,12 +12,16 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from pathlib import Path
 from typing import Any
 
-from attrs import define, evolve, field, frozen
+from attrs import asdict, define, evolve, field, frozen
 
 from stress.engines.carrier import pinned
 from stress.engines.exploration import ScenarioProgram
 from stress.engines.session import variants_of
+from stress.report import certificate_text
+from stress.report.certificate import Certificate
+from stress.report.exploration import certificate_of_exploration
 from stress.results import environment
+from stress.results.selftests import KnownKills, known_kills
 from stress.results.store import CONSOLE_TXT, RunDirectory
 from stress.run import expected_of, suspects_of
 from stress.scenario.load import unstructure
@@ -68,6 +72,24 @@ class Explored:
     wall_s: float
     directory: RunDirectory | None = None
     files: list[str] = field(factory=list)
+    selftest: KnownKills | None = None
+
+    @property
+    def certificate(self) -> Certificate:
+        """What the verdict rests on."""
+        request, tally = self.request, self.tally
+        asked = [f"{request.schedules:,} schedules" if request.schedules else "", f"{request.seconds:g} s" if request.seconds else ""]
+        wanted = " or ".join(filter(None, asked)) or "everything"
+        return certificate_of_exploration(
+            request.scenario,
+            request.strategy,
+            f"{tally.schedules:,} schedules of {tally.steps:,} steps in {self.wall_s:.1f} s; {wanted} asked for",
+            tally,
+            self.judgement.verdict,
+            obligations_of(request.scenario, tally),
+            self.selftest,
+            -(-tally.schedules // PROGRAMS),
+        )
 
 
 def explore(request: ExploreRequest, on_progress: Callable[[Tally], None] = lambda _: None) -> Explored:
@@ -153,10 +175,15 @@ def _in_processes(request: ExploreRequest, on_progress: Callable[[Tally], None])
     return total
 
 
+def obligations_of(scenario: Scenario, tally: Tally) -> tuple[Obligation, ...]:
+    """What the scenario demands of all schedules together, beside what was reached."""
+    return tuple(Obligation(name, needed, tally.counters.get(name, 0)) for name, needed in scenario.obligations.items())
+
+
 def judgement_of(request: ExploreRequest, tally: Tally) -> Judgement:
     """The verdict. A limit that was hit is never a pass."""
     scenario = request.scenario
-    obligations = tuple(Obligation(name, needed, tally.counters.get(name, 0)) for name, needed in scenario.obligations.items())
+    obligations = obligations_of(scenario, tally)
     expected = expected_of(scenario)
     finished = tally.schedules - tally.cut - tally.unfinished
     judgement = judge(
@@ -188,6 +215,7 @@ def keep(explored: Explored, results: Path) -> RunDirectory:
     request = explored.request
     directory = RunDirectory.create(results, f"explore-{request.name}", request.seed)
     explored.directory = directory
+    explored.selftest = known_kills(results, "controlled", request.name, explored.wall_s)
     for number, failure in enumerate(explored.tally.failures.values(), 1):
         name = f"schedule-{number}.json"
         directory.write_text(name, stored(request.name, request.scenario, request.variant_files, failure).to_json())
@@ -201,7 +229,7 @@ def as_data(explored: Explored) -> dict[str, Any]:
     """The result as plain data."""
     request, tally = explored.request, explored.tally
     return {
-        "schema": 1,
+        "schema": 2,
         "kind": "stress-exploration",
         "name": request.name,
         "verdict": explored.judgement.verdict.name,
@@ -223,6 +251,9 @@ def as_data(explored: Explored) -> dict[str, Any]:
         "failing": tally.failing,
         "members": tally.members,
         "counters": tally.counters,
+        "judged": tally.judged,
+        "points": tally.points,
+        "certificate": asdict(explored.certificate),
         "failures": [
             {
                 "signature": failure.report.signature,
@@ -265,6 +296,7 @@ def lines(explored: Explored) -> Iterator[str]:
     yield ""
     yield from _failures(explored)
     yield verdict_line(explored)
+    yield from certificate_text.lines(explored.certificate)
 
 
 def _processes(request: ExploreRequest) -> str:

@@ -24,6 +24,7 @@ from stress.observe.resources import Resources
 from stress.results import environment
 from stress.results.figures import figures_of
 from stress.results.record import SCHEMA, RunRecord, StoredFinding
+from stress.results.selftests import known_kills
 from stress.results.store import RunDirectory
 from stress.scenario.load import unstructure
 from stress.scenario.types import Scenario
@@ -101,6 +102,7 @@ class _Keeper:
             pid=os.getpid(),
             pid_started=psutil.Process().create_time(),
             environment=environment.observe(),
+            selftest=known_kills(request.results, "threads", request.name, request.scenario.budget.duration_s),
         )
 
     def tick(self, elapsed: float) -> None:
@@ -171,6 +173,8 @@ class _Keeper:
             resources=tuple(self.resources.samples),
             memory_growth=self.resources.growth(),
             lock_orders=tuple(session.vm.kvm.sync.lockdep.orders()),
+            judged=session.judged(),
+            points=session.points.values(),
         )
 
 

@@ -51,7 +51,9 @@ class ScenarioInstance:
         self._errors: list[str] = []
         runtime.on_task_error = self._task_failed
         probe = QuietProbe(runtime.scheduler, self._observer_failed)
-        self.world = world = World(scenario, seed, runtime, program.variants, probe=probe, rounds=scenario.explore.rounds, window_ns=CLOSE_NS)
+        self.world = world = World(
+            scenario, seed, runtime, program.variants, probe=probe, rounds=scenario.explore.rounds, window_ns=CLOSE_NS
+        )
         world.probe.attach(*program.observers)
         world.set_up()
         assert world.stage is not None

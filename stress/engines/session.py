@@ -31,9 +31,9 @@ from stress.observe.counts import Counts
 from stress.observe.disturb import Delays, Failures
 from stress.observe.gauges import Gauges
 from stress.observe.histograms import Histograms
+from stress.observe.judged import judged_by_model
 from stress.observe.points import Points
 from stress.observe.recorder import Recorder
-from stress.observe.judged import judged_by_model
 from stress.oracles import attach_all
 from stress.scenario.types import Scenario
 

@@ -11,8 +11,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Collection
 
-from attrs import frozen
-
 from mmu.export.iommu import Device, KvmHwpt
 from mmu.machine.vm import VirtualMachine
 from mmu.memory.memslots import Change
@@ -28,23 +26,15 @@ THREADS_US: int = 100
 """On real threads: how many microseconds are; a checked fault takes about ten."""
 
 
-@frozen
-class Near:
-    """A kind of close call: `meaning` of one, and the counters of which one at least must move before it can happen."""
-
-    meaning: str
-    needs: tuple[str, ...]
-
-
-CLOSE_CALLS: dict[str, Near] = {
-    "tables_freed_late": Near("table pages freed right after a reader had left whom their grace period waited for", ("rcu_callbacks",)),
-    "uses_before_flush": Near("translations that a device was using, or had just used, when they were invalidated", ("device_accesses",)),
-    "exported_zaps_mid_walk": Near("exported zaps that caught a device between its walk and its access", ("exported_zaps",)),
-    "flushes_in_guest": Near("flushes that caught a vCPU in the guest with translations in its TLB", ("remote_flushes",)),
-    "cmpxchgs_lost": Near("compare-exchanges of SPTEs that somebody else won", ("vcpu_faults",)),
-    "roots_pinned_last": Near("zapped roots pinned when one other reference was left", ("roots_invalidated",)),
-    "dying_roots_met": Near("roots met on the list after their last reference had gone", ("roots_freed",)),
-    "notified_last": Near("importers told right before the memory could be released", ("importer_notifications",)),
+CLOSE_CALLS: dict[str, str] = {
+    "tables_freed_late": "table pages freed right after a reader had left whom their grace period waited for",
+    "uses_before_flush": "translations that a device was using, or had just used, when they were invalidated",
+    "exported_zaps_mid_walk": "exported zaps that caught a device between its walk and its access",
+    "flushes_in_guest": "flushes that caught a vCPU in the guest with translations in its TLB",
+    "cmpxchgs_lost": "compare-exchanges of SPTEs that somebody else won",
+    "roots_pinned_last": "zapped roots pinned when one other reference was left",
+    "dying_roots_met": "roots met on the list after their last reference had gone",
+    "notified_last": "importers told right before the memory could be released",
 }
 """Every kind of close call by its counter."""
 
