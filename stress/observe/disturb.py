@@ -21,17 +21,17 @@ class Delays:
 
     def __init__(self, runtime: Runtime, config: Disturbances, seed: int, counter: PerThreadCounter) -> None:
         self._sleep = runtime.sleep
-        self._share = config.delay_share
+        self._shares = config.delay_shares()
         self._longest = config.delay_s
-        self._points = frozenset(config.points)
         self._dice = _Dice(seed)
         self._counter = counter
-        self.point: Callable[[str], None] | None = self._point if self._share and self._points else None
+        self.point: Callable[[str], None] | None = self._point if self._shares else None
 
     def _point(self, name: str) -> None:
-        if name in self._points:
+        share = self._shares.get(name)
+        if share is not None:
             dice = self._dice.random
-            if dice.random() < self._share:
+            if dice.random() < share:
                 self._counter.add(1)
                 self._sleep(dice.random() * self._longest)
 

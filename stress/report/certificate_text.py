@@ -93,7 +93,7 @@ def risk(certificate: Certificate) -> Iterator[str]:
     if certificate.proof:
         yield certificate.proof
     if certificate.bounds:
-        yield f"no failure; its probability is, at {CONFIDENCE:.0%}, below " + ", ".join(map(_bound, certificate.bounds))
+        yield f"no failure; with {100 * CONFIDENCE:.0f} % confidence its probability is below " + ", ".join(map(_bound, certificate.bounds))
     yield from certificate.guarantees
     if certificate.assumption:
         yield f"assuming that {certificate.assumption}"
@@ -102,7 +102,7 @@ def risk(certificate: Certificate) -> Iterator[str]:
 
 
 def _bound(bound: Bound) -> str:
-    return f"{percent(bound.upper)} a {bound.what} ({bound.trials:,} seen)"
+    return f"{percent(bound.upper)} for each of {bound.trials:,} {bound.what}"
 
 
 def _call(call: CloseCall) -> str:

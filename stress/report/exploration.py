@@ -35,6 +35,7 @@ def certificate_of_exploration(
         points=tally.points,
         selftest=selftest,
         failed=bool(tally.failures),
+        exhausted=tally.exhausted,
     )
     proof = _proof(scenario, strategy) if tally.exhausted and verdict is Verdict.PASS else ""
     random = not is_exhaustive(strategy) and not exercise.failed
@@ -75,7 +76,7 @@ def _shares(strategy: str, tally: Tally) -> Iterator[tuple[str, int]]:
 def _bounds(strategy: str, tally: Tally) -> Iterator[Bound]:
     for name, schedules in sorted(_shares(strategy, tally), key=lambda share: -share[1]):
         if schedules > 0:
-            yield Bound(f"schedule of {name}", schedules, upper_bound(schedules))
+            yield Bound(f"schedules of {name}", schedules, upper_bound(schedules))
 
 
 def _assumption(scenario: Scenario, draws: int) -> str:

@@ -132,7 +132,8 @@ class Tally:
         add(self.outcomes, other.outcomes)
         self.errors += [error for error in other.errors if error not in self.errors]
         for name, counts in other.members.items():
-            add(self.members.setdefault(name, {}), counts)
+            known = self.members.setdefault(name, dict.fromkeys(counts, 0))
+            add(known, counts)
         self.note_point()
 
 

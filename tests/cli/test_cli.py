@@ -48,7 +48,7 @@ def test_a_passing_run_exits_0_and_leaves_a_complete_result(tmp_path: Path) -> N
     directory = (tmp_path / "latest").resolve()
     assert {path.name for path in directory.iterdir()} == {"run.json", "console.txt", "report.html"}
     data = json.loads((directory / "run.json").read_text())
-    assert data["schema"] == "tdp-stress/run/1"
+    assert data["schema"] == "tdp-stress/run/2"
     assert data["status"] == "finished"
     assert data["scenario"]["seed"] == 3
     assert data["counters"]["exported_zaps"] > 0

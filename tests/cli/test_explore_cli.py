@@ -106,7 +106,7 @@ def test_the_real_command_fails_with_everything_to_go_on(tmp_path: Path) -> None
 def test_a_scenario_that_passes_exits_0(stress: Stress, tmp_path: Path) -> None:
     done = stress("explore", "-c", FAULT, "-n", "15", "--seed", "1", "--results", tmp_path)
     assert done.code == 0, done.out
-    assert "PASS  fault-vs-delete, portfolio, seed 1: all 3 obligations met, no finding" in done.out
+    assert "PASS  fault-vs-delete, portfolio, seed 1: all 5 obligations met, no finding" in done.out
     assert "Good-Turing" in done.out
     assert set(left_in((tmp_path / "latest").resolve())) == {"console.txt", "explore.json"}
     assert data_of(tmp_path / "latest" / "explore.json")["verdict"] == "PASS"
