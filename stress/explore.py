@@ -198,8 +198,9 @@ def judgement_of(request: ExploreRequest, tally: Tally) -> Judgement:
         )
     )
     wants_all = request.exhaustive or request.strategy in EVERYTHING
-    if wants_all and not tally.exhausted and judgement.verdict is Verdict.PASS:
-        return Judgement(Verdict.INCONCLUSIVE, ("the search did not come to its end: what it has not seen may be broken",))
+    if wants_all and not tally.exhausted and judgement.verdict <= Verdict.INCONCLUSIVE:
+        others = judgement.reasons if judgement.verdict is Verdict.INCONCLUSIVE else ()
+        return Judgement(Verdict.INCONCLUSIVE, ("the search did not come to its end: what it has not seen may be broken", *others))
     return judgement
 
 

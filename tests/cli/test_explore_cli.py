@@ -150,9 +150,10 @@ def test_json_is_the_result_and_nothing_else(stress: Stress, tmp_path: Path) -> 
     assert set(data) == {
         *("schema", "kind", "name", "verdict", "reasons", "strategy", "seed", "jobs", "wall_s", "environment", "scenario"),
         *("schedules", "schedules_per_s", "steps", "steps_per_s", "classes", "unseen_mass", "curve", "cut", "unfinished"),
-        *("exhausted", "failing", "members", "counters", "failures"),
+        *("exhausted", "failing", "members", "counters", "failures", "judged", "points", "certificate"),
     }
-    assert (data["schema"], data["kind"], data["name"], data["seed"]) == (1, "stress-exploration", "fault-vs-delete", 1)
+    assert (data["schema"], data["kind"], data["name"], data["seed"]) == (2, "stress-exploration", "fault-vs-delete", 1)
+    assert data["certificate"]["verdict"] == "FAIL"
     assert data["scenario"]["vm"]["variants"] == ["table-freed-at-once"]
     assert set(data["environment"]) == {"python", "gil_enabled", "cpus"}
     (failure,) = data["failures"]
@@ -195,6 +196,7 @@ def test_equal_seeds_have_equal_results(stress: Stress, tmp_path: Path) -> None:
     for data in (one, two):
         for key in ("wall_s", "schedules_per_s", "steps_per_s"):
             del data[key]
+        del data["certificate"]["budget"]  # the seconds are in it
     assert one == two
 
 

@@ -30,9 +30,22 @@ QUICK = load(CONFIGS / "quick.toml")
 SMALL = load(CONFIGS / "explore" / "delete-vs-dma.toml")
 GOLDEN = Path(__file__).parents[2] / "golden" / "certificate.txt"
 COUNTED = {
-    "vcpu_accesses": 532_738, "device_accesses": 9_243, "memslot_deletes": 387, "memslot_moves": 150, "exports": 20, "unexports": 20,
-    "exported_zaps_mid_walk": 31, "stale_faults": 83, "rcu_waits_with_reader": 519, "tables_freed_late": 392, "delays": 9_325,
-    "stutters": 4, "standstills": 4, "quiescent_checks": 5, "rcu_callbacks": 3_829, "roots_freed": 503,
+    "vcpu_accesses": 532_738,
+    "device_accesses": 9_243,
+    "memslot_deletes": 387,
+    "memslot_moves": 150,
+    "exports": 20,
+    "unexports": 20,
+    "exported_zaps_mid_walk": 31,
+    "stale_faults": 83,
+    "rcu_waits_with_reader": 519,
+    "tables_freed_late": 392,
+    "delays": 9_325,
+    "stutters": 4,
+    "standstills": 4,
+    "quiescent_checks": 5,
+    "rcu_callbacks": 3_829,
+    "roots_freed": 503,
 }
 KILLS = KnownKills(
     *("2026-11-22", "0.1.0", "2026-11-22T10-00-00Z-selftest", "threads", 60, 58, 19.5, 55),
