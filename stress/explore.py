@@ -17,6 +17,7 @@ from attrs import asdict, define, evolve, field, frozen
 from stress.engines.carrier import pinned
 from stress.engines.exploration import ScenarioProgram
 from stress.engines.session import variants_of
+from stress.observe.points import POINTS
 from stress.report import certificate_text
 from stress.report.certificate import Certificate
 from stress.report.exploration import certificate_of_exploration
@@ -253,7 +254,7 @@ def as_data(explored: Explored) -> dict[str, Any]:
         "members": tally.members,
         "counters": tally.counters,
         "judged": tally.judged,
-        "points": tally.points,
+        "points": [name for name in POINTS if name in tally.points],
         "certificate": asdict(explored.certificate),
         "failures": [
             {

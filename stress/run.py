@@ -174,7 +174,7 @@ class _Keeper:
             memory_growth=self.resources.growth(),
             lock_orders=tuple(session.vm.kvm.sync.lockdep.orders()),
             judged=session.judged(),
-            points=session.points.values(),
+            points=session.points.reached(),
         )
 
 

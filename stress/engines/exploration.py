@@ -103,9 +103,9 @@ class ScenarioInstance:
         """How often each rule had something to decide."""
         return self.world.judged()
 
-    def points(self) -> dict[str, int]:
-        """How often each preemption point was reached."""
-        return self.world.points.values()
+    def points(self) -> tuple[str, ...]:
+        """The preemption points that were reached."""
+        return self.world.points.reached()
 
     def outcome(self) -> Hashable:
         """What the guests and devices have seen."""

@@ -83,7 +83,7 @@ class World:
         )
         self.control = Control(runtime, rounds)
         self.close_calls = CloseCalls(runtime, self.vm, counts, window_ns)
-        self.points = Points(runtime)
+        self.points = Points()
         self.oracles = attach_all(self.vm, scenario.limits)
         self.probe.attach(counts, self.close_calls, self.points)
         self.stage: Stage | None = None
@@ -169,7 +169,7 @@ class Session(World):
         self.gauges = Gauges(self.vm)
         self.recorder = Recorder(runtime, self.vm.kvm.layout)
         self.reporter.enrich = self.recorder.enrich
-        delays = Delays(runtime, scenario.disturbances, seed, self.counts["delays"])
+        delays = Delays(runtime, scenario.disturbances, seed, self.counts["delays_asked"], self.counts["delays"])
         self.probe.attach(self.histograms, self.gauges, self.recorder, delays)
 
     def interrupt_vcpus(self, interrupt: bool) -> None:

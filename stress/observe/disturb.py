@@ -19,7 +19,9 @@ class _Dice(threading.local):
 class Delays:
     """A probe observer that sometimes waits at P1..P20 (reference 2.16); each thread has a generator of its own."""
 
-    def __init__(self, runtime: Runtime, config: Disturbances, seed: int, counter: PerThreadCounter) -> None:
+    def __init__(self, runtime: Runtime, config: Disturbances, seed: int, asked: PerThreadCounter, counter: PerThreadCounter) -> None:
+        """`asked` counts arrivals at the points with delays, `counter` the delays."""
+        self._asked = asked
         self._sleep = runtime.sleep
         self._shares = config.delay_shares()
         self._longest = config.delay_s
@@ -30,6 +32,7 @@ class Delays:
     def _point(self, name: str) -> None:
         share = self._shares.get(name)
         if share is not None:
+            self._asked.add(1)
             dice = self._dice.random
             if dice.random() < share:
                 self._counter.add(1)

@@ -57,7 +57,7 @@ _NEEDS: dict[str, tuple[str, ...]] = {
     "failing attach": ("attach_failures",),
     "failing switch": ("importer_switches_failed",),
     "refusals": ("exports_refused",),
-    "delays": ("delays",),
+    "delays": ("delays_asked", "delays"),
     "stutter": ("stutters", "standstills"),
 }
 """What a counter needs to move: all the abilities that name it. One that is not named can always move."""

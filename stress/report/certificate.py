@@ -5,7 +5,7 @@ A pure function of what is stored of a run or an exploration, so that every repo
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 import cattrs
 from attrs import field, frozen
@@ -92,7 +92,7 @@ class Exercise:
     counters: Mapping[str, int]
     obligations: tuple[Obligation, ...]
     judged: Mapping[str, int]
-    points: Mapping[str, int]
+    points: Collection[str]
     selftest: KnownKills | None
     failed: bool
     exhausted: bool = False
@@ -217,11 +217,10 @@ def _races(counters: Mapping[str, int]) -> Iterator[Bound]:
 
 def _disturbances(exercise: Exercise) -> Iterator[Disturbance]:
     """Those that were on."""
-    config, counters = exercise.scenario.disturbances, exercise.counters
+    counters = exercise.counters
     able = frozenset(possible(("delays", "stutters", "failures_asked"), exercise.scenario, threads=exercise.threads))
     if "delays" in able:
-        attempts = sum(exercise.points.get(name, 0) for name in config.delay_shares())
-        yield Disturbance("delays at preemption points", attempts, counters.get("delays", 0))
+        yield Disturbance("delays at preemption points", counters.get("delays_asked", 0), counters.get("delays", 0))
     if "stutters" in able:
         yield Disturbance("standstills", counters.get("stutters", 0), counters.get("standstills", 0))
     if "failures_asked" in able:
@@ -236,7 +235,7 @@ def _gaps(exercise: Exercise, close_calls: tuple[CloseCall, ...]) -> Iterator[Ga
     if not exercise.exhausted:  # then one schedule stood for many, and what was close in the others was not counted
         yield from _gap("never close", (call.meaning for call in close_calls if not call.seen))
     yield from _gap("never happened", (name for name in able if not counters.get(name) and name not in CLOSE_CALLS))
-    yield from _gap("points never reached", (name for name in POINTS if not exercise.points.get(name)))
+    yield from _gap("points never reached", (name for name in POINTS if name not in exercise.points))
     yield from _gap("disturbances off", _switched_off(exercise))
 
 

@@ -58,7 +58,7 @@ class RunRecord:
     """Everything known about a run. `status` is running, finished or interrupted; a run that was killed stays running.
 
     Times are seconds, latencies nanoseconds, memory bytes. `pid` and `pid_started` identify the process that wrote it.
-    `judged` is how often each rule had something to decide, `points` how often each preemption point was reached, `selftest`
+    `judged` is how often each rule had something to decide, `points` are the preemption points that were reached, `selftest`
     what the newest selftest had shown when the run began.
     """
 
@@ -90,7 +90,7 @@ class RunRecord:
     memory_growth: int | None = None
     lock_orders: tuple[tuple[str, str, str, str], ...] = ()
     judged: dict[str, int] = field(factory=dict)
-    points: dict[str, int] = field(factory=dict)
+    points: tuple[str, ...] = ()
     selftest: KnownKills | None = None
 
     @property

@@ -70,8 +70,8 @@ class Tally:
     counters: dict[str, int] = field(factory=dict)
     judged: dict[str, int] = field(factory=dict)
     """How often each rule had something to decide."""
-    points: dict[str, int] = field(factory=dict)
-    """How often each preemption point was reached."""
+    points: set[str] = field(factory=set)
+    """The preemption points that were reached."""
     longest: int = 0
     """Steps of the longest schedule."""
     tasks: int = 0
@@ -128,7 +128,7 @@ class Tally:
         self.tasks = max(self.tasks, other.tasks)
         add(self.counters, other.counters)
         add(self.judged, other.judged)
-        add(self.points, other.points)
+        self.points |= other.points
         add(self.outcomes, other.outcomes)
         self.errors += [error for error in other.errors if error not in self.errors]
         for name, counts in other.members.items():
@@ -263,7 +263,7 @@ class Campaign:
         if self._exercised:
             add(tally.counters, run.instance.totals())
             add(tally.judged, run.instance.judged())
-            add(tally.points, run.instance.points())
+            tally.points.update(run.instance.points())
         if run.reports:
             tally.failing += 1
             self._keep(run, run.reports, predicted=False)
