@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from stress.observe.close_calls import CLOSE_CALLS
 from stress.observe.possible import abilities, possible
 from stress.scenario.load import load
+from tests.engine import MEETINGS
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SHIPPED = sorted(CONFIGS.rglob("*.toml"))
@@ -16,12 +16,6 @@ CORRECT = ('vm.profile="hardened"', "vm.variants=[]", "vm.variant_files=[]", "ex
 LARGE = ("quick", "soak", "full", "vcpus-only")
 """What says PASS to everything: each has to show that the races took place that design 3.2 asks for."""
 RACES = ("cmpxchgs_lost", "stale_faults", "rcu_waits_with_reader", "srcu_waits_with_reader", "yields")
-MEETINGS = {
-    *CLOSE_CALLS,
-    *("stale_faults", "stale_io_faults", "io_faults_retried", "rcu_waits_with_reader", "srcu_waits_with_reader", "yields"),
-    *("flushes_mid_dma", "exports_refused", "vcpu_kicks", "fast_faults", "frozen_met"),
-}
-"""Counters that move only when two tasks have met."""
 SUBJECTS = {
     "delete": (
         "memslot_deletes",

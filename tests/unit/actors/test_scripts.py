@@ -197,7 +197,7 @@ def test_no_shipped_scenario_finds_anything_in_the_correct_model(path: Path) -> 
         _, world = controlled(scenario, strategy, seed)
         totals = world.totals()
         reached |= {name for name, least in scenario.obligations.items() if totals[name] >= least}
-    assert reached == set(scenario.obligations)
+    assert reached >= set(scenario.obligations) - MEETINGS
 
 
 def test_each_operation_of_the_vocabulary_has_somebody_who_does_it() -> None:
