@@ -20,6 +20,7 @@ from stress.scenario.script import VOCABULARY, Op, kind_of
 from stress.scenario.scripts import with_script
 from stress.scenario.types import Scenario
 from stress.search.walk import RandomWalk
+from tests.engine import MEETINGS
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 
