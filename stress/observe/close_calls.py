@@ -27,7 +27,7 @@ THREADS_US: int = 100
 
 
 CLOSE_CALLS: dict[str, str] = {
-    "tables_freed_late": "table pages freed right after a reader had left whom their grace period waited for",
+    "frees_after_reader": "table pages freed right after a reader had left whom their grace period waited for",
     "uses_before_flush": "translations that a device was using, or had just used, when they were invalidated",
     "exported_zaps_mid_walk": "exported zaps that caught a device between its walk and its access",
     "flushes_in_guest": "flushes that caught a vCPU in the guest with translations in its TLB",
@@ -139,7 +139,7 @@ class CloseCalls:
     def grace_period(self, ns: int, callbacks: int) -> None:
         """The callbacks have run: how long ago did a reader leave who was there when the grace period began?"""
         if self._is_close(self._local.left_at):
-            self._counts["tables_freed_late"].add(callbacks)
+            self._counts["frees_after_reader"].add(callbacks)
         self._local.left_at = 0
 
     # Roots.

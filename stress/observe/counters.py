@@ -89,7 +89,7 @@ COUNTERS: dict[str, str] = {
     "rcu_callbacks": "RCU callbacks run",
     "rcu_waits_with_reader": "readers that an RCU grace period found inside and waited for",
     "srcu_waits_with_reader": "readers that a wait for SRCU found inside and waited for",
-    "tables_freed_late": "RCU callbacks that ran right after such a reader had left",
+    "frees_after_reader": "RCU callbacks that ran right after such a reader had left",
     "mmu_write_locks": "times mmu_lock was taken for write",
     "yields": "times a zap dropped mmu_lock",
     "delays_asked": "arrivals at preemption points where delays are injected",

@@ -59,7 +59,8 @@ class RunRecord:
 
     Times are seconds, latencies nanoseconds, memory bytes. `pid` and `pid_started` identify the process that wrote it.
     `judged` is how often each rule had something to decide, `points` are the preemption points that were reached, `selftest`
-    what the newest selftest had shown when the run began.
+    what the newest selftest had shown when the run began. `certificate` follows from the rest (`stress.report.certificate`,
+    which every report asks anew); it is stored for those who read the JSON.
     """
 
     schema: str
@@ -92,6 +93,7 @@ class RunRecord:
     judged: dict[str, int] = field(factory=dict)
     points: tuple[str, ...] = ()
     selftest: KnownKills | None = None
+    certificate: dict[str, Any] = field(factory=dict)
 
     @property
     def expected_seen(self) -> tuple[str, ...]:

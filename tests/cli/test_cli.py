@@ -52,6 +52,8 @@ def test_a_passing_run_exits_0_and_leaves_a_complete_result(tmp_path: Path) -> N
     assert data["status"] == "finished"
     assert data["scenario"]["seed"] == 3
     assert data["counters"]["exported_zaps"] > 0
+    assert data["certificate"]["verdict"] == "PASS"
+    assert dict(data["certificate"]["judged"])["O1"] > 0
     assert data["latencies"]
     assert data["environment"]["gil_enabled"] in (True, False)
     assert "PASS  quick" in (directory / "console.txt").read_text()

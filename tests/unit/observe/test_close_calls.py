@@ -176,7 +176,7 @@ def test_pages_that_are_freed_right_after_a_reader_has_left(scene: Scene, later:
     scene.clock.time += later
     scene.calls.grace_period(5, 3)
     scene.calls.grace_period(5, 4)
-    assert scene.changed() == {"rcu_waits_with_reader": 1, **({"tables_freed_late": freed} if freed else {})}
+    assert scene.changed() == {"rcu_waits_with_reader": 1, **({"frees_after_reader": freed} if freed else {})}
 
 
 def test_a_wait_for_srcu_is_told_apart(scene: Scene) -> None:

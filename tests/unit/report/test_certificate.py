@@ -39,7 +39,7 @@ COUNTED = {
     "exported_zaps_mid_walk": 31,
     "stale_faults": 83,
     "rcu_waits_with_reader": 519,
-    "tables_freed_late": 392,
+    "frees_after_reader": 392,
     "delays": 9_325,
     "delays_asked": 98_000,
     "stutters": 4,
