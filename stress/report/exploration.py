@@ -87,14 +87,14 @@ def _assumption(scenario: Scenario, draws: int) -> str:
 def _guarantees(strategy: str, tally: Tally) -> Iterator[str]:
     """PCT's own: it holds for every bug of its depth, however rare other schedules make it."""
     tasks, steps = tally.tasks, tally.longest
+    depths = {name: int(depth or 3) for name, _ in _shares(strategy, tally) for kind, _, depth in [name.partition(":")] if kind == "pct"}
     missed = [
-        f"{name} {percent(missed_by_pct(schedules, tasks, steps, int(depth or 3)))}"
+        f"{name} {percent(missed_by_pct(schedules - (depths[name] > 1), tasks, steps, depths[name]))}"  # the first one only learns k
         for name, schedules in _shares(strategy, tally)
-        for kind, _, depth in [name.partition(":")]
-        if kind == "pct" and schedules > 0
+        if name in depths and schedules > 0
     ]
     if missed:
         yield (
-            f"a schedule of pct:d finds a bug of depth d with a probability of 1/(n k^(d-1)) at least, here n = {tasks} tasks and "
-            f"k = {steps:,} steps at most; that all of them have missed one: {', '.join(missed)}"
+            f"a schedule of pct:d finds a bug of depth d with a probability of 1/(n k^(d-1)) or more, here n = {tasks} tasks and "
+            f"k = {steps:,} steps at most; so all of them miss one with a probability of {', '.join(missed)} or less"
         )
