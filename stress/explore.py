@@ -12,14 +12,14 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from pathlib import Path
 from typing import Any
 
-from attrs import asdict, define, evolve, field, frozen
+from attrs import define, evolve, field, frozen
 
 from stress.engines.carrier import pinned
 from stress.engines.exploration import ScenarioProgram
 from stress.engines.session import variants_of
 from stress.observe.points import POINTS
 from stress.report import certificate_text
-from stress.report.certificate import Certificate
+from stress.report.certificate import Certificate, as_plain
 from stress.report.exploration import certificate_of_exploration
 from stress.results import environment
 from stress.results.selftests import KnownKills, known_kills
@@ -255,7 +255,7 @@ def as_data(explored: Explored) -> dict[str, Any]:
         "counters": tally.counters,
         "judged": tally.judged,
         "points": [name for name in POINTS if name in tally.points],
-        "certificate": asdict(explored.certificate),
+        "certificate": as_plain(explored.certificate),
         "failures": [
             {
                 "signature": failure.report.signature,

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import psutil
-from attrs import asdict, evolve, frozen
+from attrs import evolve, frozen
 
 from mmu.invariants import names_of
 from mmu.report import Report
@@ -21,7 +21,7 @@ from stress.engines.session import Session
 from stress.engines.threads import Outcome, ThreadEngine
 from stress.errors import ResultError, VariantError
 from stress.observe.resources import Resources
-from stress.report.certificate import certificate_of
+from stress.report.certificate import as_plain, certificate_of
 from stress.results import environment
 from stress.results.figures import figures_of
 from stress.results.record import SCHEMA, RunRecord, StoredFinding
@@ -128,7 +128,7 @@ class _Keeper:
         record = self._snapshot(outcome.run_s)
         status = "interrupted" if outcome.interrupted else "finished"
         record = evolve(record, status=status, verdict=judgement.verdict.name, reasons=judgement.reasons, setup_s=round(outcome.setup_s, 3))
-        return evolve(record, certificate=asdict(certificate_of(record)))
+        return evolve(record, certificate=as_plain(certificate_of(record)))
 
     def _judge(self, outcome: Outcome) -> Judgement:
         session = self._session

@@ -5,10 +5,12 @@ A pure function of what is stored of a run or an exploration, so that every repo
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterator, Mapping
+from typing import Any
 
 import cattrs
-from attrs import field, frozen
+from attrs import asdict, field, frozen
 
 from mmu.report import RULES
 from stress.observe.close_calls import CLOSE_CALLS, STEPS, THREADS_US
@@ -139,6 +141,11 @@ def certificate_of(record: RunRecord) -> Certificate:
     )
 
 
+def as_plain(certificate: Certificate) -> dict[str, Any]:
+    """The certificate as it is stored in JSON."""
+    return dict(json.loads(json.dumps(asdict(certificate))))
+
+
 def certify(
     exercise: Exercise,
     verdict: str,
@@ -159,7 +166,7 @@ def certify(
         operations=operations,
         obligations=exercise.obligations,
         disturbances=tuple(_disturbances(exercise)),
-        judged=tuple((rule, exercise.judged.get(rule, 0)) for rule in RULES),
+        judged=tuple((rule, exercise.judged.get(rule, 0)) for rule in _rules_on(exercise)),
         close=f"{THREADS_US} us" if exercise.threads else f"{STEPS} steps",
         close_calls=close_calls,
         selftest=exercise.selftest,
@@ -231,12 +238,19 @@ def _gaps(exercise: Exercise, close_calls: tuple[CloseCall, ...]) -> Iterator[Ga
     """What could have happened and did not."""
     counters = exercise.counters
     able = possible(COUNTERS, exercise.scenario, threads=exercise.threads)
-    yield from _gap("rules with nothing to decide", (f"{rule} ({JUDGED[rule]})" for rule in RULES if not exercise.judged.get(rule)))
+    yield from _gap(
+        "rules with nothing to decide", (f"{rule} ({JUDGED[rule]})" for rule in _rules_on(exercise) if not exercise.judged.get(rule))
+    )
+    yield from _gap("rules switched off", (rule for rule in RULES if rule in exercise.scenario.oracles.off))
     if not exercise.exhausted:  # then one schedule stood for many, and what was close in the others was not counted
         yield from _gap("never close", (call.meaning for call in close_calls if not call.seen))
     yield from _gap("never happened", (name for name in able if not counters.get(name) and name not in CLOSE_CALLS))
     yield from _gap("points never reached", (name for name in POINTS if name not in exercise.points))
     yield from _gap("disturbances off", _switched_off(exercise))
+
+
+def _rules_on(exercise: Exercise) -> list[str]:
+    return [rule for rule in RULES if rule not in exercise.scenario.oracles.off]
 
 
 def _switched_off(exercise: Exercise) -> Iterator[str]:

@@ -58,7 +58,7 @@ def known_kills(results: Path, engine: str, scenario: str, seconds: float) -> Kn
 
 
 def _seen_from(data: dict[str, Any], path: Path, engine: str, scenario: str, seconds: float) -> KnownKills:
-    kills = [kill for kill in _kills(data) if kill.engine == engine]
+    kills = [kill for kill in _kills(data) if kill.engine == engine and kill.of > 0]
     caught = [kill for kill in kills if kill.always]
     return KnownKills(
         date=str(data.get("date", "at an unknown date")),
@@ -81,12 +81,14 @@ def _written(path: Path) -> float:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """A selftest of the known schema; whatever else lies there is not for us."""
+    """A selftest of the known schema, with every rule on; whatever else lies there is not for us."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
-    return data if isinstance(data, dict) and data.get("schema") == SCHEMA and isinstance(data.get("mutants"), list) else None
+    if not isinstance(data, dict) or data.get("schema") != SCHEMA or data.get("off"):
+        return None
+    return data if isinstance(data.get("mutants"), list) else None
 
 
 def _kills(data: dict[str, Any]) -> Iterator[Kill]:

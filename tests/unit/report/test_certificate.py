@@ -20,7 +20,7 @@ from stress.results.bounds import upper_bound
 from stress.results.record import RunRecord, from_json, to_json
 from stress.results.selftests import Kill, KnownKills
 from stress.scenario.load import load, unstructure
-from stress.scenario.types import Scenario
+from stress.scenario.types import Oracles, RuleName, Scenario
 from stress.search.campaign import Failure, Tally
 from stress.verdict import Evidence, Obligation, Verdict, judge
 from tests.records import finding, record
@@ -174,6 +174,13 @@ def test_what_is_switched_off_and_the_build_are_named() -> None:
     assert "free-threaded" in missed["this build"][0]
     free = evolve(record().environment, gil_enabled=False)
     assert "this build" not in gaps(certificate_of(passed(environment=free)))
+
+
+def test_a_rule_that_is_off_was_not_judged() -> None:
+    blind = evolve(QUICK, oracles=Oracles((RuleName("O1"),)))
+    certificate = certificate_of(passed(scenario=unstructure(blind)))
+    assert "O1" not in dict(certificate.judged)
+    assert gaps(certificate)["rules switched off"] == ("O1",)
 
 
 def test_without_a_selftest_it_says_how_to_get_one() -> None:

@@ -82,5 +82,16 @@ def test_an_entry_that_cannot_be_understood_is_left_out(tmp_path: Path, entry: o
 
 
 def test_what_was_missed_once_is_not_caught(tmp_path: Path) -> None:
-    leave(tmp_path, "one", selftest({**MUTANTS[0], "killed": 2}, {**MUTANTS[1], "of": 0, "killed": 0}))
-    assert (seen(tmp_path).tried, seen(tmp_path).killed) == (2, 0)
+    leave(tmp_path, "one", selftest({**MUTANTS[0], "killed": 2}, MUTANTS[1]))
+    assert (seen(tmp_path).tried, seen(tmp_path).killed) == (2, 1)
+
+
+def test_what_was_not_tried_is_neither_caught_nor_missed(tmp_path: Path) -> None:
+    leave(tmp_path, "one", selftest(MUTANTS[0], {**MUTANTS[1], "of": 0, "killed": 0, "median_s": None}))
+    assert (seen(tmp_path).tried, seen(tmp_path).killed) == (1, 1)
+
+
+def test_a_selftest_with_a_rule_off_says_nothing_of_the_whole_harness(tmp_path: Path) -> None:
+    leave(tmp_path, "one", selftest(date="whole", off=[]), age=10)
+    leave(tmp_path, "two", selftest(date="blind", off=["O1"]))
+    assert seen(tmp_path).date == "whole"
