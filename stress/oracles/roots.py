@@ -75,6 +75,7 @@ class RootOracle(Oracle):
 
     def zap_yielded(self, root: RootPage, since: int, goal: int) -> None:
         """A walk goes on after it has let mmu_lock go: somebody must have held the root meanwhile."""
+        self.judged["O4"].add(1)
         if is_poisoned(root) or root.refcount.read():
             return  # a root that is freed already reports its next use itself
         self.kvm.warn(
