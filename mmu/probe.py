@@ -59,6 +59,11 @@ HOOKS: dict[str, str] = {
     "zap_leafs_done": "(root, start, end, yielded) a leaf zap of [start, end) ended, mmu_lock still held; whether it yielded",
     "dirty_log_started": "(slot) dirty logging of a slot is on, and everything it needs was protected and flushed",
     "dirty_log_read": "(slot, pages) the dirty log was read and what was in it is protected again; slots_lock is held",
+    "cmpxchg_lost": "(gfn) a compare-exchange of an SPTE was refused: somebody else was first",
+    "grace_period_waited": "(domain) a grace period has waited for a reader that was inside before it, and has now left",
+    "root_pinned": "(root, alive) a reference on a listed root was asked for; false if its last one was gone",
+    "dma_begin": "(device, gfn) a device is about to translate and access a gfn, as one transaction of its hardware",
+    "dma_end": "(device) the transaction is over",
     "point": "(name) a preemption point P1..P20 of the reference was reached",
 }
 """Every hook with its arguments and meaning."""
@@ -115,6 +120,11 @@ class Probe:
     zap_leafs_done: Hook
     dirty_log_started: Hook
     dirty_log_read: Hook
+    cmpxchg_lost: Hook
+    grace_period_waited: Hook
+    root_pinned: Hook
+    dma_begin: Hook
+    dma_end: Hook
     point: Hook
 
     __slots__ = (*HOOKS, "_on_error", "_wanted")

@@ -17,7 +17,12 @@ from attrs import define, evolve, field, frozen
 from stress.engines.carrier import pinned
 from stress.engines.exploration import ScenarioProgram
 from stress.engines.session import variants_of
+from stress.observe.points import POINTS
+from stress.report import certificate_text
+from stress.report.certificate import Certificate, as_plain
+from stress.report.exploration import certificate_of_exploration
 from stress.results import environment
+from stress.results.selftests import KnownKills, known_kills
 from stress.results.store import CONSOLE_TXT, RunDirectory
 from stress.run import expected_of, suspects_of
 from stress.scenario.load import unstructure
@@ -68,6 +73,24 @@ class Explored:
     wall_s: float
     directory: RunDirectory | None = None
     files: list[str] = field(factory=list)
+    selftest: KnownKills | None = None
+
+    @property
+    def certificate(self) -> Certificate:
+        """What the verdict rests on."""
+        request, tally = self.request, self.tally
+        asked = [f"{request.schedules:,} schedules" if request.schedules else "", f"{request.seconds:g} s" if request.seconds else ""]
+        wanted = " or ".join(filter(None, asked)) or "everything"
+        return certificate_of_exploration(
+            request.scenario,
+            request.strategy,
+            f"{tally.schedules:,} schedules of {tally.steps:,} steps in {self.wall_s:.1f} s; {wanted} asked for",
+            tally,
+            self.judgement.verdict,
+            obligations_of(request.scenario, tally),
+            self.selftest,
+            -(-tally.schedules // PROGRAMS),
+        )
 
 
 def explore(request: ExploreRequest, on_progress: Callable[[Tally], None] = lambda _: None) -> Explored:
@@ -91,7 +114,7 @@ def campaign_for(request: ExploreRequest, seed: int) -> Campaign:
         ScenarioProgram(request.name, scenario, variants_from(request.variant_files)),
         strategy_for(request.strategy, seed),
         seeds=(lambda number: base + number // PROGRAMS) if drawn and not exhaustive else (lambda _: base),
-        counters=tuple(scenario.obligations),
+        exercised=True,
     )
 
 
@@ -153,10 +176,15 @@ def _in_processes(request: ExploreRequest, on_progress: Callable[[Tally], None])
     return total
 
 
+def obligations_of(scenario: Scenario, tally: Tally) -> tuple[Obligation, ...]:
+    """What the scenario demands of all schedules together, beside what was reached."""
+    return tuple(Obligation(name, needed, tally.counters.get(name, 0)) for name, needed in scenario.obligations.items())
+
+
 def judgement_of(request: ExploreRequest, tally: Tally) -> Judgement:
     """The verdict. A limit that was hit is never a pass."""
     scenario = request.scenario
-    obligations = tuple(Obligation(name, needed, tally.counters.get(name, 0)) for name, needed in scenario.obligations.items())
+    obligations = obligations_of(scenario, tally)
     expected = expected_of(scenario)
     finished = tally.schedules - tally.cut - tally.unfinished
     judgement = judge(
@@ -171,8 +199,9 @@ def judgement_of(request: ExploreRequest, tally: Tally) -> Judgement:
         )
     )
     wants_all = request.exhaustive or request.strategy in EVERYTHING
-    if wants_all and not tally.exhausted and judgement.verdict is Verdict.PASS:
-        return Judgement(Verdict.INCONCLUSIVE, ("the search did not come to its end: what it has not seen may be broken",))
+    if wants_all and not tally.exhausted and judgement.verdict <= Verdict.INCONCLUSIVE:
+        others = judgement.reasons if judgement.verdict is Verdict.INCONCLUSIVE else ()
+        return Judgement(Verdict.INCONCLUSIVE, ("the search did not come to its end: what it has not seen may be broken", *others))
     return judgement
 
 
@@ -188,6 +217,7 @@ def keep(explored: Explored, results: Path) -> RunDirectory:
     request = explored.request
     directory = RunDirectory.create(results, f"explore-{request.name}", request.seed)
     explored.directory = directory
+    explored.selftest = known_kills(results, "controlled", request.name, explored.wall_s)
     for number, failure in enumerate(explored.tally.failures.values(), 1):
         name = f"schedule-{number}.json"
         directory.write_text(name, stored(request.name, request.scenario, request.variant_files, failure).to_json())
@@ -201,7 +231,7 @@ def as_data(explored: Explored) -> dict[str, Any]:
     """The result as plain data."""
     request, tally = explored.request, explored.tally
     return {
-        "schema": 1,
+        "schema": 2,
         "kind": "stress-exploration",
         "name": request.name,
         "verdict": explored.judgement.verdict.name,
@@ -223,6 +253,9 @@ def as_data(explored: Explored) -> dict[str, Any]:
         "failing": tally.failing,
         "members": tally.members,
         "counters": tally.counters,
+        "judged": tally.judged,
+        "points": [name for name in POINTS if name in tally.points],
+        "certificate": as_plain(explored.certificate),
         "failures": [
             {
                 "signature": failure.report.signature,
@@ -265,6 +298,7 @@ def lines(explored: Explored) -> Iterator[str]:
     yield ""
     yield from _failures(explored)
     yield verdict_line(explored)
+    yield from certificate_text.lines(explored.certificate)
 
 
 def _processes(request: ExploreRequest) -> str:

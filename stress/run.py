@@ -21,9 +21,11 @@ from stress.engines.session import Session
 from stress.engines.threads import Outcome, ThreadEngine
 from stress.errors import ResultError, VariantError
 from stress.observe.resources import Resources
+from stress.report.certificate import as_plain, certificate_of
 from stress.results import environment
 from stress.results.figures import figures_of
 from stress.results.record import SCHEMA, RunRecord, StoredFinding
+from stress.results.selftests import known_kills
 from stress.results.store import RunDirectory
 from stress.scenario.load import unstructure
 from stress.scenario.types import Scenario
@@ -101,6 +103,7 @@ class _Keeper:
             pid=os.getpid(),
             pid_started=psutil.Process().create_time(),
             environment=environment.observe(),
+            selftest=known_kills(request.results, "threads", request.name, request.scenario.budget.duration_s),
         )
 
     def tick(self, elapsed: float) -> None:
@@ -124,7 +127,8 @@ class _Keeper:
         judgement = self._judge(outcome)
         record = self._snapshot(outcome.run_s)
         status = "interrupted" if outcome.interrupted else "finished"
-        return evolve(record, status=status, verdict=judgement.verdict.name, reasons=judgement.reasons, setup_s=round(outcome.setup_s, 3))
+        record = evolve(record, status=status, verdict=judgement.verdict.name, reasons=judgement.reasons, setup_s=round(outcome.setup_s, 3))
+        return evolve(record, certificate=as_plain(certificate_of(record)))
 
     def _judge(self, outcome: Outcome) -> Judgement:
         session = self._session
@@ -171,6 +175,8 @@ class _Keeper:
             resources=tuple(self.resources.samples),
             memory_growth=self.resources.growth(),
             lock_orders=tuple(session.vm.kvm.sync.lockdep.orders()),
+            judged=session.judged(),
+            points=session.points.reached(),
         )
 
 

@@ -9,8 +9,16 @@ from attrs import evolve
 from mmu.runtime import Runtime
 from stress.engines.session import Session
 from stress.engines.threads import Outcome, ThreadEngine
+from stress.observe.close_calls import CLOSE_CALLS
 from stress.observe.resources import Resources
 from stress.scenario.types import Budget, Count, Disturbances, Memory, Positive, Scenario, Seconds, Vm
+
+MEETINGS = {
+    *CLOSE_CALLS,
+    *("stale_faults", "stale_io_faults", "io_faults_retried", "rcu_waits_with_reader", "srcu_waits_with_reader", "yields"),
+    *("flushes_mid_dma", "exports_refused", "vcpu_kicks", "fast_faults", "frozen_met"),
+}
+"""Counters that move only when two tasks have met, which few schedules may bring about."""
 
 
 def small(**changes: Any) -> Scenario:

@@ -49,6 +49,8 @@ class Device:
         """One DMA access; None when there is no translation (an IO page fault)."""
         hardware = self.hardware
         hardware.acquire()
+        if self.kvm.probe.dma_begin is not None:
+            self.kvm.probe.dma_begin(self, gfn)
         try:
             spte = self._translate(gfn, write)
             if spte is None:
@@ -62,6 +64,8 @@ class Device:
                 self.kvm.probe.bad_translation(self.name, gfn, pfn, write, self._walker.look(self.root.value, gfn))
             return Dma.WRONG
         finally:
+            if self.kvm.probe.dma_end is not None:
+                self.kvm.probe.dma_end(self)
             hardware.release()
 
     def invalidate(self, gfn: int, pages: int) -> None:

@@ -104,6 +104,8 @@ class HardwareWalker:
             return spte
         tick = self._clock.fetch_add(1) + 1 if wanted & ~spte & SPTE_D else 0
         if sp.spt.cmpxchg(index, spte, spte | wanted) != spte:
+            if self._kvm.probe.cmpxchg_lost is not None:
+                self._kvm.probe.cmpxchg_lost(gfn)
             return 0
         if tick and self._on_dirty is not None:
             pfn = (spte & ADDR_MASK) >> PFN_SHIFT

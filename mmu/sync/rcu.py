@@ -52,7 +52,8 @@ class _ReaderLocal(threading.local):
 class EpochDomain:
     """What RCU and SRCU share: readers, epochs and the wait for a grace period."""
 
-    def __init__(self, runtime: Runtime, lockdep: LockDep, name: str, stall_seconds: float) -> None:
+    def __init__(self, runtime: Runtime, lockdep: LockDep, name: str, stall_seconds: float, probe: Probe | None = None) -> None:
+        self.probe = probe or Probe()
         self.runtime = runtime
         self.name = name
         self.stall_seconds = stall_seconds
@@ -151,6 +152,8 @@ class EpochDomain:
             lambda: not IDLE < epoch.value < target,
             on_late=lambda seconds: self._late(reader, seconds),
         )
+        if self.probe.grace_period_waited is not None:
+            self.probe.grace_period_waited(self.name)
 
     def _late(self, reader: Reader, seconds: float) -> None:
         if seconds < self.stall_seconds:
@@ -195,8 +198,7 @@ class Rcu(EpochDomain):
     def __init__(
         self, runtime: Runtime, lockdep: LockDep, probe: Probe | None = None, stall_seconds: float = 10.0, name: str = "rcu"
     ) -> None:
-        super().__init__(runtime, lockdep, name, stall_seconds)
-        self._probe = probe or Probe()
+        super().__init__(runtime, lockdep, name, stall_seconds, probe)
         self._queue = runtime.queue("rcu callbacks")
         self._queued = runtime.counter("rcu.queued")
         self._done = runtime.counter("rcu.done")
@@ -360,8 +362,8 @@ class Rcu(EpochDomain):
                 self._run(entry)
             self._callback_task.value = None
             self.grace_periods.add(1)
-            if self._probe.grace_period is not None:
-                self._probe.grace_period(self.runtime.now() - start, len(batch))
+            if self.probe.grace_period is not None:
+                self.probe.grace_period(self.runtime.now() - start, len(batch))
 
     def _run(self, entry: Callback) -> None:
         """One callback; one that raises must not keep the others, and everybody who waits for them, for ever."""
@@ -382,7 +384,7 @@ class Srcu(EpochDomain):
     `synchronize` a write lock taken and released, so a cycle through both is found like any other."""
 
     def __init__(self, runtime: Runtime, lockdep: LockDep, name: str, rcu: Rcu, stall_seconds: float = 30.0) -> None:
-        super().__init__(runtime, lockdep, name, stall_seconds)
+        super().__init__(runtime, lockdep, name, stall_seconds, rcu.probe)
         self.lock_class: LockClass = lockdep.register(name, sleeping=True, recursive_read=True)
         self._key = self.lock_class.key(READ)
         self._rcu = rcu

@@ -421,6 +421,8 @@ class FaultHandler:
         fault.fixing = fault.gfn
         if sp.spt.cmpxchg(index, old, new) != old:
             fault.fixing = -1
+            if self._probe.cmpxchg_lost is not None:
+                self._probe.cmpxchg_lost(fault.gfn)
             return False
         if new & SPTE_W and not old & SPTE_W and fault.slot is not None:
             fault.slot.mark_dirty(fault.gfn)

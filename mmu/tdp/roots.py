@@ -20,7 +20,10 @@ class Roots:
 
     def get_root(self, root: RootPage) -> bool:
         """kvm_tdp_mmu_get_root(): take a reference unless the root is dying. Says nothing about validity."""
-        return root.refcount.inc_not_zero()
+        alive = root.refcount.inc_not_zero()
+        if self.kvm.probe.root_pinned is not None:
+            self.kvm.probe.root_pinned(root, alive)
+        return alive
 
     def put_root(self, root: RootPage, shared: bool) -> None:
         """kvm_tdp_mmu_put_root(): drop a reference; the last one unlinks the root and frees it after a grace period."""

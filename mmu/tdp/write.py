@@ -57,6 +57,8 @@ class SpteWriter:
         if old == REMOVED_SPTE:
             self._warn_frozen(sp, gfn, old, "changed by somebody who did not freeze it")
         if sp.spt.cmpxchg(index, old, new) != old:
+            if self._probe.cmpxchg_lost is not None:
+                self._probe.cmpxchg_lost(gfn)
             return False
         self.handle_changed_spte(sp, gfn, old, new, True)
         return True

@@ -26,8 +26,10 @@ from mmu.probe import Probe
 from mmu.runtime import Runtime
 from stress.engines.carrier import Signal, pinned
 from stress.engines.exploration import ScenarioProgram
+from stress.observe.close_calls import THREADS_US, CloseCalls
 from stress.observe.counts import Counts
 from stress.observe.histograms import Histograms
+from stress.observe.points import Points
 from stress.observe.recorder import Recorder
 from stress.oracles import attach_all
 from stress.results.environment import gil_enabled
@@ -73,7 +75,9 @@ class Bed:
         if full:
             attach_all(self.vm, Limits())
             runtime = self.vm.kvm.runtime
-            probe.attach(Counts(runtime), Histograms(runtime), Recorder(runtime, self.vm.kvm.layout))
+            counts = Counts(runtime)
+            calls = CloseCalls(runtime, self.vm, counts, THREADS_US * 1000)
+            probe.attach(counts, calls, Points(), Histograms(runtime), Recorder(runtime, self.vm.kvm.layout))
         region = self.vm.host.mmap(pages)
         self.vm.host.assign(region, 0)
         self.vm.set_user_memory_region(MemoryRegion(0, 0, pages, region))

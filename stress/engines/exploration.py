@@ -10,10 +10,14 @@ from mmu.report import Report
 from mmu.task import Task
 from mmu.variant import Variant
 from stress.actors.base import Actor
-from stress.engines.controlled import ControlledRuntime
+from stress.engines.controlled import STEP_NS, ControlledRuntime
 from stress.engines.program import Instance, Part, QuietProbe
 from stress.engines.session import World
+from stress.observe.close_calls import STEPS
 from stress.scenario.types import Scenario
+
+CLOSE_NS = STEPS * STEP_NS
+"""How near is close, on the virtual clock."""
 
 
 class ScenarioProgram:
@@ -45,11 +49,12 @@ class ScenarioInstance:
         scenario = program.scenario
         self._runtime = runtime
         self._errors: list[str] = []
-        self._totals: dict[str, int] | None = None
         runtime.on_task_error = self._task_failed
         probe = QuietProbe(runtime.scheduler, self._observer_failed)
-        self.world = world = World(scenario, seed, runtime, program.variants, probe=probe, rounds=scenario.explore.rounds)
-        world.probe.attach(world.counts, *program.observers)
+        self.world = world = World(
+            scenario, seed, runtime, program.variants, probe=probe, rounds=scenario.explore.rounds, window_ns=CLOSE_NS
+        )
+        world.probe.attach(*program.observers)
         world.set_up()
         assert world.stage is not None
         world.stage.record_ops = program.record_ops
@@ -90,11 +95,17 @@ class ScenarioInstance:
         """A number that changes as long as any actor gets anywhere."""
         return sum(actor.moved() for actor in self.world.actors)
 
-    def counter(self, name: str) -> int:
-        """One of the run's counters."""
-        if self._totals is None:
-            self._totals = self.world.totals()
-        return self._totals[name]
+    def totals(self) -> dict[str, int]:
+        """The run's counters."""
+        return self.world.totals()
+
+    def judged(self) -> dict[str, int]:
+        """How often each rule had something to decide."""
+        return self.world.judged()
+
+    def points(self) -> tuple[str, ...]:
+        """The preemption points that were reached."""
+        return self.world.points.reached()
 
     def outcome(self) -> Hashable:
         """What the guests and devices have seen."""

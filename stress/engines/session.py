@@ -26,10 +26,13 @@ from stress.actors.base import Actor, Stage
 from stress.actors.layout import Layout
 from stress.engines.control import Control
 from stress.mutants import SHIPPED
+from stress.observe.close_calls import THREADS_US, CloseCalls
 from stress.observe.counts import Counts
 from stress.observe.disturb import Delays, Failures
 from stress.observe.gauges import Gauges
 from stress.observe.histograms import Histograms
+from stress.observe.judged import judged_by_model
+from stress.observe.points import Points
 from stress.observe.recorder import Recorder
 from stress.oracles import attach_all
 from stress.scenario.types import Scenario
@@ -56,6 +59,7 @@ class World:
         *,
         probe: Probe | None = None,
         rounds: float = math.inf,
+        window_ns: int = THREADS_US * 1000,
     ) -> None:
         self.scenario = scenario
         self.seed = seed
@@ -67,17 +71,21 @@ class World:
         self.reporter = Reporter(self._found)
         self.probe = probe or Probe(self.observer_failed)
         self.variants = variants_of(scenario, extra)
+        self.counts = counts = Counts(runtime)
+        failures = Failures(scenario.disturbances, seed, counts["failures_asked"], counts["failures_injected"])
         self.vm = VirtualMachine(
             vm_config(scenario),
             self.variants,
             runtime=runtime,
             reporter=self.reporter,
             probe=self.probe,
-            fail_function=Failures(scenario.disturbances, seed).fail_function,
+            fail_function=failures.fail_function,
         )
         self.control = Control(runtime, rounds)
-        self.counts = Counts(runtime)
+        self.close_calls = CloseCalls(runtime, self.vm, counts, window_ns)
+        self.points = Points()
         self.oracles = attach_all(self.vm, scenario.limits)
+        self.probe.attach(counts, self.close_calls, self.points)
         self.stage: Stage | None = None
         self.actors: list[Actor] = []
 
@@ -93,6 +101,7 @@ class World:
         """Close the VM fd: with every TDP FD closed before, this destroys the VM and checks that nothing is left."""
         assert self.stage is not None
         self.stage.close_vm()
+        self.counts["teardowns"].add(self.vm.destroyed.value)
 
     def findings(self) -> list[Finding]:
         """What was found so far, each with its current count, first seen first."""
@@ -125,6 +134,14 @@ class World:
                 totals[name] += amount
         return totals
 
+    def judged(self) -> dict[str, int]:
+        """How often each rule had something to decide, so far."""
+        judged = judged_by_model(self.totals())
+        for oracle in self.oracles:
+            for rule, counter in oracle.judged.items():
+                judged[rule] += counter.value
+        return judged
+
     def elapsed(self) -> float:
         """Seconds since the session was made."""
         return (self.runtime.now() - self._began) / 1e9
@@ -152,8 +169,8 @@ class Session(World):
         self.gauges = Gauges(self.vm)
         self.recorder = Recorder(runtime, self.vm.kvm.layout)
         self.reporter.enrich = self.recorder.enrich
-        delays = Delays(runtime, scenario.disturbances, seed, self.counts["delays"])
-        self.probe.attach(self.counts, self.histograms, self.gauges, self.recorder, delays)
+        delays = Delays(runtime, scenario.disturbances, seed, self.counts["delays_asked"], self.counts["delays"])
+        self.probe.attach(self.histograms, self.gauges, self.recorder, delays)
 
     def interrupt_vcpus(self, interrupt: bool) -> None:
         """Make every KVM_RUN return soon, or stop doing so."""

@@ -119,9 +119,11 @@ class ThreadEngine:
         parking = sum(1 for actor in session.actors if actor.parks)
         control.pausing.store(True)
         session.interrupt_vcpus(True)
+        session.counts["stutters"].add(1)
         if self._wait(lambda: control.parked.value >= parking, self._limits.stall_s):
             invariants.check(session.vm)
             session.gauges.at_rest()
+            session.counts["standstills"].add(1)
             session.counts["quiescent_checks"].add(1)
         session.interrupt_vcpus(False)
         control.pausing.store(False)

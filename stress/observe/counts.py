@@ -70,6 +70,16 @@ class Counts:
     def fault_stale(self, vcpu: object, gfn: int, why: str) -> None:
         """A stale fault."""
         self["stale_faults"].add(1)
+        if vcpu is None:
+            self["stale_io_faults"].add(1)
+
+    def cmpxchg_lost(self, gfn: int) -> None:
+        """A compare-exchange that somebody else won."""
+        self["cmpxchgs_lost"].add(1)
+
+    def mmu_write_locked(self) -> None:
+        """mmu_lock was taken for write."""
+        self["mmu_write_locks"].add(1)
 
     def flush_end(self, reason: str, gfn: int, pages: int, ns: int) -> None:
         """A remote flush."""

@@ -19,19 +19,22 @@ class _Dice(threading.local):
 class Delays:
     """A probe observer that sometimes waits at P1..P20 (reference 2.16); each thread has a generator of its own."""
 
-    def __init__(self, runtime: Runtime, config: Disturbances, seed: int, counter: PerThreadCounter) -> None:
+    def __init__(self, runtime: Runtime, config: Disturbances, seed: int, asked: PerThreadCounter, counter: PerThreadCounter) -> None:
+        """`asked` counts arrivals at the points with delays, `counter` the delays."""
+        self._asked = asked
         self._sleep = runtime.sleep
-        self._share = config.delay_share
+        self._shares = config.delay_shares()
         self._longest = config.delay_s
-        self._points = frozenset(config.points)
         self._dice = _Dice(seed)
         self._counter = counter
-        self.point: Callable[[str], None] | None = self._point if self._share and self._points else None
+        self.point: Callable[[str], None] | None = self._point if self._shares else None
 
     def _point(self, name: str) -> None:
-        if name in self._points:
+        share = self._shares.get(name)
+        if share is not None:
+            self._asked.add(1)
             dice = self._dice.random
-            if dice.random() < self._share:
+            if dice.random() < share:
                 self._counter.add(1)
                 self._sleep(dice.random() * self._longest)
 
@@ -39,7 +42,10 @@ class Delays:
 class Failures:
     """Fault injection: steps that fail for no reason, by the scenario's shares; each thread has a generator of its own."""
 
-    def __init__(self, config: Disturbances, seed: int) -> None:
+    def __init__(self, config: Disturbances, seed: int, asked: PerThreadCounter, injected: PerThreadCounter) -> None:
+        """`asked` counts the steps that might have been made fail, `injected` those that were."""
+        self._asked = asked
+        self._injected = injected
         self._shares = {
             "hwpt_attach": config.fail_attach,
             "get_unused_fd": config.fail_fd,
@@ -50,4 +56,10 @@ class Failures:
         self.fail_function: Callable[[str], bool] | None = self._fails if any(self._shares.values()) else None
 
     def _fails(self, step: str) -> bool:
-        return current.task.name != "setup" and self._dice.random.random() < self._shares.get(step, 0.0)
+        if current.task.name == "setup":
+            return False
+        share = self._shares.get(step, 0.0)
+        fails = self._dice.random.random() < share
+        self._asked.add(share > 0)
+        self._injected.add(fails)
+        return fails

@@ -26,6 +26,10 @@ _WHICH: dict[str, Callable[..., object]] = {
 """What tells sites of one hook apart; without it the hook is one site."""
 
 
+_TIMING = frozenset({"grace_period_waited"})
+"""Hooks that tell how long something took, not where anybody is: a wait that was over when it began is no other site."""
+
+
 class Sites:
     """A probe observer that remembers what was reached; one set for any number of runs."""
 
@@ -33,7 +37,8 @@ class Sites:
         self.reached: set[str] = set()
         self._layout = layout
         for name in HOOKS:
-            setattr(self, name, self._observer(name))
+            if name not in _TIMING:
+                setattr(self, name, self._observer(name))
 
     def _observer(self, name: str) -> Callable[..., None]:
         which = _WHICH.get(name)

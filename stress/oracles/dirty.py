@@ -45,6 +45,7 @@ class DirtyOracle(Oracle):
         state = self._rounds.get((slot.as_id, slot.id))
         if state is None:
             return
+        self.judged["O8"].add(1)
         missing = state.owed - pages
         on_the_way = self._on_the_way(slot) if missing else set()
         lost = missing - on_the_way

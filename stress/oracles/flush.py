@@ -64,12 +64,15 @@ class FlushOracle(Oracle):
 
     def flush_end(self, reason: str, gfn: int, pages: int, ns: int) -> None:
         """The vCPUs are flushed."""
-        _settle(self._debts.vcpus, gfn, pages)
+        if self._debts.vcpus:
+            self.judged["O1"].add(1)
+            _settle(self._debts.vcpus, gfn, pages)
 
     def importers_notified(self, exported: ExportedTdp, gfn: int, pages: int, ns: int) -> None:
         """One exported root's importers are told."""
         root = exported.root.value
         if root is not None and root in self._debts.importers:
+            self.judged["O16"].add(1)
             owed = {root: self._debts.importers.pop(root)}
             _settle(owed, gfn, pages)
             self._debts.importers.update(owed)
@@ -81,6 +84,9 @@ class FlushOracle(Oracle):
     def mmu_write_unlocking(self) -> None:
         """Payday."""
         debts = self._debts
+        if not (debts.vcpus or debts.importers):
+            return
+        self.judged["O1"].add(len(debts.vcpus))
         for root, span in debts.vcpus.items():
             self.kvm.warn(
                 "O1",

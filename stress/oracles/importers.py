@@ -14,6 +14,7 @@ class ImporterOracle(Oracle):
 
     def io_fault_answered(self, gfn: int, write: bool, ok: bool, mappable: bool) -> None:
         """SUCCESS exactly when the gfn can be mapped with the rights asked for (I19)."""
+        self.judged["O16"].add(1)
         if ok == mappable:
             return
         answer = "SUCCESS" if ok else "FAILURE"
@@ -30,6 +31,7 @@ class ImporterOracle(Oracle):
 
     def importer_called(self, importer: object, gfn: int, pages: int) -> None:
         """The callback of an importer that was destroyed."""
+        self.judged["O16"].add(1)
         if isinstance(importer, KvmHwpt) and not importer.live.value:
             self.kvm.warn(
                 "O16",

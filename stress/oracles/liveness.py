@@ -37,6 +37,7 @@ class LivenessOracle(Oracle):
 
     def mmu_write_unlocking(self) -> None:
         """It ends."""
+        self.judged["O10"].add(1)
         held = self.kvm.runtime.now() - self._since.locked_at
         if held > self._longest_ns:
             self.kvm.warn(

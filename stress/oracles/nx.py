@@ -47,6 +47,7 @@ class NxOracle(Oracle):
             self._judge(sp.root, gfn, level, spte)
 
     def _judge(self, root: RootPage, gfn: int, level: int, spte: int) -> None:
+        self.judged["O14"].add(1)
         if not spte & SPTE_X or root.role.iommu or root.invalid.value:
             return
         self.kvm.warn(

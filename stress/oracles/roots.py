@@ -25,6 +25,7 @@ class RootOracle(Oracle):
 
     def root_invalidated(self, root: RootPage) -> None:
         """An exported root may not be invalidated."""
+        self.judged["O12"].add(1)
         if root.exported.value:
             self.kvm.warn(
                 "O12",
@@ -49,6 +50,7 @@ class RootOracle(Oracle):
         """Entered with an obsolete root after the request was acknowledged, or with one still in hand?"""
         if not self._obsolete:
             return
+        self.judged["O12"].add(1)
         root = vcpu.root
         if root is not None and root.address in self._obsolete:
             self.kvm.warn(
@@ -73,6 +75,7 @@ class RootOracle(Oracle):
 
     def zap_yielded(self, root: RootPage, since: int, goal: int) -> None:
         """A walk goes on after it has let mmu_lock go: somebody must have held the root meanwhile."""
+        self.judged["O4"].add(1)
         if is_poisoned(root) or root.refcount.read():
             return  # a root that is freed already reports its next use itself
         self.kvm.warn(

@@ -24,6 +24,7 @@ class SlotOracle(Oracle):
         self.kvm.rcu.read_unlock()
 
     def _check(self, root: RootPage, slot: Memslot) -> None:
+        self.judged["O6"].add(1)
         layout = self.kvm.layout
         it = TdpIter(self.kvm, root, 1, slot.base_gfn, slot.end_gfn)
         while it.valid:

@@ -14,7 +14,7 @@ class TranslationOracle(Oracle):
     title = "every access by a vCPU or device reaches the frame that the host gave to that gfn"
 
     def bad_translation(self, who: str | None, gfn: int, pfn: int, write: bool, spte: int) -> None:
-        """An access met the wrong stamp."""
+        """An access met the wrong stamp; those that met the right one are counted by whoever made them."""
         if who is None:
             self._late_write(gfn, pfn)
             return

@@ -6,6 +6,8 @@ import textwrap
 from collections.abc import Iterator
 
 from stress.observe.histograms import NUMBERS
+from stress.report import certificate_text
+from stress.report.certificate import certificate_of
 from stress.results.record import RunRecord
 from stress.results.store import was_killed
 
@@ -75,6 +77,7 @@ def _lines(record: RunRecord, splats: bool) -> Iterator[str]:
     yield from _memory(record)
     yield from _trouble(record, splats)
     yield verdict_line(record)
+    yield from certificate_text.lines(certificate_of(record))
 
 
 def _trouble(record: RunRecord, splats: bool) -> Iterator[str]:

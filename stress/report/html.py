@@ -7,6 +7,9 @@ import jinja2
 from mmu.report import RULES
 from stress.observe.counters import COUNTERS
 from stress.observe.histograms import NUMBERS, OPERATIONS
+from stress.observe.judged import JUDGED
+from stress.report import certificate_text
+from stress.report.certificate import certificate_of
 from stress.report.console import GROUPS, verdict_line
 from stress.results.record import RunRecord
 from stress.results.store import was_killed
@@ -32,6 +35,7 @@ _environment.filters.update(us=_microseconds, mib=_mebibytes, thousands=lambda n
 
 def render(record: RunRecord) -> str:
     """The page."""
+    certificate = certificate_of(record)
     return _environment.get_template("run.html").render(
         run=record,
         killed=was_killed(record),
@@ -42,6 +46,10 @@ def render(record: RunRecord) -> str:
         numbers=NUMBERS,
         rules=RULES,
         memory=_memory_path(record),
+        certificate=certificate,
+        certificate_heading=certificate_text.heading(certificate.verdict),
+        certificate_parts=tuple(certificate_text.parts(certificate)),
+        judged=JUDGED,
     )
 
 

@@ -12,9 +12,10 @@ from stress.errors import ResultError
 from stress.observe.histograms import Latency
 from stress.observe.resources import Sample
 from stress.results.figures import MeasuredFigure
+from stress.results.selftests import KnownKills
 from stress.verdict import Obligation
 
-SCHEMA = "tdp-stress/run/1"
+SCHEMA = "tdp-stress/run/2"
 """Name and version of the format; the number goes up when a reader of the old one would misread the new one."""
 
 
@@ -57,6 +58,9 @@ class RunRecord:
     """Everything known about a run. `status` is running, finished or interrupted; a run that was killed stays running.
 
     Times are seconds, latencies nanoseconds, memory bytes. `pid` and `pid_started` identify the process that wrote it.
+    `judged` is how often each rule had something to decide, `points` are the preemption points that were reached, `selftest`
+    what the newest selftest had shown when the run began. `certificate` follows from the rest (`stress.report.certificate`,
+    which every report asks anew); it is stored for those who read the JSON.
     """
 
     schema: str
@@ -86,6 +90,10 @@ class RunRecord:
     resources: tuple[Sample, ...] = ()
     memory_growth: int | None = None
     lock_orders: tuple[tuple[str, str, str, str], ...] = ()
+    judged: dict[str, int] = field(factory=dict)
+    points: tuple[str, ...] = ()
+    selftest: KnownKills | None = None
+    certificate: dict[str, Any] = field(factory=dict)
 
     @property
     def expected_seen(self) -> tuple[str, ...]:
@@ -110,7 +118,7 @@ def from_json(text: str, where: str) -> RunRecord:
         raise ResultError(f"{where} is not valid JSON ({error}); the run directory is damaged") from None
     schema = data.get("schema") if isinstance(data, dict) else None
     if schema != SCHEMA:
-        raise ResultError(f"{where} has schema {schema!r}; this version reads {SCHEMA!r}")
+        raise ResultError(f"{where} has schema {schema!r}; this version reads {SCHEMA!r}: use the version that has written it")
     try:
         return _converter.structure(data, RunRecord)
     except cattrs.BaseValidationError as error:

@@ -235,17 +235,23 @@ class Actors:
 class Disturbances:
     """What makes interleavings that would otherwise be rare: delays at preemption points (reference 2.16), a short
     interpreter switch interval, stutter (everybody stops, the invariants are checked, everybody goes on), and steps that
-    fail for no reason: attaching a device, finding an fd number, preparing a memslot, an importer's switch to a new root."""
+    fail for no reason: attaching a device, finding an fd number, preparing a memslot, an importer's switch to a new root.
+    `delay_at` gives some points a share of their own, whether they are among `points` or not."""
 
     delay_share: Share = Share(0.02)
     delay_s: Share = Share(0.001)
     points: tuple[PreemptionPoint, ...] = ("P1", "P2", "P4", "P8", "P9", "P10", "P13", "P14", "P15", "P16", "P20")
+    delay_at: dict[PreemptionPoint, Share] = field(factory=dict)
     switch_interval_s: Seconds = Seconds(0.0005)
     stutter_every_s: Seconds = Seconds(2.0)
     fail_attach: Share = Share(0.0)
     fail_fd: Share = Share(0.0)
     fail_prepare: Share = Share(0.0)
     fail_switch: Share = Share(0.0)
+
+    def delay_shares(self) -> dict[str, float]:
+        """At each point where there are delays, how often."""
+        return {name: share for name, share in {**dict.fromkeys(self.points, self.delay_share), **self.delay_at}.items() if share}
 
 
 @frozen

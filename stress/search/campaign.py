@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 from attrs import define, evolve, field, frozen
@@ -68,6 +68,14 @@ class Tally:
     failing: int = 0
     errors: list[str] = field(factory=list)
     counters: dict[str, int] = field(factory=dict)
+    judged: dict[str, int] = field(factory=dict)
+    """How often each rule had something to decide."""
+    points: set[str] = field(factory=set)
+    """The preemption points that were reached."""
+    longest: int = 0
+    """Steps of the longest schedule."""
+    tasks: int = 0
+    """Tasks of the one with the most."""
     outcomes: dict[str, int] = field(factory=dict)
     exhausted: bool = False
     remaining: float | None = None
@@ -116,15 +124,24 @@ class Tally:
         for key, count in other.seen.items():
             self.seen[key] = self.seen.get(key, 0) + count
         self.once = sum(1 for count in self.seen.values() if count == 1)
-        for theirs, mine in ((other.counters, self.counters), (other.outcomes, self.outcomes)):
-            for name, amount in theirs.items():
-                mine[name] = mine.get(name, 0) + amount
+        self.longest = max(self.longest, other.longest)
+        self.tasks = max(self.tasks, other.tasks)
+        add(self.counters, other.counters)
+        add(self.judged, other.judged)
+        self.points |= other.points
+        add(self.outcomes, other.outcomes)
         self.errors += [error for error in other.errors if error not in self.errors]
         for name, counts in other.members.items():
-            known = self.members.setdefault(name, {})
-            for what, amount in counts.items():
-                known[what] = known.get(what, 0) + amount
+            known = self.members.setdefault(name, dict.fromkeys(counts, 0))
+            add(known, counts)
         self.note_point()
+
+
+def add(sums: dict[str, int], amounts: Mapping[str, int]) -> None:
+    """Add amounts to sums, by name; what is zero leaves no trace."""
+    for name, amount in amounts.items():
+        if amount:
+            sums[name] = sums.get(name, 0) + amount
 
 
 @frozen
@@ -159,8 +176,9 @@ class Campaign:
         granularity: str | None = None,
         seeds: Callable[[int], int] = lambda _: 0,
         check_races: bool = True,
-        counters: tuple[str, ...] = (),
+        exercised: bool = False,
     ) -> None:
+        """`exercised` adds up what the program's instances say of what they did (`ScenarioInstance`)."""
         self.strategy = strategy
         self.tally = Tally()
         self._executor = Executor(program, limit=limit, granularity=granularity)
@@ -171,7 +189,7 @@ class Campaign:
         """What the members of a portfolio had done when a tally was last finished."""
         self._check_races = check_races
         self._always = MOST_CLASSES if isinstance(strategy, Dpor) else ALWAYS_CHECKED
-        self._counters = counters
+        self._exercised = exercised
 
     def run(self, budget: Budget, on_progress: Callable[[Tally], None] = lambda _: None) -> Tally:
         """Go on until the budget is used, the space is exhausted, the harness fails, or a failure ends it."""
@@ -225,6 +243,8 @@ class Campaign:
         run = self._executor.execute(self.strategy, seed)
         tally.schedules += 1
         tally.steps += len(run.trace)
+        tally.longest = max(tally.longest, len(run.trace))
+        tally.tasks = max(tally.tasks, len(run.names))
         tally.cut += run.cut
         tally.unfinished += run.limit_hit
         if not run.cut:
@@ -240,8 +260,10 @@ class Campaign:
         outcome = str(run.outcome)
         if outcome in tally.outcomes or len(tally.outcomes) < 10_000:
             tally.outcomes[outcome] = tally.outcomes.get(outcome, 0) + 1
-        for name in self._counters:
-            tally.counters[name] = tally.counters.get(name, 0) + run.instance.counter(name)
+        if self._exercised:
+            add(tally.counters, run.instance.totals())
+            add(tally.judged, run.instance.judged())
+            tally.points.update(run.instance.points())
         if run.reports:
             tally.failing += 1
             self._keep(run, run.reports, predicted=False)

@@ -48,10 +48,12 @@ def test_a_passing_run_exits_0_and_leaves_a_complete_result(tmp_path: Path) -> N
     directory = (tmp_path / "latest").resolve()
     assert {path.name for path in directory.iterdir()} == {"run.json", "console.txt", "report.html"}
     data = json.loads((directory / "run.json").read_text())
-    assert data["schema"] == "tdp-stress/run/1"
+    assert data["schema"] == "tdp-stress/run/2"
     assert data["status"] == "finished"
     assert data["scenario"]["seed"] == 3
     assert data["counters"]["exported_zaps"] > 0
+    assert data["certificate"]["verdict"] == "PASS"
+    assert dict(data["certificate"]["judged"])["O1"] > 0
     assert data["latencies"]
     assert data["environment"]["gil_enabled"] in (True, False)
     assert "PASS  quick" in (directory / "console.txt").read_text()

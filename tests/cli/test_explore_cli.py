@@ -106,7 +106,7 @@ def test_the_real_command_fails_with_everything_to_go_on(tmp_path: Path) -> None
 def test_a_scenario_that_passes_exits_0(stress: Stress, tmp_path: Path) -> None:
     done = stress("explore", "-c", FAULT, "-n", "15", "--seed", "1", "--results", tmp_path)
     assert done.code == 0, done.out
-    assert "PASS  fault-vs-delete, portfolio, seed 1: all 3 obligations met, no finding" in done.out
+    assert "PASS  fault-vs-delete, portfolio, seed 1: all 5 obligations met, no finding" in done.out
     assert "Good-Turing" in done.out
     assert set(left_in((tmp_path / "latest").resolve())) == {"console.txt", "explore.json"}
     assert data_of(tmp_path / "latest" / "explore.json")["verdict"] == "PASS"
@@ -150,9 +150,10 @@ def test_json_is_the_result_and_nothing_else(stress: Stress, tmp_path: Path) -> 
     assert set(data) == {
         *("schema", "kind", "name", "verdict", "reasons", "strategy", "seed", "jobs", "wall_s", "environment", "scenario"),
         *("schedules", "schedules_per_s", "steps", "steps_per_s", "classes", "unseen_mass", "curve", "cut", "unfinished"),
-        *("exhausted", "failing", "members", "counters", "failures"),
+        *("exhausted", "failing", "members", "counters", "failures", "judged", "points", "certificate"),
     }
-    assert (data["schema"], data["kind"], data["name"], data["seed"]) == (1, "stress-exploration", "fault-vs-delete", 1)
+    assert (data["schema"], data["kind"], data["name"], data["seed"]) == (2, "stress-exploration", "fault-vs-delete", 1)
+    assert data["certificate"]["verdict"] == "FAIL"
     assert data["scenario"]["vm"]["variants"] == ["table-freed-at-once"]
     assert set(data["environment"]) == {"python", "gil_enabled", "cpus"}
     (failure,) = data["failures"]
@@ -195,6 +196,7 @@ def test_equal_seeds_have_equal_results(stress: Stress, tmp_path: Path) -> None:
     for data in (one, two):
         for key in ("wall_s", "schedules_per_s", "steps_per_s"):
             del data[key]
+        del data["certificate"]["budget"]  # the seconds are in it
     assert one == two
 
 

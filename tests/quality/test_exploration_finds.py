@@ -101,9 +101,12 @@ def test_a_small_scenario_passes_on_the_correct_model_and_meets_its_obligations(
     assert scenario.title
     assert scenario.obligations
     assert scenario.vm.variants == ()
-    result = explore(ExploreRequest(scenario, path.stem, 1, "portfolio", schedules=25))
-    assert list(result.tally.failures) == []
-    assert result.judgement.verdict is Verdict.PASS, result.judgement.reasons
+    for schedules in (25, 400):  # what is rare needs more than what is common
+        result = explore(ExploreRequest(scenario, path.stem, 1, "portfolio", schedules=schedules))
+        assert list(result.tally.failures) == []
+        if result.judgement.verdict is Verdict.PASS:
+            return
+    pytest.fail("; ".join(result.judgement.reasons))
 
 
 @pytest.mark.parametrize("name", ["fault-vs-delete", "delete-vs-dma", "two-vcpus"])

@@ -10,8 +10,11 @@ import pytest
 from attrs import evolve
 
 import stress.explore as exploring
+from mmu.report import RULES
 from stress.errors import ResultError
 from stress.explore import Explored, ExploreRequest, as_data, campaign_for, explore, judgement_of, keep, lines, verdict_line
+from stress.observe.counters import COUNTERS
+from stress.report import certificate_text
 from stress.scenario.load import load
 from stress.scenario.types import Amount, Expect, Positive
 from stress.search import store
@@ -46,7 +49,7 @@ def judged(request: ExploreRequest | None = None, **changes: Any) -> Judgement:
 
 
 def test_a_budget_that_was_used_with_all_obligations_met_passes() -> None:
-    assert judged() == Judgement(Verdict.PASS, ("all 3 obligations met, no finding",))
+    assert judged() == Judgement(Verdict.PASS, (f"all {len(SMALL.obligations)} obligations met, no finding",))
 
 
 @pytest.mark.parametrize(
@@ -135,7 +138,9 @@ def test_what_passes() -> None:
     result = explore(asked(schedules=12), lambda tally: progress.append(tally.schedules))
     assert result.judgement.verdict is Verdict.PASS
     assert result.tally.schedules == 12
-    assert set(result.tally.counters) == set(SMALL.obligations)
+    assert set(SMALL.obligations) <= set(result.tally.counters) <= set(COUNTERS)
+    assert set(result.tally.judged) <= set(RULES)
+    assert "P9" in result.tally.points
     assert all(0 < each <= 12 for each in progress)
 
 
@@ -260,7 +265,7 @@ def test_the_result_is_kept_with_a_file_for_each_failure(tmp_path: Path, failed:
     assert json.loads((directory.path / "explore.json").read_text()) == json.loads(json.dumps(as_data(failed)))
     text = (directory.path / "console.txt").read_text()
     assert f"stress replay {directory.path / 'schedule-1.json'}" in text
-    assert text.splitlines()[-1] == verdict_line(failed)
+    assert text.endswith("\n".join([verdict_line(failed), *certificate_text.lines(failed.certificate)]) + "\n")
 
 
 def test_results_that_cannot_be_kept_say_so(tmp_path: Path, failed: Explored) -> None:

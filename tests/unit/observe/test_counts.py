@@ -37,7 +37,7 @@ def test_a_flush_is_counted_with_its_reason(reason: str) -> None:
 
 def test_the_reasons_are_all_that_are_counted() -> None:
     assert len(REASONS) >= 12
-    named = {name for name in COUNTERS if name.startswith("flushes_")} - {"flushes_range"}
+    named = {name for name in COUNTERS if name.startswith("flushes_")} - {"flushes_range", "flushes_mid_dma", "flushes_in_guest"}
     assert named == {"flushes_" + {"huge-over-tables": "huge"}.get(reason, reason.replace("-", "_")) for reason in REASONS}
 
 
@@ -59,6 +59,9 @@ def test_a_flush_of_a_range_is_one_of_both() -> None:
         ("io_fault_retried", (4,), "io_faults_retried"),
         ("importer_switched", (None, True, 5), "importer_switches"),
         ("importer_switched", (None, False, 5), "importer_switches_failed"),
+        ("cmpxchg_lost", (4,), "cmpxchgs_lost"),
+        ("mmu_write_locked", (), "mmu_write_locks"),
+        ("fault_stale", ("vcpu0", 4, "root"), "stale_faults"),
     ],
 )
 def test_an_event_is_counted_once(hook: str, arguments: tuple[object, ...], counter: str) -> None:
@@ -70,3 +73,9 @@ def test_an_event_is_counted_once(hook: str, arguments: tuple[object, ...], coun
 def test_every_counter_says_what_it_counts() -> None:
     assert all(COUNTERS.values())
     assert set(Counts(Runtime()).values()) == set(COUNTERS)
+
+
+def test_a_stale_fault_of_a_device_is_one_of_both() -> None:
+    counts = Counts(Runtime())
+    counts.fault_stale(None, 4, "notifier")
+    assert changed(counts) == {"stale_faults": 1, "stale_io_faults": 1}

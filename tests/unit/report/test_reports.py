@@ -19,7 +19,7 @@ from tests.records import finding, record
 def test_the_console_summary_of_a_pass() -> None:
     text = console.summary(record())
     assert "vCPUs: faults 12,345" in text
-    assert text.rstrip().endswith("PASS  quick, seed 7, 10.0 s: all 1 obligations met, no finding")
+    assert "\nPASS  quick, seed 7, 10.0 s: all 1 obligations met, no finding\nwhat this PASS rests on\n" in text
     assert "memory 44.0 MiB, +1.0 MiB from second to last quarter" in text
 
 

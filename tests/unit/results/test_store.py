@@ -45,7 +45,7 @@ def test_writing_replaces_the_whole_file(tmp_path: Path) -> None:
         ("{", "not valid JSON"),
         ("[]", "has schema None"),
         ('{"schema": "tdp-stress/run/99"}', SCHEMA),
-        ('{"schema": "tdp-stress/run/1", "id": 3}', "does not fit"),
+        ('{"schema": "tdp-stress/run/2", "id": 3}', "does not fit"),
     ],
 )
 def test_damage_is_named(tmp_path: Path, text: str, reason: str) -> None:

@@ -55,6 +55,7 @@ OTHERS = {
     "seed": ("-1", "found -1; expected a whole number from 0 on"),
     "obligations": ("7", "found 7; expected a table of numbers"),
     "script": ("7", "found 7; expected a table of lists"),
+    "disturbances.delay_at": ("7", "found 7; expected a table of numbers"),
     "explore.scenario": ("'nowhere.toml'", "found 'nowhere.toml'; expected"),
 }
 

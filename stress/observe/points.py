@@ -1,0 +1,26 @@
+"""Which preemption points (reference 2.16) were reached, whatever engine ran."""
+
+from __future__ import annotations
+
+from typing import Final, get_args
+
+from stress.scenario.types import PreemptionPoint
+
+POINTS: Final[tuple[str, ...]] = get_args(PreemptionPoint)
+"""Every point that the model has, in order."""
+
+
+class Points:
+    """A probe observer. Every fault passes several points, so all it does at one that is known already is to look it up."""
+
+    def __init__(self) -> None:
+        self._reached: set[str] = set()
+
+    def point(self, name: str) -> None:
+        """An arrival."""
+        if name not in self._reached:
+            self._reached.add(name)
+
+    def reached(self) -> tuple[str, ...]:
+        """Those reached so far, in order; one that a user's variant has made up does not count."""
+        return tuple(name for name in POINTS if name in self._reached)
