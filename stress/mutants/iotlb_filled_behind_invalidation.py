@@ -30,6 +30,15 @@ VARIANT = Mutant(
     ),
     confidence="Vt",
     tags=("export", "flush"),
-    controlled=Case("explore/migrate-vs-dma", ('script.setup=["vcpu0: write 0x0"]', "script.vcpu0=[]"), strategy="preemption:1"),
-    threads=Case("quick", ("actors.consumer.reexports_per_s=0.0",)),
+    controlled=Case("explore/migrate-vs-dma", ('script.setup=["vcpu0: write 0x0"]', "script.vcpu0=[]")),
+    threads=Case(
+        "explore/migrate-vs-dma",
+        (
+            "memory.fixed_pages=4",
+            "script.setup=[]",
+            'script.vcpu0=["run w0x0 w0x1 w0x2 w0x3"]',
+            'script.device0=["dma-write 0x0", "dma-write 0x1", "dma-write 0x2", "dma-write 0x3"]',
+            'script.host0=["migrate 0 0 4"]',
+        ),
+    ),
 )
