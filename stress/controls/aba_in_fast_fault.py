@@ -35,7 +35,8 @@ VARIANT = Control(
         Case("explore/write-protected-log"),
         Case(
             "explore/write-protected-log",
-            ('script.vcpu0=["write 0x0", "write 0x0"]', 'script.dirty-logger=["log-on", "read-log", "read-log", "read-log"]'),
+            ('script.setup=["vcpu0: write 0x0", "vcpu1: read 0x0", "dirty-logger: log-on"]', 'script.dirty-logger=["read-log"]'),
+            strategy="preemption:1",
         ),
         Case("explore/age-vs-write", ("vm.ad_bits=false", "vm.pml=false")),
         Case("quick", ("vm.ad_bits=false", "vm.pml=false", "actors.host.threads=1", "actors.dirty_log.enabled=true")),
