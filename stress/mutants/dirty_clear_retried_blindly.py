@@ -9,9 +9,10 @@ class BlindRetry(DirtyLog):
     """Looks at the entry once, and not again."""
 
     def clear_leaf(self, it: TdpIter, bit: int) -> bool:
-        """Clear the bit until it works."""
+        """Clear the bit until it works; others have their turn in between."""
         if not self.is_clearable(it, bit):
             return False
+        self.kvm.runtime.resched()
         while not self.writer.iter_set_spte_atomic(it, it.old_spte & ~bit):
             pass
         return True
@@ -32,6 +33,14 @@ VARIANT = Mutant(
     confidence="Vt",
     tags=("dirty", "atomic", "huge"),
     controlled=Case("explore/log-on-vs-fetch", ('script.vcpu0=["fetch 0x1"]',), strategy="preemption:1"),
-    threads=None,
-    threads_cannot="the window between a load and its compare-exchange is a few instructions: not once in a minute",
+    threads=Case(
+        "explore/log-on-vs-fetch",
+        (
+            "script.setup=[]",
+            'script.vcpu0=["write 0x0", "idle", "fetch 0x1"]',
+            "actors.vcpu.idle_s=0.003",
+            'script.dirty-logger=["log-on", "log-off"]',
+            "disturbances.switch_interval_s=0.00005",
+        ),
+    ),
 )
