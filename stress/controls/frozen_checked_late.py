@@ -29,5 +29,6 @@ VARIANT = Control(
         Case("explore/log-off-vs-fault"),
         Case("explore/log-off-vs-fetch"),
         Case("explore/log-off-vs-fault", ('script.dirty-logger=["log-on", "read-log", "log-off"]',)),
+        Case("full"),
     ),
 )
