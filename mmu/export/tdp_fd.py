@@ -273,7 +273,7 @@ class Exporter:
         try:
             while True:
                 self.prefault(exported, gfn)
-                ok = self._fault_once(exported, gfn, write)
+                ok = self.fault_once(exported, gfn, write)
                 if ok is not None:
                     return ok
         except KvmError:
@@ -300,7 +300,7 @@ class Exporter:
         """Whether the host may be waited for with slots_lock held (R17)."""
         return False
 
-    def _fault_once(self, exported: ExportedTdp, gfn: int, write: bool) -> bool | None:
+    def fault_once(self, exported: ExportedTdp, gfn: int, write: bool) -> bool | None:
         """Under slots_lock, which keeps the slots still, so no SRCU section is needed."""
         with self.kvm.slots_lock:
             start = self.kvm.runtime.now()

@@ -343,9 +343,13 @@ class Vcpu:
         self.root = self._roots.get_vcpu_root(self.role)
         self._roots.load_unlock()
         self.stat.root_loads += 1
-        self.flush_local()
+        self.flush_loaded()
         if self.kvm.probe.root_loaded is not None:
             self.kvm.probe.root_loaded(self, self.kvm.runtime.now() - start)
+
+    def flush_loaded(self) -> None:
+        """The flush at the end of kvm_mmu_load(): it is why zapping an invalid root needs none."""
+        self.flush_local()
 
     def switch_role(self, role: RootRole) -> None:
         """kvm_mmu_new_pgd(): run on another root, one from the cache of previous roots if it is there and still valid; the

@@ -345,7 +345,9 @@ class Memslots:
         self._active[as_id].value = new
 
     def synchronize_srcu(self) -> None:
-        """synchronize_srcu_expedited(&kvm->srcu): after it nobody uses the set that was active before."""
+        """synchronize_srcu_expedited(&kvm->srcu): after it nobody uses the set that was active before. Readers may take
+        slots_arch_lock, so it is not held meanwhile."""
+        self.kvm.slots_arch_lock.assert_not_held()
         self.kvm.srcu.synchronize()
 
     def _inactive(self, as_id: int) -> MemslotSet:

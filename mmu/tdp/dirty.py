@@ -135,13 +135,18 @@ class DirtyLog:
             if self.yielding.iter_cond_resched(it, False, shared=True):
                 it.next_present()
                 continue
-            while self.is_clearable(it, bit):
-                if self.writer.iter_set_spte_atomic(it, it.old_spte & ~bit):
-                    changed = True
-                    break
+            changed |= self.clear_leaf(it, bit)
             it.next_present()
         kvm.rcu.read_unlock()
         return changed
+
+    def clear_leaf(self, it: TdpIter, bit: int) -> bool:
+        """Take a bit from the entry under mmu_lock(read), if it is a leaf that has it; whether it was taken. After a lost race
+        the entry may be anything, so it is looked at again (B58)."""
+        while self.is_clearable(it, bit):
+            if self.writer.iter_set_spte_atomic(it, it.old_spte & ~bit):
+                return True
+        return False
 
     def is_clearable(self, it: TdpIter, bit: int) -> bool:
         """Whether the entry is a leaf with the bit; asked again after every lost race (B58)."""
@@ -195,18 +200,22 @@ class DirtyLog:
         return slot, slot.dirty_bitmap
 
     def _protect(self, slot: Memslot, pages: set[int]) -> None:
-        """kvm_arch_mmu_enable_log_dirty_pt_masked() for all words of the log, then the flush that makes it true."""
-        kvm = self.kvm
+        """Protect the pages again, then the flush that makes it true."""
         if not pages:
             return
+        self.protect(slot, pages)
+        if self.kvm.probe.point is not None:
+            self.kvm.probe.point("P12")
+        self.flush_protected(slot)
+
+    def protect(self, slot: Memslot, pages: set[int]) -> None:
+        """kvm_arch_mmu_enable_log_dirty_pt_masked() for all words of the log: under mmu_lock held for write."""
+        kvm = self.kvm
         kvm.mmu_lock.write_lock()
         for root in self.roots.each():
             if root.role.as_id == slot.as_id and not root.invalid.value:
                 self.clear_dirty_pt_masked(root, slot, pages)
         kvm.mmu_lock.write_unlock()
-        if kvm.probe.point is not None:
-            kvm.probe.point("P12")
-        self.flush_protected(slot)
 
     def flush_protected(self, slot: Memslot) -> None:
         """kvm_arch_flush_remote_tlbs_memslot(): before the caller can rely on the log."""

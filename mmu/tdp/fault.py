@@ -239,7 +239,7 @@ class FaultHandler:
             try:
                 sp = tables[spte]
             except KeyError:
-                child = self._link_child(sp, spte, cache, fault, level)
+                child = self.link_child(sp, spte, cache, fault, level)
                 if child is None:
                     rcu.read_unlock(reader)
                     return RETRY
@@ -256,8 +256,8 @@ class FaultHandler:
 
     def map_handle_target_level(self, sp: ShadowPage, index: int, fault: Fault, old: int) -> RetPf:
         """tdp_mmu_map_handle_target_level(): build the leaf and install it by compare-exchange."""
-        if old == REMOVED_SPTE:
-            return self._met_frozen(fault)
+        if old == REMOVED_SPTE and self.leaves_frozen_alone(fault):
+            return RETRY
         if fault.pfn < 0:
             return self.map_mmio(sp, index, fault, old)
         new = self.make_spte(fault)
@@ -446,11 +446,10 @@ class FaultHandler:
 
     # Pieces.
 
-    def _link_child(self, sp: ShadowPage, old: int, cache: PageCache, fault: Fault, level: int) -> ShadowPage | None:
+    def link_child(self, sp: ShadowPage, old: int, cache: PageCache, fault: Fault, level: int) -> ShadowPage | None:
         """tdp_mmu_link_sp(), or tdp_mmu_split_huge_page() where a huge leaf stands, with a page from the cache; None when
         another task froze or changed the entry first."""
-        if old == REMOVED_SPTE:
-            self._met_frozen(fault)
+        if old == REMOVED_SPTE and self.leaves_frozen_alone(fault):
             return None
         shift = self._shifts[level]
         index = (fault.gfn >> shift) & self._mask
@@ -484,8 +483,8 @@ class FaultHandler:
             gfn=fault.gfn,
         )
 
-    def _met_frozen(self, fault: Fault) -> RetPf:
-        """Somebody is busy with the entry: let the access fault again (B41)."""
+    def leaves_frozen_alone(self, fault: Fault) -> bool:
+        """is_removed_spte(): somebody is busy with the entry, so the access has to fault again (B41)."""
         if self._probe.frozen_met is not None:
             self._probe.frozen_met(fault.gfn)
-        return RETRY
+        return True

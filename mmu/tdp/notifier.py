@@ -42,7 +42,7 @@ class MmuNotifier:
         for slot in self.slots(region, first, last):
             if not locked:
                 kvm.mmu_lock.write_lock()
-                kvm.invalidation.begin(region.hva + first, region.hva + last)
+                self.invalidate_begin(region.hva + first, region.hva + last)
                 locked = True
             flush = self.unmap_gfn_range(slot, *gfn_range(slot, first, last), flush=flush)
         if kvm.probe.point is not None:
@@ -61,7 +61,7 @@ class MmuNotifier:
         token = kvm.srcu.read_lock()
         if self.slots(region, first, last):
             kvm.mmu_lock.write_lock()
-            kvm.invalidation.end()
+            self.invalidate_end()
             kvm.mmu_lock.write_unlock()
         kvm.srcu.read_unlock(token)
         with kvm.mn_invalidate_lock:
@@ -87,6 +87,14 @@ class MmuNotifier:
         if not kvm.dying.value:  # otherwise the VM's destruction does it, or has done it
             self.zapper.zap_all()
         kvm.srcu.read_unlock(token)
+
+    def invalidate_begin(self, start: int, end: int) -> None:
+        """kvm_mmu_invalidate_begin() for host pages [start, end): from now on faults on them are stale."""
+        self.kvm.invalidation.begin(start, end)
+
+    def invalidate_end(self) -> None:
+        """kvm_mmu_invalidate_end()."""
+        self.kvm.invalidation.end()
 
     def unmap_gfn_range(self, slot: Memslot, start: int, end: int, *, flush: bool) -> bool:
         """kvm_unmap_gfn_range(): all roots of the address space; `flush` is owed already; whether one is owed now."""

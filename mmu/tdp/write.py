@@ -194,8 +194,12 @@ class SpteWriter:
 
     def _table_replaced(self, sp: ShadowPage, gfn: int, old: int, new: int, shared: bool) -> None:
         """The entry pointed to a table: unless it still does, that table is removed."""
-        if self._layout.is_table(new, sp.level) and (old ^ new) & ADDR_MASK:
-            self._warn_transition(sp, gfn, old, new, "an entry went from one table to another without being removed in between")
+        if self._layout.is_table(new, sp.level):
+            moved = (old ^ new) & ADDR_MASK
+            how = (
+                "went from one table to another without being removed in between" if moved else "changed under the table that it points to"
+            )
+            self._warn_transition(sp, gfn, old, new, f"an entry {how}")
         if (old ^ new) & (ADDR_MASK | self._present | SPTE_PS):
             self.handle_removed_pt(self.kvm.tables.at(old & ADDR_MASK), shared)
 

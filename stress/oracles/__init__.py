@@ -14,6 +14,7 @@ from stress.oracles.nx import NxOracle
 from stress.oracles.roots import RootOracle
 from stress.oracles.slots import SlotOracle
 from stress.oracles.translation import TranslationOracle
+from stress.oracles.unmapping import UnmapOracle
 from stress.oracles.walks import WalkOracle
 from stress.scenario.types import Limits
 
@@ -28,6 +29,7 @@ ORACLES: tuple[type[Oracle], ...] = (
     NxOracle,
     WalkOracle,
     LifetimeOracle,
+    UnmapOracle,
     LivenessOracle,
 )
 """Every oracle that observes; all are on by default."""

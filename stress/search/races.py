@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from mmu.report import Report, section
 from stress.engines.program import Run
-from stress.engines.steps import ENDING, FREE, RMW, SPAWN, STORE, WAIT, Access, Event
+from stress.engines.steps import ENDING, FREE, RELAX, RMW, SPAWN, STORE, WAIT, Access, Event
 from stress.search.order import Clock, Order, accesses
 from stress.search.schedule import Names
 
@@ -47,6 +47,8 @@ class _Check:
 
     def _touched(self, position: int, event: Event) -> list[Access]:
         kind = event[1]
+        if kind == RELAX:
+            return []  # what the spin waits on is no load of the task's own
         extras = self._run.extras.get(position)
         if extras is not None and kind != WAIT:
             extras = [each for each in extras if each[0] in _COUNTED]

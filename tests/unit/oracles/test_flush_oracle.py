@@ -16,7 +16,7 @@ from mmu.tdp.huge import HugePages
 from mmu.tdp.iter import TdpIter
 from mmu.tdp.write import SpteWriter
 from mmu.tdp.yielding import Yielding
-from mmu.tdp.zap import Zapper
+from mmu.tdp.zap import EVERYTHING, Zapper
 from mmu.variant import Variant
 from tests.conftest import blocked, evidence, finish, writing
 from tests.model import Machine, w
@@ -114,8 +114,10 @@ def test_a_huge_leaf_that_sticks_out_of_the_range_has_to_be_flushed_as_a_whole(w
     class RangeOnly(Zapper):
         def zap_gfn_range(self, start: int, end: int) -> None:
             self.kvm.mmu_lock.write_lock()
+            self.kvm.invalidation.begin(0, EVERYTHING)
             self.zap_roots_leafs(0, start, end)
             self.tlb.flush_range("gfn-range", start, end - start)
+            self.kvm.invalidation.end()
             self.kvm.mmu_lock.write_unlock()
 
     for parts, expected in (((RangeOnly,), ["O1 missing-flush"]), ((), [])):

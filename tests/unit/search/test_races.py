@@ -202,6 +202,25 @@ def test_a_table_of_ones_own_may_be_freed() -> None:
     assert found(make, ("one", 2), *ONE_TWO) == []
 
 
+def test_a_spinning_task_holds_nothing() -> None:
+    def make(runtime: ControlledRuntime) -> dict[str, Callable[[], object]]:
+        table, done = runtime.table(4, "SPTE"), runtime.cell("done", False)
+
+        def read() -> None:
+            assert table[2] in (0, 1)
+            done.store(True)
+            runtime.relax()
+
+        def free() -> None:
+            table.store(2, 1)
+            runtime.wait_until("the reader", lambda: done.value)
+            table.end()
+
+        return {"reader": read, "freer": free}
+
+    assert found(make, ("reader", 2), ("freer", 2), ("reader", None), ("freer", None)) == []
+
+
 # Objects found through a pointer.
 
 

@@ -162,6 +162,15 @@ def test_illegal_changes_are_reported(machine: Machine, root: RootPage, writer: 
     machine.abandon()
 
 
+def test_an_entry_that_changes_under_its_table_is_reported(machine: Machine, root: RootPage, writer: SpteWriter) -> None:
+    sp, index = machine.entry(root, 5, level=2)
+    table = sp.spt[index]
+    with reading(machine.mmu_lock):
+        assert writer.set_spte_atomic(sp, index, sp.gfn + index * 4, table, table & ~SPTE_W)
+    machine.expect("O7 spte-transition")
+    machine.abandon()
+
+
 @pytest.mark.parametrize(("old", "new"), [(REMOVED_SPTE, 0), (0, REMOVED_SPTE)])
 def test_a_writer_neither_meets_nor_makes_frozen_entries(machine: Machine, root: RootPage, writer: SpteWriter, old: int, new: int) -> None:
     sp, index = machine.entry(root, 6)

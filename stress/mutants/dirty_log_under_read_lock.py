@@ -1,0 +1,31 @@
+"""The dirty log is cleared with mmu_lock held for read."""
+
+from mmu.memory.memslots import Memslot
+from mmu.tdp.dirty import DirtyLog
+from stress.zoo.mutant import Case, Mutant
+
+
+class ProtectAsReader(DirtyLog):
+    """Runs next to page faults."""
+
+    def protect(self, slot: Memslot, pages: set[int]) -> None:
+        """Protect the pages again, as a reader."""
+        self.kvm.mmu_lock.read_lock()
+        for root in self.roots.each_yield_safe(shared=True, only_valid=True, as_id=slot.as_id):
+            self.clear_dirty_pt_masked(root, slot, pages)
+        self.kvm.mmu_lock.read_unlock()
+
+
+VARIANT = Mutant(
+    name="dirty-log-under-read-lock",
+    title="the dirty log is cleared with mmu_lock held for read only",
+    parts=(ProtectAsReader,),
+    expects=("O5",),
+    rule="clear_dirty_pt_masked() changes SPTEs without compare-exchange, so it needs mmu_lock held for write",
+    origin="B40 (47b0c2e4c220); reference 2.1, 2.14",
+    story=("dirty logger: read_lock, reads a leaf", "vCPU: read_lock, changes it", "dirty logger: writes what it made of the old value"),
+    confidence="Vt",
+    tags=("dirty", "locks"),
+    controlled=Case("explore/dirty-log-vs-write"),
+    threads=Case("quick", ("actors.dirty_log.enabled=true",)),
+)
