@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from mmu.kvm import Kvm
+from mmu.memory.memslots import Memslot
 from mmu.memory.requests import Requests
 from mmu.memory.tlb import RemoteTlb
 from mmu.paging.geometry import PG_LEVEL_1G, PG_LEVEL_4K
-from mmu.paging.table import RootPage, RootRole
+from mmu.paging.spte import MISCONFIG, PFN_SHIFT, REMOVED_SPTE, SPTE_D, SPTE_PS, SPTE_R, SPTE_W, SPTE_X
+from mmu.paging.table import RootPage, RootRole, ShadowPage
 from mmu.runtime import Cell
+from mmu.sync.lockdep import WRITE
 from mmu.task import Task
-from mmu.tdp.fault import CONTINUE, RETRY, Fault, FaultHandler, RetPf
+from mmu.tdp.fault import CONTINUE, RETRY, SPURIOUS, Fault, FaultHandler, RetPf
+from mmu.tdp.huge import HugePages
+from mmu.tdp.iter import TdpIter
 from mmu.tdp.roots import Roots
 from mmu.tdp.write import SpteWriter
 from mmu.tdp.yielding import Yielding
@@ -92,12 +97,9 @@ class RootsUnderReadLock(Roots):
     def get_vcpu_root(self, role: RootRole) -> RootPage:
         """Look, then look again under tdp_mmu_pages_lock, so that two vCPUs do not make one root each."""
         kvm = self.kvm
-        kvm.mmu_lock.assert_held()
-        kvm.rcu.read_lock()  # under the read lock a root can leave the list at any time, and mmu_lock holds off no grace period
-        root = self.find_root(role)
-        kvm.rcu.read_unlock()
-        if root is not None:
-            return root
+        known = self.look_for_root(role)
+        if known is not None:
+            return known
         with kvm.tdp_mmu_pages_lock:
             root = self.find_root(role)
             if root is not None:
@@ -107,6 +109,11 @@ class RootsUnderReadLock(Roots):
         if kvm.probe.root_allocated is not None:
             kvm.probe.root_allocated(root)
         return root
+
+    def look_for_root(self, role: RootRole) -> RootPage | None:
+        """The valid root of this role with a reference of the walk, which takes and drops one for every root on its way."""
+        shared = self.kvm.mmu_lock.held_mode() != WRITE
+        return next((root for root in self.each_yield_safe(shared, only_valid=True, as_id=role.as_id) if root.role == role), None)
 
 
 class SmallZapsFirst(Zapper):
@@ -118,14 +125,39 @@ class SmallZapsFirst(Zapper):
 
 
 class LookBeforeLocking(FaultHandler):
-    """A fault whose mapping is changing right now does not even take mmu_lock (6.8, d02c357e5bfa)."""
+    """A fault whose mapping is changing, or has changed, does not even take mmu_lock (6.8, d02c357e5bfa)."""
 
     def faultin_pfn(self, fault: Fault) -> RetPf:
-        """Retry at once while an invalidation of this page is in progress."""
+        """Retry at once if an invalidation of this page is in progress, or any has ended since the fault began."""
         result = super().faultin_pfn(fault)
         if result is not CONTINUE or fault.slot is None:
             return result
-        return RETRY if self.kvm.invalidation.in_range(fault.slot.hva(fault.gfn)) else CONTINUE
+        return RETRY if self.kvm.invalidation.retry_unsafe(fault.mmu_seq, fault.slot.hva(fault.gfn)) else CONTINUE
+
+
+class DirtyUnlessWritable(FaultHandler):
+    """Before 6.13 a leaf that replaces a last-level entry with the W bit gets no D bit: make_spte() leaves early for it. An
+    MMIO SPTE has that bit, so the first mapping after a slot came is clean (cc7ed3358e41)."""
+
+    def make_leaf(self, fault: Fault, old: int) -> int:
+        """make_spte(): `goto out` when is_last_spte(old_spte) && is_writable_pte(old_spte)."""
+        new = self.make_spte(fault)
+        last = fault.goal_level == PG_LEVEL_4K or old & SPTE_PS
+        return new & ~SPTE_D if old & SPTE_W and last and self.kvm.layout.ad_bits else new
+
+
+class UpstreamMmio(FaultHandler):
+    """MMIO SPTEs keep the access that was tried beside the reserved bits (make_mmio_spte(); the series must not, R18), and are
+    installed while memslots are in flux, too: only the vCPU's own cache of the last MMIO access is not filled then
+    (ddfd1730fd82). What they say is never believed in that window, and their generation is out of date after it."""
+
+    def mmio_rights(self) -> int:
+        """Writable and executable: a misconfiguration for EPT; ACC_ALL is kept on NPT."""
+        return MISCONFIG
+
+    def is_in_flux(self, generation: int) -> bool:  # noqa: ARG002 - it does not matter here
+        """Nobody asks."""
+        return False
 
 
 KERNELS: dict[str, tuple[Variant, ...]] = {
@@ -148,3 +180,121 @@ KERNELS: dict[str, tuple[Variant, ...]] = {
     ),
 }
 """What each kernel version adds to 6.6, the base of the series."""
+
+
+class FlushBeforeBookkeeping(SpteWriter):
+    """An entry that is zapped atomically is accounted for, and told of, after its flush (6.10): until then it is frozen, and
+    nothing but the compare-exchange has happened."""
+
+    def zap_spte_atomic(self, it: TdpIter) -> bool:
+        """tdp_mmu_zap_spte_atomic(): freeze, flush, clear, then handle_changed_spte()."""
+        old = it.old_spte
+        self.kvm.mmu_lock.assert_held_read()
+        if it.sp.spt.cmpxchg(it.index, old, REMOVED_SPTE) != old:
+            it.old_spte = it.sp.spt[it.index]
+            return False
+        self.tlb.flush_range("zap-atomic", it.gfn, self.kvm.geometry.pages(it.level))
+        it.sp.spt.store(it.index, 0)
+        self.handle_changed_spte(it.sp, it.gfn, old, 0, True)
+        return True
+
+
+class NoFlushForInvalidRoots(Zapper):
+    """Leaves that are zapped in an invalid root are not flushed for: whoever had it loaded flushes when it drops it (6.9)."""
+
+    def owes_flush(self, root: RootPage) -> bool:
+        """Only where vCPUs may still use the root."""
+        return not root.invalid.value
+
+
+class ExclusiveAtTheEnd(Zapper):
+    """When the VM is destroyed its invalidated roots are zapped under mmu_lock(write) (6.14)."""
+
+    def zaps_shared(self) -> bool:
+        """Exclusive once nobody else is left."""
+        return not self.kvm.dying.value
+
+
+class RemovesTablesFirst(SpteWriter):
+    """The change of an entry that pointed to a table is told after the changes in that table (7.x)."""
+
+    def removes_first(self) -> bool:
+        """Children before parents."""
+        return True
+
+
+class SpuriousIfAllowed(FaultHandler):
+    """A fault whose access the entry allows by now is spurious: the leaf is not written again (6.14)."""
+
+    def map_handle_target_level(self, sp: ShadowPage, index: int, fault: Fault, old: int) -> RetPf:
+        """is_access_allowed() before make_spte()."""
+        needed = SPTE_W if fault.write else SPTE_X if fault.fetch else SPTE_R
+        if self.layout.is_leaf(old, fault.goal_level) and old & needed:
+            return SPURIOUS
+        return super().map_handle_target_level(sp, index, fault, old)
+
+
+class RecoverHugePages(HugePages):
+    """After dirty logging went off a huge leaf takes the place of the table at once; one flush a root (6.13)."""
+
+    def _zap_collapsible_range(self, root: RootPage, slot: Memslot) -> None:
+        """recover_huge_pages_range()."""
+        kvm = self.kvm
+        flush = False
+        kvm.rcu.read_lock()
+        it = TdpIter(kvm, root, PG_LEVEL_4K + 1, slot.base_gfn, slot.end_gfn)
+        while it.valid:
+            if self.yielding.iter_cond_resched(it, flush, shared=True):
+                flush = False
+                it.next_present()
+                continue
+            huge = self.make_huge_spte(it) if self.is_collapsible(it, slot) else None
+            if huge is not None and not self.writer.iter_set_spte_atomic(it, huge):
+                continue
+            flush = flush or huge is not None
+            it.next_present()
+        if flush:
+            self.tlb.flush_range("collapse", slot.base_gfn, slot.npages)
+        kvm.rcu.read_unlock()
+
+    def make_huge_spte(self, it: TdpIter) -> int | None:
+        """make_huge_spte(): a leaf with the rights of the first one below, and the frame that the whole block begins with."""
+        kvm = self.kvm
+        below = TdpIter(kvm, it.root, PG_LEVEL_4K, it.gfn, it.gfn + kvm.geometry.pages(it.level))
+        while below.valid and not kvm.layout.is_leaf(below.old_spte, below.level):
+            below.next_present()
+        if not below.valid:
+            return None
+        huge = (below.old_spte | SPTE_PS) & ~(kvm.geometry.pages(it.level) - 1 << PFN_SHIFT)
+        return huge & ~SPTE_X if kvm.nx_huge_pages.value else huge
+
+
+def _plain(name: str, base: tuple[Variant, ...], title: str, *parts: type) -> tuple[Variant, ...]:
+    return (*base, Variant(name=f"kernel-{name}-plain", title=title, parts=parts, origin="arch/x86/kvm/mmu of that kernel"))
+
+
+UPSTREAM: dict[str, tuple[Variant, ...]] = {
+    "6.1": _plain("6.1", (), "6.1.y: two recursive passes, as in 6.6, which it took over from", DirtyUnlessWritable, UpstreamMmio),
+    "6.6": _plain("6.6", (), "6.6", DirtyUnlessWritable, UpstreamMmio),
+    "6.12": _plain(
+        "6.12",
+        KERNELS["6.12"],
+        "6.12: four passes, told after the flush",
+        DirtyUnlessWritable,
+        UpstreamMmio,
+        FlushBeforeBookkeeping,
+        NoFlushForInvalidRoots,
+    ),
+    "7.2": _plain(
+        "7.2",
+        KERNELS["6.12"],
+        "7.2: huge pages recovered in place, tables told after their entries, an exclusive zap at the end",
+        UpstreamMmio,
+        NoFlushForInvalidRoots,
+        ExclusiveAtTheEnd,
+        RemovesTablesFirst,
+        SpuriousIfAllowed,
+        RecoverHugePages,
+    ),
+}
+"""Kernels as they were released, without the series: what recordings of them are compared with."""

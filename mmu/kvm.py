@@ -38,9 +38,9 @@ class VmConfig:
     reader, writer). `have_exported_tdp` builds the exported-root feature in. `ad_bits` says whether SPTEs have accessed
     and dirty bits (without them accesses are tracked by making leaves non-present), `pml` whether dirty bits are logged
     by hardware. `mmio_gen_bits` is how much of the memslot generation an MMIO SPTE keeps (19 in the kernel);
-    `nx_huge_pages`, `eager_page_split`, `manual_protect` (KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2) and `nx_recovery_ratio`
-    are the kernel's knobs. `poisoning` turns freed pages into reporters; `checked` false leaves out every rule of
-    `mmu.sync`, to measure what they cost.
+    `nx_huge_pages`, `eager_page_split`, `manual_protect` and `dirty_initially_set` (KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, and
+    its KVM_DIRTY_LOG_INITIALLY_SET) and `nx_recovery_ratio` are the kernel's knobs. `poisoning` turns freed pages into
+    reporters; `checked` false leaves out every rule of `mmu.sync`, to measure what they cost.
     """
 
     geometry: Geometry = field(factory=Geometry)
@@ -58,6 +58,7 @@ class VmConfig:
     nx_recovery_ratio: int = 60
     eager_page_split: bool = True
     manual_protect: bool = False
+    dirty_initially_set: bool = False
     rcu_stall_seconds: float = 10.0
     poisoning: bool = True
     checked: bool = True
@@ -125,6 +126,10 @@ class Invalidation:
         mmu_lock. (is_page_fault_stale() has the same two comparisons in line.)"""
         self._kvm.mmu_lock.assert_held()
         return (self.in_progress.value > 0 and self.in_range(hva)) or self.seq.value != seq
+
+    def retry_unsafe(self, seq: int, hva: int) -> bool:
+        """mmu_invalidate_retry_gfn_unsafe(): the same question without mmu_lock, as a hint that saves taking it."""
+        return self.in_range(hva) or self.seq.value != seq
 
     def in_range(self, hva: int) -> bool:
         """Whether an invalidation of this host page is in progress; without mmu_lock it is only a hint."""

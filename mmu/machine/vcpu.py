@@ -25,7 +25,7 @@ from mmu.paging.geometry import PG_LEVEL_4K
 from mmu.paging.spte import ADDR_MASK, PFN_SHIFT, SPTE_D, SPTE_MMIO, SPTE_R, SPTE_W, SPTE_X
 from mmu.paging.table import RootPage, RootRole
 from mmu.sync.lockdep import Hold
-from mmu.tdp.fault import EMULATE, FIXED, RETRY, SPURIOUS, Fault, FaultHandler, PageCache, RetPf
+from mmu.tdp.fault import EMULATE, FIXED, INVALID, RETRY, SPURIOUS, Fault, FaultHandler, PageCache, RetPf
 from mmu.tdp.roots import Roots
 
 NO_ACCESS = -1
@@ -279,9 +279,8 @@ class Vcpu:
         start = self.kvm.runtime.now() if timed else 0
         fetch = wanted >= FETCH
         gfn = (wanted ^ FETCH if fetch else wanted) >> 1
-        if spte & SPTE_MMIO and self.handle_mmio_page_fault(gfn):
-            result = EMULATE
-        else:
+        result = self.handle_mmio_page_fault(gfn) if spte & SPTE_MMIO else INVALID
+        if result is INVALID:
             result = self.page_fault(gfn, bool(wanted & 1), bool(spte & SPTE_R), fetch)
         if timed and probe.fault_done is not None:
             probe.fault_done(self, result, self.kvm.runtime.now() - start)
@@ -293,18 +292,21 @@ class Vcpu:
             self.kvm.runtime.relax()
         return True
 
-    def handle_mmio_page_fault(self, gfn: int) -> bool:
-        """handle_mmio_page_fault(): whether an MMIO SPTE still holds, so that the access is emulated without a look-up.
+    def handle_mmio_page_fault(self, gfn: int) -> RetPf:
+        """handle_mmio_page_fault(): EMULATE without a look-up when the MMIO SPTE still holds, INVALID when it is out of date
+        and a page fault must find out what is there now, RETRY when it is no MMIO SPTE any more.
 
         The entry is read again (get_mmio_spte): what the walk has met was read outside SRCU, and the generation may have gone
         all the way round since.
         """
         assert self.root is not None
         spte = self._faults.get_mmio_spte(self.root, gfn)
-        if not spte & SPTE_MMIO or not self._faults.check_mmio_spte(gfn, self.role.as_id, spte, self):
-            return False
+        if not spte & SPTE_MMIO:
+            return RETRY
+        if not self._faults.check_mmio_spte(gfn, self.role.as_id, spte, self):
+            return INVALID
         self.stat.pf_mmio += 1
-        return True
+        return EMULATE
 
     def page_fault(self, gfn: int, write: bool, present: bool = False, fetch: bool = False) -> RetPf:
         """kvm_mmu_do_page_fault() with its statistics; the caller holds SRCU for read and has a root loaded."""

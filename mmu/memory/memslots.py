@@ -276,7 +276,15 @@ class Memslots:
             raise KvmError(errno.ENOMEM, "no memory for the new slot (injected)")
         if new is not None and new.flags & KVM_MEM_LOG_DIRTY_PAGES:
             keeps = old is not None and old.dirty_bitmap is not None
-            new.dirty_bitmap = old.dirty_bitmap if keeps and old is not None else self.kvm.runtime.table(new.npages, "dirty bitmap")
+            new.dirty_bitmap = old.dirty_bitmap if keeps and old is not None else self.alloc_dirty_bitmap(new.npages)
+
+    def alloc_dirty_bitmap(self, npages: int) -> Table:
+        """kvm_alloc_dirty_bitmap(): one word a page here; all set with KVM_DIRTY_LOG_INITIALLY_SET."""
+        bitmap = self.kvm.runtime.table(npages, "dirty bitmap")
+        if self.kvm.config.dirty_initially_set:
+            for page in range(npages):
+                bitmap.store(page, 1)
+        return bitmap
 
     def _activate_again(self, doomed: Memslot | None, old: Memslot | None, parts: dict[str, int]) -> None:
         """kvm_activate_memslot(): prepare failed; the old slot, if it was made INVALID, comes back."""

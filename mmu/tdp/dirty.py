@@ -50,11 +50,22 @@ class DirtyLog:
             self.disable(new)
 
     def enable(self, slot: Memslot) -> None:
-        """Logging goes on: split huge pages, take away D or W, and flush - whether or not anything changed here (B15)."""
+        """Logging goes on: split huge pages, take away D or W, and flush - whether or not anything changed here (B15). When all
+        pages are dirty to begin with, nothing needs protecting before the log is cleared."""
         kvm = self.kvm
+        if kvm.config.dirty_initially_set:
+            self._started(slot)
+            return
         kvm.mmu_lock.read_lock()
         if kvm.config.eager_page_split:
             self.huge.try_split_huge_pages(slot, slot.base_gfn, slot.end_gfn, shared=True)
+        changed = self.remove_write_access(slot)
+        kvm.mmu_lock.read_unlock()
+        self.flush_enabled(slot, changed)
+        self._started(slot)
+
+    def remove_write_access(self, slot: Memslot) -> bool:
+        """kvm_mmu_slot_remove_write_access(), and where hardware logs kvm_mmu_slot_leaf_clear_dirty(); whether anything changed."""
         changed = False
         for root in self.roots.each_yield_safe(shared=True, only_valid=True, as_id=slot.as_id):
             if self.needs_write_protect(root):
@@ -62,9 +73,7 @@ class DirtyLog:
             else:
                 changed |= self.clear_dirty_slot(root, slot)
                 changed |= self.wrprot_slot(root, slot, PG_LEVEL_2M)
-        kvm.mmu_lock.read_unlock()
-        self.flush_enabled(slot, changed)
-        self._started(slot)
+        return changed
 
     def _started(self, slot: Memslot) -> None:
         """Whatever is written from here on is logged."""
@@ -212,10 +221,14 @@ class DirtyLog:
         """kvm_arch_mmu_enable_log_dirty_pt_masked() for all words of the log: under mmu_lock held for write."""
         kvm = self.kvm
         kvm.mmu_lock.write_lock()
+        self.enable_log_dirty_pt_masked(slot, pages)
+        kvm.mmu_lock.write_unlock()
+
+    def enable_log_dirty_pt_masked(self, slot: Memslot, pages: set[int]) -> None:
+        """kvm_arch_mmu_enable_log_dirty_pt_masked(): the next write to these pages must be seen; mmu_lock is held for write."""
         for root in self.roots.each():
             if root.role.as_id == slot.as_id and not root.invalid.value:
                 self.clear_dirty_pt_masked(root, slot, pages)
-        kvm.mmu_lock.write_unlock()
 
     def flush_protected(self, slot: Memslot) -> None:
         """kvm_arch_flush_remote_tlbs_memslot(): before the caller can rely on the log."""

@@ -169,9 +169,9 @@ class FaultHandler:
     def faultin_pfn(self, fault: Fault) -> RetPf:
         """kvm_faultin_pfn(): slot, sequence snapshot, then the host's frame. May sleep. Without a slot it goes on, to
         install an MMIO SPTE."""
-        slot = self.memslots.gfn_to_memslot(fault.as_id, fault.gfn, fault.srcu_reader)
+        slot = self.find_slot(fault)
         fault.slot = slot
-        fault.mmu_seq = self._seq.value
+        self.take_seq(fault)
         if self._probe.point is not None:
             self._probe.point("P1")
         if slot is None:
@@ -188,8 +188,20 @@ class FaultHandler:
         fault.pfn = region.ptes[index] or self._fault_in(fault, region, index)
         if not fault.pfn:
             return INVALID
-        fault.host_writable = slot.host_writable
+        fault.host_writable = self.is_host_writable(fault, slot)
         return CONTINUE
+
+    def is_host_writable(self, fault: Fault, slot: Memslot) -> bool:  # noqa: ARG002 - a host may decide page by page
+        """Whether the host's own mapping of the page may be written (the map_writable of kvm_faultin_pfn)."""
+        return slot.host_writable
+
+    def find_slot(self, fault: Fault) -> Memslot | None:
+        """kvm_vcpu_gfn_to_memslot(), INVALID slots included."""
+        return self.memslots.gfn_to_memslot(fault.as_id, fault.gfn, fault.srcu_reader)
+
+    def take_seq(self, fault: Fault) -> None:
+        """mmu_seq: before the host is asked for the page, so that whatever it takes back from here on is noticed."""
+        fault.mmu_seq = self._seq.value
 
     def _fault_in(self, fault: Fault, region: Region, index: int) -> int:
         """The frame, brought in if need be; 0 when that would have to be waited for, and may not be."""
@@ -260,7 +272,7 @@ class FaultHandler:
             return RETRY
         if fault.pfn < 0:
             return self.map_mmio(sp, index, fault, old)
-        new = self.make_spte(fault)
+        new = self.make_leaf(fault, old)
         denied = fault.write and not new & SPTE_W
         if new == old:
             return EMULATE if denied else SPURIOUS
@@ -273,6 +285,10 @@ class FaultHandler:
         if level > 1 and self.layout.is_table(old, level):
             self.huge.flush_replaced(gfn, level)
         return EMULATE if denied else FIXED
+
+    def make_leaf(self, fault: Fault, old: int) -> int:  # noqa: ARG002 - kernels before 6.13 look at it
+        """make_spte() with what stands there now."""
+        return self.make_spte(fault)
 
     def make_spte(self, fault: Fault) -> int:
         """make_spte(): the leaf for this fault; writable as soon as the host and the slot allow it."""

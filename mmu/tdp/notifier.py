@@ -44,7 +44,7 @@ class MmuNotifier:
                 kvm.mmu_lock.write_lock()
                 self.invalidate_begin(region.hva + first, region.hva + last)
                 locked = True
-            flush = self.unmap_gfn_range(slot, *gfn_range(slot, first, last), flush=flush)
+            flush = self.unmap_gfn_range(slot, *self.gfn_range(slot, region, first, last), flush=flush)
         if kvm.probe.point is not None:
             kvm.probe.point("P12")
         if locked:
@@ -116,14 +116,14 @@ class MmuNotifier:
         if slots:
             kvm.mmu_lock.write_lock()
             for slot in slots:
-                young |= visit(slot, *gfn_range(slot, first, last))
+                young |= visit(slot, *self.gfn_range(slot, region, first, last))
             if flush and young:
                 self.flush("young")
             kvm.mmu_lock.write_unlock()
         kvm.srcu.read_unlock(token)
         return young
 
-
-def gfn_range(slot: Memslot, first: int, last: int) -> tuple[int, int]:
-    """The guest frames that pages [first, last) of the slot's region back."""
-    return slot.base_gfn + max(first, 0), slot.base_gfn + min(last, slot.npages)
+    def gfn_range(self, slot: Memslot, region: Region, first: int, last: int) -> tuple[int, int]:
+        """The guest frames of `slot` that pages [first, last) of the region back."""
+        offset = region.hva - slot.region.hva
+        return slot.base_gfn + max(first + offset, 0), slot.base_gfn + min(last + offset, slot.npages)

@@ -163,18 +163,16 @@ class SpteWriter:
 
     def _changed_from_present(self, sp: ShadowPage, gfn: int, level: int, old: int, new: int, shared: bool) -> None:
         """The rest of handle_changed_spte(): anything but a new present entry where there was none."""
-        layout, probe = self._layout, self._probe
+        layout = self._layout
         was_leaf, is_leaf = layout.is_leaf(old, level), layout.is_leaf(new, level)
         was_table, is_table = layout.is_table(old, level), layout.is_table(new, level)
         if was_leaf and is_leaf and (old ^ new) & ADDR_MASK:
             self._warn_transition(sp, gfn, old, new, "a leaf's frame changed without passing through non-present")
         if old == new:
             return
-        if probe.spte_changed is not None:
-            probe.spte_changed(sp, gfn, level, old, new, shared)
-        goes = (was_leaf and not is_leaf and not is_table) or (was_table and not is_table)
-        if goes and probe.spte_zapped is not None:
-            probe.spte_zapped(sp, gfn, level, old, new, shared)
+        if was_table and self.removes_first():
+            self._table_replaced(sp, gfn, old, new, shared)
+        self._tell(sp, gfn, level, old, new, shared)
         if not (was_leaf or was_table or is_leaf or is_table) and new != REMOVED_SPTE and not (old | new) & SPTE_MMIO:
             self._warn_transition(sp, gfn, old, new, "non-present to another non-present value that is neither MMIO nor frozen")
         if is_leaf:
@@ -183,8 +181,22 @@ class SpteWriter:
             self._count_leaf(level, 1 if is_leaf else -1)
         if was_leaf and old & self._dirty and not (is_leaf and new & self._dirty):
             self._set_dirty(old, level)
-        if was_table:
+        if was_table and not self.removes_first():
             self._table_replaced(sp, gfn, old, new, shared)
+
+    def _tell(self, sp: ShadowPage, gfn: int, level: int, old: int, new: int, shared: bool) -> None:
+        """An entry that was present, or frozen, has changed."""
+        layout, probe = self._layout, self._probe
+        if probe.spte_changed is not None:
+            probe.spte_changed(sp, gfn, level, old, new, shared)
+        if probe.spte_zapped is None or layout.is_table(new, level):
+            return
+        if layout.is_table(old, level) or (layout.is_leaf(old, level) and not layout.is_leaf(new, level)):
+            probe.spte_zapped(sp, gfn, level, old, new, shared)
+
+    def removes_first(self) -> bool:
+        """Whether a table that an entry has lost is taken apart before anybody is told of the entry (7.x)."""
+        return False
 
     def _check_leaf(self, sp: ShadowPage, gfn: int, old: int, new: int) -> None:
         if new & _RIGHTS not in _LEGAL_RIGHTS:

@@ -174,12 +174,17 @@ class Zapper:
     def zap_invalidated_roots(self) -> None:
         """kvm_tdp_mmu_zap_invalidated_roots(): under mmu_lock(read); puts the TDP MMU's reference after each zap."""
         kvm = self.kvm
-        kvm.mmu_lock.read_lock()
-        for root in self.roots.each_yield_safe(shared=True):
+        shared = self.zaps_shared()
+        kvm.mmu_lock.lock(shared)
+        for root in self.roots.each_yield_safe(shared):
             if root.scheduled.value:
                 root.scheduled.value = False
                 self.zap_scheduled_root(root)
-        kvm.mmu_lock.read_unlock()
+        kvm.mmu_lock.unlock(shared)
+
+    def zaps_shared(self) -> bool:
+        """Whether invalidated roots are zapped under mmu_lock(read)."""
+        return True
 
     def zap_scheduled_root(self, root: RootPage) -> None:
         """Zap one invalidated root, then drop the reference that came with it."""
@@ -192,13 +197,14 @@ class Zapper:
                 "only an invalid root is zapped this way: vCPUs are not flushed for it",
                 "kvm_tdp_mmu_zap_invalidated_roots() KVM_BUG_ON; reference 2.7",
             )
-        self.zap_root(root, shared=True)
+        shared = self.zaps_shared()
+        self.zap_root(root, shared=shared)
         root.zapped.value = True
         if kvm.probe.root_zapped is not None:
             kvm.probe.root_zapped(root)
         if kvm.probe.point is not None:
             kvm.probe.point("P10")
-        self.roots.put_root(root, shared=True)
+        self.roots.put_root(root, shared=shared)
 
     def stop(self) -> None:
         """Kernels that zap by a workqueue destroy it here."""
@@ -279,6 +285,7 @@ class Zapper:
         kvm.rcu.read_lock()
         it = TdpIter(kvm, root, PG_LEVEL_4K, start, min(end, kvm.geometry.max_gfn + 1))
         step = it.next_present
+        owes = self.owes_flush(root)
         yielded = False
         while it.valid:
             if can_yield and self.yielding.iter_cond_resched(it, flush, False):
@@ -288,13 +295,17 @@ class Zapper:
             spte = it.old_spte
             if spte & present and (it.level == 1 or spte & SPTE_PS):
                 set_spte(it.sp, it.index, it.gfn, spte, 0)
-                flush = True
+                flush = flush or owes
             step()
         self.yielding.section_end(it, can_yield=can_yield)
         if kvm.probe.zap_leafs_done is not None:
             kvm.probe.zap_leafs_done(root, start, end, yielded)
         kvm.rcu.read_unlock()
         return flush
+
+    def owes_flush(self, root: RootPage) -> bool:  # noqa: ARG002 - from 6.9 on it depends on the root
+        """Whether a leaf that was zapped in this root has to be flushed."""
+        return True
 
     def zap_roots_leafs(self, as_id: int, start: int, end: int, *, flush: bool = False) -> bool:
         """kvm_tdp_mmu_zap_leafs(): in every root of the address space, invalid ones too, with yielding; mmu_lock is held for
@@ -308,9 +319,13 @@ class Zapper:
         kvm = self.kvm
         kvm.slots_lock.assert_held()
         kvm.mmu_lock.write_lock()
-        if self.zap_roots_leafs(slot.as_id, slot.base_gfn, slot.end_gfn):
+        if self.unmap_memslot(slot):
             self.tlb.flush_range("memslot-zap", slot.base_gfn, slot.npages)
         kvm.mmu_lock.write_unlock()
+
+    def unmap_memslot(self, slot: Memslot) -> bool:
+        """kvm_unmap_gfn_range() of a whole slot; whether a flush is owed."""
+        return self.zap_roots_leafs(slot.as_id, slot.base_gfn, slot.end_gfn)
 
     def zap_gfn_range(self, start: int, end: int) -> None:
         """kvm_zap_gfn_range(): an attribute of the range changed; all faults are held off while the zap yields (B50)."""

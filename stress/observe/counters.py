@@ -51,6 +51,7 @@ COUNTERS: dict[str, str] = {
     "flushes_memslot_zap": "flushes after a slot's leaves were zapped",
     "flushes_gfn_range": "flushes after an attribute change",
     "flushes_huge": "flushes for huge leaves that replaced tables",
+    "flushes_collapse": "flushes for huge leaves that were recovered in place",
     "flushes_zap_atomic": "flushes of frozen entries",
     "flushes_un_export": "flushes at un-export",
     "flushes_nx_recovery": "flushes for the NX recovery worker",

@@ -7,14 +7,32 @@ from typing import Any
 
 import pytest
 
-from mmu.kernels import KERNELS, LookBeforeLocking, RootsUnderReadLock, SmallZapsFirst, ZapByWorkqueue
+from mmu.kernels import (
+    KERNELS,
+    UPSTREAM,
+    DirtyUnlessWritable,
+    ExclusiveAtTheEnd,
+    FlushBeforeBookkeeping,
+    LookBeforeLocking,
+    NoFlushForInvalidRoots,
+    RecoverHugePages,
+    RemovesTablesFirst,
+    RootsUnderReadLock,
+    SmallZapsFirst,
+    SpuriousIfAllowed,
+    UpstreamMmio,
+    ZapByWorkqueue,
+)
 from mmu.machine.vm import PART_BASES
+from mmu.memory.memslots import KVM_MEM_LOG_DIRTY_PAGES
+from mmu.paging.spte import SPTE_A, SPTE_D, SPTE_MMIO, SPTE_R, SPTE_W, SPTE_X, pfn_of
 from mmu.paging.table import RootRole
-from mmu.sync.lockdep import READ
+from mmu.sync.lockdep import READ, WRITE
 from mmu.task import current
 from mmu.tdp.fault import RetPf
+from mmu.tdp.iter import TdpIter
 from mmu.variant import Parts, Variant
-from tests.conftest import PATIENCE, blocked, elsewhere, finish, reading, srcu_section, together, writing
+from tests.conftest import PATIENCE, blocked, elsewhere, finish, rcu_section, reading, srcu_section, together, writing
 from tests.model import Machine, w
 from tests.unit.conftest import MakeMachine
 
@@ -175,7 +193,7 @@ def test_a_root_is_loaded_and_dropped_beside_other_readers(shared_roots: Machine
 def test_two_vcpus_that_come_at_once_make_one_root(shared_roots: Machine) -> None:
     """The second look under tdp_mmu_pages_lock."""
     roots = shared_roots.vm.roots
-    plain, others = roots.find_root, list[Any]()
+    plain, others = roots.look_for_root, list[Any]()  # type: ignore[attr-defined]
 
     def look_and_be_late(role: RootRole) -> Any:
         found = plain(role)
@@ -184,7 +202,7 @@ def test_two_vcpus_that_come_at_once_make_one_root(shared_roots: Machine) -> Non
             together(shared_roots.runtime, lambda: others.append(shared_roots.vcpu()))
         return found
 
-    roots.find_root = look_and_be_late  # type: ignore[method-assign]
+    roots.look_for_root = look_and_be_late  # type: ignore[attr-defined]
     vcpu = shared_roots.vcpu()
     assert vcpu.root is others[1].root
     assert len(roots.snapshot()) == 1
@@ -195,7 +213,7 @@ def test_two_vcpus_that_come_at_once_make_one_root(shared_roots: Machine) -> Non
 
 def test_loading_a_root_without_any_lock_is_reported(shared_roots: Machine) -> None:
     root = shared_roots.vm.roots.get_vcpu_root(RootRole(0))
-    shared_roots.expect("O5 assert-held")
+    shared_roots.expect("O5 assert-held-for-read")
     with writing(shared_roots.mmu_lock):
         shared_roots.vm.roots.put_root(root, shared=False)
 
@@ -247,4 +265,121 @@ def test_the_look_is_a_hint_and_the_check_under_the_lock_stays(make_machine: Mak
     with srcu_section(machine.kvm.srcu):
         assert machine.vm.memslots.gfn_to_memslot(0, 3) is not None
     assert machine.fault(vcpu, 3) is RetPf.FIXED
+    machine.assert_sound()
+
+
+# Kernels as they were released.
+
+
+@pytest.mark.parametrize("name", UPSTREAM)
+def test_every_released_kernel_is_made_of_parts_and_works(make_machine: MakeMachine, name: str) -> None:
+    Parts(PART_BASES, UPSTREAM[name])
+    machine = make_machine(variants=UPSTREAM[name])
+    vcpu = used(machine)
+    machine.delete_slot(1)
+    machine.run(vcpu, w(17))
+    machine.kvm.rcu.barrier()
+    machine.assert_sound()
+
+
+@pytest.mark.parametrize("parts", [(UpstreamMmio,), (UpstreamMmio, DirtyUnlessWritable)])
+def test_the_first_leaf_over_an_mmio_spte_is_clean_before_6_13(make_machine: MakeMachine, parts: tuple[type, ...]) -> None:
+    machine = make_machine(variants=[Variant("mmio", "mmio", parts)])
+    vcpu = machine.vcpu()
+    assert machine.fault(vcpu, 3, write=True) is RetPf.EMULATE
+    assert machine.spte(3) & SPTE_MMIO
+    assert machine.spte(3) & SPTE_W
+    machine.add_slot(0, 8)
+    machine.fault(vcpu, 3, write=True)
+    machine.fault(vcpu, 4, write=True)
+    assert bool(machine.spte(3) & SPTE_D) is (DirtyUnlessWritable not in parts)
+    assert machine.spte(4) & SPTE_D
+    machine.assert_sound()
+
+
+def test_an_access_that_is_allowed_by_now_writes_nothing(make_machine: MakeMachine) -> None:
+    for parts, written in (((), 1), ((SpuriousIfAllowed,), 0)):
+        machine = make_machine(variants=[Variant("spurious", "spurious", parts)] if parts else ())
+        vcpu = used(machine)
+        sp, index = machine.entry(machine.root(), 17)
+        sp.spt[index] &= ~(SPTE_D | SPTE_A)
+        recorder = machine.record("spte_changed")
+        assert machine.fault(vcpu, 17) is (RetPf.SPURIOUS if parts else RetPf.FIXED)
+        assert len(recorder.events) == written
+        machine.mmu_lock.write_lock()
+        sp.spt[index] &= ~SPTE_W
+        machine.mmu_lock.write_unlock()
+        assert machine.fault(vcpu, 17, write=True) is RetPf.FIXED, "this access is not"
+
+
+def test_an_entry_is_told_of_after_its_flush(make_machine: MakeMachine) -> None:
+    for part, hooks in ((None, ["spte_changed", "flush_begin"]), (FlushBeforeBookkeeping, ["flush_begin", "spte_changed"])):
+        machine = make_machine(variants=only(part) if part else ())
+        vcpu = used(machine)
+        root = vcpu.root
+        recorder = machine.record("spte_changed", "flush_begin")
+        with reading(machine.mmu_lock), rcu_section(machine.kvm.rcu):
+            it = TdpIter(machine.kvm, root, 1, 17, 18)
+            while it.level > 1:
+                it.next()
+            assert machine.vm.writer.zap_spte_atomic(it)
+        assert recorder.names() == hooks
+        assert machine.spte(17) == 0
+
+
+def test_leaves_that_go_from_an_invalid_root_owe_no_flush(make_machine: MakeMachine) -> None:
+    for part, owed in ((None, True), (NoFlushForInvalidRoots, False)):
+        machine = make_machine(variants=only(part) if part else ())
+        vcpu = used(machine)
+        zap = machine.vm.zapper.zap_leafs
+        with writing(machine.mmu_lock):
+            assert zap(vcpu.root, 1, 2, can_yield=False, flush=False), "vCPUs may still use a valid one"
+            machine.vm.roots.invalidate(vcpu.root)
+            assert zap(vcpu.root, 17, 18, can_yield=False, flush=False) is owed
+            machine.vm.tlb.flush("test")
+        machine.vm.zapper.zap_invalidated_roots()
+
+
+def test_the_end_of_a_vm_is_exclusive(make_machine: MakeMachine) -> None:
+    for part, mode in ((None, READ), (ExclusiveAtTheEnd, WRITE)):
+        machine = make_machine(variants=only(part) if part else ())
+        used(machine)
+        modes: list[int] = []
+        machine.on(root_zapped=lambda root, lock=machine.mmu_lock, modes=modes: modes.append(lock.held_mode()))
+        machine.destroy()
+        assert modes == [mode]
+
+
+def test_a_table_is_told_of_after_what_was_in_it(make_machine: MakeMachine) -> None:
+    levels = []
+    for part in (None, RemovesTablesFirst):
+        machine = make_machine(variants=only(part) if part else ())
+        used(machine)
+        recorder = machine.record("spte_zapped")
+        root = machine.root()
+        with machine.zapping():
+            it = TdpIter(machine.kvm, root, 2, 16, 17)
+            while it.level > 2:
+                it.next()
+            machine.vm.writer.iter_set_spte(it, 0)
+            machine.vm.tlb.flush("test")
+        levels.append([args[2] for args in recorder.args("spte_zapped")])
+    assert levels == [[2, 1], [1, 2]]
+
+
+@pytest.mark.parametrize("nx", [False, True])
+def test_huge_pages_are_recovered_in_place(make_machine: MakeMachine, nx: bool) -> None:
+    machine = make_machine(variants=only(RecoverHugePages), huge_2m=8, nx_huge_pages=nx)
+    region = machine.add_slot(0, 16, flags=KVM_MEM_LOG_DIRTY_PAGES, max_level=2)
+    vcpu = machine.vcpu()
+    machine.run(vcpu, *(w(gfn) for gfn in range(4, 8)), 9)
+    assert machine.huge_leaves() == []
+    recorder = machine.record("flush_begin", "spte_zapped")
+    machine.set_flags(0)
+    assert machine.huge_leaves() == [(4, 2), (8, 2)]
+    assert pfn_of(machine.spte(4, 2)) == region.ptes[4]
+    assert machine.spte(4, 2) & SPTE_R
+    assert bool(machine.spte(4, 2) & SPTE_X) is not nx
+    assert [args[0] for args in recorder.args("flush_begin")] == ["collapse"]
+    machine.run(vcpu, w(5), w(8))
     machine.assert_sound()

@@ -157,6 +157,16 @@ def test_nothing_is_remembered_while_memslots_are_being_updated(machine: Machine
     assert mmio_sptes(machine) == [40]
 
 
+def test_an_mmio_spte_that_is_gone_by_now_is_no_page_fault(machine: Machine, vcpu: Vcpu) -> None:
+    """handle_mmio_page_fault() has three answers; the third is to let the guest try again."""
+    machine.fault(vcpu, 40)
+    with srcu_section(machine.kvm.srcu):
+        assert vcpu.handle_mmio_page_fault(40) is RetPf.EMULATE
+        sp, index = machine.entry(machine.root(), 40)
+        sp.spt[index] = 0
+        assert vcpu.handle_mmio_page_fault(40) is RetPf.RETRY
+
+
 def test_who_loses_the_race_for_an_mmio_spte_retries(machine: Machine, vcpu: Vcpu) -> None:
     machine.run(vcpu, 41)
     sp, index = machine.entry(machine.root(), 40)

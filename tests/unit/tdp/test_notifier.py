@@ -15,7 +15,6 @@ from mmu.memory.memslots import Change, MemoryRegion
 from mmu.memory.requests import KVM_REQ_TLB_FLUSH
 from mmu.sync.lockdep import WRITE
 from mmu.tdp.fault import RetPf
-from mmu.tdp.notifier import gfn_range
 from tests.conftest import PATIENCE, blocked, finish, together, writing
 from tests.model import Machine, ParkedGuest, w
 from tests.unit.conftest import MakeMachine
@@ -86,7 +85,8 @@ def test_pages_beyond_the_slot_are_not_the_slots(machine: Machine) -> None:
     with machine.kvm.slots_lock:
         assert machine.vm.notifier.slots(region, 8, 16) == []
         assert len(machine.vm.notifier.slots(region, 7, 16)) == 1
-        assert gfn_range(machine.slot(), 6, 16) == (6, 8)
+        slot = machine.slot()
+        assert machine.vm.notifier.gfn_range(slot, slot.region, 6, 16) == (6, 8)
 
 
 def test_a_running_guest_has_left_before_the_start_returns(machine: Machine, region: Region, vcpu: Vcpu) -> None:
