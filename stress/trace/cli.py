@@ -11,13 +11,17 @@ from stress.trace import record as recording
 from stress.trace import show
 from stress.trace.checker import ORDER_OF_CHECKS
 from stress.trace.checker import check as check_recording
+from stress.trace.conform_cli import conform_command
 from stress.trace.layouts import ALIASES, LAYOUTS, VENDORS
 from stress.verdict import ExitCode, Verdict
 
 
 @click.group()
 def trace() -> None:
-    """Recordings of real kernels: make one, check one."""
+    """Recordings of real kernels: make one, check one, hold the model against one."""
+
+
+trace.add_command(conform_command)
 
 
 @trace.command()

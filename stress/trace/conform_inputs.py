@@ -1,0 +1,180 @@
+"""What a recording says about its machine only between the lines: where the slots' memory lies, which vCPU an ioctl meant.
+
+None of this is compared. It is what the model has to be given, read off the whole recording.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from attrs import define, field
+
+from stress.trace.conform_script import DELETE, MOVE, PAGE, Item, Operation, Script
+from stress.trace.conform_values import Happening
+from stress.trace.layouts import span
+
+NEAR = 60
+"""How many happenings of the recording two faults can lie apart that race for an entry."""
+UNKNOWN_HVA = 1 << 40
+"""Where memory is put that no notifier has ever named, in pages; far from everything real."""
+_ALIGNED = 1 << 18
+"""Pages of 1 GiB: guest and host addresses agree below that, so that huge pages are possible where the host had them."""
+
+
+@define(eq=False)
+class _Slot:
+    """A slot while it lives. `hva` is the page number of its memory, once a notifier range has shown it."""
+
+    made_by: Operation
+    base: int
+    npages: int
+    hva: int | None = None
+    sure: bool = False
+
+
+@define
+class _Slots:
+    """The slots as the recording goes on."""
+
+    now: dict[tuple[int, int], _Slot] = field(factory=dict)
+    all: list[_Slot] = field(factory=list)
+    covered: set[tuple[int, int]] = field(factory=set)
+    """Every range of gfns that a slot has ever had."""
+
+    def change(self, operation: Operation) -> None:
+        """kvm_set_memory_region() has returned."""
+        given = operation.given
+        key = given.get("as_id", 0), given["slot"]
+        if given.get("rc", 0) < 0 or given.get("change") is None:
+            return
+        if given["change"] != DELETE:
+            self.covered.add((given["gfn"], given["gfn"] + given["npages"]))
+        if given["change"] == DELETE:
+            self.now.pop(key, None)
+        elif key in self.now:
+            self.now[key].base = given["gfn"]
+        elif given["change"] != MOVE:
+            self.now[key] = _Slot(operation, given["gfn"], given["npages"])
+            self.all.append(self.now[key])
+
+    def had(self, given: dict[str, Any]) -> bool:
+        """Whether a slot with that number has ever been created."""
+        return any(slot.made_by.given["slot"] == given["slot"] for slot in self.all)
+
+    def learn(self, start: int, end: int, first: int, last: int, slot_id: int, seen: set[int]) -> None:
+        """A notifier range [start, end) of host pages was gfns [first, last) of a slot."""
+        for (_, number), slot in self.now.items():
+            inside = slot.base <= first and last <= slot.base + slot.npages
+            if number == slot_id and inside and id(slot) not in seen:
+                seen.add(id(slot))
+                self._place(slot, start, end, first, last)
+                return
+
+    def _place(self, slot: _Slot, start: int, end: int, first: int, last: int) -> None:
+        if first > slot.base:
+            slot.hva, slot.sure = start - (first - slot.base), True
+        elif last < slot.base + slot.npages:
+            slot.hva, slot.sure = end - (last - slot.base), True
+        elif not slot.sure:
+            slot.hva = start if slot.hva is None else slot.hva
+
+
+def find_inputs(script: Script) -> None:
+    """Fill in what the operations need."""
+    slots = _Slots()
+    for operation in script.operations:
+        if operation.kind == "set-region":
+            slots.change(operation)
+        elif operation.kind == "range-start":
+            start, end = operation.given["start"] >> PAGE, -(-operation.given["end"] >> PAGE)
+            seen: set[int] = set()
+            for done in operation.did:
+                if done.kind == "unmap":
+                    first, last, number = done.values[:3]
+                    slots.learn(start, end, first, last, number, seen)
+        elif operation.kind == "fault":
+            results = operation.given.get("tdp_page_fault_ret", [])
+            operation.given["failed"] = any(result.get("ret", 0) < 0 for result in results)
+            kinds = {done.kind for done in operation.did}
+            retried = any(done.kind == "fault_done" and done.values[0] == "RETRY" for done in operation.did)
+            operation.given["sees"] = _sees(operation, kinds, retried)
+            operation.given["seq"] = next((done.values[1] for done in operation.did if done.kind == "stale"), None)
+            operation.given["looks_early"] = not operation.given["reserved"] or ("mmio_check" not in kinds and "fault_done" in kinds)
+            operation.given["retried_early"] = retried and not kinds & {"stale", "fast"}
+    script.unborn = next(filter(None, (_unborn(operation, slots) for operation in script.operations)), "")
+    for number, slot in enumerate(slots.all):
+        slot.made_by.given["hva"] = _hva(slot, number)
+    _find_reset_vcpus(script)
+    _find_races(script)
+
+
+def _sees(operation: Operation, kinds: set[str], retried: bool) -> str:
+    """What slot the fault has found, as far as its end shows: "none", "valid", or "invalid or changing"; "" if it does not."""
+    if "map" in kinds:
+        return "none" if operation.given.get("pfn", 0) >> 52 else "valid"
+    return "invalid" if retried and not kinds & {"stale", "fast"} else ""
+
+
+def _find_races(script: Script) -> None:
+    """A fault that had nothing against it and still has to be retried has lost an entry to another fault: which one?"""
+    for position, item in enumerate(script.items):
+        done = item.what
+        if not isinstance(done, Happening) or done.kind != "mapped" or done.values[0] != "RETRY":
+            continue
+        assert item.operation is not None
+        winner = _winner(script, position, item.operation)
+        if winner is not None:
+            item.operation.given["loses"] = winner.what
+            script.races.append((item.operation, winner))
+
+
+def _winner(script: Script, position: int, loser: Operation) -> Item | None:
+    """The entry on the loser's way that another fault has changed at about the same time; the nearest in the recording."""
+    gfn = loser.given["gfn"]
+    near: list[tuple[int, Item]] = []
+    for other in range(max(0, position - NEAR), min(len(script.items), position + NEAR)):
+        item = script.items[other]
+        done = item.what
+        if item.operation is None or item.pid == loser.pid or item.operation.kind != "fault" or not isinstance(done, Happening):
+            continue
+        if done.kind == "spte" and done.values[1] == gfn & -span(done.values[2]):
+            near.append((abs(other - position), item))
+    return min(near, key=lambda pair: pair[0])[1] if near else None
+
+
+def _unborn(operation: Operation, slots: _Slots) -> str:
+    """What an operation presupposes although nothing in the recording has made it."""
+    given = operation.given
+    if operation.kind == "fault" and given["sees"] == "valid":
+        gfn = given["gfn"]
+        if not any(first <= gfn < end for first, end in slots.covered):
+            return f"line {operation.line}: a fault maps gfn {gfn:#x}, which no slot that was created here covers"
+    if operation.kind == "set-region" and given.get("change") in (DELETE, MOVE) and not slots.had(given):
+        return f"line {operation.line}: slot {given['slot']} is changed, but was not created here"
+    return ""
+
+
+def _hva(slot: _Slot, number: int) -> int:
+    if slot.hva is not None:
+        return slot.hva
+    gfn: int = slot.made_by.given["gfn"]
+    return UNKNOWN_HVA + number * 64 * _ALIGNED + gfn % _ALIGNED
+
+
+def _find_reset_vcpus(script: Script) -> None:
+    """KVM_SET_SREGS does not say for which vCPU: the next one that loads a root without having dropped its own is it."""
+    for index, operation in enumerate(script.operations):
+        if operation.kind != "reset-context" or operation.vcpu >= 0 or not _drops(operation):
+            continue
+        dropped: set[int] = set()
+        for later in script.operations[index + 1 :]:
+            if later.kind == "free-obsolete":
+                dropped.add(later.vcpu)
+            elif later.kind == "load-root" and later.vcpu not in dropped:
+                operation.vcpu = later.vcpu
+                break
+
+
+def _drops(operation: Operation) -> bool:
+    """Whether the vCPU had a root to drop."""
+    return any(done.kind == "put" for done in operation.did)
