@@ -136,14 +136,21 @@ def as_kernel_7_2(lines: list[str]) -> list[str]:
 def parents_last(lines: list[str]) -> list[str]:
     """7.2 reports that a table was let go of after what was in it, where the lines of one task stand together."""
     out = list(lines)
-    for at in find(out, r"spte_changed: .* level [2-4] old_spte \w{4,9}827 new_spte")[::-1]:
+    at = 0
+    while at < len(out):
         end = at + 1
-        while end < len(out) and re.search(r"kvm_mmu_prepare_zap_page|new_spte 80000000000001a0", out[end]):
-            end += 1
-        stamps = [re.search(r" (\d+): ", line)[1] for line in out[at:end]]  # type: ignore[index]
-        moved = [*out[at + 1 : end], out[at]]
-        out[at:end] = [re.sub(r" \d+: ", f" {stamp}: ", line, count=1) for stamp, line in zip(stamps, moved, strict=True)]
+        if re.search(r"spte_changed: .* level [2-4] old_spte \w{4,9}827 new_spte", out[at]):
+            while end < len(out) and (_frozen(out[end]) or ("prepare_zap_page" in out[end] and (end == at + 1 or _frozen(out[end - 1])))):
+                end += 1
+            moved = [*out[at + 1 : at + 2], *parents_last(out[at + 2 : end]), out[at]] if end > at + 1 else out[at:end]
+            stamps = [re.search(r" (\d+): ", line)[1] for line in out[at:end]]  # type: ignore[index]
+            out[at:end] = [re.sub(r" \d+: ", f" {stamp}: ", line, count=1) for stamp, line in zip(stamps, moved, strict=True)]
+        at = end
     return out
+
+
+def _frozen(line: str) -> bool:
+    return "new_spte 80000000000001a0" in line
 
 
 def _role_of_7_2(found: re.Match[str]) -> str:
