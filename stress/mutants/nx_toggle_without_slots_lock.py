@@ -26,7 +26,7 @@ VARIANT = Mutant(
     story=(
         "administrator: zaps the scheduled roots under mmu_lock(read)",
         "memslot worker: at the same time does so, too: both find one root scheduled",
-        "both put the one gifted reference",
+        "administrator, memslot worker: each puts the one gifted reference",
     ),
     confidence="V",
     tags=("locks", "nx", "roots"),

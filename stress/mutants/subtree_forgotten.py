@@ -23,7 +23,7 @@ VARIANT = Mutant(
     origin="reference 2.6 handle_removed_pt()",
     story=(
         "memslot worker: clears the entry of an upper table, frees that table",
-        "the tables below it, and the statistics of their leaves, are nobody's any more",
+        "teardown: the tables below it, and the statistics of their leaves, are nobody's any more",
     ),
     confidence="V",
     tags=("leaks", "accounting"),

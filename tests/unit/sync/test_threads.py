@@ -438,7 +438,7 @@ def test_what_another_sync_knows_of_is_not_reported_twice(sync: Sync) -> None:
 
 def test_show_locks_lists_what_is_held_and_waited_for(sync: Sync) -> None:
     lock = Lock("shown", sync=sync)
-    assert "shown" not in show_locks()
+    assert "(shown)" not in show_locks()
     with lock:
         thread = threading.Thread(target=lambda: lock.acquire() and lock.release(), name="waiter")
         thread.start()
