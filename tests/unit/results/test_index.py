@@ -177,14 +177,14 @@ def write_and_list(results: Path, start: Barrier, number: int) -> None:
     """One of many processes: keeps a run and lists, then deletes one of its own and lists, all at the same time as the others."""
     mine: list[Path] = []
     for _ in range(ROUNDS):
-        start.wait(60)
+        start.wait(300)
         mine.append(keep_run(results, evolve(record(), seed=number)))
         assert mine[-1].name in listed(results)
-        start.wait(60)
+        start.wait(300)
         if len(mine) > 2:
             shutil.rmtree(mine.pop(0))
         assert {path.name for path in mine} <= listed(results).keys()
-    start.wait(60)
+    start.wait(300)
 
 
 def test_processes_that_write_list_and_delete_at_once_lose_nothing(tmp_path: Path) -> None:
@@ -195,7 +195,7 @@ def test_processes_that_write_list_and_delete_at_once_lose_nothing(tmp_path: Pat
     for writer in writers:
         writer.start()
     for writer in writers:
-        writer.join(120)
+        writer.join(600)
     assert [writer.exitcode for writer in writers] == [0] * WRITERS
     there = {path.name for path in tmp_path.iterdir() if path.is_dir() and not path.is_symlink()}
     assert len(there) == 2 * WRITERS
