@@ -12,26 +12,24 @@ from pathlib import Path
 from types import FrameType
 
 import click
-import jinja2
 from attrs import evolve
 from rich.console import Console
 
 from mmu.variant import Variant
 from stress import crosscheck as crosschecking
-from stress import explore as exploration
-from stress import replaying
+from stress import performing, replaying
+from stress.again import again_command
 from stress.bench.figures import run_bench
 from stress.compare import command as compare_command
 from stress.engines.carrier import pinned
-from stress.errors import ConfigError, Problem, ResultError, StressError, VariantError
+from stress.errors import ConfigError, Problem, StressError, VariantError
 from stress.explore import ExploreRequest
 from stress.litmus import run as litmus_run
 from stress.litmus.registry import LITMUS
-from stress.report import catalogue, console, html
-from stress.report.live import display_for, exploration_display
-from stress.results.record import RunRecord, to_json
-from stress.results.store import CONSOLE_TXT, REPORT_HTML, RunDirectory
-from stress.run import RunRequest, execute
+from stress.report import catalogue
+from stress.report.command import report_command, schema_command
+from stress.results.command import group as results_group
+from stress.run import RunRequest
 from stress.scenario.load import load
 from stress.scenario.types import Scenario, Seed
 from stress.search import explain_text, store
@@ -40,7 +38,7 @@ from stress.search.strategies import EVERYTHING, strategy_for
 from stress.study import command as study_command
 from stress.trace.cli import trace
 from stress.variants import load_variants
-from stress.verdict import ExitCode, Verdict
+from stress.verdict import ExitCode
 from stress.zoo import command as zoo_command
 from stress.zoo import page as zoo_page
 
@@ -90,36 +88,9 @@ def run(
         overrides = (*overrides, *MENDED)
     scenario, variants = load_all(config, overrides, files)
     seed = seed_for(scenario, seed)
-    request = RunRequest(evolve(scenario, seed=Seed(seed)), config.stem, seed, variants, results)
-    with display_for(Console(), quiet=quiet or as_json) as display:
-        record, directory = execute(request, display.show)
-    verdict = Verdict[record.verdict]
-    trouble = keep(directory, record)
-    if trouble:
-        verdict = max(verdict, Verdict.HARNESS_ERROR)
-    if as_json:
-        click.echo(to_json(record), nl=False)
-    elif quiet:
-        click.echo(console.verdict_line(record))
-    else:
-        click.echo(console.summary(record), nl=False)
-        click.echo(f"results: {directory.path}" if not trouble else f"{verdict.name}: {trouble}")
-    if trouble and (as_json or quiet):
-        click.echo(f"stress: {trouble}", err=True)
-    return verdict.exit_code
-
-
-def keep(directory: RunDirectory, record: RunRecord) -> str:
-    """Write the finished run and its reports, undisturbed by Ctrl-C; what went wrong, or nothing."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        directory.write(record)
-        publish(directory, record)
-    except ResultError as error:
-        return f"the results could not be kept: {error}"
-    finally:
-        signal.signal(signal.SIGINT, before)
-    return ""
+    files_used = (*scenario.vm.variant_files, *map(str, files))
+    request = RunRequest(evolve(scenario, seed=Seed(seed)), config.stem, seed, variants, results, files_used)
+    return performing.run(request, quiet=quiet, as_json=as_json)
 
 
 @cli.command("explore")
@@ -175,18 +146,7 @@ def explore_scenario(
         jobs=jobs or os.cpu_count() or 1,
         keep_going=keep_going,
     )
-    with exploration_display(Console(), quiet=quiet or as_json) as show:
-        explored = exploration.explore(request, show)
-    exploration.keep(explored, results)
-    if as_json:
-        click.echo(json.dumps(exploration.as_data(explored), indent=1))
-    elif quiet:
-        click.echo(exploration.verdict_line(explored))
-    else:
-        click.echo("\n".join(exploration.lines(explored)))
-        assert explored.directory is not None
-        click.echo(f"results: {explored.directory.path}")
-    return explored.judgement.verdict.exit_code
+    return performing.exploration(request, results, quiet=quiet, as_json=as_json)
 
 
 @cli.command()
@@ -285,24 +245,6 @@ def replay(
     return outcome.exit_code
 
 
-@cli.command()
-@click.argument("directory", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Print the stored run as JSON, nothing else.")
-def report(directory: Path, as_json: bool) -> ExitCode:
-    """Rebuild the reports of a stored run, also of one that was killed."""
-    stored = RunDirectory(directory)
-    record = stored.read()
-    try:
-        publish(stored, record)
-        text = to_json(record) if as_json else console.summary(record)
-    except (LookupError, TypeError, ValueError, ArithmeticError, jinja2.TemplateError) as error:
-        raise ResultError(f"{stored.path} holds a run that cannot be shown ({error!r}); run.json is damaged") from None
-    click.echo(text, nl=False)
-    if not as_json:
-        click.echo(f"report: {stored.path / REPORT_HTML}")
-    return ExitCode.PASS
-
-
 @cli.command("list")
 @click.argument("what", type=click.Choice(["all", *catalogue.KINDS]), default="all")
 def list_things(what: str) -> ExitCode:
@@ -320,10 +262,17 @@ def bench(as_json: bool, quick: bool) -> ExitCode:
     return ExitCode.PASS
 
 
-cli.add_command(zoo_command.command)
-cli.add_command(compare_command.command)
-cli.add_command(study_command.command)
-cli.add_command(trace)
+for command in (
+    zoo_command.command,
+    compare_command.command,
+    study_command.command,
+    report_command,
+    schema_command,
+    results_group,
+    again_command,
+    trace,
+):
+    cli.add_command(command)
 
 
 def load_all(config: Path, overrides: tuple[str, ...], files: tuple[Path, ...]) -> tuple[Scenario, tuple[Variant, ...]]:
@@ -361,12 +310,6 @@ def small_scenario(scenario: Scenario, overrides: tuple[str, ...]) -> Scenario:
     small, _ = load_all(Path(named), wanted, ())
     design = {key: getattr(scenario.vm, key) for key in ("profile", "kernel", "policy", "variants", "variant_files")}
     return evolve(small, title=scenario.title, vm=evolve(small.vm, **design), expect=scenario.expect, limits=scenario.limits)
-
-
-def publish(directory: RunDirectory, record: RunRecord) -> None:
-    """Write the console text and the HTML page of a run."""
-    directory.write_text(CONSOLE_TXT, console.summary(record))
-    directory.write_text(REPORT_HTML, html.render(record))
 
 
 def main() -> None:

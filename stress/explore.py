@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
-import textwrap
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
-from attrs import define, evolve, field, frozen
+from attrs import define, evolve, frozen
 
 from stress.engines.carrier import pinned
 from stress.engines.exploration import ScenarioProgram
 from stress.engines.session import variants_of
 from stress.observe.points import POINTS
-from stress.report import certificate_text
-from stress.report.certificate import Certificate, as_plain
+from stress.report import explored as told
+from stress.report.certificate import Certificate
 from stress.report.exploration import certificate_of_exploration
+from stress.report.publish import publish_exploration
 from stress.results import environment
+from stress.results.exploration import EXPLORE_JSON, KIND, SCHEMA, Asked, ExplorationRecord, StoredFailure
+from stress.results.exploration import as_data as as_plain
+from stress.results.inputs import fingerprints
 from stress.results.selftests import KnownKills, known_kills
-from stress.results.store import CONSOLE_TXT, RunDirectory
+from stress.results.store import RunDirectory, command_line, now
 from stress.run import expected_of, suspects_of
 from stress.scenario.load import unstructure
 from stress.scenario.types import Scenario
@@ -33,7 +35,6 @@ from stress.search.strategies import EVERYTHING, is_exhaustive, strategy_for
 from stress.variants import variants_from
 from stress.verdict import Evidence, Judgement, Obligation, Verdict, judge
 
-EXPLORE_JSON = "explore.json"
 SLICE_S = 1.0
 """How long a process explores before it reports."""
 PROGRAMS = 64
@@ -72,7 +73,7 @@ class Explored:
     judgement: Judgement
     wall_s: float
     directory: RunDirectory | None = None
-    files: list[str] = field(factory=list)
+    started: str = ""
     selftest: KnownKills | None = None
 
     @property
@@ -95,13 +96,13 @@ class Explored:
 
 def explore(request: ExploreRequest, on_progress: Callable[[Tally], None] = lambda _: None) -> Explored:
     """Explore, and judge what came of it."""
-    start = time.perf_counter()
+    started, start = now(), time.perf_counter()
     if request.processes > 1:
         tally = _in_processes(request, on_progress)
     else:
         with pinned():
             tally = campaign_for(request, request.seed).run(_budget(request), on_progress)
-    return Explored(request, tally, judgement_of(request, tally), time.perf_counter() - start)
+    return Explored(request, tally, judgement_of(request, tally), time.perf_counter() - start, started=started)
 
 
 def campaign_for(request: ExploreRequest, seed: int) -> Campaign:
@@ -219,139 +220,101 @@ def keep(explored: Explored, results: Path) -> RunDirectory:
     explored.directory = directory
     explored.selftest = known_kills(results, "controlled", request.name, explored.wall_s)
     for number, failure in enumerate(explored.tally.failures.values(), 1):
-        name = f"schedule-{number}.json"
-        directory.write_text(name, stored(request.name, request.scenario, request.variant_files, failure).to_json())
-        explored.files.append(str(directory.path / name))
-    directory.write_text(EXPLORE_JSON, json.dumps(as_data(explored), indent=1))
-    directory.write_text(CONSOLE_TXT, "\n".join(lines(explored)) + "\n")
+        schedule = stored(request.name, request.scenario, request.variant_files, failure)
+        directory.write_text(schedule_file(number), schedule.to_json())
+    record = record_of(explored)
+    directory.write_text(EXPLORE_JSON, json.dumps(as_plain(record), indent=1) + "\n")
+    publish_exploration(directory, record)
     return directory
+
+
+def schedule_file(number: int) -> str:
+    """The name of the file of a failing schedule, counted from 1."""
+    return f"schedule-{number}.json"
+
+
+def record_of(explored: Explored) -> ExplorationRecord:
+    """The result as it is stored."""
+    request, tally, judgement = explored.request, explored.tally, explored.judgement
+    scenario = request.scenario
+    expected = expected_of(scenario)
+    fired = tally.fired()
+    return ExplorationRecord(
+        schema=SCHEMA,
+        kind=KIND,
+        id=explored.directory.path.name if explored.directory is not None else "",
+        name=request.name,
+        verdict=judgement.verdict.name,
+        reasons=judgement.reasons,
+        strategy=request.strategy,
+        seed=request.seed,
+        jobs=request.processes,
+        asked=Asked(request.schedules, request.seconds, request.exhaustive, request.keep_going, request.jobs),
+        command=command_line(),
+        started=explored.started,
+        variant_files=fingerprints(request.variant_files),
+        variants=(*scenario.vm.variants, *(Path(file).stem for file in request.variant_files)),
+        expected_rules=expected,
+        expected_seen=tuple(name for name in expected if name in fired),
+        wall_s=round(explored.wall_s, 3),
+        schedules=tally.schedules,
+        schedules_per_s=round(tally.schedules / max(explored.wall_s, 1e-9), 1),
+        steps=tally.steps,
+        steps_per_s=round(tally.steps / max(explored.wall_s, 1e-9)),
+        classes=tally.classes,
+        unseen_mass=tally.unseen_mass,
+        curve=tuple(tally.curve),
+        cut=tally.cut,
+        unfinished=tally.unfinished,
+        exhausted=tally.exhausted,
+        remaining=tally.remaining,
+        failing=tally.failing,
+        members=tally.members,
+        counters=tally.counters,
+        judged=tally.judged,
+        points=tuple(name for name in POINTS if name in tally.points),
+        certificate=explored.certificate,
+        failures=tuple(_stored_failures(request, tally)),
+        environment=environment.observe(),
+        scenario=unstructure(scenario),
+        harness_errors=tuple(tally.errors),
+    )
+
+
+def _stored_failures(request: ExploreRequest, tally: Tally) -> Iterator[StoredFailure]:
+    known = [variant for variant in [*variants_of(request.scenario), *variants_from(request.variant_files)] if variant.expects]
+    for number, failure in enumerate(tally.failures.values(), 1):
+        report = failure.report
+        yield StoredFailure(
+            signature=report.signature,
+            rule=report.rule,
+            code=report.code,
+            others=tuple(other.signature for other in failure.others),
+            headline=report.headline,
+            also=tuple(f"{other.rule} {other.headline}" for other in failure.others),
+            predicted=failure.predicted,
+            schedule=failure.schedule.encode(),
+            steps=len(failure.schedule.choices),
+            turns=len(failure.schedule.turns()),
+            after_schedules=failure.after_schedules,
+            after_s=round(failure.after_s, 4),
+            strategy=failure.strategy,
+            file=schedule_file(number),
+            splat=report.render(),
+            suspects=suspects_of(report, known),
+        )
 
 
 def as_data(explored: Explored) -> dict[str, Any]:
     """The result as plain data."""
-    request, tally = explored.request, explored.tally
-    return {
-        "schema": 2,
-        "kind": "stress-exploration",
-        "name": request.name,
-        "verdict": explored.judgement.verdict.name,
-        "reasons": list(explored.judgement.reasons),
-        "strategy": request.strategy,
-        "seed": request.seed,
-        "jobs": request.processes,
-        "wall_s": round(explored.wall_s, 3),
-        "schedules": tally.schedules,
-        "schedules_per_s": round(tally.schedules / max(explored.wall_s, 1e-9), 1),
-        "steps": tally.steps,
-        "steps_per_s": round(tally.steps / max(explored.wall_s, 1e-9)),
-        "classes": tally.classes,
-        "unseen_mass": tally.unseen_mass,
-        "curve": tally.curve,
-        "cut": tally.cut,
-        "unfinished": tally.unfinished,
-        "exhausted": tally.exhausted,
-        "failing": tally.failing,
-        "members": tally.members,
-        "counters": tally.counters,
-        "judged": tally.judged,
-        "points": [name for name in POINTS if name in tally.points],
-        "certificate": as_plain(explored.certificate),
-        "failures": [
-            {
-                "signature": failure.report.signature,
-                "others": [report.signature for report in failure.others],
-                "headline": failure.report.headline,
-                "predicted": failure.predicted,
-                "schedule": failure.schedule.encode(),
-                "after_schedules": failure.after_schedules,
-                "after_s": round(failure.after_s, 4),
-                "strategy": failure.strategy,
-                "splat": failure.report.render(),
-            }
-            for failure in tally.failures.values()
-        ],
-        "environment": {
-            "python": environment.observe().python,
-            "gil_enabled": environment.gil_enabled(),
-            "cpus": os.cpu_count(),
-        },
-        "scenario": unstructure(request.scenario),
-    }
+    return as_plain(record_of(explored))
 
 
 def lines(explored: Explored) -> Iterator[str]:
     """The console summary."""
-    request, tally = explored.request, explored.tally
-    vm = request.scenario.vm
-    yield f"{request.name}: {request.scenario.title}".rstrip(": ")
-    variants = [*vm.variants, *(Path(file).stem for file in request.variant_files)]
-    yield f"policy {vm.policy}, profile {vm.profile}, kernel {vm.kernel}" + (f", variants {', '.join(variants)}" if variants else "")
-    yield f"strategy {request.strategy}, seed {request.seed}, {_processes(request)}"
-    yield ""
-    rate = max(explored.wall_s, 1e-9)
-    yield f"schedules  {tally.schedules:,} in {explored.wall_s:.2f} s, {tally.schedules / rate:,.0f} a second"
-    yield f"steps      {tally.steps:,}, {tally.steps / rate:,.0f} a second, {tally.steps / max(1, tally.schedules):,.0f} a schedule"
-    yield f"classes    {tally.classes:,} distinct orders of events"
-    yield from _coverage(request, tally)
-    for name, counts in tally.members.items():
-        yield f"  {name:<10} {counts.get('schedules', 0):>9,} schedules {counts.get('classes', 0):>9,} new classes"
-    yield ""
-    yield from _failures(explored)
-    yield verdict_line(explored)
-    yield from certificate_text.lines(explored.certificate)
-
-
-def _processes(request: ExploreRequest) -> str:
-    count = request.processes
-    why = f" (not {request.jobs}: {request.strategy} cannot be shared)" if count < request.jobs else ""
-    return f"{count} process{'es' if count > 1 else ''}{why}"
-
-
-def _coverage(request: ExploreRequest, tally: Tally) -> Iterator[str]:
-    if tally.exhausted:
-        what = "every order of events" if request.strategy in EVERYTHING else f"everything within the bound of {request.strategy}"
-        yield f"coverage   EXHAUSTED: {what}; {tally.cut:,} schedules were given up as repetitions"
-        return
-    if is_exhaustive(request.strategy):
-        left = "unknown" if tally.remaining is None else f"about {tally.remaining:,.0f} (an estimate that tends to grow)"
-        yield f"coverage   not exhausted; schedules left: {left}"
-    else:
-        yield f"coverage   {tally.unseen_mass:.1%} of what such schedules meet was never seen (Good-Turing)"
-    points = tally.curve[:: max(1, len(tally.curve) // 6)] if tally.curve else []
-    yield "saturation " + ", ".join(f"{classes:,} after {schedules:,}" for schedules, classes in points)
-
-
-def _failures(explored: Explored) -> Iterator[str]:
-    request = explored.request
-    known = [variant for variant in [*variants_of(request.scenario), *variants_from(request.variant_files)] if variant.expects]
-    for number, failure in enumerate(explored.tally.failures.values()):
-        yield failure.report.render()
-        suspects = suspects_of(failure.report, known)
-        if suspects:
-            yield f"known defects of this build that break rule {failure.report.rule}:"
-            yield from (f"  {title}" for title in suspects)
-        yield from (f"also: {report.rule} {report.headline}" for report in failure.others)
-        how = (
-            "a race that did no harm in it"
-            if failure.predicted
-            else f"{len(failure.schedule.choices)} steps, {len(failure.schedule.turns())} turns"
-        )
-        yield f"found by {failure.strategy} in schedule {failure.after_schedules:,}, after {failure.after_s:.2f} s: {how}"
-        if number < len(explored.files):
-            file = explored.files[number]
-            yield f"replay:   stress replay {file}"
-            yield f"minimise: stress minimise {file}"
-        yield from textwrap.wrap(f"schedule: {failure.schedule.encode()}", 100, subsequent_indent="  ", break_on_hyphens=False)
-        yield ""
+    return told.lines(record_of(explored), explored.directory.path if explored.directory is not None else None)
 
 
 def verdict_line(explored: Explored) -> str:
     """The verdict in one line."""
-    request, judgement = explored.request, explored.judgement
-    expected = expected_of(request.scenario)
-    note = ""
-    if expected:
-        fired = explored.tally.fired()
-        seen = [name for name in expected if name in fired]
-        note = f"; expected {' or '.join(expected)}: {'seen ' + ', '.join(seen) if seen else 'NOT seen'}"
-    return f"{judgement.verdict.name}  {request.name}, {request.strategy}, seed {request.seed}: {'; '.join(judgement.reasons)}{note}"
+    return told.verdict_line(record_of(explored))

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shlex
-import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -24,9 +21,10 @@ from stress.observe.resources import Resources
 from stress.report.certificate import as_plain, certificate_of
 from stress.results import environment
 from stress.results.figures import figures_of
+from stress.results.inputs import fingerprints
 from stress.results.record import SCHEMA, RunRecord, StoredFinding
 from stress.results.selftests import known_kills
-from stress.results.store import RunDirectory
+from stress.results.store import RunDirectory, command_line, now
 from stress.scenario.load import unstructure
 from stress.scenario.types import Scenario
 from stress.verdict import Evidence, Judgement, Obligation, Verdict, judge
@@ -38,13 +36,14 @@ GONE = ("stale-tlb", "stale-map", "write-after-release", "mmio-spte-walked")
 
 @frozen
 class RunRequest:
-    """What to run: the scenario and its short name, the seed, variants from files, and where results go."""
+    """What to run: the scenario and its short name, the seed, variants from files, where results go, and which files those are."""
 
     scenario: Scenario
     name: str
     seed: int
     variants: tuple[Variant, ...]
     results: Path
+    variant_files: tuple[str, ...] = ()
 
 
 @frozen
@@ -96,13 +95,14 @@ class _Keeper:
             seed=request.seed,
             variants=(*request.scenario.vm.variants, *(variant.name for variant in request.variants)),
             expected_rules=expected_of(request.scenario),
-            command=shlex.join(["stress", *sys.argv[1:]]),
-            started=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            command=command_line(),
+            started=now(),
             setup_s=0.0,
             run_s=0.0,
             pid=os.getpid(),
             pid_started=psutil.Process().create_time(),
             environment=environment.observe(),
+            variant_files=fingerprints(request.variant_files),
             selftest=known_kills(request.results, "threads", request.name, request.scenario.budget.duration_s),
         )
 

@@ -25,12 +25,12 @@ def gil_enabled() -> bool:
 def observe() -> Environment:
     """The environment of this process."""
     return Environment(
-        version=_version("tdp-stress"),
+        version=version_of("tdp-stress"),
         python=platform.python_version(),
         implementation=platform.python_implementation(),
         free_threaded_build=bool(sysconfig.get_config_var("Py_GIL_DISABLED")),
         gil_enabled=gil_enabled(),
-        packages={name: _version(name) for name in PACKAGES},
+        packages={name: version_of(name) for name in PACKAGES},
         platform=platform.platform(terse=True),
         cpu=_cpu_model(),
         cpus=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
@@ -38,7 +38,8 @@ def observe() -> Environment:
     )
 
 
-def _version(name: str) -> str:
+def version_of(name: str) -> str:
+    """The version of an installed package."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:

@@ -12,6 +12,7 @@ from stress.errors import ResultError
 from stress.observe.histograms import Latency
 from stress.observe.resources import Sample
 from stress.results.figures import MeasuredFigure
+from stress.results.inputs import VariantFile
 from stress.results.selftests import KnownKills
 from stress.verdict import Obligation
 
@@ -58,6 +59,7 @@ class RunRecord:
     """Everything known about a run. `status` is running, finished or interrupted; a run that was killed stays running.
 
     Times are seconds, latencies nanoseconds, memory bytes. `pid` and `pid_started` identify the process that wrote it.
+    `variants` are all of them by name, `variant_files` the files that some of them came from.
     `judged` is how often each rule had something to decide, `points` are the preemption points that were reached, `selftest`
     what the newest selftest had shown when the run began. `certificate` follows from the rest (`stress.report.certificate`,
     which every report asks anew); it is stored for those who read the JSON.
@@ -90,6 +92,7 @@ class RunRecord:
     resources: tuple[Sample, ...] = ()
     memory_growth: int | None = None
     lock_orders: tuple[tuple[str, str, str, str], ...] = ()
+    variant_files: tuple[VariantFile, ...] = ()
     judged: dict[str, int] = field(factory=dict)
     points: tuple[str, ...] = ()
     selftest: KnownKills | None = None

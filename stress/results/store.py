@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import shlex
+import sys
 import time
 from pathlib import Path
 
@@ -68,13 +70,26 @@ class RunDirectory:
         return from_json(text, str(path))
 
 
+def now() -> str:
+    """The time, as results say it: UTC, to the second."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def command_line() -> str:
+    """What the user has typed."""
+    return shlex.join(["stress", *sys.argv[1:]])
+
+
 def was_killed(record: RunRecord) -> bool:
     """Whether a run that never came to its end is not running any more."""
-    if record.status != "running":
-        return False
+    return record.status == "running" and is_gone(record.pid, record.pid_started)
+
+
+def is_gone(pid: int, started: float) -> bool:
+    """Whether the process with this number that began at this time has ended."""
     try:
-        process = psutil.Process(record.pid)
-        replaced = abs(process.create_time() - record.pid_started) > 1
+        process = psutil.Process(pid)
+        replaced = abs(process.create_time() - started) > 1
         return bool(replaced or process.status() == psutil.STATUS_ZOMBIE)
     except (psutil.Error, ValueError):
         return True

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypedDict
 
 from attrs import frozen
 
@@ -20,6 +20,22 @@ from stress.variants import variants_from
 
 SCHEMA: Final = 1
 KIND: Final = "stress-schedule"
+
+
+class ScheduleFile(TypedDict):
+    """A schedule file as JSON: the whole scenario, the schedule as `stress replay` takes it, the signatures of what it found,
+    and the name of every step; `predicted` is a race that did no harm."""
+
+    schema: int
+    kind: str
+    name: str
+    headline: str
+    signatures: list[str]
+    predicted: bool
+    schedule: str
+    variant_files: list[str]
+    scenario: dict[str, Any]
+    steps: list[str]
 
 
 @frozen
@@ -37,21 +53,19 @@ class StoredSchedule:
 
     def to_json(self) -> str:
         """The file's text."""
-        return json.dumps(
-            {
-                "schema": SCHEMA,
-                "kind": KIND,
-                "name": self.name,
-                "headline": self.headline,
-                "signatures": list(self.signatures),
-                "predicted": self.predicted,
-                "schedule": self.schedule.encode(),
-                "variant_files": list(self.variant_files),
-                "scenario": unstructure(self.scenario),
-                "steps": [f"{task}: {operation}" for task, operation in self.steps],
-            },
-            indent=1,
-        )
+        data: ScheduleFile = {
+            "schema": SCHEMA,
+            "kind": KIND,
+            "name": self.name,
+            "headline": self.headline,
+            "signatures": list(self.signatures),
+            "predicted": self.predicted,
+            "schedule": self.schedule.encode(),
+            "variant_files": list(self.variant_files),
+            "scenario": unstructure(self.scenario),
+            "steps": [f"{task}: {operation}" for task, operation in self.steps],
+        }
+        return json.dumps(data, indent=1)
 
 
 def stored(name: str, scenario: Scenario, variant_files: Sequence[str], failure: Failure) -> StoredSchedule:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from pathlib import Path
@@ -9,13 +10,16 @@ from pathlib import Path
 import click
 from rich.console import Console
 
+from stress.report import junit
+from stress.report.publish import JUNIT_XML
 from stress.results.store import CONSOLE_TXT, RunDirectory
 from stress.verdict import ExitCode
 from stress.zoo import matrix, selftest
 from stress.zoo.attempt import ENGINES, Attempt, Engine
+from stress.zoo.cases import of_selftest
 from stress.zoo.selftest import Options, Row, Selftest
+from stress.zoo.stored import SELFTEST_JSON, SelftestRecord, as_data, record_of, selftest_of
 
-SELFTEST_JSON = "selftest.json"
 SELFTEST_MD = "selftest.md"
 WIDTH = 180
 
@@ -100,9 +104,11 @@ def command(
     test = selftest.run(
         options, lambda row, attempt: progress.print(progress_line(row, attempt), highlight=False, markup=False, soft_wrap=True)
     )
-    directory = keep(test, results, first_seed)
+    directory = RunDirectory.create(results, "selftest", first_seed)
+    record = record_of(test)
+    keep(directory, record)
     if as_json:
-        click.echo(json.dumps(matrix.as_data(test), indent=1))
+        click.echo(json.dumps(as_data(record), indent=1))
     elif quiet:
         click.echo(matrix.verdict_line(test))
     else:
@@ -122,11 +128,22 @@ def progress_line(row: Row, attempt: Attempt) -> str:
     return f"{row.name}, {row.engine}, seed {attempt.seed}: {end}{rules}{trouble}"
 
 
-def keep(test: Selftest, results: Path, seed: int) -> RunDirectory:
-    """Store the result as JSON, Markdown and plain text."""
-    directory = RunDirectory.create(results, "selftest", seed)
-    directory.write_text(SELFTEST_JSON, json.dumps(matrix.as_data(test), indent=1) + "\n")
+def keep(directory: RunDirectory, record: SelftestRecord) -> None:
+    """Store the result as JSON, and publish it."""
+    directory.write_text(SELFTEST_JSON, json.dumps(as_data(record), indent=1) + "\n")
+    publish(directory, record)
+
+
+def publish(directory: RunDirectory, record: SelftestRecord) -> None:
+    """Every report of a stored selftest: Markdown, plain text, JUnit."""
+    test = selftest_of(record)
     directory.write_text(SELFTEST_MD, matrix.markdown(test))
-    with (directory.path / CONSOLE_TXT).open("w", encoding="utf-8") as file:
-        matrix.console_tables(test, Console(file=file, width=WIDTH))
-    return directory
+    directory.write_text(CONSOLE_TXT, console_text(test))
+    directory.write_text(JUNIT_XML, junit.render(of_selftest(record)))
+
+
+def console_text(test: Selftest) -> str:
+    """What the console shows of a selftest."""
+    out = io.StringIO()
+    matrix.console_tables(test, Console(file=out, width=WIDTH))
+    return out.getvalue()

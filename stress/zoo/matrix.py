@@ -1,12 +1,10 @@
-"""The kill matrix: a finished selftest as data, as a Markdown page, and as tables for the console."""
+"""The kill matrix: a finished selftest as a Markdown page, and as tables for the console."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
-from attrs import asdict
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -14,7 +12,6 @@ from rich.text import Text
 from mmu.report import RULES
 from stress.zoo.selftest import Row, Selftest, judgement_of, told
 
-SCHEMA = 1
 WORK = {"controlled": "schedules", "threads": "steps"}
 """What an engine counts until the kill."""
 STYLES = {"killed": "green", "silent": "green", "not tried": "yellow"}
@@ -63,50 +60,6 @@ def cells(row: Row) -> tuple[str, ...]:
         work(row),
         " ".join(f"{name}:{count}" if count > 1 else name for name, count in row.found_by().most_common(3)),
     )
-
-
-def as_data(test: Selftest) -> dict[str, Any]:
-    """The selftest as plain data; schema 1."""
-    judgement = judgement_of(test)
-    return {
-        "schema": SCHEMA,
-        "kind": "stress-selftest",
-        "date": test.date,
-        "version": test.environment.version,
-        "environment": asdict(test.environment),
-        "verdict": judgement.verdict.name,
-        "reasons": list(judgement.reasons),
-        "wall_s": round(test.wall_s, 1),
-        "left": test.left,
-        "limits_s": {"controlled": test.options.controlled_s, "threads": test.options.threads_s, "correct": test.options.correct_s},
-        "off": list(test.options.off),
-        "detectors": [{"name": result.test.name, "code": result.test.code, "problems": list(result.problems)} for result in test.detectors],
-        "mutants": [_row_data(row) for row in test.of_kind("mutant")],
-        "controls": [_row_data(row) for row in test.of_kind("control")],
-        "correct": [_row_data(row) for row in test.of_kind("correct")],
-        "threads_cannot": test.cannot,
-    }
-
-
-def _row_data(row: Row) -> dict[str, Any]:
-    return {
-        "name": row.name,
-        "engine": row.engine,
-        "scenario": row.scenario,
-        "strategy": row.strategy,
-        "state": row.state,
-        "expects": list(row.expects),
-        "killed": row.killed,
-        "of": len(row.attempts),
-        "wanted": row.wanted,
-        "done": row.done,
-        "median_s": round(statistics.median(row.seconds), 4) if row.seconds else None,
-        "range_s": [round(row.seconds[0], 4), round(row.seconds[-1], 4)] if row.seconds else None,
-        "median_work": statistics.median(row.work) if row.work else None,
-        "fired": dict(row.fired()),
-        "found_by": dict(row.found_by()),
-        "attempts": [asdict(attempt) for attempt in row.attempts],
-    }
 
 
 def console_tables(test: Selftest, console: Console) -> None:

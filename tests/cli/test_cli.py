@@ -46,7 +46,14 @@ def test_a_passing_run_exits_0_and_leaves_a_complete_result(tmp_path: Path) -> N
     assert done.returncode == 0, done.stdout + done.stderr
     assert "PASS  quick, seed 3" in done.stdout
     directory = (tmp_path / "latest").resolve()
-    assert {path.name for path in directory.iterdir()} == {"run.json", "console.txt", "report.html"}
+    assert {path.name for path in directory.iterdir()} == {
+        "run.json",
+        "console.txt",
+        "report.html",
+        "summary.md",
+        "junit.xml",
+        "latency.hlog",
+    }
     data = json.loads((directory / "run.json").read_text())
     assert data["schema"] == "tdp-stress/run/2"
     assert data["status"] == "finished"

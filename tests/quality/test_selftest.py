@@ -15,6 +15,7 @@ from stress.zoo import matrix, page
 from stress.zoo.mutant import Case, Control, Mutant
 from stress.zoo.registry import entry, scenario_of, without_variants, zoo
 from stress.zoo.selftest import Options, judgement_of, run
+from stress.zoo.stored import as_data, record_of
 
 DOZEN = (
     "r1-double-export",
@@ -71,7 +72,7 @@ def test_the_correct_model_stays_silent_in_a_short_selftest() -> None:
 
 def test_the_matrix_is_the_same_in_every_form() -> None:
     test = run(Options(names=("r1-double-export",), engines=("controlled",), seeds=2, controlled_s=30.0))
-    data = json.loads(json.dumps(matrix.as_data(test)))
+    data = json.loads(json.dumps(as_data(record_of(test))))
     (row,) = data["mutants"]
     assert (row["name"], row["engine"], row["killed"], row["of"]) == ("r1-double-export", "controlled", 2, 2)
     assert row["fired"]["O12"] == 2

@@ -6,11 +6,13 @@ import json
 import random
 from pathlib import Path
 
+import jsonschema
 import pytest
 from attrs import evolve
 
 from stress.cli import invoke
 from stress.observe.histograms import Latency
+from stress.report import schema
 from stress.results.record import RunRecord, to_json
 from stress.results.store import RUN_JSON
 from tests.records import record
@@ -58,6 +60,7 @@ def told(capsys: pytest.CaptureFixture[str], *arguments: object, code: int = 0) 
 def test_a_slow_path_is_named_and_nothing_else_is_claimed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     a, b = runs(tmp_path / "a", 6), runs(tmp_path / "b", 6, slower=1.2, policy="republish", first=2e9)
     data = json.loads(told(capsys, a, b, "--json"))
+    jsonschema.Draft202012Validator(json.loads(schema.shipped("comparison"))).validate(data)
     claims = {figure["name"]: figure for figure in data["figures"] if figure["claimed"]}
     assert set(claims) == {"memslot.p50", "memslot.p99"}
     claim = claims["memslot.p50"]

@@ -7,12 +7,14 @@ import random
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 from attrs import evolve
 
 from stress.cli import invoke
 from stress.errors import ConfigError
 from stress.observe.histograms import Latency
+from stress.report import schema
 from stress.results.record import RunRecord, from_json, to_json
 from stress.results.store import RUN_JSON
 from stress.study.answer import Answer, answer
@@ -132,6 +134,14 @@ def test_a_crossover_is_found_where_it_was_put(tmp_path: Path) -> None:
     assert 200 < each.at < 320
     (line,) = crossovers(found)
     assert line.startswith("`memory.fixed_pages`, keep-valid against slot-leaves: keep-valid is cheaper below about 2")
+
+
+def test_the_answer_fits_its_schema(tmp_path: Path) -> None:
+    found = answered(study_at(tmp_path, seeds=5), lambda policy, pages: pages if policy == "keep-valid" else 256)
+    data = json.loads(json.dumps(as_data(found)))
+    assert data["crossovers"]
+    assert data["sensitivities"]
+    jsonschema.Draft202012Validator(json.loads(schema.shipped("study"))).validate(data)
 
 
 def test_no_crossover_is_made_out_of_noise(tmp_path: Path) -> None:

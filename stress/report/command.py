@@ -1,0 +1,73 @@
+"""`stress report` and `stress schema`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from stress.errors import ResultError
+from stress.report import junit, schema
+from stress.report.loaded import Loaded, load
+from stress.report.publish import LATENCIES, publish_percentiles
+from stress.results.kinds import find
+from stress.results.store import REPORT_HTML
+from stress.verdict import ExitCode
+
+STDOUT = Path("-")
+
+
+@click.command("report")
+@click.argument("result", metavar="DIRECTORY")
+@click.option("--results", type=click.Path(path_type=Path), default=Path("results"), show_default=True, help="Where names are looked up.")
+@click.option("--json", "as_json", is_flag=True, help="Print the stored result as JSON, nothing else.")
+@click.option(
+    "--junit", "file", type=click.Path(path_type=Path), help="Write the JUnit XML to this file, too; '-' prints it, nothing else."
+)
+@click.option("--hgrm", "tables", is_flag=True, help=f"Write a percentile table for each operation of a run, below {LATENCIES}/.")
+def report_command(result: str, results: Path, as_json: bool, file: Path | None, tables: bool) -> ExitCode:
+    """Rebuild the reports of a stored result, also of a run that was killed.
+
+    DIRECTORY is a result directory, or the beginning of a name below --results.
+    """
+    loaded = load(*find(result, results))
+    out: list[str] = []
+    loaded.told(loaded.publish)
+    if tables:
+        _write_tables(loaded)
+    if file is not None:
+        loaded.told(lambda: _write(file, junit.render(loaded.suite())))
+    if file != STDOUT:
+        loaded.told(lambda: out.append(loaded.as_json() if as_json else loaded.summary()))
+        click.echo(out[0], nl=False)
+        if not as_json:
+            click.echo(f"report: {loaded.directory.path / REPORT_HTML if loaded.kind == 'run' else loaded.directory.path}")
+    return ExitCode.PASS
+
+
+def _write_tables(loaded: Loaded) -> None:
+    run = loaded.run
+    if run is None:
+        raise ResultError(f"--hgrm needs a run on real threads: {loaded.directory.path} is of kind {loaded.kind}, without latencies")
+    loaded.told(lambda: publish_percentiles(loaded.directory, run))
+
+
+def _write(file: Path, text: str) -> None:
+    if file == STDOUT:
+        click.echo(text, nl=False)
+        return
+    try:
+        file.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ResultError(f"cannot write {file}: {error.strerror}; choose another file with --junit") from None
+
+
+@click.command("schema")
+@click.argument("name", type=click.Choice(schema.NAMES), required=False)
+def schema_command(name: str | None) -> ExitCode:
+    """Print the JSON Schema of one of the files that stress writes; without a name, list them."""
+    if name is None:
+        click.echo("\n".join(f"{each:<12} {schema.WHAT[each]}" for each in schema.NAMES))
+    else:
+        click.echo(schema.shipped(name), nl=False)
+    return ExitCode.PASS

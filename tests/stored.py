@@ -1,0 +1,100 @@
+"""Stored results of every kind, made up for tests, and directories that hold them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from attrs import evolve
+
+from stress.explore import Explored, ExploreRequest, judgement_of, record_of
+from stress.quality.detectors import SELF_TESTS, Result
+from stress.report.publish import publish_exploration, publish_run
+from stress.results.exploration import ExplorationRecord
+from stress.results.exploration import as_data as exploration_data
+from stress.results.record import RunRecord, to_json
+from stress.results.store import RunDirectory
+from stress.scenario.load import load
+from stress.search.campaign import Failure, Tally
+from stress.search.schedule import Schedule
+from stress.zoo import command as zoo_command
+from stress.zoo import stored as selftests
+from stress.zoo.attempt import Attempt, Fired
+from stress.zoo.selftest import Options, Row, Selftest
+from tests.records import ENVIRONMENT, record
+from tests.unit.search.programs import broken
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+SCENARIOS = sorted(path for path in CONFIGS.rglob("*.toml") if "studies" not in path.parts)
+SCENARIO = load(CONFIGS / "explore" / "fault-vs-delete.toml")
+
+
+def exploration(*, failures: int = 0, variant_files: tuple[str, ...] = (), **changes: Any) -> ExplorationRecord:
+    """An exploration of ten schedules with so many failures."""
+    found = {
+        f"O1/stale-tlb/{number}": Failure(
+            evolve(broken("O1", "stale-tlb"), subject=str(number), headline=f"BUG: stale | <translation> {number}"),
+            (broken("O4", "else"),),
+            Schedule(3, (1, 2, 2, 1), 77),
+            (("vcpu0", "start"),) * 4,
+            5,
+            0.25,
+            "pct:2",
+        )
+        for number in range(failures)
+    }
+    tally = Tally(schedules=10, steps=100, counters=dict.fromkeys(SCENARIO.obligations, 10), failures=found, failing=failures)
+    tally.members = {"pct:3": {"schedules": 10, "classes": 4}}
+    tally.curve = [(1, 1), (10, 4)]
+    tally.judged = {"O1": 12}
+    tally.points = {"P1"}
+    request = ExploreRequest(SCENARIO, "fault-vs-delete", 1, "portfolio", variant_files, schedules=10)
+    made = record_of(Explored(request, tally, judgement_of(request, tally), 1.5, started="2026-11-22T12:00:00Z"))
+    return evolve(made, id="made-up", command="stress explore -c x.toml", environment=ENVIRONMENT, **changes)
+
+
+def selftest(*, alive: bool = False) -> selftests.SelftestRecord:
+    """A selftest of one mutant on both engines, one control and one correct case."""
+    fired = Fired("O12", "stale-root", "BUG: a stale root", ("O12",))
+    kill = Attempt("stale-check-skipped", "controlled", 1, not alive, 0.5, 12, "pct", () if alive else (fired,), (), 40)
+    rows = [
+        Row("mutant", "stale-check-skipped", "controlled", "explore/obsolete-root", "", ("O12",), 1, [kill]),
+        Row("mutant", "stale-check-skipped", "threads", "quick", "", ("O12",), 2, []),
+        Row("control", "harmless", "controlled", "explore/two-vcpus", "", (), 1, [Attempt("harmless", "controlled", 1, False, done=9)]),
+        Row("correct", "keep-valid", "controlled", "explore/move", "", (), 1, [Attempt("", "controlled", 1, False, done=7)]),
+    ]
+    detectors = tuple(Result(test, (), ("nothing was reported",) if alive else ()) for test in SELF_TESTS[:2])
+    date = "2026-11-22T13:00:00Z"
+    return selftests.record_of(Selftest(Options(seeds=1), rows, {"other": "needs luck"}, date, 12.0, 0, ENVIRONMENT, detectors))
+
+
+def keep_run(results: Path, kept: RunRecord | None = None, *, reports: bool = False) -> Path:
+    """A directory with a run in it."""
+    kept = kept or record()
+    directory = RunDirectory.create(results, kept.name, kept.seed)
+    kept = evolve(kept, id=directory.path.name)
+    directory.write_text("run.json", to_json(kept))
+    if reports:
+        publish_run(directory, kept)
+    return directory.path
+
+
+def keep_exploration(results: Path, kept: ExplorationRecord | None = None, *, reports: bool = False) -> Path:
+    """A directory with an exploration in it."""
+    kept = kept or exploration()
+    directory = RunDirectory.create(results, f"explore-{kept.name}", kept.seed)
+    directory.write_text("explore.json", json.dumps(exploration_data(kept)))
+    if reports:
+        publish_exploration(directory, kept)
+    return directory.path
+
+
+def keep_selftest(results: Path, kept: selftests.SelftestRecord | None = None, *, reports: bool = False) -> Path:
+    """A directory with a selftest in it."""
+    kept = kept or selftest()
+    directory = RunDirectory.create(results, "selftest", 1)
+    directory.write_text("selftest.json", json.dumps(selftests.as_data(kept)))
+    if reports:
+        zoo_command.publish(directory, kept)
+    return directory.path
