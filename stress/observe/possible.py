@@ -59,6 +59,7 @@ _NEEDS: dict[str, tuple[str, ...]] = {
     "refusals": ("exports_refused",),
     "delays": ("delays_asked", "delays"),
     "stutter": ("stutters", "standstills"),
+    "7.2": ("flushes_collapse",),  # no scenario has this kernel: it is for recordings
 }
 """What a counter needs to move: all the abilities that name it. One that is not named can always move."""
 
