@@ -77,7 +77,8 @@ class FollowTurns:
 
 
 def turns_of(run: Run, ended: Sequence[bool]) -> list[Turn]:
-    """The turns of a run; `ended` as `FollowTurns` has noted it."""
-    groups = [(task, len(list(group))) for task, group in itertools.groupby(event[0] for event in run.trace)]
+    """The turns of a run; `ended` as `FollowTurns` has noted it. The fair turns after the step limit are none of them: the
+    scheduler takes them by itself, of whatever is followed."""
+    groups = ((task, len(list(group))) for task, group in itertools.groupby(event[0] for event in run.trace))
     over = [*ended, True]
-    return [Turn(run.names[task - 1], None if over[number] else steps) for number, (task, steps) in enumerate(groups)]
+    return [Turn(run.names[task - 1], None if until else steps) for until, (task, steps) in zip(over, groups, strict=False)]
