@@ -195,7 +195,10 @@ class Scheduler:
         task = self.running
         task.kind = kind
         task.word = word
-        chosen = self.pick()
+        try:
+            chosen = self.pick()
+        except Exception as error:
+            self._crashed(error)
         if chosen is not task:
             self._switch(task, chosen)
         trace = self.trace
@@ -339,7 +342,10 @@ class Scheduler:
         if not self.runnable and not self._revive():
             self._rest(task)
             return
-        chosen = self.pick()
+        try:
+            chosen = self.pick()
+        except Exception as error:
+            self._crashed(error)
         if chosen is not task:
             self._switch(task, chosen)
 
@@ -389,6 +395,11 @@ class Scheduler:
         if not task.done:
             self._park(task)
         raise Abandoned
+
+    def _crashed(self, error: Exception) -> NoReturn:
+        """The strategy has raised, in the middle of somebody's step: the model must not see it."""
+        self.crash = error
+        self._leave(self.running)
 
     def give_up(self) -> NoReturn:
         """For pickers: this schedule is not worth going on with."""
