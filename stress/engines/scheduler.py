@@ -63,7 +63,7 @@ class Scheduler:
         self.progress: Callable[[], int] | None = None
         """A number that changes as long as somebody gets anywhere; without it nobody's work counts for anything."""
         self.moving = False
-        """The limit was hit and the fair turns did not end it, but somebody still got somewhere."""
+        """The limit was hit and the fair turns did not end it, but somebody still got somewhere, or nobody has looked."""
         self._reached = 0
         self.given_up = False
         self.task_errors: list[str] = []
@@ -362,6 +362,9 @@ class Scheduler:
         reached = self.progress() if self.progress is not None else 0
         if not self.limit_hit:
             self.limit_hit = True
+            if not self.fair_steps:
+                self.moving = True
+                self._leave(self.running)
             self.limit = len(self.trace) + self.fair_steps if not self._halting else 0
             self._reached = reached
             self.pick = self.next_in_turn

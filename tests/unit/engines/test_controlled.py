@@ -179,6 +179,23 @@ def test_a_schedule_longer_than_the_limit_that_ends_with_fair_turns_is_no_findin
     assert not run.reports
 
 
+def test_without_fair_turns_a_schedule_is_given_up_at_its_limit() -> None:
+    def make(runtime: ControlledRuntime, given: Given) -> list[Callable[[], None]]:
+        word = runtime.counter("word")
+
+        def count() -> None:
+            for _ in range(100):
+                word.add(1)
+
+        return [count, count]
+
+    run = Executor(Making(make), limit=50, fair_steps=0).execute(RandomWalk(1))
+    assert run.limit_hit
+    assert not run.completed
+    assert not run.reports, "nobody has looked whether it is a livelock"
+    assert len(run.trace) == 50
+
+
 def test_one_task_runs_at_a_time_and_every_operation_is_a_step() -> None:
     def make(runtime: ControlledRuntime, given: Given) -> list[Callable[[], None]]:
         words = runtime.table(2, "words")
