@@ -130,13 +130,23 @@ class Run:
 
 class Executor:
     """Runs schedules of one program, one at a time: of `limit` steps at most, with rwlocks of this `granularity` (see
-    `ControlledRuntime`); what is not given is as the program says."""
+    `ControlledRuntime`); what is not given is as the program says. A schedule that comes to the limit gets `fair_steps` more,
+    to end or to be a livelock; with 0 it is given up there, and nothing is said of how it would have gone on."""
 
-    def __init__(self, program: Program, *, limit: int | None = None, granularity: str | None = None, keep_extras: bool = False) -> None:
+    def __init__(
+        self,
+        program: Program,
+        *,
+        limit: int | None = None,
+        granularity: str | None = None,
+        keep_extras: bool = False,
+        fair_steps: int = FAIR_STEPS,
+    ) -> None:
         self.program = program
         self.limit: int = limit if limit is not None else getattr(program, "limit", LIMIT)
         self.granularity: str = granularity if granularity is not None else getattr(program, "granularity", "atomic")
         self.keep_extras = keep_extras
+        self.fair_steps = fair_steps
 
     def execute(self, strategy: Strategy, seed: int = 0) -> Run:
         """Build the program, explore one schedule of it with `strategy`, close it and judge."""
@@ -144,7 +154,7 @@ class Executor:
             return self._execute(strategy, seed)
 
     def _execute(self, strategy: Strategy, seed: int) -> Run:
-        scheduler = Scheduler(self.limit, FAIR_STEPS)
+        scheduler = Scheduler(self.limit, self.fair_steps)
         scheduler.keep_extras = self.keep_extras
         run = Run(seed=seed, scheduler=scheduler)
         found: list[Report] = []
@@ -241,7 +251,7 @@ def livelock(scheduler: Scheduler) -> Report:
     return Report(
         "O10",
         "livelock",
-        f"BUG: livelock: {', '.join(busy)} went on for {FAIR_STEPS:,} steps with fair turns and did not end",
+        f"BUG: livelock: {', '.join(busy)} went on for {scheduler.fair_steps:,} steps with fair turns and did not end",
         "every task makes progress when it gets its turns",
         "reference O10, B38",
         subject=", ".join(busy),

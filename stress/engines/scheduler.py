@@ -63,7 +63,7 @@ class Scheduler:
         self.progress: Callable[[], int] | None = None
         """A number that changes as long as somebody gets anywhere; without it nobody's work counts for anything."""
         self.moving = False
-        """The limit was hit and the fair turns did not end it, but somebody still got somewhere."""
+        """The limit was hit and the fair turns did not end it, but somebody still got somewhere, or nobody has looked."""
         self._reached = 0
         self.given_up = False
         self.task_errors: list[str] = []
@@ -195,7 +195,10 @@ class Scheduler:
         task = self.running
         task.kind = kind
         task.word = word
-        chosen = self.pick()
+        try:
+            chosen = self.pick()
+        except Exception as error:
+            self._crashed(error)
         if chosen is not task:
             self._switch(task, chosen)
         trace = self.trace
@@ -339,7 +342,10 @@ class Scheduler:
         if not self.runnable and not self._revive():
             self._rest(task)
             return
-        chosen = self.pick()
+        try:
+            chosen = self.pick()
+        except Exception as error:
+            self._crashed(error)
         if chosen is not task:
             self._switch(task, chosen)
 
@@ -356,6 +362,9 @@ class Scheduler:
         reached = self.progress() if self.progress is not None else 0
         if not self.limit_hit:
             self.limit_hit = True
+            if not self.fair_steps:
+                self.moving = True
+                self._leave(self.running)
             self.limit = len(self.trace) + self.fair_steps if not self._halting else 0
             self._reached = reached
             self.pick = self.next_in_turn
@@ -389,6 +398,11 @@ class Scheduler:
         if not task.done:
             self._park(task)
         raise Abandoned
+
+    def _crashed(self, error: Exception) -> NoReturn:
+        """The strategy has raised, in the middle of somebody's step: the model must not see it."""
+        self.crash = error
+        self._leave(self.running)
 
     def give_up(self) -> NoReturn:
         """For pickers: this schedule is not worth going on with."""

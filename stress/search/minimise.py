@@ -3,7 +3,8 @@
 A result is smaller by shortlex: fewer operations, then less of everything else in the scenario, then fewer preemptions,
 turns and steps. It fails with the same signature, and it is 1-minimal: with any one operation, part or turn less, the same
 search does not find the failure any more. Every search is bounded by numbers of schedules, not by time, so the result of a
-failure is always the same.
+failure is always the same. What fails and then goes on for ever is not waited for: what is tried gets a few times the steps
+after which the failure was there.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from stress.search.pct import Pct
 from stress.search.portfolio import Portfolio
 from stress.search.races import races_of
 from stress.search.schedule import Follow, Schedule, ScheduleError
-from stress.search.turns import FollowTurns, Turn, turns_of
+from stress.search.turns import FollowTurns, Turn, Watched, turns_of
 from stress.search.walk import RandomWalk
 
 SEARCHES: Final[tuple[tuple[Callable[[], Strategy], int], ...]] = (
@@ -42,6 +43,10 @@ WRITTEN_DOWN: Final = 1_000
 """How many more schedules are tried for what actors have drawn, once it is written down: it is done only once."""
 FEWER_PREEMPTIONS: Final = 500
 """How many schedules with at most one preemption are tried for a schedule that is simpler altogether."""
+LEAST_STEPS: Final = 1_000
+MORE_STEPS: Final = 3
+"""A smaller program may take so many times the steps after which the failure was there, but at least `LEAST_STEPS`: one that
+has come no farther by then is another failure, or none."""
 
 
 @frozen
@@ -98,6 +103,8 @@ class Minimiser:
         self._variants = tuple(variants)
         self._seed = seed
         self._predicted = predicted
+        self._limit: int | None = None
+        """What is tried is given up after so many steps; None: every schedule gets what it always gets."""
         self._position = 0
         """Where in the list of what could go the last thing went: the next is looked for from there on."""
 
@@ -107,7 +114,7 @@ class Minimiser:
         best = self._adopt(scenario, schedule)
         if best is None:
             return None
-        before = best.key
+        before = (*best.key[:4], len(schedule.choices)) if best.run.limit_hit else best.key
         best = self._simpler_schedule(best)
         while True:
             smaller = self._fewer_turns(self._simpler_schedule(self._smaller_program(best)))
@@ -117,6 +124,7 @@ class Minimiser:
                 best = smaller
                 break
             best = smaller
+        best = self._in_full(best)
         return Minimised(best.scenario, self._failure(best), best.turns, before, best.key, self.schedules, self.removed)
 
     def single_removals(self, result: Minimised) -> Iterator[str]:
@@ -133,17 +141,20 @@ class Minimiser:
 
     # Finding the failure.
 
-    def _executor(self, scenario: Scenario, *, record: bool = False) -> Executor:
-        return Executor(ScenarioProgram(self.name, scenario, self._variants, record_ops=record))
+    def _executor(self, scenario: Scenario, *, in_full: bool = False) -> Executor:
+        program = ScenarioProgram(self.name, scenario, self._variants)
+        return Executor(program) if in_full or self._limit is None else Executor(program, limit=self._limit, fair_steps=0)
 
     def _adopt(self, scenario: Scenario, schedule: Schedule) -> Candidate | None:
         """The failure as it was found; a scenario whose actors draw what they do becomes one with a script."""
         self._seed = schedule.seed
-        executor = self._executor(scenario, record=not scenario.script)
-        run = executor.execute(Follow(schedule.choices), schedule.seed)
+        program = ScenarioProgram(self.name, scenario, self._variants, record_ops=not scenario.script)
+        watched = Watched(program, Follow(schedule.choices))
+        run = Executor(watched).execute(watched, schedule.seed)
         self.schedules += 1
         if not self._fails(run):
             return None
+        self._limit = _limit(watched.limit, run, watched.failed_at)
         if scenario.script:
             return self._follow(scenario, _turns(run, schedule))
         instance: ScenarioInstance = run.instance
@@ -160,6 +171,14 @@ class Minimiser:
             )
         return found
 
+    def _in_full(self, best: Candidate) -> Candidate:
+        """The candidate with all the steps that a replay takes: what was there before it was given up is there in all of them."""
+        if self._limit is None or not best.run.limit_hit:
+            return best
+        found = self._follow(best.scenario, best.turns, in_full=True)
+        assert found is not None
+        return found
+
     def _fails(self, run: Run) -> tuple[Report, ...]:
         """The reports of a run that shows the failure, none of another run."""
         reports = run.reports
@@ -167,9 +186,9 @@ class Minimiser:
             reports = tuple(races_of(run))
         return reports if reports and reports[0].signature == self.signature else ()
 
-    def _follow(self, scenario: Scenario, turns: Sequence[Turn]) -> Candidate | None:
+    def _follow(self, scenario: Scenario, turns: Sequence[Turn], *, in_full: bool = False) -> Candidate | None:
         follow = FollowTurns(turns)
-        run = self._executor(scenario).execute(follow, self._seed)
+        run = self._executor(scenario, in_full=in_full).execute(follow, self._seed)
         self.schedules += 1
         reports = self._fails(run)
         if not reports:
@@ -248,6 +267,16 @@ class Minimiser:
         return Failure(
             best.reports[0], best.reports[1:], Schedule.of(best.run), steps, self.schedules, 0.0, "minimise", not best.run.reports
         )
+
+
+def _limit(limit: int, run: Run, failed_at: int | None) -> int | None:
+    """How many steps of smaller programs are tried, when this run, of a program with such a limit, has failed after that many.
+    One that failed only in its fair turns, or because of them, needs all the steps that there are."""
+    if not run.limit_hit:
+        failed_at = len(run.trace)
+    if failed_at is None or failed_at >= limit:
+        return None
+    return min(limit, max(LEAST_STEPS, MORE_STEPS * failed_at))
 
 
 def _turns(run: Run, schedule: Schedule) -> list[Turn]:

@@ -244,8 +244,8 @@ class Names:
         return self.event((task.index, task.kind, task.word))
 
     def _first(self, word: int) -> int:
-        """The first word of the object that `word` belongs to; 0 for a task's own."""
-        if not word & _SERIAL:
+        """The first word of the object that `word` belongs to; 0 for a task's own, and for the list of tasks."""
+        if word == TASK_LIST or not word & _SERIAL:
             return 0
         while self._taken < len(self._registry):
             first, thing = self._registry[self._taken]

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from attrs import frozen
 
-from stress.engines.program import Run
+from stress.engines.controlled import ControlledRuntime
+from stress.engines.program import Executor, Instance, Program, Run, Strategy
 from stress.engines.scheduler import Picker, Scheduler
 from stress.engines.tasks import ControlTask
 
@@ -76,8 +77,44 @@ class FollowTurns:
         """Nothing is learnt."""
 
 
+class Watched:
+    """A program, and a strategy for it: `failed_at` is after how many steps the first finding was there, None if none was before
+    the schedule came to its end."""
+
+    exhausted = False
+
+    def __init__(self, program: Program, inner: Strategy) -> None:
+        self.name = program.name
+        as_ever = Executor(program)
+        self.limit, self.granularity = as_ever.limit, as_ever.granularity
+        self.failed_at: int | None = None
+        self._program = program
+        self._inner = inner
+
+    def build(self, runtime: ControlledRuntime, seed: int) -> Instance:
+        """The program's own instance."""
+        self._instance = instance = self._program.build(runtime, seed)
+        return instance
+
+    def begin(self, scheduler: Scheduler) -> Picker:
+        """As the strategy says, with a look at the findings before each step."""
+        inner, instance = self._inner.begin(scheduler), self._instance
+
+        def pick() -> ControlTask:
+            if self.failed_at is None and instance.reports():
+                self.failed_at = len(scheduler.trace)
+            return inner()
+
+        return pick
+
+    def end(self, run: Run) -> None:
+        """Nothing is learnt."""
+        self._inner.end(run)
+
+
 def turns_of(run: Run, ended: Sequence[bool]) -> list[Turn]:
-    """The turns of a run; `ended` as `FollowTurns` has noted it."""
-    groups = [(task, len(list(group))) for task, group in itertools.groupby(event[0] for event in run.trace)]
+    """The turns of a run; `ended` as `FollowTurns` has noted it. The fair turns after the step limit are none of them: the
+    scheduler takes them by itself, of whatever is followed."""
+    groups = ((task, len(list(group))) for task, group in itertools.groupby(event[0] for event in run.trace))
     over = [*ended, True]
-    return [Turn(run.names[task - 1], None if over[number] else steps) for number, (task, steps) in enumerate(groups)]
+    return [Turn(run.names[task - 1], None if until else steps) for until, (task, steps) in zip(over, groups, strict=False)]

@@ -179,6 +179,23 @@ def test_a_schedule_longer_than_the_limit_that_ends_with_fair_turns_is_no_findin
     assert not run.reports
 
 
+def test_without_fair_turns_a_schedule_is_given_up_at_its_limit() -> None:
+    def make(runtime: ControlledRuntime, given: Given) -> list[Callable[[], None]]:
+        word = runtime.counter("word")
+
+        def count() -> None:
+            for _ in range(100):
+                word.add(1)
+
+        return [count, count]
+
+    run = Executor(Making(make), limit=50, fair_steps=0).execute(RandomWalk(1))
+    assert run.limit_hit
+    assert not run.completed
+    assert not run.reports, "nobody has looked whether it is a livelock"
+    assert len(run.trace) == 50
+
+
 def test_one_task_runs_at_a_time_and_every_operation_is_a_step() -> None:
     def make(runtime: ControlledRuntime, given: Given) -> list[Callable[[], None]]:
         words = runtime.table(2, "words")
@@ -294,14 +311,31 @@ class Careless:
     def end(self, run: Run) -> None: ...
 
 
-def test_a_strategy_that_raises_ends_the_schedule_and_leaves_nobody_parked() -> None:
+@pytest.mark.parametrize("waits", [False, True])
+def test_a_strategy_that_raises_ends_the_schedule_and_leaves_nobody_parked(waits: bool) -> None:
+    """The error is the strategy's own: no task of the model sees it, and goes another way."""
+    caught: list[BaseException] = []
+
     def make(runtime: ControlledRuntime, given: Given) -> list[Callable[[], None]]:
         word = runtime.counter("word")
-        return [lambda: word.add(1), lambda: word.add(1)]
+
+        def body() -> None:
+            try:
+                word.add(1)
+                if waits:
+                    runtime.wait_until("both", lambda: word.value == 2)
+                word.add(1)
+                word.add(1)
+            except Exception as error:
+                caught.append(error)
+
+        return [body, body]
 
     executor = Executor(Making(make))
-    assert "a bug in a strategy" in executor.execute(Careless()).errors[0]
-    assert executor.execute(RandomWalk(1)).completed
+    with pytest.raises(ValueError, match="a bug in a strategy"):
+        executor.execute(Careless())
+    assert not caught
+    assert executor.execute(RandomWalk(1)).limit_hit is False
 
 
 def test_ctrl_c_stops_the_schedule_before_anybody_is_unwound() -> None:

@@ -24,9 +24,12 @@ class Interrupted:
 
     def __init__(self, *plan: str) -> None:
         self._plan = iter(plan)
+        self.waiting = threading.Event()
+        """Somebody has come to wait."""
         self._tokens = threading.Semaphore(0)
 
     def wait(self) -> None:
+        self.waiting.set()
         self._do(self._take)
 
     def set(self) -> None:
@@ -86,6 +89,10 @@ class Endless:
             Executor(self.program, limit=1 << 60).execute(RandomWalk(1))
 
 
+def _must(happened: bool) -> None:
+    assert happened
+
+
 @pytest.fixture(autouse=True)
 def _as_ever() -> Iterator[None]:
     """Whatever has happened, the next schedules are what they always are."""
@@ -94,9 +101,11 @@ def _as_ever() -> Iterator[None]:
 
 
 def test_an_interrupt_that_swallows_the_end_of_the_schedule(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(POOL, "main", Interrupted(AFTER))
+    signal = Interrupted(AFTER)
+    monkeypatch.setattr(POOL, "main", signal)
+    late = Small("late", lambda _: Body([Part("late", lambda: _must(signal.waiting.wait(60)))]))
     with pytest.raises(KeyboardInterrupt):
-        Executor(PROTOCOL).execute(RandomWalk(7))
+        Executor(late).execute(RandomWalk(7))
 
 
 def test_an_interrupt_while_tasks_run_stops_and_unwinds_them_all(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from stress.engines.program import Executor, Part, Program
 from stress.engines.steps import ADD, LOAD, RMW, STORE
 from stress.scenario.load import load
 from stress.search.bounded import PreemptionBounded
+from stress.search.campaign import named_steps
 from stress.search.explain import NothingToExplainError, explain
 from stress.search.explain_data import NO_FAILURE, SAME_FAILURE, Doing, Explanation, Words, bits_text, spte_text, value_text
 from stress.search.explain_text import text
@@ -212,6 +213,28 @@ def test_a_race_that_did_no_harm_is_explained_too() -> None:
     assert said(explanation)[-2:] == [("reader", "table[0] -> 0"), ("owner", "frees table")]
     assert explanation.finding.step == explanation.rows[-1].step
     assert "a race that did no harm in it" in text(explanation)
+
+
+def _parent(runtime: ControlledRuntime) -> Body:
+    """A task that makes a table, and then starts another task."""
+    word = runtime.cell("word", 0)
+
+    def child() -> None:
+        word.value = 1
+
+    def parent() -> None:
+        runtime.table(2, "table")
+        runtime.spawn("child", child)
+        word.value = 2
+
+    return Body([Part("parent", parent)], lambda: [broken("O9", "written")] if word.peek() else [])
+
+
+def test_a_task_that_starts_another_is_followed() -> None:
+    program = Small("parent", _parent)
+    run = Executor(program).execute(Follow([1]))
+    explanation = explain(program, Schedule.of(run), steps=named_steps(run), tries=2)
+    assert ("parent", "starts child") in said(explanation)
 
 
 # Text.

@@ -8,11 +8,12 @@ import pytest
 from attrs import evolve
 
 from stress.engines.exploration import ScenarioProgram
+from stress.engines.program import Run
 from stress.explore import ExploreRequest, explore
 from stress.scenario.load import load
 from stress.scenario.types import Lines, Scenario
 from stress.search.campaign import Failure
-from stress.search.minimise import Minimised, Minimiser, operations, size, smaller_scenarios
+from stress.search.minimise import Minimised, Minimiser, _limit, operations, size, smaller_scenarios
 from stress.search.replay import replay
 from stress.search.schedule import Schedule, ScheduleError
 
@@ -101,6 +102,43 @@ def test_a_race_that_did_no_harm_can_be_minimised_as_what_it_is() -> None:
     assert adopted.reports[0].signature == failure.report.signature
     assert adopted.run.reports == ()
     assert Minimiser("small", (), failure.report.signature)._adopt(scenario, failure.schedule) is None
+
+
+# Failures that go on for ever.
+
+
+@pytest.fixture(scope="module")
+def endless() -> Case:
+    """An SPTE that somebody else has frozen is overwritten, which leaves a fault that is retried until it gets fair turns."""
+    return failing("log-off-vs-fault", "frozen-entry-overwritten")
+
+
+def test_what_goes_on_after_the_failure_is_not_waited_for(endless: Case) -> None:
+    scenario, failure = endless
+    assert len(failure.schedule.choices) > 20_000
+    minimiser = Minimiser("small", (), failure.report.signature)
+    adopted = minimiser._adopt(scenario, failure.schedule)
+    assert adopted is not None
+    assert adopted.reports[0].signature == failure.report.signature
+    assert len(adopted.run.trace) == 1_000
+    full = minimiser._in_full(adopted)
+    assert full.reports == adopted.reports[:1] + full.reports[1:]
+    assert len(full.run.trace) == len(failure.schedule.choices)
+    assert full.run.trace[:1_000] == adopted.run.trace[:1_000]
+
+
+@pytest.mark.parametrize(
+    ("hit", "failed_at", "limit"),
+    [(False, None, 1_500), (False, 100, 1_500), (True, 100, 1_000), (True, 1_000, 3_000), (True, 9_000, 20_000)],
+)
+def test_how_long_a_smaller_program_is_tried(hit: bool, failed_at: int | None, limit: int) -> None:
+    run = Run(trace=[(1, 0, 0)] * 500, limit_hit=hit)
+    assert _limit(20_000, run, failed_at) == limit
+
+
+@pytest.mark.parametrize("failed_at", [None, 20_000, 20_100])
+def test_what_fails_only_by_going_on_gets_all_its_steps(failed_at: int | None) -> None:
+    assert _limit(20_000, Run(limit_hit=True), failed_at) is None
 
 
 # Scenarios that draw.

@@ -206,3 +206,15 @@ def test_a_switch_at_a_lock_is_no_preemption() -> None:
     assert run.completed
     assert follow.preemptions == 1, "only the switch away from the owner; the other one waits"
     assert [turn.steps for turn in turns_of(run, follow.ended)] == [2, None, None, None]
+
+
+def test_the_fair_turns_after_the_step_limit_are_taken_by_themselves() -> None:
+    program, limit = contended(9, 9), 10
+    follow = FollowTurns([Turn("task0", 3), Turn("task1", None)])
+    run = Executor(program, limit=limit).execute(follow)
+    assert run.limit_hit
+    assert run.completed
+    assert len(Schedule.of(run).turns()) > 3, "turn by turn"
+    turns = turns_of(run, follow.ended)
+    assert [str(turn) for turn in turns] == ["task0:3", "task1:*"]
+    assert Executor(program, limit=limit).execute(FollowTurns(turns)).trace == run.trace
