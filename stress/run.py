@@ -13,6 +13,7 @@ from attrs import evolve, frozen
 from mmu.invariants import names_of
 from mmu.report import Report
 from mmu.runtime import Runtime
+from mmu.task import living_tasks
 from mmu.variant import Variant
 from stress.engines.session import Session
 from stress.engines.threads import Outcome, ThreadEngine
@@ -111,6 +112,7 @@ class _Keeper:
         found = len(self._session.findings())
         totals = self._session.totals()
         self._on_progress(Progress(elapsed, self._request.scenario.budget.duration_s, totals, found))
+        self._session.series.look(self._session.elapsed(), totals, living_tasks())
         if elapsed >= self._next_save or found > self._known_findings:
             self._next_save = elapsed + SAVE_EVERY_S
             self._known_findings = found
@@ -177,6 +179,9 @@ class _Keeper:
             lock_orders=tuple(session.vm.kvm.sync.lockdep.orders()),
             judged=session.judged(),
             points=session.points.reached(),
+            series=session.series.series(),
+            roots=session.lives.lives(),
+            coverage=session.coverage.coverage(),
         )
 
 
