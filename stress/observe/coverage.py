@@ -20,7 +20,8 @@ from mmu.task import current
 
 _PLACES: Final = 4096
 """Entries whose last operation is remembered; where two meet, the newer one is."""
-_STRIPES: Final = 64
+PASSED_OVER: Final = 7
+"""What every fault does, to map a page, is watched on every eighth page, and so are orders: that is an eighth of the cost."""
 _WHO: Final = 0xFFFF00
 """The thread's number in a mark."""
 
@@ -110,7 +111,7 @@ class SpteCoverage:
         self._lock = threading.Lock()
         self._parts: list[_Mine] = []
         self._names: dict[str, int] = {}
-        self._last = [[-1] * (_PLACES // _STRIPES) for _ in range(_STRIPES)]
+        self._last = [-1] * _PLACES
         self._local = _Local(self)
 
     def enlist(self, task: str) -> _Mine:
@@ -129,25 +130,28 @@ class SpteCoverage:
         mine.mark = mine.who << 8 | number
 
     def spte_changed(self, sp: ShadowPage, gfn: int, level: int, old: int, new: int, shared: bool) -> None:
-        """kvm_tdp_mmu_spte_changed, but for the freezing of entries that held nothing: 512 a table say nothing."""
-        if not old and new == REMOVED_SPTE:
+        """kvm_tdp_mmu_spte_changed, but for most pages that are mapped, and for the freezing of entries that held nothing."""
+        if not old and (level == 1 and gfn & PASSED_OVER or new == REMOVED_SPTE):
             return
         mine = self._local.mine
-        mask = self._mask
-        key = (level, old & mask, new & mask, shared)
+        key = (level, old & self._mask, new & self._mask, shared)
         counts = mine.counts
         try:
             counts[key] += 1
         except KeyError:
             counts[key] = 1
-        if level == 1:
-            places = self._last[gfn & 63]
-            place = gfn >> 6 & 63
-            before = places[place]
-            places[place] = mark = gfn << 24 | mine.mark
-            if (before ^ mark) & _WHO and before >> 24 == gfn:
-                pair = (before & 255) << 8 | mark & 255
-                mine.orders[pair] = mine.orders.get(pair, 0) + 1
+        if not gfn & PASSED_OVER and level == 1:
+            self._follow(gfn, mine)
+
+    def _follow(self, gfn: int, mine: _Mine) -> None:
+        """Which operation of another thread changed this page before?"""
+        places = self._last
+        place = gfn >> 3 & _PLACES - 1
+        before = places[place]
+        places[place] = mark = gfn << 24 | mine.mark
+        if (before ^ mark) & _WHO and before >> 24 == gfn:
+            pair = (before & 255) << 8 | mark & 255
+            mine.orders[pair] = mine.orders.get(pair, 0) + 1
 
     def memslot_begin(self, change: Change, slot: object) -> None:
         """A memslot call."""

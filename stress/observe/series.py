@@ -13,11 +13,13 @@ from attrs import field, frozen
 
 from mmu.task import Task
 
-KEPT = 200
+KEPT = 48
 """Windows kept; when there are more, two become one."""
 WAITS = 8
 """Waits told apart; the rarer ones are summed up as `OTHER`."""
 OTHER = "other waits"
+IDLE = frozenset({"a page response", "an IO page fault", "rcu callbacks"})
+"""Waits of those who have nothing to do."""
 
 RATES: dict[str, tuple[str, ...]] = {
     "guest accesses": ("vcpu_accesses",),
@@ -69,7 +71,7 @@ class Series:
     def look(self, at_s: float, totals: Mapping[str, int], tasks: Iterable[Task]) -> None:
         """Called often: notes who waits now, and now and then how far everything has come."""
         self._looks += 1
-        self._waits.update(task.waiting_for for task in tasks if task.waiting_for)
+        self._waits.update(what for task in tasks if (what := task.waiting_for.partition(",")[0]) and what not in IDLE)
         if not self._marks or at_s >= self._marks[-1].at_s + self._every_s:
             self._mark(at_s, totals)
 
