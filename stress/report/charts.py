@@ -15,7 +15,7 @@ from attrs import frozen
 WIDTH: Final = 480
 HEIGHT: Final = 280
 LEFT: Final = 62
-RIGHT: Final = 12
+RIGHT: Final = 20
 TOP: Final = 10
 BOTTOM: Final = 42
 STYLES: Final = 8

@@ -8,7 +8,8 @@ from typing import Final
 from attrs import frozen
 
 ORDER: Final[tuple[tuple[str, ...], ...]] = (
-    ("vmm->tdp_fd", "exported_bind_lock"),
+    ("vmm->tdp_fd",),
+    ("exported_bind_lock",),
     ("kvm_lock",),
     ("kvm->lock",),
     ("vcpu->mutex",),
@@ -137,7 +138,7 @@ def graph_of(orders: Iterable[Order]) -> Graph:
     for order in orders:
         pairs.setdefault((order.outer, order.inner), order)
     edges = tuple(_edge(nodes[a], nodes[b], pairs[a, b]) for a, b in _reduced(pairs))
-    side = 24 * max(1, min(5, len(rows) // 2))
+    side = 60
     return Graph(tuple(nodes.values()), edges, _STEP_X * width + side, _STEP_Y * max(1, len(rows)))
 
 
@@ -170,5 +171,5 @@ def _edge(start: Node, end: Node, order: Order) -> Edge:
     if layers <= 1.5:
         down = 12 if end.y > start.y else -12 if end.y < start.y else 0
         return Edge(f"M{start.x:g} {start.y + down:g} L{end.x:g} {end.y - down:g}", kind, title)
-    bend = max(start.x, end.x) + 62 + 13 * layers
-    return Edge(f"M{start.x + 66:g} {start.y:g} C{bend:g} {start.y:g} {bend:g} {end.y:g} {end.x + 66:g} {end.y:g}", kind, title)
+    bend = max(start.x, end.x) + 90 + 14 * layers
+    return Edge(f"M{start.x + 84:g} {start.y:g} C{bend:g} {start.y:g} {bend:g} {end.y:g} {end.x + 85:g} {end.y:g}", kind, title)

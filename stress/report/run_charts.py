@@ -72,7 +72,7 @@ def latency_charts(record: RunRecord) -> Iterator[Chart]:
 
 
 def _percent(share: float) -> str:
-    return {0.0: "min", 100.0: "max"}.get(share, f"p{share:g}")
+    return {0.0: "min", 100.0: "max"}.get(share, f"{share:g}")
 
 
 def time_charts(record: RunRecord) -> Iterator[Chart]:
@@ -188,7 +188,7 @@ class LifeLines:
 
 
 _LIFE_LEFT: Final = 132
-_LIFE_WIDTH: Final = 720
+_LIFE_WIDTH: Final = 940
 _ROW: Final = 16
 
 
