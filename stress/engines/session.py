@@ -177,7 +177,7 @@ class Session(World):
         self.coverage = SpteCoverage(self.vm.kvm.layout)
         self.lives = Lives(self.elapsed)
         self.series = Series(self.histograms.write_held_ns)
-        self.timeline = Timeline(runtime.now)
+        self.timeline = Timeline(runtime.now, self._began)
         self.probe.attach(self.histograms, self.gauges, self.recorder, self.coverage, self.lives, delays)
         if scenario.observe.timeline:
             self.probe.attach(self.timeline)

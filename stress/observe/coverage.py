@@ -131,7 +131,7 @@ class SpteCoverage:
 
     def spte_changed(self, sp: ShadowPage, gfn: int, level: int, old: int, new: int, shared: bool) -> None:
         """kvm_tdp_mmu_spte_changed, but for most pages that are mapped, and for the freezing of entries that held nothing."""
-        if not old and (level == 1 and gfn & PASSED_OVER or new == REMOVED_SPTE):
+        if not old and ((level == 1 and gfn & PASSED_OVER) or new == REMOVED_SPTE):
             return
         mine = self._local.mine
         key = (level, old & self._mask, new & self._mask, shared)

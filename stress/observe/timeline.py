@@ -83,10 +83,10 @@ class _Local(threading.local):
 class Timeline:
     """A probe observer that keeps the newest slices of every thread."""
 
-    def __init__(self, now: Callable[[], int]) -> None:
-        """`now` is the runtime's clock, in nanoseconds; times are counted from now on."""
+    def __init__(self, now: Callable[[], int], origin: int | None = None) -> None:
+        """`now` is the runtime's clock, in nanoseconds; times are counted from `origin` on, or from now."""
         self._now = now
-        self._origin = now()
+        self._origin = now() if origin is None else origin
         self._lock = threading.Lock()
         self._rings: list[tuple[str, deque[_Entry], list[int]]] = []
         self._local = _Local(self)

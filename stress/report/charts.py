@@ -114,7 +114,7 @@ def scale_for(values: Sequence[float], start: float, end: float, *, log: bool = 
     """A scale that holds all values: from a power of ten to one when logarithmic, else from 0 on where `zero` says so."""
     if log:
         positive = [value for value in values if value > 0] or [1.0]
-        low, high = 10.0 ** math.floor(math.log10(min(positive))), 10.0 ** math.ceil(math.log10(max(positive)))
+        low, high = _round_down(min(positive)), 1 / _round_down(1 / max(positive))
         return Scale(low, max(high, low * 10), start, end, log=True)
     low, high = (0.0 if zero else min(values, default=0.0)), max(values, default=1.0)
     return Scale(low, high if high > low else low + 1.0, start, end)
@@ -198,12 +198,20 @@ def _point(
     return Point(x.at(xs[place]), y.at(_number(ys[place])), low, high)
 
 
+def _round_down(value: float) -> float:
+    """The next 1, 2 or 5 times a power of ten below a positive value."""
+    base = 10.0 ** math.floor(math.log10(value) + 1e-9)
+    return next(base * part for part in (5, 2, 1) if base * part <= value * (1 + 1e-9))
+
+
 def _decades(low: float, high: float) -> list[float]:
     """Powers of ten; with fewer than three of them, 2 and 5 times them, too."""
-    first, last = round(math.log10(low)), round(math.log10(high))
+    first, last = math.floor(math.log10(low) + 1e-9), math.floor(math.log10(high) + 1e-9)
     every = 1 if last - first <= 7 else 2
     parts = (1, 2, 5) if last - first < 3 else (1,)
-    return [part * 10.0**power for power in range(first, last + 1, every) for part in parts if part * 10.0**power <= high]
+    return [
+        part * 10.0**power for power in range(first, last + 1, every) for part in parts if low * 0.999 <= part * 10.0**power <= high * 1.001
+    ]
 
 
 def _steps(low: float, high: float) -> list[float]:

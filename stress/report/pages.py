@@ -17,7 +17,7 @@ from stress.observe.counters import COUNTERS
 from stress.observe.judged import JUDGED
 from stress.report import certificate_text
 from stress.report.certificate import Certificate
-from stress.report.charts import LEFT, RIGHT, WIDTH, Chart, Tick, line_chart, scale_for, short
+from stress.report.charts import LEFT, RIGHT, WIDTH, Chart, Scale, Tick, line_chart
 from stress.report.html import page
 from stress.report.run_charts import Matrix
 
@@ -159,7 +159,7 @@ def _axes(data: Data) -> Iterator[Chart]:
 def _axis(axis: str, values: Sequence[float], found: Mapping[str, Sequence[Data | None]], crossings: Sequence[Data]) -> Chart:
     name = axis.rpartition(".")[2].replace("_", " ")
     log = min(values) > 0 and max(values) / min(values) >= 10
-    scale = scale_for(values, LEFT, WIDTH - RIGHT, log=log, zero=False)
+    scale = Scale(min(values), max(values), LEFT + 12, WIDTH - RIGHT - 8, log=log)
     return line_chart(
         f"axis-{axis.replace('.', '-')}",
         f"Along {axis}",
@@ -168,7 +168,7 @@ def _axis(axis: str, values: Sequence[float], found: Mapping[str, Sequence[Data 
         values,
         [(policy, [None if cell is None else cell["cost_us"][0] for cell in cells]) for policy, cells in found.items()],
         x_scale=scale,
-        x_ticks=tuple(Tick(scale.at(value), short(value)) for value in values),
+        x_ticks=tuple(Tick(scale.at(value), f"{value:,g}") for value in values),
         x_label=lambda value: f"{value:g}",
         label=lambda value: f"{value:,.0f}",
         log=True,

@@ -22,7 +22,11 @@ FAMILIES: Final[tuple[tuple[str, str, tuple[str, ...]], ...]] = (
         "Memslot calls and their parts",
         ("memslot", "memslot_srcu", "memslot_flush_shadow", "memslot_commit", "zap_invalidate", "zap_exported", "zap_invalidated_roots"),
     ),
-    ("flush", "Flushes, importers, notifiers", ("flush", "importer_notify", "importer_switch", "device_window", "range_start", "nx_toggle")),
+    (
+        "flush",
+        "Flushes, importers, notifiers",
+        ("flush", "importer_notify", "importer_switch", "device_window", "range_start", "nx_toggle"),
+    ),
     ("sections", "Sections and grace periods", ("mmu_lock_write_hold", "zap_section", "grace_period")),
 )
 """Which operations share a chart."""
@@ -263,12 +267,7 @@ def order_matrix(coverage: Coverage) -> Matrix:
     names = sorted({name for order in coverage.orders for name in (order.first, order.then)})
     counts = {(order.first, order.then): order.count for order in coverage.orders}
     rows = tuple((first, tuple(counts.get((first, then), 0) for then in names)) for first in names)
-    gaps = tuple(
-        f"{then} after {first}"
-        for first in names
-        for then in names
-        if (then, first) in counts and (first, then) not in counts
-    )
+    gaps = tuple(f"{then} after {first}" for first in names for then in names if (then, first) in counts and (first, then) not in counts)
     return Matrix(tuple(names), rows, gaps)
 
 
