@@ -115,7 +115,7 @@ def _closure() -> frozenset[tuple[str, str]]:
 
 
 _FOLLOWS: Final = _closure()
-_STEP_X: Final = 190
+_STEP_X: Final = 200
 _STEP_Y: Final = 52
 
 
@@ -171,5 +171,5 @@ def _edge(start: Node, end: Node, order: Order) -> Edge:
     if layers <= 1.5:
         down = 12 if end.y > start.y else -12 if end.y < start.y else 0
         return Edge(f"M{start.x:g} {start.y + down:g} L{end.x:g} {end.y - down:g}", kind, title)
-    bend = max(start.x, end.x) + 90 + 14 * layers
-    return Edge(f"M{start.x + 84:g} {start.y:g} C{bend:g} {start.y:g} {bend:g} {end.y:g} {end.x + 85:g} {end.y:g}", kind, title)
+    bend = max(start.x, end.x) + 96 + 14 * layers
+    return Edge(f"M{start.x + 90:g} {start.y:g} C{bend:g} {start.y:g} {bend:g} {end.y:g} {end.x + 91:g} {end.y:g}", kind, title)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -105,7 +106,7 @@ def _failing(data: Data, number: int, directory: Path | None) -> Failing:
 
 def _changes(pictures: Sequence[Data]) -> Iterator[tuple[int, tuple[tuple[str, str], ...]]]:
     """Each picture as what has changed since the one before; none where nothing has."""
-    for before, after in zip(pictures, pictures[1:], strict=False):
+    for before, after in itertools.pairwise(pictures):
         lines = [(line[0], line[2:]) for line in difflib.ndiff(before["lines"], after["lines"]) if line[0] != "?"]
         if any(mark != " " for mark, _ in lines):
             yield after["step"], tuple(lines)

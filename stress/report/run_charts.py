@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from typing import Final
@@ -63,7 +64,7 @@ def latency_charts(record: RunRecord) -> Iterator[Chart]:
             yield line_chart(
                 f"latency-{key}",
                 title,
-                "Latency by percentile, in microseconds, on a logarithmic axis: flat lines are steady, a rise at the right end is the tail.",
+                "By percentile, in microseconds, on a logarithmic axis: flat lines are steady, a rise at the right end is the tail.",
                 ("percentile", "us"),
                 range(len(PERCENTILES)),
                 [(each.operation, [_shown(each, share) for share in PERCENTILES]) for each in present],
@@ -191,7 +192,7 @@ class LifeLines:
     left_out: int
 
 
-_LIFE_LEFT: Final = 132
+_LIFE_LEFT: Final = 164
 _LIFE_WIDTH: Final = 940
 _ROW: Final = 16
 
@@ -209,19 +210,13 @@ def life_lines(roots: RootLives) -> LifeLines:
 
 
 def _life_line(life: RootLife, number: int, scale: Scale, end: float) -> LifeLine:
-    ends = (
-        (life.allocated_s, life.invalidated_s, "valid"),
-        (life.invalidated_s, life.zapped_s, "invalid"),
-        (life.zapped_s, life.freed_s, "zapped"),
-    )
-    segments = []
-    for begin, until, state in ends:
-        if begin is not None:
-            until = until if until is not None else life.freed_s if life.freed_s is not None else end
-            x = scale.at(begin)
-            segments.append(Segment(x, round(max(1.5, scale.at(until) - x), 1), state))
-            if until == end or until == life.freed_s:
-                break
+    last = end if life.freed_s is None else life.freed_s
+    begins = ((life.allocated_s, "valid"), (life.invalidated_s, "invalid"), (life.zapped_s, "zapped"), (last, ""))
+    known = [(at_s, state) for at_s, state in begins if at_s is not None]
+    segments = [
+        Segment(scale.at(begin), round(max(1.5, scale.at(until) - scale.at(begin)), 1), state)
+        for (begin, state), (until, _) in itertools.pairwise(known)
+    ]
     marks = tuple(scale.at(at_s) for at_s in life.emptied_s if at_s >= scale.low)
     freed = scale.at(life.freed_s) if life.freed_s is not None else None
     label = f"{life.address:#x} {life.role}{' exp.' if life.exported else ''}"

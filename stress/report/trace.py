@@ -26,8 +26,7 @@ def trace(name: str, tracks: Sequence[Track], findings: Iterable[StoredFinding])
     numbers = {track.task: number for number, track in enumerate(tracks, 1)}
     events = [_named("process_name", 0, name), *(event for track in tracks for event in _of_track(track, numbers[track.task]))]
     other = len(tracks) + 1
-    for finding in findings:
-        events.append(_finding(finding, numbers.get(finding.task, other)))
+    events.extend(_finding(finding, numbers.get(finding.task, other)) for finding in findings)
     if any(event["tid"] == other for event in events):
         events.append(_named("thread_name", other, "findings"))
     left_out = {track.task: track.left_out for track in tracks if track.left_out}
