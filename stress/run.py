@@ -19,6 +19,7 @@ from stress.engines.session import Session
 from stress.engines.threads import Outcome, ThreadEngine
 from stress.errors import ResultError, VariantError
 from stress.observe.resources import Resources
+from stress.report import trace
 from stress.report.certificate import as_plain, certificate_of
 from stress.results import environment
 from stress.results.figures import figures_of
@@ -71,7 +72,10 @@ def execute(request: RunRequest, on_progress: Callable[[Progress], None]) -> tup
     keeper.save()
     engine = ThreadEngine(session, keeper.resources, keeper.tick)
     outcome = engine.run()
-    return keeper.final(outcome), directory
+    record = keeper.final(outcome)
+    if request.scenario.observe.timeline:
+        directory.write_bytes(trace.TIMELINE, trace.packed(trace.trace(record.id, session.timeline.tracks(), record.findings)))
+    return record, directory
 
 
 class _Keeper:

@@ -22,9 +22,6 @@ from stress.report.charts import LEFT, RIGHT, WIDTH, Chart, Scale, Tick, line_ch
 from stress.report.html import page
 from stress.report.run_charts import Matrix
 
-EXPLORE_JSON = "explore.json"
-SELFTEST_JSON = "selftest.json"
-STUDY_JSON = "study.json"
 EXPLANATION = "explanation-{}.json"
 
 Data = Mapping[str, Any]
@@ -40,15 +37,6 @@ class Failing:
     story: Data | None
     first: Sequence[str]
     pictures: Mapping[int, Sequence[tuple[str, str]]]
-
-
-def of_directory(path: Path) -> str | None:
-    """The page of what is stored in a directory that is not a run's; None if it holds nothing of the kind."""
-    for name, render in ((EXPLORE_JSON, explored), (SELFTEST_JSON, selftest), (STUDY_JSON, study)):
-        file = path / name
-        if file.is_file():
-            return render(_read(file), path) if render is explored else render(_read(file))
-    return None
 
 
 def explored(data: Data, directory: Path | None = None) -> str:
