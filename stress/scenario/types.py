@@ -302,7 +302,7 @@ class Explore:
 class Observe:
     """What is kept of a run beside its figures. `timeline`: the newest slices of every thread, for a timeline viewer."""
 
-    timeline: bool = True
+    timeline: Flag = Flag(True)
 
 
 @frozen
