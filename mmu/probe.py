@@ -33,6 +33,7 @@ HOOKS: dict[str, str] = {
     "mmu_write_locked": "() mmu_lock was just taken for write",
     "mmu_write_unlocking": "() mmu_lock, held for write, is about to be released",
     "guest_enter": "(vcpu) a vCPU is in guest mode and has seen no pending request",
+    "guest_exit": "(vcpu) a vCPU has left guest mode",
     "memslot_begin": "(change, slot) a memslot call took slots_lock",
     "memslot_gone": "(slot) DELETE or MOVE: the old range must be unmapped now; slots_lock is still held",
     "memslot_end": "(change, slot, parts) a memslot call returns, but for one that failed; parts maps phase to nanoseconds",
@@ -94,6 +95,7 @@ class Probe:
     mmu_write_locked: Hook
     mmu_write_unlocking: Hook
     guest_enter: Hook
+    guest_exit: Hook
     memslot_begin: Hook
     memslot_gone: Hook
     memslot_end: Hook

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import time
@@ -15,10 +16,12 @@ from attrs import define, evolve, frozen
 from stress.engines.carrier import pinned
 from stress.engines.exploration import ScenarioProgram
 from stress.engines.session import variants_of
+from stress.errors import StressError
 from stress.observe.points import POINTS
 from stress.report import explored as told
 from stress.report.certificate import Certificate
 from stress.report.exploration import certificate_of_exploration
+from stress.report.pages import EXPLANATION
 from stress.report.publish import publish_exploration
 from stress.results import environment
 from stress.results.exploration import EXPLORE_JSON, KIND, SCHEMA, Asked, ExplorationRecord, StoredFailure
@@ -30,11 +33,15 @@ from stress.run import expected_of, suspects_of
 from stress.scenario.load import unstructure
 from stress.scenario.types import Scenario
 from stress.search.campaign import Budget, Campaign, Tally
-from stress.search.store import stored
+from stress.search.explain import explain_stored
+from stress.search.store import read, stored
 from stress.search.strategies import EVERYTHING, is_exhaustive, strategy_for
 from stress.variants import variants_from
 from stress.verdict import Evidence, Judgement, Obligation, Verdict, judge
 
+EXPLAINED = 2
+"""Failing schedules that are explained at once, each with so many random continuations."""
+EXPLAINING_TRIES = 3
 SLICE_S = 1.0
 """How long a process explores before it reports."""
 PROGRAMS = 64
@@ -222,10 +229,19 @@ def keep(explored: Explored, results: Path) -> RunDirectory:
     for number, failure in enumerate(explored.tally.failures.values(), 1):
         schedule = stored(request.name, request.scenario, request.variant_files, failure)
         directory.write_text(schedule_file(number), schedule.to_json())
+    _explain(directory, len(explored.tally.failures))
     record = record_of(explored)
     directory.write_text(EXPLORE_JSON, json.dumps(as_plain(record), indent=1) + "\n")
     publish_exploration(directory, record)
     return directory
+
+
+def _explain(directory: RunDirectory, failures: int) -> None:
+    """Say why the first schedules fail, for the page; `stress explain` tries more continuations."""
+    for number in range(1, min(failures, EXPLAINED) + 1):
+        with contextlib.suppress(StressError):  # one that cannot be explained is shown without
+            story = explain_stored(read(directory.path / schedule_file(number)), tries=EXPLAINING_TRIES)
+            directory.write_text(EXPLANATION.format(number), json.dumps(story.as_data(), indent=1) + "\n")
 
 
 def schedule_file(number: int) -> str:

@@ -13,11 +13,13 @@ from attrs import evolve, frozen
 from mmu.invariants import names_of
 from mmu.report import Report
 from mmu.runtime import Runtime
+from mmu.task import living_tasks
 from mmu.variant import Variant
 from stress.engines.session import Session
 from stress.engines.threads import Outcome, ThreadEngine
 from stress.errors import ResultError, VariantError
 from stress.observe.resources import Resources
+from stress.report import trace
 from stress.report.certificate import as_plain, certificate_of
 from stress.results import environment
 from stress.results.figures import figures_of
@@ -70,7 +72,10 @@ def execute(request: RunRequest, on_progress: Callable[[Progress], None]) -> tup
     keeper.save()
     engine = ThreadEngine(session, keeper.resources, keeper.tick)
     outcome = engine.run()
-    return keeper.final(outcome), directory
+    record = keeper.final(outcome)
+    if request.scenario.observe.timeline:
+        directory.write_bytes(trace.TIMELINE, trace.packed(trace.trace(record.id, session.timeline.tracks(), record.findings)))
+    return record, directory
 
 
 class _Keeper:
@@ -111,6 +116,7 @@ class _Keeper:
         found = len(self._session.findings())
         totals = self._session.totals()
         self._on_progress(Progress(elapsed, self._request.scenario.budget.duration_s, totals, found))
+        self._session.series.look(self._session.elapsed(), totals, living_tasks())
         if elapsed >= self._next_save or found > self._known_findings:
             self._next_save = elapsed + SAVE_EVERY_S
             self._known_findings = found
@@ -177,6 +183,9 @@ class _Keeper:
             lock_orders=tuple(session.vm.kvm.sync.lockdep.orders()),
             judged=session.judged(),
             points=session.points.reached(),
+            series=session.series.series(),
+            roots=session.lives.lives(),
+            coverage=session.coverage.coverage(),
         )
 
 

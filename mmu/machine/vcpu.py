@@ -208,6 +208,8 @@ class Vcpu:
             self.stat.kicks += 1
         state.exits.value += 1
         state.mode.store(OUTSIDE_GUEST_MODE)
+        if self.kvm.probe.guest_exit is not None:
+            self.kvm.probe.guest_exit(self)
 
     # In the guest.
 

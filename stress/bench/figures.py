@@ -28,9 +28,11 @@ from stress.engines.carrier import Signal, pinned
 from stress.engines.exploration import ScenarioProgram
 from stress.observe.close_calls import THREADS_US, CloseCalls
 from stress.observe.counts import Counts
+from stress.observe.coverage import SpteCoverage
 from stress.observe.histograms import Histograms
 from stress.observe.points import Points
 from stress.observe.recorder import Recorder
+from stress.observe.timeline import Timeline
 from stress.oracles import attach_all
 from stress.results.environment import gil_enabled
 from stress.scenario.load import structure
@@ -68,7 +70,7 @@ class Figure:
 class Bed:
     """A VM with one fully populated slot and vCPUs that fault in it; everything a run attaches is attached if `full`."""
 
-    def __init__(self, pages: int, *, full: bool, vcpus: int = 1) -> None:
+    def __init__(self, pages: int, *, full: bool, vcpus: int = 1, timeline: bool = True) -> None:
         self.pages = pages
         probe = Probe()
         self.vm = VirtualMachine(VmConfig(frames=pages + 64, checked=full, poisoning=full), runtime=Runtime(), probe=probe)
@@ -77,7 +79,10 @@ class Bed:
             runtime = self.vm.kvm.runtime
             counts = Counts(runtime)
             calls = CloseCalls(runtime, self.vm, counts, THREADS_US * 1000)
-            probe.attach(counts, calls, Points(), Histograms(runtime), Recorder(runtime, self.vm.kvm.layout))
+            layout = self.vm.kvm.layout
+            probe.attach(counts, calls, Points(), Histograms(runtime), Recorder(runtime, layout), SpteCoverage(layout))
+            if timeline:
+                probe.attach(Timeline(runtime.now))
         region = self.vm.host.mmap(pages)
         self.vm.host.assign(region, 0)
         self.vm.set_user_memory_region(MemoryRegion(0, 0, pages, region))
@@ -125,6 +130,7 @@ def _figures(rounds: int, leaf_counts: tuple[int, ...]) -> Iterator[Figure]:
     for threads in (1, 2, 4):
         yield _fault_against_lock(rounds, threads)
     yield _checks_on_against_off(rounds)
+    yield _timeline_on_against_off(rounds)
     yield from _zap_scaling(leaf_counts, max(3, rounds // 8))
     with pinned():
         yield _controlled_step(rounds)
@@ -161,6 +167,18 @@ def _checks_on_against_off(rounds: int) -> Figure:
 
     pairs = _alternate(rounds, lambda: on.fault(on.vcpus[0], 0, PAGES), lambda: off.fault(off.vcpus[0], 0, PAGES), after=clear)
     return _figure("fault path, all checks on / off", pairs, PAGES, 1.8, "checked fault", "unchecked fault")
+
+
+def _timeline_on_against_off(rounds: int) -> Figure:
+    """The fault path as a run has it, against the same without the timeline (scenario key observe.timeline)."""
+    on, off = Bed(PAGES, full=True), Bed(PAGES, full=True, timeline=False)
+
+    def clear() -> None:
+        on.zap()
+        off.zap()
+
+    pairs = _alternate(rounds, lambda: on.fault(on.vcpus[0], 0, PAGES), lambda: off.fault(off.vcpus[0], 0, PAGES), after=clear)
+    return _figure("fault path, timeline on / off", pairs, PAGES, None, "recorded fault", "fault")
 
 
 def _zap_scaling(leaf_counts: tuple[int, ...], rounds: int) -> Iterator[Figure]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import click
 from rich.console import Console
@@ -10,6 +11,8 @@ from rich.console import Console
 from stress.compare.comparison import compare
 from stress.compare.groups import load_groups
 from stress.compare.render import as_data, print_comparison
+from stress.errors import ResultError
+from stress.report import pages
 from stress.verdict import ExitCode
 
 WIDTH = 150
@@ -23,15 +26,27 @@ WIDTH = 150
 @click.option("--baseline", is_flag=True, help="A is the baseline: exit code 5 if another group is worse beyond the threshold.")
 @click.option("--threshold", type=click.FloatRange(0), default=0.1, show_default=True, help="With --baseline: 0.1 is 10 %.")
 @click.option("--json", "as_json", is_flag=True, help="Print the comparison as JSON, nothing else.")
-def command(groups: tuple[str, ...], allow: tuple[str, ...], baseline: bool, threshold: float, as_json: bool) -> ExitCode:
+@click.option("--html", "file", type=click.Path(path_type=Path), help="Write the comparison as a page to this file, too.")
+def command(
+    groups: tuple[str, ...], allow: tuple[str, ...], baseline: bool, threshold: float, as_json: bool, file: Path | None
+) -> ExitCode:
     """Compare runs, or groups of runs, of one scenario with the first: figures, intervals, and only claims that hold.
 
     A group is PATH or LABEL=PATH[,PATH...]: a run's directory, or one that holds several runs (several seeds).
     """
     comparison = compare(load_groups(groups), allow)
     limit = threshold if baseline else None
+    if file is not None:
+        _write(file, pages.compared(as_data(comparison)))
     if as_json:
         click.echo(json.dumps(as_data(comparison), indent=1))
     else:
         print_comparison(comparison, Console(width=None if Console().is_terminal else WIDTH), limit)
     return ExitCode.REGRESSION if baseline and comparison.regressions(threshold) else ExitCode.PASS
+
+
+def _write(file: Path, text: str) -> None:
+    try:
+        file.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ResultError(f"cannot write {file}: {error.strerror}; choose another file with --html") from None

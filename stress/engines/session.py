@@ -28,12 +28,16 @@ from stress.engines.control import Control
 from stress.mutants import SHIPPED
 from stress.observe.close_calls import THREADS_US, CloseCalls
 from stress.observe.counts import Counts
+from stress.observe.coverage import SpteCoverage
 from stress.observe.disturb import Delays, Failures
 from stress.observe.gauges import Gauges
 from stress.observe.histograms import Histograms
 from stress.observe.judged import judged_by_model
+from stress.observe.lives import Lives
 from stress.observe.points import Points
 from stress.observe.recorder import Recorder
+from stress.observe.series import Series
+from stress.observe.timeline import Timeline
 from stress.oracles import attach_all
 from stress.scenario.types import Scenario
 
@@ -170,7 +174,13 @@ class Session(World):
         self.recorder = Recorder(runtime, self.vm.kvm.layout)
         self.reporter.enrich = self.recorder.enrich
         delays = Delays(runtime, scenario.disturbances, seed, self.counts["delays_asked"], self.counts["delays"])
-        self.probe.attach(self.histograms, self.gauges, self.recorder, delays)
+        self.coverage = SpteCoverage(self.vm.kvm.layout)
+        self.lives = Lives(self.elapsed)
+        self.series = Series(self.histograms.write_held_ns)
+        self.timeline = Timeline(runtime.now, self._began)
+        self.probe.attach(self.histograms, self.gauges, self.recorder, self.coverage, self.lives, delays)
+        if scenario.observe.timeline:
+            self.probe.attach(self.timeline)
 
     def interrupt_vcpus(self, interrupt: bool) -> None:
         """Make every KVM_RUN return soon, or stop doing so."""

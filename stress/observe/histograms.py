@@ -80,6 +80,7 @@ class _Local(threading.local):
     def __init__(self, owner: Histograms) -> None:
         self.buckets: dict[str, list[int]] = {name: [0] * _BUCKETS for name in OPERATIONS}
         self.highest: dict[str, int] = dict.fromkeys(OPERATIONS, 0)
+        self.held_ns = [0]
         self.write_locked_at = 0
         self.call_began_at = 0
         self.importers_safe_at = 0
@@ -88,7 +89,7 @@ class _Local(threading.local):
         self.kicked_at = 0
         self.kicked_before_yield = 0
         self.unlocked_at = 0
-        owner.enlist(self.buckets, self.highest)
+        owner.enlist(self.buckets, self.highest, self.held_ns)
 
 
 class Histograms:
@@ -98,12 +99,19 @@ class Histograms:
         self._now = runtime.now
         self._lock = threading.Lock()
         self._parts: list[tuple[dict[str, list[int]], dict[str, int]]] = []
+        self._held_ns: list[list[int]] = []
         self._local = _Local(self)
 
-    def enlist(self, buckets: dict[str, list[int]], highest: dict[str, int]) -> None:
+    def enlist(self, buckets: dict[str, list[int]], highest: dict[str, int], held_ns: list[int]) -> None:
         """A thread records for the first time."""
         with self._lock:
             self._parts.append((buckets, highest))
+            self._held_ns.append(held_ns)
+
+    def write_held_ns(self) -> int:
+        """For how long mmu_lock has been held for write so far, by all threads together."""
+        with self._lock:
+            return sum(held_ns[0] for held_ns in self._held_ns)
 
     def record(self, operation: str, ns: int) -> None:
         """Add one duration."""
@@ -205,7 +213,9 @@ class Histograms:
         local = self._local
         local.unlocked_at = self._now()
         local.kicked_before_yield, local.kicked_at = local.kicked_at, 0
-        self.record("mmu_lock_write_hold", local.unlocked_at - local.write_locked_at)
+        held = local.unlocked_at - local.write_locked_at
+        local.held_ns[0] += held
+        self.record("mmu_lock_write_hold", held)
 
     def zap_yielded(self, root: object, since: int, goal: int) -> None:
         """The lock was only lent: what was being timed goes on."""

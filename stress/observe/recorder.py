@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from typing import TypeVar
 
 from attrs import evolve
 
@@ -26,6 +27,9 @@ Nothing is formatted before somebody reads it, and a new mapping (old is 0) does
 the time of the latest other event of any thread, and is shown as later than that. This is the one hook that every
 fault calls.
 """
+
+
+T = TypeVar("T")
 
 
 class _Ring(threading.local):
@@ -118,7 +122,7 @@ class Recorder:
     def last(self, gfn: int | None, count: int = SHOWN) -> list[str]:
         """The newest events of all threads: half of them about `gfn`, the rest about the VM as a whole; oldest first."""
         with self._lock:
-            rings = [(task, _copy(ring)) for task, ring in self._rings]
+            rings = [(task, copy_of(ring)) for task, ring in self._rings]
         found = [(event, task) for task, ring in rings for event in ring]
         local = sorted((item for item in found if item[0][1] == gfn), key=_when) if gfn is not None else []
         others = sorted((item for item in found if item[0][1] == -1), key=_when)
@@ -142,8 +146,8 @@ class Recorder:
         return f"spte_changed gfn {gfn:#x} level {level} {describe(old, self._layout)} -> {describe(new, self._layout)}"
 
 
-def _copy(ring: deque[Event]) -> list[Event]:
-    """A ring's events while its thread goes on adding: on a free-threaded build a copy can be disturbed, so try again."""
+def copy_of(ring: deque[T]) -> list[T]:
+    """A ring's entries while its thread goes on adding: on a free-threaded build a copy can be disturbed, so try again."""
     for _ in range(100):
         try:
             return list(ring)

@@ -9,7 +9,7 @@ import click
 from stress.errors import ResultError
 from stress.report import junit, schema
 from stress.report.loaded import Loaded, load
-from stress.report.publish import LATENCIES, publish_percentiles
+from stress.report.publish import LATENCIES, publish_percentiles, publish_timeline
 from stress.results.kinds import find
 from stress.results.store import REPORT_HTML
 from stress.verdict import ExitCode
@@ -25,7 +25,10 @@ STDOUT = Path("-")
     "--junit", "file", type=click.Path(path_type=Path), help="Write the JUnit XML to this file, too; '-' prints it, nothing else."
 )
 @click.option("--hgrm", "tables", is_flag=True, help=f"Write a percentile table for each operation of a run, below {LATENCIES}/.")
-def report_command(result: str, results: Path, as_json: bool, file: Path | None, tables: bool) -> ExitCode:
+@click.option(
+    "--timeline", type=click.Path(path_type=Path), help="Write a run's timeline to this file, for ui.perfetto.dev or chrome://tracing."
+)
+def report_command(result: str, results: Path, as_json: bool, file: Path | None, tables: bool, timeline: Path | None) -> ExitCode:
     """Rebuild the reports of a stored result, also of a run that was killed.
 
     DIRECTORY is a result directory, or the beginning of a name below --results.
@@ -35,13 +38,15 @@ def report_command(result: str, results: Path, as_json: bool, file: Path | None,
     loaded.told(loaded.publish)
     if tables:
         _write_tables(loaded)
+    if timeline is not None:
+        publish_timeline(loaded.directory, timeline)
     if file is not None:
         loaded.told(lambda: _write(file, junit.render(loaded.suite())))
     if file != STDOUT:
         loaded.told(lambda: out.append(loaded.as_json() if as_json else loaded.summary()))
         click.echo(out[0], nl=False)
         if not as_json:
-            click.echo(f"report: {loaded.directory.path / REPORT_HTML if loaded.kind == 'run' else loaded.directory.path}")
+            click.echo(f"report: {loaded.directory.path / REPORT_HTML}")
     return ExitCode.PASS
 
 

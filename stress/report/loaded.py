@@ -12,7 +12,7 @@ from attrs import frozen
 
 from stress.errors import ResultError
 from stress.report import cases, console, explored
-from stress.report.publish import publish_exploration, publish_run
+from stress.report.publish import publish_exploration, publish_run, publish_study
 from stress.results import exploration
 from stress.results.kinds import FILES, Kind, read_text
 from stress.results.plain import parsed
@@ -95,11 +95,11 @@ def _selftest(place: RunDirectory, text: str, where: str) -> Loaded:
 
 
 def _study(place: RunDirectory, text: str, where: str) -> Loaded:
-    """A study is told by what it has written: its reports are made of its runs, and of its file, by `stress study --resume`."""
-    parsed(text, where)
+    """A study's page is made of its JSON; the rest is told by what it has written, or made of its runs by `stress study --resume`."""
+    data = parsed(text, where)
 
     def cannot() -> NoReturn:
         hint = f"stress study --config FILE --resume {place.path}"
         raise ResultError(f"{place.path} is a study, whose reports are made of its runs: {hint}")
 
-    return Loaded("study", place, cannot, lambda: read_text(place.path, "study.md"), lambda: text, cannot)
+    return Loaded("study", place, lambda: publish_study(place, data), lambda: read_text(place.path, "study.md"), lambda: text, cannot)

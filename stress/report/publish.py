@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-from stress.report import cases, console, explored, hgrm, html, junit, markdown
-from stress.results.exploration import ExplorationRecord
+import gzip
+import zlib
+from pathlib import Path
+
+from stress.errors import ResultError
+from stress.report import cases, console, explored, hgrm, html, junit, markdown, pages
+from stress.report.trace import TIMELINE
+from stress.results.exploration import ExplorationRecord, as_data
 from stress.results.record import RunRecord
 from stress.results.store import CONSOLE_TXT, REPORT_HTML, RunDirectory
 
@@ -17,7 +23,7 @@ LATENCIES = "latency"
 def publish_run(directory: RunDirectory, record: RunRecord) -> None:
     """The reports of a run."""
     directory.write_text(CONSOLE_TXT, console.summary(record))
-    directory.write_text(REPORT_HTML, html.render(record))
+    directory.write_text(REPORT_HTML, html.render(record, timeline=(directory.path / TIMELINE).is_file()))
     directory.write_text(SUMMARY_MD, markdown.of_run(record))
     directory.write_text(JUNIT_XML, junit.render(cases.of_run(record)))
     directory.write_text(LATENCY_HLOG, hgrm.log(record))
@@ -26,8 +32,14 @@ def publish_run(directory: RunDirectory, record: RunRecord) -> None:
 def publish_exploration(directory: RunDirectory, record: ExplorationRecord) -> None:
     """The reports of an exploration."""
     directory.write_text(CONSOLE_TXT, explored.summary(record, directory.path))
+    directory.write_text(REPORT_HTML, pages.explored(as_data(record), directory.path))
     directory.write_text(SUMMARY_MD, markdown.of_exploration(record))
     directory.write_text(JUNIT_XML, junit.render(cases.of_exploration(record)))
+
+
+def publish_study(directory: RunDirectory, data: pages.Data) -> None:
+    """The page of a study."""
+    directory.write_text(REPORT_HTML, pages.study(data))
 
 
 def publish_percentiles(directory: RunDirectory, record: RunRecord) -> None:
@@ -36,3 +48,15 @@ def publish_percentiles(directory: RunDirectory, record: RunRecord) -> None:
     folder = RunDirectory(directory.path / LATENCIES)
     for latency in record.latencies:
         folder.write_text(f"{latency.operation}.hgrm", hgrm.percentiles(latency))
+
+
+def publish_timeline(directory: RunDirectory, target: Path) -> None:
+    """Copy a run's timeline, compressed if the name ends in .gz; raises `ResultError` where there is none."""
+    source = directory.path / TIMELINE
+    if not source.is_file():
+        raise ResultError(f"there is no {source}: a run that was killed, or had observe.timeline = false, has no timeline")
+    try:
+        content = source.read_bytes()
+        target.write_bytes(content if target.suffix == ".gz" else gzip.decompress(content))
+    except (OSError, EOFError, zlib.error) as error:
+        raise ResultError(f"{source} cannot be written to {target}: {error}") from None

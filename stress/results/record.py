@@ -9,8 +9,11 @@ import cattrs
 from attrs import field, frozen
 
 from stress.errors import ResultError
+from stress.observe.coverage import Coverage
 from stress.observe.histograms import Latency
+from stress.observe.lives import RootLives
 from stress.observe.resources import Sample
+from stress.observe.series import TimeSeries
 from stress.results.figures import MeasuredFigure
 from stress.results.inputs import VariantFile
 from stress.results.selftests import KnownKills
@@ -95,6 +98,9 @@ class RunRecord:
     variant_files: tuple[VariantFile, ...] = ()
     judged: dict[str, int] = field(factory=dict)
     points: tuple[str, ...] = ()
+    series: TimeSeries = field(factory=TimeSeries)
+    roots: RootLives = field(factory=RootLives)
+    coverage: Coverage = field(factory=Coverage)
     selftest: KnownKills | None = None
     certificate: dict[str, Any] = field(factory=dict)
 

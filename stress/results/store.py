@@ -49,9 +49,13 @@ class RunDirectory:
 
     def write_text(self, name: str, text: str) -> None:
         """Write a file of the directory atomically."""
+        self.write_bytes(name, text.encode())
+
+    def write_bytes(self, name: str, content: bytes) -> None:
+        """Likewise for what is not text."""
         temporary = self.path / f".{name}.{os.getpid()}"
         try:
-            temporary.write_text(text, encoding="utf-8")
+            temporary.write_bytes(content)
             temporary.replace(self.path / name)
         except OSError as error:
             with contextlib.suppress(OSError):

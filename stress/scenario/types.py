@@ -299,6 +299,13 @@ class Explore:
 
 
 @frozen
+class Observe:
+    """What is kept of a run beside its figures. `timeline`: the newest slices of every thread, for a timeline viewer."""
+
+    timeline: Flag = Flag(True)
+
+
+@frozen
 class Expect:
     """For scenarios that must fail: the rules of which at least one has to fire, and codes of findings likewise."""
 
@@ -326,6 +333,7 @@ class Scenario:
     oracles: Oracles = field(factory=Oracles)
     budget: Budget = field(factory=Budget)
     explore: Explore = field(factory=Explore)
+    observe: Observe = field(factory=Observe)
     script: dict[str, Lines] = field(factory=dict)
     obligations: dict[str, Amount] = field(factory=dict)
     expect: Expect = field(factory=Expect)

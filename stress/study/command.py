@@ -10,6 +10,7 @@ import click
 from rich.console import Console
 
 from stress.errors import ResultError
+from stress.report.publish import publish_study
 from stress.results.store import RunDirectory
 from stress.study import runs
 from stress.study.answer import Answer, answer
@@ -66,7 +67,9 @@ def command(
 def conclude(study: Study, directory: RunDirectory) -> Answer:
     """What the runs in a directory say, written down beside them."""
     found = answer(study, runs.records(study, directory.path), sum(1 for _ in planned(study)))
-    directory.write_text(STUDY_JSON, json.dumps(as_data(found), indent=1) + "\n")
+    data = as_data(found)
+    directory.write_text(STUDY_JSON, json.dumps(data, indent=1) + "\n")
+    publish_study(directory, data)
     directory.write_text(STUDY_MD, markdown(found))
     directory.write_text(STUDY_TOML, study.path.read_text(encoding="utf-8"))
     return found

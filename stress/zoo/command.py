@@ -10,9 +10,9 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from stress.report import junit
+from stress.report import junit, pages
 from stress.report.publish import JUNIT_XML
-from stress.results.store import CONSOLE_TXT, RunDirectory
+from stress.results.store import CONSOLE_TXT, REPORT_HTML, RunDirectory
 from stress.verdict import ExitCode
 from stress.zoo import matrix, selftest
 from stress.zoo.attempt import ENGINES, Attempt, Engine
@@ -137,6 +137,7 @@ def keep(directory: RunDirectory, record: SelftestRecord) -> None:
 def publish(directory: RunDirectory, record: SelftestRecord) -> None:
     """Every report of a stored selftest: Markdown, plain text, JUnit."""
     test = selftest_of(record)
+    directory.write_text(REPORT_HTML, pages.selftest(as_data(record)))
     directory.write_text(SELFTEST_MD, matrix.markdown(test))
     directory.write_text(CONSOLE_TXT, console_text(test))
     directory.write_text(JUNIT_XML, junit.render(of_selftest(record)))
