@@ -53,6 +53,7 @@ def test_a_passing_run_exits_0_and_leaves_a_complete_result(tmp_path: Path) -> N
         "summary.md",
         "junit.xml",
         "latency.hlog",
+        "timeline.json.gz",
     }
     data = json.loads((directory / "run.json").read_text())
     assert data["schema"] == "tdp-stress/run/2"

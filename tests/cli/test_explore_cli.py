@@ -22,7 +22,7 @@ OBSOLETE = EXPLORE / "obsolete-root.toml"
 PUT = ("--set", 'vm.variants=["put-before-zap"]')
 AT_ONCE = ("--set", 'vm.variants=["table-freed-at-once"]')
 STALE = ("--set", 'vm.variants=["stale-check-skipped"]')
-KEPT = {"console.txt", "explore.json", "junit.xml", "summary.md"}
+KEPT = {"console.txt", "explore.json", "junit.xml", "report.html", "summary.md"}
 TINY = """\
 title = "One vCPU, one access"
 [vm]
@@ -101,7 +101,7 @@ def test_the_real_command_fails_with_everything_to_go_on(tmp_path: Path) -> None
     assert done.returncode == 1, done.stdout + done.stderr
     for part in ("call trace:", "stress replay ", "stress minimise ", "schedule: tdp1-", "expected O3 or O2: seen O3", "results: "):
         assert part in done.stdout
-    assert set(left_in((tmp_path / "latest").resolve())) == {*KEPT, "schedule-1.json"}
+    assert set(left_in((tmp_path / "latest").resolve())) == {*KEPT, "schedule-1.json", "explanation-1.json"}
 
 
 def test_a_scenario_that_passes_exits_0(stress: Stress, tmp_path: Path) -> None:

@@ -23,8 +23,8 @@ FAULT = CONFIGS / "explore" / "fault-vs-delete.toml"
 QUICK = CONFIGS / "quick.toml"
 REPORTS = {
     "run": {"console.txt", "report.html", "summary.md", "junit.xml", "latency.hlog"},
-    "exploration": {"console.txt", "summary.md", "junit.xml"},
-    "selftest": {"console.txt", "selftest.md", "junit.xml"},
+    "exploration": {"console.txt", "report.html", "summary.md", "junit.xml"},
+    "selftest": {"console.txt", "report.html", "selftest.md", "junit.xml"},
 }
 
 
@@ -248,7 +248,9 @@ def test_a_real_exploration_is_kept_with_valid_reports_and_made_again_exactly(st
     options = ["--set", 'vm.variants=["table-freed-at-once"]', "--seed", "1", "-n", "5"]
     assert stress("explore", "-c", FAULT, "-q", "--results", tmp_path, *options).code == 1
     first = (tmp_path / "latest").resolve()
-    assert {path.name for path in first.iterdir()} == {"explore.json", "schedule-1.json", *REPORTS["exploration"]}
+    assert {path.name for path in first.iterdir()} == {"explore.json", "schedule-1.json", "explanation-1.json", *REPORTS["exploration"]}
+    valid("explanation", (first / "explanation-1.json").read_text())
+    assert "The interleaving" in (first / "report.html").read_text()
     before = valid("exploration", (first / "explore.json").read_text())
     valid("schedule", (first / "schedule-1.json").read_text())
     JUNIT.validate((first / "junit.xml").read_text())
@@ -268,7 +270,10 @@ def test_a_real_run_is_kept_with_valid_reports_and_made_again(stress: Stress, tm
     options = ["--set", "obligations={vcpu_accesses=1}", "--set", "vm.vcpus=1", "--set", "actors.consumer.devices=0", "--duration", "0.3"]
     assert stress("run", "-c", QUICK, "-q", "--seed", "5", "--results", tmp_path, *options).code == 0
     first = (tmp_path / "latest").resolve()
-    assert {path.name for path in first.iterdir()} == {"run.json", *REPORTS["run"]}
+    assert {path.name for path in first.iterdir()} == {"run.json", "timeline.json.gz", *REPORTS["run"]}
+    assert stress("report", first, "--timeline", tmp_path / "timeline.json").code == 0
+    timeline = json.loads((tmp_path / "timeline.json").read_text())
+    assert {"guest mode", "fault", "memslot"} <= {event["name"] for event in timeline["traceEvents"]}
     before = valid("run", (first / "run.json").read_text())
     JUNIT.validate((first / "junit.xml").read_text())
     done = stress("again", first, "--results", tmp_path, "--json")
@@ -284,3 +289,19 @@ def test_again_refuses_what_it_cannot_make_again(stress: Stress, tmp_path: Path)
     done = stress("again", keep_selftest(tmp_path, selftest()))
     assert done.code == 4
     assert "only a run or an exploration can be made again" in done.err
+
+
+def test_a_run_without_a_timeline_says_why(stress: Stress, tmp_path: Path) -> None:
+    kept = keep_run(tmp_path)
+    done = stress("report", kept, "--timeline", tmp_path / "t.json")
+    assert done.code == 4
+    assert "observe.timeline = false" in done.err
+    assert not (tmp_path / "t.json").exists()
+
+
+def test_a_comparison_can_be_a_page(stress: Stress, tmp_path: Path) -> None:
+    kept = [str(keep_run(tmp_path, evolve(record(), seed=seed))) for seed in range(4)]
+    done = stress("compare", f"a={kept[0]},{kept[1]}", f"b={kept[2]},{kept[3]}", "--html", tmp_path / "c.html")
+    assert done.code == 0
+    assert "<h1>a / b</h1>" in (tmp_path / "c.html").read_text()
+    assert stress("compare", f"a={kept[0]}", f"b={kept[2]}", "--html", tmp_path / "no" / "c.html").code == 4

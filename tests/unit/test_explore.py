@@ -257,7 +257,15 @@ def test_several_processes_say_how_many_they_are() -> None:
 
 def test_the_result_is_kept_with_a_file_for_each_failure(tmp_path: Path, failed: Explored) -> None:
     directory = keep(failed, tmp_path)
-    assert {path.name for path in directory.path.iterdir()} == {"explore.json", "console.txt", "summary.md", "junit.xml", "schedule-1.json"}
+    assert {path.name for path in directory.path.iterdir()} == {
+        "explore.json",
+        "console.txt",
+        "report.html",
+        "summary.md",
+        "junit.xml",
+        "schedule-1.json",
+        "explanation-1.json",
+    }
     assert (tmp_path / "latest").resolve() == directory.path.resolve()
     recorded = store.read(directory.path / "schedule-1.json")
     assert recorded.scenario == BROKEN
