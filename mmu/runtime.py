@@ -21,6 +21,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from readerwriterlock import rwlock
 
+from mmu.pulse import PULSE, Stopwatch
 from mmu.task import Task, current
 
 T = TypeVar("T")
@@ -310,6 +311,10 @@ class Runtime:
         """Nanoseconds on a clock that never goes back."""
         return time.perf_counter_ns()
 
+    def served(self) -> int:
+        """Nanoseconds in which the process got its turns: what a bound on anything's duration is measured by, see `mmu.pulse`."""
+        return PULSE.served()
+
     def sleep(self, seconds: float) -> None:
         """Let time pass. Never used to order threads."""
         time.sleep(seconds)
@@ -333,22 +338,23 @@ class Runtime:
     ) -> None:
         """Wait for a predicate over shared words (cpu_relax loop, rcuwait). `what` is shown by the watchdog.
 
-        `on_late(seconds)` is called four times a second while the wait goes on, for stall warnings; `patience` is the
-        longest pause between two looks, in seconds.
+        `on_late(seconds)` is called four times a second while the wait goes on, for stall warnings, with how long it has
+        lasted, time aside in which the process was not served; `patience` is the longest pause between two looks, in seconds.
         """
         if predicate():
             return
         task = current.task
         before, task.waiting_for = task.waiting_for, what
-        start = warned = self.now()
+        warned = self.now()
+        watch = Stopwatch(self) if on_late is not None else None
         pause = 0.0
         try:
             while not predicate():
                 self.sleep(pause)
                 pause = min(pause + 2e-6 + pause / 8, patience)
-                if on_late is not None and self.now() - warned >= LATE_NS:
+                if on_late is not None and watch is not None and self.now() - warned >= LATE_NS:
                     warned = self.now()
-                    on_late((warned - start) / 1e9)
+                    on_late(watch.seconds())
         finally:
             task.waiting_for = before
 

@@ -26,7 +26,7 @@ from mmu.sync.factory import Sync
 from mmu.sync.lockdep import MODES, READ, WRITE, ChainNode, Hold
 from mmu.sync.locks import report_bad_unlock, report_not_held
 from mmu.sync.sites import class_by_site
-from mmu.sync.waiting import Part, describe_holder, report_hung
+from mmu.sync.waiting import Part, Patience, describe_holder, report_hung
 from mmu.task import Task, current
 
 CONVOY_S = 0.25
@@ -202,14 +202,13 @@ class ReaderWriterLock:
         """Wait, but not in silence, and not for a lock that has been broken meanwhile."""
         patience = self._sync.hung_seconds
         granted = self._granted.value
-        left = timeout if timeout >= 0 else float("inf")
-        while left > patience:
-            if self._guarded(raw.acquire, True, patience):
-                return True
+        wait = Patience(self._sync.runtime, patience, timeout)
+        while not wait.acquire(lambda seconds: bool(self._guarded(raw.acquire, True, seconds))):
+            if not wait.left:
+                return False
             self._refuse_broken()
             report_hung(self._lockdep, task, self.name, patience, self.holders(), self._granted.value - granted)
-            left -= patience
-        return bool(self._guarded(raw.acquire, True, left))
+        return True
 
     def _guarded(self, step: Callable[..., Any], *args: Any) -> Any:
         """Run the library's code; an exception in the middle of it leaves its inner locks as they are, perhaps for ever."""

@@ -20,7 +20,7 @@ from mmu.sync.factory import Sync
 from mmu.sync.lockdep import WRITE, ChainNode, Hold, LockClass
 from mmu.sync.locks import report_bad_unlock, report_not_held
 from mmu.sync.sites import class_by_site
-from mmu.sync.waiting import describe_holder, report_hung
+from mmu.sync.waiting import Patience, describe_holder, report_hung
 from mmu.task import Task, current
 
 LONGEST_RING = 64
@@ -200,18 +200,19 @@ class Lock:
 
     def _wait(self, task: Task, timeout: float) -> bool:
         """Contended: wait, but neither in a ring nor in silence."""
-        patience = self._sync.hung_seconds
+        raw, patience = self._raw, self._sync.hung_seconds
+        wait = Patience(self._sync.runtime, patience, timeout)
         before, task.waiting_for = task.waiting_for, self.name
         task.blocked_on = self if timeout < 0 else None
         try:
             if timeout < 0:
                 self._refuse_ring(task)
-            if 0 <= timeout <= patience:
-                return self._raw.acquire(True, timeout)
-            if self._raw.acquire(True, patience):
+            if wait.acquire(lambda seconds: raw.acquire(True, seconds)):
                 return True
+            if not wait.left:
+                return False
             report_hung(self._lockdep, task, self.name, patience, self.holders())
-            return self._raw.acquire(True, timeout - patience if timeout >= 0 else -1)
+            return raw.acquire(True, wait.left if timeout >= 0 else -1)
         finally:
             task.blocked_on = None
             task.waiting_for = before

@@ -2,13 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from mmu import stack as stacks
+from mmu.pulse import Stopwatch
+from mmu.runtime import Runtime
 from mmu.sync.lockdep import MODES, Hold, LockDep, describe_held
 from mmu.task import Task
 
 Part = tuple[str, list[str]]
+SHORTEST_S = 0.05
+
+
+class Patience:
+    """A wait for a lock, with a timeout in seconds or none (below 0), of which its thread wants to say so when it lasts longer
+    than `limit`. Time in which the process was not served counts for the timeout only: nobody could have released the lock."""
+
+    def __init__(self, runtime: Runtime, limit: float, timeout: float) -> None:
+        self._runtime = runtime
+        self._limit = limit
+        self._deadline = runtime.now() + timeout * 1e9 if timeout >= 0 else float("inf")
+
+    @property
+    def left(self) -> float:
+        """Seconds until the timeout."""
+        return max(0.0, (self._deadline - self._runtime.now()) / 1e9)
+
+    def acquire(self, step: Callable[[float], bool]) -> bool:
+        """Whether `step(seconds)` has got the lock; if not, the timeout is over, or the limit."""
+        watch = Stopwatch(self._runtime)
+        while (still := self._limit - watch.seconds()) > 0:
+            if step(min(max(still, SHORTEST_S), self.left)):
+                return True
+            if not self.left:
+                return False
+        return False
 
 
 def describe_holder(hold: Hold) -> list[Part]:

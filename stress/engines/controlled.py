@@ -399,6 +399,10 @@ class ControlledRuntime(Runtime):
         scheduler = self.scheduler
         return (scheduler.steps_before + len(scheduler.trace)) * STEP_NS + self._slept
 
+    def served(self) -> int:
+        """All of it: time passes only while somebody is served."""
+        return self.now()
+
     def seconds(self) -> float:
         """Virtual seconds."""
         return self.now() / 1e9

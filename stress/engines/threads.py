@@ -10,6 +10,7 @@ from collections.abc import Callable
 from attrs import define
 
 from mmu import invariants
+from mmu.pulse import Stopwatch
 from mmu.runtime import Runtime
 from mmu.task import Task
 from stress.engines.session import Session
@@ -134,9 +135,9 @@ class ThreadEngine:
         session = self.session
         session.control.stopping.store(True)
         session.interrupt_vcpus(True)
-        deadline = time.monotonic() + (self._limits.stall_s if not session.errors() else 1.0)
+        watch, patience = Stopwatch(self.runtime), self._limits.stall_s if not session.errors() else 1.0
         for task in self._tasks:
-            self.runtime.join(task, max(0.1, deadline - time.monotonic()))
+            self._join(task, watch, patience)
         left = [task for task in self._tasks if not self.runtime.join(task, 0)]
         if left and not session.errors():
             watchdog = Watchdog(session.vm.kvm, self._limits.stall_s)
@@ -153,15 +154,22 @@ class ThreadEngine:
     def _in_task(self, name: str, body: Callable[[], None]) -> bool:
         """Run `body` in a thread of its own, so that the main thread never blocks in a lock; whether it ended well."""
         task = self.runtime.spawn(name, body)
-        if not self.runtime.join(task, max(self._limits.stall_s, 30.0)):
+        if not self._join(task, Stopwatch(self.runtime), max(self._limits.stall_s, 30.0)):
             self.session.reporter.emit(Watchdog(self.session.vm.kvm, self._limits.stall_s).report(name, self._limits.stall_s))
             return False
         return task.error is None
 
+    def _join(self, task: Task, watch: Stopwatch, patience: float) -> bool:
+        """Wait until `watch` says that the process was served for `patience` seconds; whether the task has ended."""
+        while not self.runtime.join(task, max(0.1, patience - watch.seconds())):
+            if watch.seconds() >= patience:
+                return False
+        return True
+
     def _wait(self, predicate: Callable[[], bool], timeout: float = 60.0) -> bool:
-        deadline = time.monotonic() + timeout
+        watch = Stopwatch(self.runtime)
         while not predicate():
-            if time.monotonic() > deadline:
+            if watch.seconds() > timeout:
                 return False
             time.sleep(0.001)
         return True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -29,18 +28,18 @@ class Watched(Protocol):
 class Watchdog:
     """Looks at each actor's progress from time to time.
 
-    Only time during which the watchdog itself was served counts: on a stopped or overloaded machine nobody makes
-    progress, and that is nobody's fault.
+    Only time in which the process was served counts, and of that only when the watchdog itself was: on a stopped or overloaded
+    machine nobody makes progress, and that is nobody's fault.
     """
 
     SERVED_S = 0.5
     """A tick that comes later than this after the one before counts as this much only."""
 
-    def __init__(self, kvm: Kvm, stall_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, kvm: Kvm, stall_s: float, clock: Callable[[], float] | None = None) -> None:
         self._kvm = kvm
         self._stall_s = stall_s
-        self._clock = clock
-        self._last_tick = clock()
+        self._clock = clock or (lambda: kvm.runtime.served() / 1e9)
+        self._last_tick = self._clock()
         self._seen: dict[Watched, tuple[int, float]] = {}
 
     def tick(self, actors: Sequence[Watched]) -> list[Report]:

@@ -7,15 +7,16 @@ import threading
 from mmu.machine.vm import VirtualMachine
 from mmu.paging.geometry import PG_LEVEL_1G
 from mmu.paging.table import RootPage, ShadowPage
+from mmu.pulse import Stopwatch
 from stress.oracles.base import Oracle
 from stress.scenario.types import Limits
 
 
 class _Since(threading.local):
-    """When the calling thread took mmu_lock for write, in nanoseconds."""
+    """When the calling thread took mmu_lock for write."""
 
     def __init__(self) -> None:
-        self.locked_at = 0
+        self.watch: Stopwatch | None = None
 
 
 class LivenessOracle(Oracle):
@@ -33,12 +34,13 @@ class LivenessOracle(Oracle):
 
     def mmu_write_locked(self) -> None:
         """The section begins."""
-        self._since.locked_at = self.kvm.runtime.now()
+        self._since.watch = Stopwatch(self.kvm.runtime)
 
     def mmu_write_unlocking(self) -> None:
         """It ends."""
         self.judged["O10"].add(1)
-        held = self.kvm.runtime.now() - self._since.locked_at
+        watch, self._since.watch = self._since.watch, None
+        held = watch.ns() if watch is not None else 0
         if held > self._longest_ns:
             self.kvm.warn(
                 "O10",

@@ -15,11 +15,13 @@ STEP_NS = LATE_NS
 class ClockRuntime(Runtime):
     """Real threads, but time passes only where the thread that made this runtime waits, a step a look.
 
-    Other threads that wait do so on the machine's clock, and move nothing.
+    Other threads that wait do so on the machine's clock, and move nothing. `share` of the time the process is served: less
+    than 1 on a machine that has other things to do.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, share: float = 1.0) -> None:
         super().__init__()
+        self._share = share
         self._owner = threading.get_ident()
         self._ns = 0
         self._due: list[tuple[int, Callable[[], None]]] = []
@@ -27,6 +29,10 @@ class ClockRuntime(Runtime):
     def now(self) -> int:
         """Nanoseconds since the runtime was made."""
         return self._ns
+
+    def served(self) -> int:
+        """Its share of what has passed."""
+        return round(self._ns * self._share)
 
     def sleep(self, seconds: float) -> None:
         """One step, for the owner."""

@@ -71,8 +71,17 @@ def run_all(tests: Iterable[SelfTest] | None = None) -> list[Result]:
     return [run(test) for test in (SELF_TESTS if tests is None else tests)]
 
 
-def _stall(name: str, rule: str, code: str, inject: Callable[[float], tuple[Report, ...]], *shows: tuple[str, str]) -> tuple[SelfTest, ...]:
-    """A stall of twice the limit is reported, one of half of it is not."""
+def _stall(name: str, rule: str, code: str, inject: Callable[..., tuple[Report, ...]], *shows: tuple[str, str]) -> tuple[SelfTest, ...]:
+    """A stall of twice the limit is reported, one of half of it is not; nor is one of twenty times the limit of which the
+    process was served for half of it."""
+    return (
+        *_bound(name, rule, code, inject, *shows),
+        SelfTest(f"{name}-on-a-starved-machine", rule, "", functools.partial(inject, 20.0, 0.025)),
+    )
+
+
+def _bound(name: str, rule: str, code: str, inject: Callable[..., tuple[Report, ...]], *shows: tuple[str, str]) -> tuple[SelfTest, ...]:
+    """Twice the limit is reported, half of it is not."""
     return (
         SelfTest(f"{name}-twice-the-limit", rule, code, functools.partial(inject, 2.0), shows),
         SelfTest(f"{name}-half-the-limit", rule, "", functools.partial(inject, 0.5)),
@@ -93,7 +102,7 @@ SELF_TESTS: tuple[SelfTest, ...] = (
     ),
     *_stall("hung-rwlock", "O10", "hung-task", stalls.rwlock_holder, ("call trace", "rwlock_holder"), ("taken at", "slow_writer")),
     *_stall("write-hold", "O10", "long-write-hold", stalls.write_section, ("call trace", "write_section")),
-    *_stall("walk", "O10", "unbounded-walk", stalls.walk, ("call trace", "walk")),
+    *_bound("walk", "O10", "unbounded-walk", stalls.walk, ("call trace", "walk")),
     *_stall(
         "actor", "O10", "hung-task", stalls.actor, ("stack of stuck_actor", "stuck_actor"), ("locks held by stuck_actor", "stuck_actor")
     ),

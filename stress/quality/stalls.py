@@ -1,4 +1,5 @@
-"""Injected stalls: something lasts for `share` times the limit, on a clock that moves only while it is waited for."""
+"""Injected stalls: something lasts for `share` times the limit, on a clock that moves only while it is waited for. The process
+is `served` for part of that time: less than all of it on a machine that has other things to do."""
 
 from __future__ import annotations
 
@@ -17,9 +18,9 @@ STEPS = 1000
 Found = tuple[Report, ...]
 
 
-def rcu_reader(share: float) -> Found:
+def rcu_reader(share: float, served: float = 1.0) -> Found:
     """A grace period waits for a reader."""
-    clock = ClockRuntime()
+    clock = ClockRuntime(served)
     bench = Bench(clock, stall_seconds=LIMIT_S)
 
     def slow_reader(here: Meeting) -> None:
@@ -32,9 +33,9 @@ def rcu_reader(share: float) -> Found:
     return bench.reports
 
 
-def srcu_reader(share: float) -> Found:
+def srcu_reader(share: float, served: float = 1.0) -> Found:
     """The same in a domain whose readers may sleep."""
-    clock = ClockRuntime()
+    clock = ClockRuntime(served)
     bench = Bench(clock, stall_seconds=LIMIT_S)
     srcu = bench.sync.srcu("kvm->srcu")
 
@@ -48,9 +49,9 @@ def srcu_reader(share: float) -> Found:
     return bench.reports
 
 
-def lock_holder(share: float) -> Found:
+def lock_holder(share: float, served: float = 1.0) -> Found:
     """A thread waits for a lock of `mmu.sync`."""
-    clock = ClockRuntime()
+    clock = ClockRuntime(served)
     bench = Bench(clock, hung_seconds=LIMIT_S)
     lock = Lock("config", sync=bench.sync)
 
@@ -65,9 +66,9 @@ def lock_holder(share: float) -> Found:
     return bench.reports
 
 
-def rwlock_holder(share: float) -> Found:
+def rwlock_holder(share: float, served: float = 1.0) -> Found:
     """A reader waits for a writer of `readerwriterlock`, whose inner locks and time are the clock's."""
-    clock = ClockRuntime()
+    clock = ClockRuntime(served)
     bench = Bench(clock, hung_seconds=LIMIT_S)
     lock = RWLockFair(time_source=lambda: clock.now() / 1e9, name="table_lock", sync=bench.sync)
 
@@ -82,9 +83,9 @@ def rwlock_holder(share: float) -> Found:
     return bench.reports
 
 
-def write_section(share: float) -> Found:
+def write_section(share: float, served: float = 1.0) -> Found:
     """mmu_lock is held for write."""
-    clock = ClockRuntime()
+    clock = ClockRuntime(served)
     vm, reporter = _machine(clock)
     vm.kvm.mmu_lock.write_lock()
     clock.advance(share * LIMIT_S)
@@ -122,11 +123,11 @@ class _Actor:
         return self.steps
 
 
-def actor(share: float) -> Found:
+def actor(share: float, served: float = 1.0) -> Found:
     """An actor stands still under a lock, and the watchdog looks at it twice a second."""
-    clock = ClockRuntime()
+    clock = ClockRuntime(served)
     vm, reporter = _machine(clock)
-    watchdog = Watchdog(vm.kvm, LIMIT_S, lambda: clock.now() / 1e9)
+    watchdog = Watchdog(vm.kvm, LIMIT_S)
     still = _Actor(clock, "stuck_actor")
 
     def stuck_actor(here: Meeting) -> None:

@@ -20,7 +20,9 @@ def test_an_injection_is_reported_as_it_should_be(test: SelfTest) -> None:
 def test_every_stall_is_tried_on_both_sides_of_its_limit() -> None:
     twice = {name.removesuffix("-twice-the-limit") for name in BY_NAME if name.endswith("-twice-the-limit")}
     half = {name.removesuffix("-half-the-limit") for name in BY_NAME if name.endswith("-half-the-limit")}
+    starved = {name.removesuffix("-on-a-starved-machine") for name in BY_NAME if name.endswith("-on-a-starved-machine")}
     assert twice == half
+    assert starved == twice - {"walk"}, "a walk is bounded by its steps"
     assert all(BY_NAME[f"{name}-twice-the-limit"].code and not BY_NAME[f"{name}-half-the-limit"].code for name in twice)
 
 
