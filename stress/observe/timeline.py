@@ -71,13 +71,25 @@ class Track:
     left_out: int = 0
 
 
-class _Local(threading.local):
-    def __init__(self, owner: Timeline) -> None:
+class _Mine:
+    """What one thread records: its ring, how much went into it, what it has begun."""
+
+    __slots__ = ("append", "began", "in_guest_at", "made", "ring", "task")
+
+    def __init__(self, task: str) -> None:
+        self.task = task
         self.ring: deque[_Entry] = deque(maxlen=KEPT)
         self.append = self.ring.append
-        self.made = [0]
+        self.made = 0
         self.began: dict[str, int] = {}
-        owner.enlist(str(current.task), self.ring, self.made)
+        self.in_guest_at = 0
+
+
+class _Local(threading.local):
+    """A thread's `_Mine`: one look-up in thread-local storage, which is slow, finds everything."""
+
+    def __init__(self, owner: Timeline) -> None:
+        self.mine = owner.enlist(str(current.task))
 
 
 class Timeline:
@@ -88,27 +100,29 @@ class Timeline:
         self._now = now
         self._origin = now() if origin is None else origin
         self._lock = threading.Lock()
-        self._rings: list[tuple[str, deque[_Entry], list[int]]] = []
+        self._parts: list[_Mine] = []
         self._local = _Local(self)
 
-    def enlist(self, task: str, ring: deque[_Entry], made: list[int]) -> None:
+    def enlist(self, task: str) -> _Mine:
         """A thread records for the first time."""
+        mine = _Mine(task)
         with self._lock:
-            self._rings.append((task, ring, made))
+            self._parts.append(mine)
+        return mine
 
     def _begin(self, kind: str) -> None:
-        self._local.began[kind] = self._now()
+        self._local.mine.began[kind] = self._now()
 
     def _end(self, kind: str, about: Any = "") -> None:
         """A slice of `kind` ends that this thread has begun; one whose beginning was not seen is nothing."""
-        began = self._local.began.pop(kind, None)
+        began = self._local.mine.began.pop(kind, None)
         if began is not None:
             self._slice(kind, self._now() - began, about)
 
     def _slice(self, kind: str, ns: int, about: Any = "") -> None:
-        local = self._local
-        local.made[0] += 1
-        local.append((kind, self._now(), ns, about))
+        mine = self._local.mine
+        mine.made += 1
+        mine.append((kind, self._now(), ns, about))
 
     # Slices whose length the event tells.
 
@@ -163,12 +177,17 @@ class Timeline:
         self._end("mmu_lock (write)")
 
     def guest_enter(self, vcpu: object) -> None:
-        """A vCPU is in the guest."""
-        self._begin("guest mode")
+        """A vCPU is in the guest. Every fault leaves it and enters it again, so this does without `_begin`."""
+        self._local.mine.in_guest_at = self._now()
 
     def guest_exit(self, vcpu: object) -> None:
         """And out of it."""
-        self._end("guest mode")
+        mine = self._local.mine
+        began, now = mine.in_guest_at, self._now()
+        if began:
+            mine.in_guest_at = 0
+            mine.made += 1
+            mine.append(("guest mode", now, now - began, ""))
 
     def dma_begin(self, device: object, gfn: int) -> None:
         """A device's transaction."""
@@ -230,7 +249,7 @@ class Timeline:
     def tracks(self) -> tuple[Track, ...]:
         """The newest marks of every thread, at most `STORED` of them together."""
         with self._lock:
-            rings = [(task, copy_of(ring), made[0]) for task, ring, made in self._rings]
+            rings = [(mine.task, copy_of(mine.ring), mine.made) for mine in self._parts]
         ends = sorted((entry[1] for _, ring, _ in rings for entry in ring), reverse=True)
         oldest = ends[STORED] if len(ends) > STORED else -1
         return tuple(self._track(task, [entry for entry in ring if entry[1] > oldest], made) for task, ring, made in rings if ring)
