@@ -9,6 +9,7 @@ from mmu.export.importer import ExportedTdps
 from mmu.export.iommu import Device, KvmHwpt
 from mmu.export.tdp_fd import Exporter, TdpFd
 from mmu.kvm import FailFunction, Kvm, VmConfig
+from mmu.lock_order import document
 from mmu.machine.vcpu import Vcpu
 from mmu.memory.host import HostMemory
 from mmu.memory.memslots import Change, MemoryRegion, Memslots
@@ -118,6 +119,7 @@ class VirtualMachine:
             self.put,
             self.mmput,
         )
+        document(sync.lockdep)
         self._vcpus: Cell[tuple[Vcpu, ...]] = kvm.runtime.cell("vm.vcpus", ())
         self._devices: Cell[tuple[Device, ...]] = kvm.runtime.cell("vm.devices", ())
         self.destroyed: Cell[bool] = kvm.runtime.cell("vm.destroyed", False)

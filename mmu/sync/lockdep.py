@@ -3,7 +3,8 @@
 Locks belong to *classes*. Each thread's position is a node in a tree of validated chains (the classes it holds, in
 order and with modes): a chain that was seen before costs one dictionary look-up. Only a new chain is checked: every
 edge "held, then taken" goes into a graph over classes, and a cycle in it is reported the first time both orders were
-ever seen. Modes follow the kernel's rules: two readers do not block each other, a non-recursive read is blocked by a
+ever seen. An order can be documented, too, and then one wrong order is a cycle although nobody has taken the locks in the
+right one. Modes follow the kernel's rules: two readers do not block each other, a non-recursive read is blocked by a
 waiting writer, a recursive read (SRCU, a reader-preferring lock) is not. Source: Documentation/locking/lockdep-design.
 """
 
@@ -93,7 +94,8 @@ class ChainNode:
 
 @frozen
 class _Edge:
-    """First sight of "`before` held in `before_mode`, then `after` taken in `after_mode`"."""
+    """First sight of "`before` held in `before_mode`, then `after` taken in `after_mode`"; with `source`, nobody has seen it, but
+    that says that it is right."""
 
     before: LockClass
     before_mode: int
@@ -101,6 +103,11 @@ class _Edge:
     after_mode: int
     task: str
     stack: stacks.Stack
+    source: str = ""
+
+    def describe(self) -> str:
+        """Which lock comes after which."""
+        return f"{self.before.name} ({MODES[self.before_mode]}) then {self.after.name} ({MODES[self.after_mode]})"
 
     def joins(self, following: _Edge) -> bool:
         """Whether this edge and the next can block each other at the lock between them (a strong path)."""
@@ -134,6 +141,19 @@ class LockDep:
     def registered(self, key: Hashable) -> LockClass | None:
         """The class known by `key`, if there is one."""
         return self._classes.get(key)
+
+    def document(self, outer: LockClass, outer_mode: int, inner: LockClass, inner_mode: int, source: str) -> None:
+        """`source` says that `inner` may be taken in this mode while `outer` is held in that one: the opposite order is reported
+        from now on, whether or not anybody takes them in this one (might_lock(), fs_reclaim). Raises ValueError when that
+        contradicts what was seen or documented before."""
+        edge = _Edge(outer, outer_mode, inner, inner_mode, "", (), source)
+        with self._lock:
+            path = self._path_back(edge)
+            if path is None:
+                self._edges.setdefault(outer, {}).setdefault((inner, outer_mode, inner_mode), edge)
+        if path is not None:
+            known = ", ".join(each.describe() for each in path)
+            raise ValueError(f"{source} says {edge.describe()}, but {known} was seen or documented before")
 
     def chain_of(self, task: Task) -> ChainNode:
         """Where `task` stands."""
@@ -240,7 +260,7 @@ class LockDep:
     def orders(self) -> list[tuple[str, str, str, str]]:
         """Every order seen, as (outer, mode, inner, mode); the lock-order graph of a report."""
         with self._lock:
-            edges = [edge for group in self._edges.values() for edge in group.values()]
+            edges = [edge for group in self._edges.values() for edge in group.values() if not edge.source]
         return sorted((e.before.name, MODES[e.before_mode], e.after.name, MODES[e.after_mode]) for e in edges)
 
     def report(
@@ -268,15 +288,16 @@ class LockDep:
         for link in held:
             assert link.lock_class is not None
             key = (lock_class, link.mode, mode)
-            if key in self._edges.get(link.lock_class, ()):
+            known = self._edges.get(link.lock_class, {}).get(key)
+            if known is not None and not known.source:
                 continue
             here = here or stacks.capture(3)
             edge = _Edge(link.lock_class, link.mode, lock_class, mode, str(task), here)
             with self._lock:
                 group = self._edges.setdefault(link.lock_class, {})
-                fresh = key not in group
-                path = self._path_back(edge) if fresh else None
-                if fresh:
+                known = group.get(key)
+                path = self._path_back(edge) if known is None else None
+                if known is None or known.source:
                     group[key] = edge
             if path is not None:
                 self._report_cycle(edge, path)
@@ -306,20 +327,25 @@ class LockDep:
     def _report_cycle(self, new: _Edge, path: list[_Edge]) -> None:
         extra: list[tuple[str, list[str]]] = []
         for depth, edge in enumerate(reversed(path)):
-            title = (
-                f"-> #{len(path) - depth} existing dependency: {edge.before.name} ({MODES[edge.before_mode]}) then "
-                f"{edge.after.name} ({MODES[edge.after_mode]}), first seen in {edge.task}"
-            )
-            extra.append((title, stacks.render(edge.stack)))
+            number = f"-> #{len(path) - depth}"
+            if edge.source:
+                extra.append((f"{number} documented dependency: {edge.describe()}", [edge.source, "nobody was seen to do so until now"]))
+            else:
+                title = f"{number} existing dependency: {edge.describe()}, first seen in {edge.task}"
+                extra.append((title, stacks.render(edge.stack)))
         width = max(len(new.before.name), len(new.after.name)) + 14
         scenario = [f"{'CPU0':<{width}}CPU1", f"{'----':<{width}}----", f"lock({new.before.name});"]
         scenario += [f"{'':<{width}}lock({path[0].before.name});", f"{'':<{width}}lock({path[-1].after.name});"]
         extra.append(("possible unsafe locking scenario", [*scenario, f"lock({new.after.name});", "*** DEADLOCK ***"]))
         pair = " / ".join(sorted((new.before.name, new.after.name)))
+        documented = [bool(edge.source) for edge in path]
+        known = (
+            "is documented" if all(documented) else "was seen in part, and in part is documented" if any(documented) else "was seen before"
+        )
         self.report(
             "circular-dependency",
             "WARNING: possible circular locking dependency detected",
-            f"{new.task} takes {new.after.name} while it holds {new.before.name}, and the opposite order was seen before",
+            f"{new.task} takes {new.after.name} while it holds {new.before.name}, and the opposite order {known}",
             "Documentation/locking/lockdep-design; reference 2.1",
             subject=pair,
             extra=tuple(extra),

@@ -10,7 +10,7 @@ import pytest
 
 from mmu.report import Reporter
 from mmu.sync import Mutex, Sync
-from mmu.sync.lockdep import describe_held, holds_class
+from mmu.sync.lockdep import WRITE, describe_held, holds_class
 from mmu.task import current
 from tests.conftest import PATIENCE, blocked, codes, elsewhere, evidence, finish, reading, srcu_section, the_report, together, writing
 
@@ -186,6 +186,70 @@ def test_the_lock_order_graph_tells_the_modes_apart(sync: Sync) -> None:
         ("mmu_lock", "read", "pages_lock", "write"),
         ("mmu_lock", "write", "pages_lock", "write"),
     ]
+
+
+# Orders that are documented
+
+
+def documented(sync: Sync, outer: Mutex, inner: Mutex) -> None:
+    sync.lockdep.document(outer.lock_class, WRITE, inner.lock_class, WRITE, "the book")
+
+
+def test_one_wrong_order_is_enough_when_the_right_one_is_documented(sync: Sync, reporter: Reporter) -> None:
+    a, b = sync.mutex("a"), sync.mutex("b")
+    documented(sync, a, b)
+    nest(a, b)
+    assert reporter.reports == ()
+    nest(b, a)
+    assert the_report(reporter, CYCLE).subject == "a / b"
+
+
+def test_a_report_says_that_an_order_is_documented_and_not_seen(sync: Sync, reporter: Reporter) -> None:
+    a, b = sync.mutex("a"), sync.mutex("b")
+    documented(sync, a, b)
+    nest(b, a)
+    report = the_report(reporter, CYCLE)
+    assert report.sentence.endswith("takes a while it holds b, and the opposite order is documented")
+    assert evidence(report, "documented dependency: a (write) then b (write)") == "the book\nnobody was seen to do so until now"
+    assert not any("existing dependency" in part.title for part in report.sections)
+
+
+def test_an_order_that_is_documented_and_seen_is_reported_as_seen_with_its_stack(sync: Sync, reporter: Reporter) -> None:
+    a, b = sync.mutex("a"), sync.mutex("b")
+    documented(sync, a, b)
+    assert sync.lockdep.orders() == []
+
+    def a_then_b() -> None:
+        with a, b:
+            pass
+
+    a_then_b()
+    assert sync.lockdep.orders() == [("a", "write", "b", "write")]
+    nest(b, a)
+    report = the_report(reporter, CYCLE)
+    assert report.sentence.endswith("and the opposite order was seen before")
+    assert "a_then_b" in evidence(report, "existing dependency: a (write) then b (write)")
+
+
+def test_a_ring_of_documented_and_seen_orders_tells_them_apart(sync: Sync, reporter: Reporter) -> None:
+    a, b, c = sync.mutex("a"), sync.mutex("b"), sync.mutex("c")
+    documented(sync, a, b)
+    nest(b, c)
+    nest(c, a)
+    report = the_report(reporter, CYCLE)
+    assert report.sentence.endswith("and the opposite order was seen in part, and in part is documented")
+    titles = [part.title.split(": ")[0] for part in report.sections if "dependency" in part.title]
+    assert titles == ["-> #2 existing dependency", "-> #1 documented dependency"]
+
+
+def test_documents_that_contradict_each_other_or_what_was_seen_are_refused(sync: Sync, reporter: Reporter) -> None:
+    a, b, c = sync.mutex("a"), sync.mutex("b"), sync.mutex("c")
+    documented(sync, a, b)
+    nest(b, c)
+    with pytest.raises(ValueError, match=r"the book says c \(write\) then a \(write\), but a \(write\) then b"):
+        documented(sync, c, a)
+    nest(a, c)
+    assert reporter.reports == (), "what was refused is forgotten"
 
 
 # SRCU in the order graph
