@@ -28,7 +28,7 @@ _HIDDEN = (
     "mmu/task.py",
     "mmu/probe.py",
 )
-_HIDDEN_FOLDERS = ("stress/oracles/",)
+_HIDDEN_FOLDERS = ("stress/oracles/", "stress/engines/")
 _PACKAGES = ("mmu/", "stress/", "tests/")
 
 

@@ -39,7 +39,7 @@ VARIANT = Variant(
     parts=(CheckThenInsert, ListFirst),
     expects=("O12", "O10"),
     rule="an address space is exported once: checking for it and taking it must be one step",
-    origin="reference 1.11 R1 [A], kvm_create_tdp_fd() (patch 04)",
+    origin="reference 1.11 R1, kvm_create_tdp_fd() (patch 04)",
     story=(
         "T1, T2: both find no export of address space 0",
         "T1, T2: both mark the same root exported: one flag, two exporters",

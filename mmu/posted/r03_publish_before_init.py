@@ -34,7 +34,7 @@ VARIANT = Variant(
     parts=(ListLast, InstallFirst),
     expects=("O17",),
     rule="an object is complete and listed before anybody can reach it",
-    origin="reference 1.11 R3 [A], kvm_create_tdp_fd() (patches 03, 04)",
+    origin="reference 1.11 R3, kvm_create_tdp_fd() (patches 03, 04)",
     story=(
         "creator: fd_install",
         "second thread: guesses the fd and closes it: release deletes a list entry that was never added, and frees the object",

@@ -24,7 +24,7 @@ VARIANT = Variant(
     parts=(UndoTwice,),
     expects=("O4",),
     rule="each reference is put once",
-    origin="reference 1.11 R4 [A], kvm_create_tdp_fd() error path",
+    origin="reference 1.11 R4, kvm_create_tdp_fd() error path",
     story=(
         "creator: the anon file exists, get_unused_fd fails",
         "creator: fput runs release: un-export, put of the root, put of the VM",

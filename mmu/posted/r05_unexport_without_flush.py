@@ -19,7 +19,7 @@ VARIANT = Variant(
     parts=(ZapLiveRoot,),
     expects=("O1", "O2"),
     rule="the no-flush rule holds for invalid roots that every vCPU must drop, not for a root that stays loaded",
-    origin="reference 1.11 R5 [A], kvm_mmu_put_exported_tdp() (patch 35)",
+    origin="reference 1.11 R5, kvm_mmu_put_exported_tdp() (patch 35)",
     story=(
         "vCPU: runs on the exported root, its TLB and paging-structure cache are warm",
         "exporter: closes the TDP FD; all levels are zapped, tables freed by RCU, no flush",

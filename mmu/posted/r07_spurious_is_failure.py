@@ -19,7 +19,7 @@ VARIANT = Variant(
     parts=(FixedOnly,),
     expects=("O16",),
     rule="an IO fault is answered SUCCESS if and only if the gfn can be mapped with the rights asked for (I19)",
-    origin="reference 1.11 R7 [A], kvm_mmu_fault_exported_tdp() (patch 37)",
+    origin="reference 1.11 R7, kvm_mmu_fault_exported_tdp() (patch 37)",
     story=(
         "device: DMA to gfn g faults, the request is queued",
         "vCPU: touches g and maps it",

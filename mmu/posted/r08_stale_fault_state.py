@@ -19,7 +19,7 @@ VARIANT = Variant(
     parts=(OneFault,),
     expects=("O7", "O6"),
     rule="a leaf's level and frame follow from one and the same look at the host",
-    origin="reference 1.11 R8 [A], kvm_mmu_fault_exported_tdp() (patch 37)",
+    origin="reference 1.11 R8, kvm_mmu_fault_exported_tdp() (patch 37)",
     story=(
         "iopf worker: attempt 1 chooses 2M, then loses the compare-exchange",
         "host: splits the huge page and moves its pieces",

@@ -17,7 +17,7 @@ VARIANT = Variant(
     parts=(LeavesOnly,),
     expects=("O13",),
     rule="an MMIO SPTE is honoured only if no slot has come since it was made (I16)",
-    origin="reference 1.11 R9 [A], kvm_tdp_mmu_zap_exported_roots() (the seed)",
+    origin="reference 1.11 R9, kvm_tdp_mmu_zap_exported_roots() (the seed)",
     story=(
         "vCPU: touches gfn g, no slot: an MMIO SPTE of generation n in the exported root",
         "memslot worker: updates until the generation wraps; the leaf zap leaves the MMIO SPTE alone; a slot now covers g",

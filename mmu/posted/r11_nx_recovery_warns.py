@@ -30,7 +30,7 @@ VARIANT = Variant(
     parts=(SlotExpected,),
     expects=("O9",),
     rule="what a leaf-only zap leaves behind must not be taken for memory of a live slot",
-    origin="reference 1.11 R11 [A], kvm_recover_nx_huge_pages() with the seed",
+    origin="reference 1.11 R11, kvm_recover_nx_huge_pages() with the seed",
     story=(
         "vCPU: fetches from a huge page under the mitigation: a table on possible_nx_huge_pages",
         "memslot worker: deletes the slot: leaves go, the table stays on the list",

@@ -19,7 +19,7 @@ VARIANT = Variant(
     parts=(NoFlushAtExit,),
     expects=("O1", "O16"),
     rule="before a process's memory is freed, every device that can reach it has been told",
-    origin="reference 1.11 R12 [A], kvm_mmu_zap_all() from mmu_notifier release",
+    origin="reference 1.11 R12, kvm_mmu_zap_all() from mmu_notifier release",
     story=(
         "device: DMA through the exported root, IOTLB warm",
         "exiting process: exit_mmap runs notifier release: zap_all without a flush; the pages are freed; files are still open",

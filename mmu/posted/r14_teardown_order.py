@@ -23,7 +23,7 @@ VARIANT = Variant(
     parts=(DomainFirst,),
     expects=("O16",),
     rule="a callback is unregistered before what it works on is freed (I18)",
-    origin="reference 1.11 R14 [A], HWPT destroy (patch 14)",
+    origin="reference 1.11 R14, HWPT destroy (patch 14)",
     story=(
         "consumer: destroys its HWPT: the domain is freed",
         "memslot worker: flushes; the importer is still registered: invalidate on the freed domain",

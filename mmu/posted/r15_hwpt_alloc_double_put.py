@@ -19,7 +19,7 @@ VARIANT = Variant(
     parts=(PutTwice,),
     expects=("O4",),
     rule="each reference is put once",
-    origin="reference 1.11 R15 [A], HWPT alloc error path",
+    origin="reference 1.11 R15, HWPT alloc error path",
     story=(
         "consumer: HWPT alloc fails after the importer was registered",
         "consumer: the error path puts its own reference, and then the VMM's",

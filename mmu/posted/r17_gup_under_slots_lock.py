@@ -22,7 +22,7 @@ VARIANT = Variant(
     parts=(SleepUnderSlotsLock,),
     expects=("O10",),
     rule="nothing that a page may wait for is locked while it is waited for",
-    origin="reference 1.11 R17 [A], kvm_tdp_fault() (patch 37)",
+    origin="reference 1.11 R17, kvm_tdp_fault() (patch 37)",
     story=(
         "iopf worker: holds slots_lock, GUP waits for the userfaultfd handler",
         "userfaultfd handler: changes a memslot before it answers: waits for slots_lock",

@@ -19,7 +19,7 @@ VARIANT = Variant(
     parts=(DevicesForgotten,),
     expects=("O8",),
     rule="when the log is read, every page written since the previous read is in it or still flagged (I15)",
-    origin="reference 1.11 R19 [A]",
+    origin="reference 1.11 R19",
     story=(
         "dirty logger: logging goes on: D is cleared, W stays",
         "device: writes through the writable leaf; an IOMMU's walker sets no D bit, PML logs nothing",

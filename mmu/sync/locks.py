@@ -318,11 +318,13 @@ class RwLock:
 
 
 def report_not_held(lockdep: LockDep, name: str, wanted: str, mode: int = 0) -> None:
-    """A lockdep_assert_* failed."""
+    """A lockdep_assert_* failed: the lock must be `wanted`, and the caller holds it as `mode`."""
+    must = "not be held" if wanted == "not held" else f"be {wanted}"
+    held = f"held for {MODES[mode]}" if mode else "held" if wanted == "not held" else "not held"
     lockdep.report(
         "assert-" + wanted.replace(" ", "-"),
-        f"WARNING: lockdep assertion failed: {name} must be {wanted}",
-        f"the caller must have {name} {wanted}; it has it {'not held' if not mode else 'held for ' + MODES[mode]}",
+        f"WARNING: lockdep assertion failed: {name} must {must}",
+        f"{name} must {must} where this function is called; it is {held}",
         "lockdep_assert_held*(); reference 2.14",
         subject=f"{name} {wanted} in {caller()}",
     )

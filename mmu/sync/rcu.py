@@ -15,7 +15,7 @@ from mmu import stack as stacks
 from mmu.probe import Probe
 from mmu.report import Report, section
 from mmu.runtime import Cell, Runtime
-from mmu.sync.lockdep import READ, Hold, LockClass, LockDep
+from mmu.sync.lockdep import READ, Hold, LockClass, LockDep, describe_held
 from mmu.sync.poison import RcuHead, poison
 from mmu.sync.sections import RcuPointer, RcuSection, SrcuSection
 from mmu.task import Task, current
@@ -139,10 +139,11 @@ class EpochDomain:
         extra: tuple[str, list[str]] | None = None,
         rule: str = "O3",
     ) -> None:
-        """Emit an RCU-rule report with the caller's stack."""
+        """Emit an RCU-rule report with the caller's stack and the locks it holds."""
         parts = [section("call trace", stacks.render(stacks.capture(2)))]
         if extra is not None:
             parts.append(section(*extra))
+        parts.append(section(f"locks held by {current.task}", describe_held(current.task)))
         self.reporter.emit(Report(rule, code, headline, sentence, source, str(current.task), subject, tuple(parts)))
 
     def _wait_for(self, reader: Reader, target: int) -> None:

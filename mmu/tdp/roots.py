@@ -193,7 +193,7 @@ class Roots:
         if root.exported.value:
             problems.append("it is still exported")
         if linked:
-            problems.append(f"{len(linked)} of its entries are still present, so what they map is leaked")
+            problems.append(f"{len(linked)} of its entries {'is' if len(linked) == 1 else 'are'} still present, so what they map is leaked")
         if problems:
             self.kvm.warn(
                 "O4",

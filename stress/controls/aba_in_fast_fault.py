@@ -22,7 +22,7 @@ VARIANT = Control(
     name="aba-in-fast-fault",
     title="the lockless fault path succeeds on an SPTE that was zapped and installed again",
     parts=(WaitForTheOldValue,),
-    origin="B63: the ABA case of locking.rst",
+    origin="B63, reference 4e: the ABA case of locking.rst",
     looks_wrong=(
         "The compare-exchange may succeed although the entry was zapped, and its frame may have been somebody else's, since it was read."
     ),

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
 from attrs import define, field, frozen
 
+from mmu import stack as stacks
 from mmu.probe import Probe
-from mmu.report import Report, section
+from mmu.report import Report, Section, section
+from mmu.sync.lockdep import describe_held
 from mmu.task import Task, current
 from stress.engines.controlled import ControlledRuntime
 from stress.engines.scheduler import Picker, Scheduler
 from stress.engines.steps import RELAX, Access, Event
+from stress.engines.tasks import ControlTask
 
 LIMIT = 20_000
 """How many steps a schedule of a program may have that does not say."""
 FAIR_STEPS = 50_000
 """How long a schedule that has reached its limit may go on with fair turns before it is called a livelock."""
+DEPTH = 32
+"""So many frames of a task that waits are looked at, those of the engine among them."""
 
 
 @frozen
@@ -224,8 +229,19 @@ def waits_for(scheduler: Scheduler) -> list[str]:
     for task in scheduler.waiting:
         owners = task.gate.owners() if task.gate is not None else []
         names = ", ".join(owner.name for owner in owners if owner is not task)
-        lines.append(f"{task.name} waits for {task.what}" + (f", held by {names}" if names else ""))
+        waits = "spins until something that it reads changes" if task.kind == RELAX else f"waits for {task.what}"
+        lines.append(f"{task.name} {waits}" + (f", held by {names}" if names else ""))
     return lines
+
+
+def _where(tasks: Iterable[ControlTask]) -> Iterator[Section]:
+    """Where each task stands, and what it holds."""
+    frames = stacks.frames_of_threads()
+    for task in tasks:
+        if task.task is not None and not task.daemon:
+            here = stacks.of_frame(frames.get(task.task.ident), DEPTH)
+            yield section(f"stack of {task.task}", stacks.render(here))
+            yield section(f"locks held by {task.task}", describe_held(task.task, task.what if task.gate is not None else ""))
 
 
 def deadlock(scheduler: Scheduler) -> Report:
@@ -241,7 +257,7 @@ def deadlock(scheduler: Scheduler) -> Report:
         "every task makes progress; here each waits for something that nobody is left to do",
         "khungtaskd; reference O10",
         subject="; ".join(waiting),
-        sections=(section("waits for", lines),),
+        sections=(section("waits for", lines), *_where(scheduler.waiting)),
     )
 
 
@@ -255,7 +271,10 @@ def livelock(scheduler: Scheduler) -> Report:
         "every task makes progress when it gets its turns",
         "reference O10, B38",
         subject=", ".join(busy),
-        sections=(section("waits for", waits_for(scheduler) or ["nobody waits"]),),
+        sections=(
+            section("waits for", waits_for(scheduler) or ["nobody waits"]),
+            *_where(task for task in scheduler.tasks if not task.done),
+        ),
     )
 
 

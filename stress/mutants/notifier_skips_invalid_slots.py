@@ -20,7 +20,7 @@ VARIANT = Mutant(
     parts=(SkipInvalid,),
     expects=("O6",),
     rule="an INVALID slot's memory is mapped until it has been zapped: until then notifiers have to unmap it",
-    origin="B66: the rejected first version of B65",
+    origin="B66, reference 4f: the rejected first version of B65",
     story=(
         "memslot worker: publishes slot S as INVALID",
         "host: range_start skips S, and frees the page",

@@ -22,7 +22,7 @@ VARIANT = Mutant(
     origin="B34 (1b6043e8e584), after B35 (0103098fb4f1) had made every step the largest possible",
     story=(
         "memslot worker: clears a top-level entry of an invalidated root: 512 GiB of tables are removed at once",
-        "everybody who waits for a grace period or for mmu_lock: waits for all of it (RCU stall)",
+        "everybody else: waits for a grace period, or for mmu_lock, until all of it is done (RCU stall)",
     ),
     confidence="Vt",
     tags=("rcu", "liveness"),

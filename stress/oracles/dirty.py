@@ -69,10 +69,11 @@ class DirtyOracle(Oracle):
 
     def _report(self, slot: Memslot, lost: set[int]) -> None:
         gfn = slot.base_gfn + min(lost)
+        pages, were = ("pages", "were written and are") if len(lost) > 1 else ("page", "was written and is")
         self.kvm.warn(
             "O8",
             "dirty-page-lost",
-            f"BUG: {len(lost)} pages of {slot.describe()} were written and are in neither of the next two dirty logs",
+            f"BUG: {len(lost)} {pages} of {slot.describe()} {were} in neither of the next two dirty logs",
             "when the log is read, every page written since the previous read is in it or still flagged, so that the next reports it",
             "KVM_GET_DIRTY_LOG; reference 2.11, invariant I15; R19 device writes, B15, B61, B62",
             subject="dirty log",

@@ -82,7 +82,7 @@ class LivenessOracle(Oracle):
         self.kvm.warn(
             "O10",
             "unbounded-removal",
-            f"WARNING: {sp.describe()} is removed with {left} entries of 1 GiB and all below them in one step, inside one RCU section",
+            f"WARNING: {sp.describe()} is removed with 1 GiB entries ({left} of them) and all below in one step, inside one RCU section",
             "no single recursive removal may be larger than 1 GiB: a zap clears 1 GiB entries first and larger ones in a second pass",
             "tdp_mmu_zap_root(), 1b6043e8e584; reference 2.7, B34, B35",
             subject="removal",

@@ -6,6 +6,7 @@ import shlex
 import textwrap
 from collections.abc import Iterator
 
+from mmu.invariants import names_of
 from mmu.report import RULES
 from stress.engines.carrier import pinned
 from stress.explore import ExploreRequest, campaign_for
@@ -111,7 +112,8 @@ def _splat(mutant: Mutant) -> Iterator[str]:
     if failure is None:
         yield f"not shown within {LIMIT_S:.0f} s: see 'stress selftest {mutant.name}'"
         return
-    wanted = next(report for report in failure.reports if report.rule in mutant.expects or failure.report is report)
+    expected = set(mutant.expects)
+    wanted = next((report for report in failure.reports if names_of(report) & expected), failure.report)
     yield f"the report (found by {failure.strategy} in schedule {failure.after_schedules:,}, after {failure.after_s:.2f} s)"
     yield wanted.render()
 

@@ -53,5 +53,5 @@ def test_a_removal_of_more_than_1_gib_is_reported(watch: Watch) -> None:
     machine = deleted(watch(MUTANTS["root-zapped-in-one-pass"], geometry=WIDE))
     machine.expect("O10 unbounded-removal")
     report = reported(machine, "unbounded-removal")
-    assert "(level 3, gfn 0x0) is removed with 3 entries of 1 GiB" in report.headline
+    assert "(level 3, gfn 0x0) is removed with 1 GiB entries (3 of them)" in report.headline
     assert report.gfn == 0

@@ -328,7 +328,7 @@ def test_assert_not_held_wants_the_calling_thread_not_to_hold_the_lock(sync: Syn
     assert reporter.reports == ()
     with lock:
         lock.assert_not_held()
-    assert "a_lock must be not held" in the_report(reporter, "assert-not-held").headline
+    assert "a_lock must not be held" in the_report(reporter, "assert-not-held").headline
 
 
 ASSERTIONS: dict[str, tuple[Callable[[RwLock], None], set[int]]] = {
@@ -360,7 +360,7 @@ def test_assert_held_mode_wants_the_mode_that_shared_says(reporter: Reporter, mm
     assert reporter.reports == ()
     with reading(mmu_lock):
         mmu_lock.assert_held_mode(False)
-    assert "it has it held for read" in the_report(reporter, "assert-held-for-write").sentence
+    assert "it is held for read" in the_report(reporter, "assert-held-for-write").sentence
 
 
 @pytest.mark.parametrize("check", [methodcaller("assert_held_read"), methodcaller("assert_held_mode", True)], ids=str)

@@ -125,7 +125,7 @@ def test_the_last_put_on_a_root_that_still_maps_something_is_reported(machine: M
     put(machine, root, root)
     machine.expect("O4 last-put")
     (report,) = machine.reporter.reports
-    assert "1 of its entries are still present" in report.headline
+    assert "1 of its entries is still present" in report.headline
     machine.abandon()
 
 
