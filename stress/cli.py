@@ -20,10 +20,12 @@ from stress import crosscheck as crosschecking
 from stress import performing, replaying
 from stress.again import again_command
 from stress.bench.figures import run_bench
+from stress.campaign.runs import Repeated
 from stress.compare import command as compare_command
 from stress.engines.carrier import pinned
 from stress.errors import ConfigError, Problem, StressError, VariantError
 from stress.explore import ExploreRequest
+from stress.fanout.spread import Where, places, scheduler_option
 from stress.litmus import run as litmus_run
 from stress.litmus.registry import LITMUS
 from stress.report import catalogue
@@ -34,7 +36,7 @@ from stress.scenario.load import load
 from stress.scenario.types import Scenario, Seed
 from stress.search import explain_text, store
 from stress.search.explain import explain_stored
-from stress.search.strategies import EVERYTHING, strategy_for
+from stress.search.strategies import EVERYTHING, is_exhaustive, strategy_for
 from stress.study import command as study_command
 from stress.trace.cli import trace
 from stress.variants import load_variants
@@ -100,7 +102,8 @@ def run(
 @click.option("--duration", type=click.FloatRange(0, min_open=True), help="How many seconds to explore; 10 without --schedules.")
 @click.option("--exhaustive", is_flag=True, help="Explore every order of events (strategy dpor); not coming to the end is INCONCLUSIVE.")
 @click.option("--seed", type=click.IntRange(0), help="Seed of every random choice; by default the scenario's, else a new one.")
-@click.option("--jobs", "-j", type=click.IntRange(0), default=1, show_default=True, help="Processes; 0 is one a CPU.")
+@click.option("--jobs", "-j", type=click.IntRange(0), help="Processes, 0 is one a CPU; by default 1, and with --scheduler all its places.")
+@scheduler_option
 @click.option("--keep-going", is_flag=True, help="Go on after a failure, to find others.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a key, such as vm.vcpus=1. May be repeated.")
 @click.option("--mended", is_flag=True, help="Explore the mended design: profile hardened, no variants, nothing expected.")
@@ -115,7 +118,8 @@ def explore_scenario(
     duration: float | None,
     exhaustive: bool,
     seed: int | None,
-    jobs: int,
+    jobs: int | None,
+    scheduler: str | None,
     keep_going: bool,
     overrides: tuple[str, ...],
     mended: bool,
@@ -133,7 +137,11 @@ def explore_scenario(
     strategy_for(strategy, 0)
     if exhaustive and strategy not in EVERYTHING:
         raise StressError(f"--exhaustive needs a strategy that explores everything, dpor or dfs; {strategy!r} does not")
+    if scheduler is not None and is_exhaustive(strategy):
+        raise StressError(f"{strategy} keeps a list of what is left, which workers cannot share; explore without --scheduler")
     seed = seed_for(scenario, seed)
+    if jobs is None:
+        jobs = max(2, places(scheduler)) if scheduler is not None else 1
     request = ExploreRequest(
         scenario=scenario,
         name=config.stem,
@@ -145,8 +153,56 @@ def explore_scenario(
         exhaustive=exhaustive,
         jobs=jobs or os.cpu_count() or 1,
         keep_going=keep_going,
+        scheduler=scheduler,
     )
     return performing.exploration(request, results, quiet=quiet, as_json=as_json)
+
+
+@cli.command("campaign")
+@click.option("--config", "-c", required=True, type=click.Path(path_type=Path), help="Scenario to run (TOML).")
+@click.option("--seeds", "-n", type=click.IntRange(1), default=5, show_default=True, help="How many runs, each with a seed of its own.")
+@click.option("--first-seed", type=click.IntRange(0), default=1, show_default=True, help="Seed of the first run; the others count on.")
+@click.option("--jobs", "-j", type=click.IntRange(0), default=0, help="Runs at a time; by default one a CPU. 1 for honest times.")
+@scheduler_option
+@click.option("--duration", type=click.FloatRange(0, min_open=True), help="Seconds a run, instead of the scenario's.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a key, such as vm.vcpus=4. May be repeated.")
+@click.option("--mended", is_flag=True, help="Run the mended design: profile hardened, no variants, nothing expected.")
+@click.option("--variant", "files", multiple=True, type=click.Path(path_type=Path), help="Python file with a Variant. May be repeated.")
+@click.option("--results", type=click.Path(path_type=Path), default=RESULTS, show_default=True, help="Where result directories go.")
+@click.option("--quiet", "-q", is_flag=True, help="Print the verdict line only.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON, nothing else.")
+def campaign(
+    config: Path,
+    seeds: int,
+    first_seed: int,
+    jobs: int,
+    scheduler: str | None,
+    duration: float | None,
+    overrides: tuple[str, ...],
+    mended: bool,
+    files: tuple[Path, ...],
+    results: Path,
+    quiet: bool,
+    as_json: bool,
+) -> ExitCode:
+    """Run a scenario with many seeds, several runs at a time, and judge them together.
+
+    Every run is stored like one of 'stress run'. Stopped at any time, it keeps what has come to an end.
+    """
+    if duration is not None:
+        overrides = (*overrides, f"budget.duration_s={duration}")
+    if mended:
+        overrides = (*overrides, *MENDED)
+    scenario, _ = load_all(config, overrides, files)
+    request = Repeated(
+        scenario=scenario,
+        name=config.stem,
+        seeds=tuple(range(first_seed, first_seed + seeds)),
+        where=Where(jobs, scheduler),
+        results=results,
+        variant_files=(*scenario.vm.variant_files, *map(str, files)),
+    )
+    return performing.campaign(request, quiet=quiet, as_json=as_json)
 
 
 @cli.command()

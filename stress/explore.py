@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
-import multiprocessing
+import math
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from stress.engines.carrier import pinned
 from stress.engines.exploration import ScenarioProgram
 from stress.engines.session import variants_of
 from stress.errors import StressError
+from stress.fanout.spread import INTERRUPTED, Where, absolute, spread
+from stress.fanout.task import Task, Trouble, current_slot
 from stress.observe.points import POINTS
 from stress.report import explored as told
 from stress.report.certificate import Certificate
@@ -42,8 +44,18 @@ from stress.verdict import Evidence, Judgement, Obligation, Verdict, judge
 EXPLAINED = 2
 """Failing schedules that are explained at once, each with so many random continuations."""
 EXPLAINING_TRIES = 3
-SLICE_S = 1.0
-"""How long a process explores before it reports."""
+SHARE = 1000
+"""A search that is shared is cut into pieces of so many schedules, or of an eighth of all, ..."""
+SMALLEST_SHARE = 50
+"""... but of no fewer than so many: every piece is a process and a strategy that begins afresh."""
+SHARE_S = 2.5
+"""The same in seconds, where seconds bound the search."""
+SHARE_LIMIT_S = 3600.0
+"""A piece that is bounded by schedules alone and takes longer hangs."""
+ENOUGH = 0.99
+"""A search has used its seconds when it has used so much of them."""
+APART = 1_000_003
+"""How far the seeds of two pieces are apart."""
 PROGRAMS = 64
 """A scenario that draws its operations is explored with so many schedules of each draw, one draw after another."""
 
@@ -51,8 +63,8 @@ PROGRAMS = 64
 @frozen
 class ExploreRequest:
     """What to explore: the scenario, variants from files, the strategy, and how much. `exhaustive`: a search that does not
-    come to its end proves nothing. `jobs` is how many processes may share the work; a search that keeps a list of what is left
-    cannot be shared, and runs in one."""
+    come to its end proves nothing. `jobs` is how many processes may share the work, here or with the workers of the Dask
+    `scheduler`; a search that keeps a list of what is left cannot be shared, and runs in one."""
 
     scenario: Scenario
     name: str
@@ -64,6 +76,7 @@ class ExploreRequest:
     exhaustive: bool = False
     jobs: int = 1
     keep_going: bool = False
+    scheduler: str | None = None
 
     @property
     def processes(self) -> int:
@@ -104,8 +117,8 @@ class Explored:
 def explore(request: ExploreRequest, on_progress: Callable[[Tally], None] = lambda _: None) -> Explored:
     """Explore, and judge what came of it."""
     started, start = now(), time.perf_counter()
-    if request.processes > 1:
-        tally = _in_processes(request, on_progress)
+    if request.processes > 1 or request.scheduler is not None:
+        tally = _shared(request, on_progress)
     else:
         with pinned():
             tally = campaign_for(request, request.seed).run(_budget(request), on_progress)
@@ -130,58 +143,52 @@ def _budget(request: ExploreRequest) -> Budget:
     return Budget(request.schedules, request.seconds, not request.keep_going, frozenset(expected_of(request.scenario)))
 
 
-_state: dict[tuple[int, int], Campaign] = {}
-"""A worker process's campaign, continued from slice to slice."""
+class _Enough(Exception):
+    """What was found ends the search: nobody needs what else is running."""
 
 
-def _slice(request: ExploreRequest, slot: int, schedules: int | None, seconds: float) -> Tally:
-    """In a worker: go on for a while, and report what that added."""
-    key = (slot, request.seed)
-    campaign = _state.get(key)
-    if campaign is None:
-        campaign = _state[key] = campaign_for(request, request.seed + slot * 1_000_003)
-    campaign.tally = Tally()
-    with pinned(slot):
-        return campaign.run(evolve(_budget(request), schedules=schedules, seconds=seconds))
+def _shared(request: ExploreRequest, on_progress: Callable[[Tally], None]) -> Tally:
+    """By several processes, piece by piece, until the budget is used or a failure ends it."""
+    total, start, budget = Tally(), time.perf_counter(), _budget(request)
 
+    def done(_: int, part: Tally | Trouble) -> None:
+        total.seconds = time.perf_counter() - start
+        if isinstance(part, Trouble):
+            total.errors.append(part.text)
+        else:
+            total.merge(part, total.seconds - part.seconds)
+        on_progress(total)
+        if total.errors or budget.is_met(total.failures.values()):
+            raise _Enough
 
-def _in_processes(request: ExploreRequest, on_progress: Callable[[Tally], None]) -> Tally:
-    """One process a job, each with seeds of its own, until the budget is used or a failure ends it."""
-    total = Tally()
-    start = time.perf_counter()
-    context = multiprocessing.get_context("spawn")
-    jobs = request.processes
-    share = -(-request.schedules // jobs) if request.schedules is not None else None
-    left = [share] * jobs
-    pools = [ProcessPoolExecutor(1, mp_context=context) for _ in range(jobs)]
-    try:
-        running: dict[Future[Tally], int] = {}
-
-        def submit(slot: int) -> None:
-            elapsed = time.perf_counter() - start
-            seconds = SLICE_S if request.seconds is None else min(SLICE_S, request.seconds - elapsed)
-            if seconds > 0 and left[slot] != 0:
-                running[pools[slot].submit(_slice, request, slot, left[slot], seconds)] = slot
-
-        for slot in range(jobs):
-            submit(slot)
-        while running:
-            done, _ = wait(running, return_when=FIRST_COMPLETED)
-            for future in done:
-                slot = running.pop(future)
-                part = future.result()
-                total.seconds = time.perf_counter() - start
-                total.merge(part, total.seconds - part.seconds)
-                known = left[slot]
-                left[slot] = None if known is None else max(0, known - part.schedules)
-                if not total.errors and not _budget(request).is_met(total.failures.values()):
-                    submit(slot)
-            on_progress(total)
-    finally:
-        for pool in pools:
-            pool.shutdown(cancel_futures=True)
+    files = absolute(request.variant_files) if request.scheduler is not None else request.variant_files
+    pieces = shares(evolve(request, variant_files=files), lambda: time.perf_counter() - start)
+    with contextlib.suppress(_Enough):
+        why = spread(pieces, Where(request.jobs, request.scheduler, files), done)
+        total.errors += [why] if why and why != INTERRUPTED else []
     total.curve.append((total.schedules, total.classes))
     return total
+
+
+def shares(request: ExploreRequest, elapsed: Callable[[], float]) -> Iterator[Task]:
+    """The pieces of a search that is shared, made as they are needed; `elapsed` is how many seconds it has gone on. What is
+    explored in so many schedules does not depend on who has which piece, nor on how many they are."""
+    left = request.schedules
+    size = max(SMALLEST_SHARE, min(SHARE, math.ceil(left / 8))) if left is not None else None
+    for number in itertools.count():
+        seconds = None if request.seconds is None else min(SHARE_S, request.seconds - elapsed())
+        if left == 0 or (request.seconds is not None and elapsed() >= ENOUGH * request.seconds):
+            return
+        count = None if left is None or size is None else min(size, left)
+        left = None if left is None or count is None else left - count
+        piece = evolve(request, seed=request.seed + number * APART, schedules=count, seconds=seconds)
+        yield Task(explore_share, (piece,), seconds if seconds is not None else SHARE_LIMIT_S)
+
+
+def explore_share(piece: ExploreRequest) -> Tally:
+    """In a process of its own: explore one piece."""
+    with pinned(current_slot()):
+        return campaign_for(piece, piece.seed).run(_budget(piece))
 
 
 def obligations_of(scenario: Scenario, tally: Tally) -> tuple[Obligation, ...]:
@@ -216,7 +223,7 @@ def judgement_of(request: ExploreRequest, tally: Tally) -> Judgement:
 def _completed(request: ExploreRequest, tally: Tally) -> bool:
     """Whether the budget was used, or the space exhausted, or a failure ended it."""
     used = request.schedules is not None and tally.schedules >= request.schedules
-    timed = request.seconds is not None and tally.seconds >= request.seconds * 0.99
+    timed = request.seconds is not None and tally.seconds >= request.seconds * ENOUGH
     return used or timed or tally.exhausted or bool(tally.failures)
 
 

@@ -10,6 +10,8 @@ import click
 from rich.console import Console
 
 from stress import explore as exploring
+from stress.campaign import summary
+from stress.campaign.runs import Made, Repeated, repeat
 from stress.errors import ResultError
 from stress.explore import ExploreRequest
 from stress.report import console
@@ -19,6 +21,9 @@ from stress.results.record import RunRecord, to_json
 from stress.results.store import RunDirectory
 from stress.run import RunRequest, execute
 from stress.verdict import ExitCode, Verdict
+
+WIDTH = 150
+"""Of a table that nobody looks at in a terminal."""
 
 
 def run(request: RunRequest, *, quiet: bool = False, as_json: bool = False) -> ExitCode:
@@ -67,3 +72,24 @@ def exploration(request: ExploreRequest, results: Path, *, quiet: bool = False, 
         click.echo("\n".join(exploring.lines(explored)))
         click.echo(f"results: {directory.path}")
     return explored.judgement.verdict.exit_code
+
+
+def campaign(request: Repeated, *, quiet: bool = False, as_json: bool = False) -> ExitCode:
+    """Many runs of one scenario: a line for each as it ends, and what they say together."""
+    progress = Console(stderr=True, quiet=quiet or as_json)
+    made, stopped = repeat(request, lambda each: progress.print(line_of(each), highlight=False, markup=False, soft_wrap=True))
+    record = summary.record_of(request.name, request.seeds, made, stopped)
+    if as_json:
+        click.echo(json.dumps(summary.as_data(record), indent=1))
+    elif quiet:
+        click.echo(summary.verdict_line(record))
+    else:
+        summary.print_campaign(record, Console(width=None if Console().is_terminal else WIDTH))
+    return Verdict[record.verdict].exit_code
+
+
+def line_of(made: Made) -> str:
+    """One run of a campaign in a line."""
+    if made.record is None:
+        return f"HARNESS_ERROR  seed {made.seed}: {made.trouble}"
+    return console.verdict_line(made.record)

@@ -6,36 +6,20 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from attrs import define, frozen
+from attrs import define
 
-GRACE_S = 60.0
-"""How much longer than its limit a task may take, for setting up and taking down, before its process is ended."""
-PRELOADED = ["stress.zoo.registry", "stress.zoo.attempt", "stress.run"]
-"""What the server that tasks are forked from has imported already."""
+from stress.fanout.task import GRACE_S, OnDone, Task, Trouble, occupy, startable
 
-
-@frozen
-class Task:
-    """A call to make: a function that can be imported by its name, and what it is called with; `limit_s` is how long it may
-    take, in seconds."""
-
-    call: Callable[..., Any]
-    args: tuple[Any, ...]
-    limit_s: float
-
-
-@frozen
-class Trouble:
-    """What became of a task that has no result."""
-
-    text: str
+PRELOADED = ["stress.cli"]
+"""What the server that tasks are forked from has imported already: everything that a task may need."""
 
 
 @define
@@ -47,33 +31,21 @@ class _Running:
     until: float
 
 
-@define
-class _Here:
-    slot: int = 0
-
-
-_HERE = _Here()
-
-
-def current_slot() -> int:
-    """In a task: which of the places for processes it has, from 0 on; tasks that run at the same time have different ones."""
-    return _HERE.slot
-
-
-def run_local(tasks: Sequence[Task], processes: int, on_done: Callable[[int, Any], None], until: float | None = None) -> int:
+def run_local(tasks: Iterable[Task], processes: int, on_done: OnDone, until: float | None = None, first_slot: int = 0) -> None:
     """Carry out every task, `processes` at a time; `on_done` is called in this process with a task's number and its result, or
-    `Trouble`. Returns how many were not begun when `until` (time.monotonic) came. An interrupt ends what is running.
+    `Trouble`. Tasks are asked for as there is room for them, and none is begun after `until` (time.monotonic). Whatever is
+    raised here meanwhile, an interrupt too, ends what is running.
     """
     context = _context()
-    waiting = iter(list(enumerate(tasks)))
+    waiting = iter(enumerate(tasks))
     running: dict[Connection, _Running] = {}
-    free = list(range(processes))
+    free = list(range(first_slot, first_slot + processes))
     try:
         while True:
-            for number, task in _startable(waiting, free, until):
+            for number, task in startable(waiting, len(free), until):
                 running.update([_start(context, number, task, free.pop())])
             if not running:
-                return sum(1 for _ in waiting)
+                return
             for connection in _finished(running):
                 entry = running.pop(connection)
                 free.append(entry.slot)
@@ -89,15 +61,6 @@ def _context() -> BaseContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     return context
-
-
-def _startable(waiting: Iterator[tuple[int, Task]], free: list[int], until: float | None) -> Iterator[tuple[int, Task]]:
-    """As many tasks as there are free slots, while there is time."""
-    while free and (until is None or time.monotonic() < until):
-        found = next(waiting, None)
-        if found is None:
-            return
-        yield found
 
 
 def _start(context: BaseContext, number: int, task: Task, slot: int) -> tuple[Connection, _Running]:
@@ -132,7 +95,8 @@ def _collect(connection: Connection, entry: _Running) -> Any:
 
 def _main(connection: Connection, task: Task, slot: int) -> None:
     """In the process: carry out the task, answer, and end at once whatever threads are left."""
-    _HERE.slot = slot
+    occupy(slot)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         connection.send(task.call(*task.args))
     except BaseException as error:  # whatever it is, the parent must hear of it
@@ -140,3 +104,11 @@ def _main(connection: Connection, task: Task, slot: int) -> None:
             connection.send(Trouble(f"{type(error).__name__}: {error}"))
     connection.close()
     os._exit(0)
+
+
+def _end_with_parent() -> None:
+    """Nobody waits for the answer of a process whose parent has been killed, and nobody else would end it."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

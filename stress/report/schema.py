@@ -18,6 +18,7 @@ from typing import Any, Literal, NewType, TypedDict, Union, get_args, get_origin
 import attrs
 
 from mmu.report import RULES
+from stress.campaign import summary
 from stress.compare import render as compare
 from stress.compare.shape import ComparisonData
 from stress.report.certificate import Certificate
@@ -50,6 +51,7 @@ ROOTS: Mapping[str, tuple[type, Mapping[str, Any], str]] = {
     "selftest": (selftest.SelftestRecord, {"schema": selftest.SCHEMA, "kind": selftest.KIND}, "selftest.json: the kill matrix"),
     "study": (StudyData, {"schema": study.SCHEMA, "kind": "stress-study"}, "study.json: what a study says"),
     "comparison": (ComparisonData, {"schema": compare.SCHEMA, "kind": "stress-comparison"}, "what stress compare --json prints"),
+    "campaign": (summary.CampaignRecord, {"schema": summary.SCHEMA, "kind": summary.KIND}, "what stress campaign --json prints"),
     "explanation": (Explanation, {"schema": 1, "kind": "stress-explanation"}, "what stress explain --json prints"),
     "listing": (listing.Listing, {"schema": listing.SCHEMA, "kind": listing.KIND}, "what stress results list --json prints"),
 }
@@ -67,6 +69,9 @@ REFINED: Mapping[tuple[type, str], Any] = {
     (exploration.StoredFailure, "rule"): Rule,
     (store.ScheduleFile, "scenario"): scenario.Scenario,
     (selftest.SelftestRecord, "verdict"): VerdictName,
+    (summary.CampaignRecord, "verdict"): VerdictName,
+    (summary.CampaignRun, "verdict"): VerdictName,
+    (summary.CampaignFinding, "rule"): Rule,
     (selftest.StoredRow, "state"): Rows,
 }
 """Where a value is of a narrower kind than the type of its field says."""

@@ -10,6 +10,7 @@ import click
 from rich.console import Console
 
 from stress.errors import ResultError
+from stress.fanout.spread import Where, scheduler_option
 from stress.report.publish import publish_study
 from stress.results.store import RunDirectory
 from stress.study import runs
@@ -31,13 +32,25 @@ STUDY_TOML = "study.toml"
 @click.option("--seeds", type=click.IntRange(1), help="Runs at every place, instead of the study's.")
 @click.option("--duration", type=click.FloatRange(0, min_open=True), help="Seconds a run, instead of the study's.")
 @click.option(
-    "--jobs", "-j", type=click.IntRange(1), default=1, show_default=True, help="Runs at a time; more than one disturb each other's times."
+    "--jobs",
+    "-j",
+    type=click.IntRange(0),
+    help="Runs at a time, 0 is one a CPU; by default 1, as more disturb each other's times, and with --scheduler as many as it has places.",
 )
+@scheduler_option
 @click.option("--results", type=click.Path(path_type=Path), default=Path("results"), show_default=True, help="Where result directories go.")
 @click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON, nothing else.")
 @click.option("--quiet", "-q", is_flag=True, help="Print the last lines only.")
 def command(
-    config: Path, resume: Path | None, seeds: int | None, duration: float | None, jobs: int, results: Path, as_json: bool, quiet: bool
+    config: Path,
+    resume: Path | None,
+    seeds: int | None,
+    duration: float | None,
+    jobs: int | None,
+    scheduler: str | None,
+    results: Path,
+    as_json: bool,
+    quiet: bool,
 ) -> ExitCode:
     """Run a grid of policies and places, and say what a delete costs, who is cheaper where, and how sure that is."""
     changes: dict[str, Any] = {key: value for key, value in (("seeds", seeds), ("duration_s", duration)) if value is not None}
@@ -46,21 +59,18 @@ def command(
         raise ResultError(f"{resume}: no such directory; give that of an earlier 'stress study'")
     directory = RunDirectory(resume) if resume is not None else RunDirectory.create(results, f"study-{study.name}", 0)
     progress = Console(stderr=True, quiet=quiet or as_json)
-    interrupted, failed = False, 0
-    try:
-        failed = runs.make(
-            study, directory.path, jobs, lambda step: progress.print(line_of(step), highlight=False, markup=False, soft_wrap=True)
-        )
-    except KeyboardInterrupt:
-        interrupted = True
+    where = Where(jobs if jobs is not None else 0 if scheduler else 1, scheduler)
+    failed, stopped = runs.make(
+        study, directory.path, where, lambda step: progress.print(line_of(step), highlight=False, markup=False, soft_wrap=True)
+    )
     found = conclude(study, directory)
     if as_json:
         click.echo(json.dumps(as_data(found), indent=1))
     else:
         click.echo(markdown(found) if not quiet else f"Safe. {' '.join(safe(found))}\nEfficient. {' '.join(efficient(found))}")
         click.echo(f"results: {directory.path}")
-    if interrupted:
-        click.echo(f"stress: interrupted after {found.made} of {found.planned} runs; go on with --resume {directory.path}", err=True)
+    if stopped:
+        click.echo(f"stress: {stopped} after {found.made} of {found.planned} runs; go on with --resume {directory.path}", err=True)
     return exit_code(found, failed)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,11 +9,11 @@ from pathlib import Path
 from attrs import evolve, frozen
 
 from stress.errors import ResultError
-from stress.fanout.local import Task, Trouble, run_local
-from stress.results.record import RunRecord, from_json, to_json
+from stress.fanout.single_run import run_task
+from stress.fanout.spread import Where, absolute, spread
+from stress.fanout.task import Task, Trouble
+from stress.results.record import RunRecord, from_json
 from stress.results.store import RUN_JSON, RunDirectory
-from stress.run import RunRequest, execute
-from stress.scenario.types import Scenario, Seed
 from stress.study.plan import Planned, Study, planned, scenario_of
 
 
@@ -49,8 +48,9 @@ def records(study: Study, directory: Path) -> Iterator[tuple[Planned, RunRecord]
             yield run, record
 
 
-def make(study: Study, directory: Path, processes: int, on_progress: Callable[[Progress], None]) -> int:
-    """Make every run that is not there yet; returns how many could not be made. May be interrupted and called again."""
+def make(study: Study, directory: Path, where: Where, on_progress: Callable[[Progress], None]) -> tuple[int, str]:
+    """Make every run that is not there yet; returns how many could not be made, and why it ended before all were tried, if it
+    did. May be called again then."""
     every = list(planned(study))
     missing = [run for run in every if finished(directory, run) is None]
     start = time.monotonic()
@@ -69,9 +69,17 @@ def make(study: Study, directory: Path, processes: int, on_progress: Callable[[P
         left = (time.monotonic() - start) / made * (len(missing) - made)
         on_progress(Progress(len(every) - len(missing) + made, len(every), left, run, trouble))
 
-    tasks = [Task(run_text, (scenario_of(study, run), study.name, run.seed), study.duration_s) for run in missing]
-    run_local(tasks, processes, done)
-    return failed
+    tasks = [task_of(study, run, where) for run in missing]
+    files = tuple(dict.fromkeys(file for task in tasks for file in task.args[-1]))
+    why = spread(tasks, evolve(where, files=files), done)
+    return failed, why
+
+
+def task_of(study: Study, run: Planned, where: Where) -> Task:
+    """The task that makes one run."""
+    scenario = scenario_of(study, run)
+    files = absolute(scenario.vm.variant_files) if where.scheduler is not None else tuple(scenario.vm.variant_files)
+    return run_task(scenario, study.name, run.seed, files)
 
 
 def keep(directory: Path, run: Planned, text: str) -> None:
@@ -79,10 +87,3 @@ def keep(directory: Path, run: Planned, text: str) -> None:
     folder = directory / "runs" / run.folder
     folder.mkdir(parents=True, exist_ok=True)
     RunDirectory(folder).write_text(RUN_JSON, text)
-
-
-def run_text(scenario: Scenario, name: str, seed: int) -> str:
-    """In a process of its own: run the scenario; its record as JSON text."""
-    with tempfile.TemporaryDirectory() as scratch:
-        record, _ = execute(RunRequest(evolve(scenario, seed=Seed(seed)), name, seed, (), Path(scratch)), lambda _: None)
-    return to_json(evolve(record, id=f"{name}-s{seed}"))

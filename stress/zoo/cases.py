@@ -37,7 +37,7 @@ def of_row(row: Row) -> Case:
     if row.state in ("killed", "silent"):
         return Case(group, name)
     if row.state == "not tried":
-        return Case(group, name, "skipped", "", "not tried: the time was up")
+        return Case(group, name, "skipped", "", "not tried: the selftest was cut short")
     if row.state in ("error", "idle"):
         errors = row.errors or ("nothing happened",)
         return Case(group, name, "error", row.state, errors[0].splitlines()[0], "\n".join([story, *errors]))

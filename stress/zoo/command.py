@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import io
 import json
-import os
 from pathlib import Path
 
 import click
 from rich.console import Console
 
+from stress.fanout.spread import scheduler_option
 from stress.report import junit, pages
 from stress.report.publish import JUNIT_XML
 from stress.results.store import CONSOLE_TXT, REPORT_HTML, RunDirectory
@@ -34,7 +34,8 @@ WIDTH = 180
 )
 @click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Attempts for each mutant and engine.")
 @click.option("--first-seed", type=click.IntRange(0), default=1, show_default=True, help="Seed of the first attempt; the others count on.")
-@click.option("--jobs", "-j", type=click.IntRange(0), default=0, help="Processes; by default one a CPU.")
+@click.option("--jobs", "-j", type=click.IntRange(0), default=0, help="Attempts at a time; by default one a CPU.")
+@scheduler_option
 @click.option(
     "--controlled-limit", type=click.FloatRange(0, min_open=True), default=10.0, show_default=True, help="Seconds an exploration may take."
 )
@@ -65,6 +66,7 @@ def command(
     seeds: int,
     first_seed: int,
     jobs: int,
+    scheduler: str | None,
     controlled_limit: float,
     threads_limit: float,
     correct: float,
@@ -89,7 +91,8 @@ def command(
         strategies=strategies,
         seeds=seeds,
         first_seed=first_seed,
-        jobs=jobs or os.cpu_count() or 1,
+        jobs=jobs,
+        scheduler=scheduler,
         controlled_s=controlled_limit,
         threads_s=threads_limit,
         correct_s=correct,

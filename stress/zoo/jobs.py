@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable
 from attrs import frozen
 
 from stress.engines.carrier import pinned
-from stress.fanout.local import Task, Trouble, current_slot, run_local
+from stress.fanout.spread import Where, spread
+from stress.fanout.task import Task, Trouble, current_slot
 from stress.scenario.types import Scenario
 from stress.zoo.attempt import Attempt, Engine, on_threads, under_control
 from stress.zoo.mutant import Case
@@ -26,17 +27,21 @@ class Job:
     limit_s: float
 
 
-def run_jobs(jobs: Iterable[Job], processes: int, on_done: Callable[[Job, Attempt], None], until: float | None = None) -> int:
-    """Make every attempt, `processes` at a time; returns how many were left when `until` (time.monotonic) came."""
+def run_jobs(jobs: Iterable[Job], where: Where, on_done: Callable[[Job, Attempt], None], until: float | None = None) -> tuple[int, str]:
+    """Make every attempt; returns how many were not made, and why it ended before `until` (time.monotonic), if it did."""
     wanted = list(jobs)
+    left = len(wanted)
 
     def done(number: int, result: Attempt | Trouble) -> None:
+        nonlocal left
+        left -= 1
         job = wanted[number]
         if isinstance(result, Trouble):
             result = Attempt(job.name, job.engine, job.seed, False, errors=(result.text,))
         on_done(job, result)
 
-    return run_local([Task(attempt, (job,), job.limit_s) for job in wanted], processes, done, until)
+    why = spread([Task(attempt, (job,), job.limit_s) for job in wanted], where, done, until)
+    return left, why
 
 
 def attempt(job: Job) -> Attempt:

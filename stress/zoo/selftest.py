@@ -17,6 +17,7 @@ from mmu.export.policies import POLICIES
 from mmu.report import RULES
 from stress.controls import CONTROLS
 from stress.errors import StressError
+from stress.fanout.spread import Where
 from stress.quality.detectors import Result, run_all
 from stress.results.environment import observe
 from stress.results.record import Environment
@@ -46,8 +47,8 @@ CORRECT_CASES = (
 class Options:
     """What to try and how hard. Empty `names`, `oracles` and `tags` choose everything. Limits are seconds an attempt;
     `correct_s` is how long the correct model runs in all, `budget_s` a bound on everything (None: no bound). `off` are rules
-    whose reports are dropped, to see what only they catch. `mutants`, `controls` and
-    `detectors` say whether those are tried at all."""
+    whose reports are dropped, to see what only they catch. `mutants`, `controls` and `detectors` say whether those are tried at
+    all. `jobs` attempts are made at a time (0: as many as there is room for), here or with the workers of a Dask `scheduler`."""
 
     names: tuple[str, ...] = ()
     oracles: tuple[str, ...] = ()
@@ -57,6 +58,7 @@ class Options:
     seeds: int = 3
     first_seed: int = 1
     jobs: int = 2
+    scheduler: str | None = None
     controlled_s: float = 10.0
     threads_s: float = 20.0
     correct_s: float = 60.0
@@ -136,8 +138,8 @@ class Row:
 
 @define
 class Selftest:
-    """A finished selftest, or one that was cut short: `left` jobs were not tried. `detectors` are the self-tests of the
-    detectors on injected mistakes and stalls, where those were asked for."""
+    """A finished selftest, or one that was cut short: `left` jobs were not tried, `stopped` says why unless the time was up.
+    `detectors` are the self-tests of the detectors on injected mistakes and stalls, where those were asked for."""
 
     options: Options
     rows: list[Row]
@@ -148,6 +150,7 @@ class Selftest:
     left: int = 0
     environment: Environment = field(factory=observe)
     detectors: tuple[Result, ...] = ()
+    stopped: str = ""
 
     def of_kind(self, kind: str, engine: Engine | None = None) -> list[Row]:
         """The rows of one kind."""
@@ -198,7 +201,7 @@ def run(options: Options, on_row: Callable[[Row, Attempt], None] = lambda *_: No
         on_row(row, attempt)
 
     until = start + options.budget_s if options.budget_s is not None else None
-    test.left = run_jobs((job for job, _ in jobs), options.jobs, done, until)
+    test.left, test.stopped = run_jobs((job for job, _ in jobs), Where(options.jobs, options.scheduler), done, until)
     test.wall_s = time.monotonic() - start
     return test
 
@@ -291,7 +294,7 @@ def judgement_of(test: Selftest) -> Judgement:
     if dead < THREADS_SHARE * len(threads):
         reasons.append((Verdict.FAIL, f"real threads killed {dead} of {len(threads)} mutants, at least {THREADS_SHARE:.0%} needed"))
     if test.left:
-        reasons.append((Verdict.INCONCLUSIVE, f"{test.left} attempts were not made: the time was up"))
+        reasons.append((Verdict.INCONCLUSIVE, f"{test.left} attempts were not made: {test.stopped or 'the time was up'}"))
     if not reasons:
         return Judgement(Verdict.PASS, (told(test),))
     return Judgement(max(verdict for verdict, _ in reasons), tuple(text for _, text in sorted(reasons, key=lambda item: -item[0])))

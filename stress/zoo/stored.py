@@ -52,7 +52,7 @@ class StoredDetector:
 @frozen
 class SelftestRecord:
     """Everything known about a selftest: when and where, the verdict, how long an attempt may take by engine, rules that were
-    off, what was tried, why real threads cannot show some mutants, and how many attempts were not made (`left`)."""
+    off, what was tried, why real threads cannot show some mutants, and how many attempts were not made (`left`; `stopped` says why)."""
 
     schema: int
     kind: str
@@ -70,6 +70,7 @@ class SelftestRecord:
     controls: tuple[StoredRow, ...]
     correct: tuple[StoredRow, ...]
     threads_cannot: dict[str, str]
+    stopped: str = ""
 
 
 def record_of(test: Selftest) -> SelftestRecord:
@@ -93,6 +94,7 @@ def record_of(test: Selftest) -> SelftestRecord:
         controls=tuple(_stored(row) for row in test.of_kind("control")),
         correct=tuple(_stored(row) for row in test.of_kind("correct")),
         threads_cannot=test.cannot,
+        stopped=test.stopped,
     )
 
 
@@ -103,7 +105,9 @@ def selftest_of(record: SelftestRecord) -> Selftest:
     kinds = (("mutant", record.mutants), ("control", record.controls), ("correct", record.correct))
     rows = [_row(kind, stored) for kind, group in kinds for stored in group]
     detectors = tuple(Result(SelfTest(each.name, "", each.code, tuple), (), each.problems) for each in record.detectors)
-    return Selftest(options, rows, record.threads_cannot, record.date, record.wall_s, record.left, record.environment, detectors)
+    return Selftest(
+        options, rows, record.threads_cannot, record.date, record.wall_s, record.left, record.environment, detectors, record.stopped
+    )
 
 
 def as_data(record: SelftestRecord) -> dict[str, Any]:

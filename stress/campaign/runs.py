@@ -1,0 +1,76 @@
+"""The runs of a campaign: each in a process of its own, and stored as soon as it has ended."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from attrs import evolve, frozen
+
+from stress.errors import ResultError
+from stress.fanout.single_run import run_task
+from stress.fanout.spread import Where, absolute, spread
+from stress.fanout.task import Trouble
+from stress.report.certificate import as_plain, certificate_of
+from stress.report.publish import publish_run
+from stress.results.record import RunRecord, from_json
+from stress.results.selftests import known_kills
+from stress.results.store import RunDirectory, command_line
+from stress.scenario.types import Scenario
+
+
+@frozen
+class Repeated:
+    """What to repeat: the scenario and its short name, with these seeds and the variants in these files; where it is run, and
+    where the results go."""
+
+    scenario: Scenario
+    name: str
+    seeds: tuple[int, ...]
+    where: Where
+    results: Path
+    variant_files: tuple[str, ...] = ()
+
+
+@frozen
+class Made:
+    """What became of one run: its record and directory; or, where there is none, what went wrong."""
+
+    seed: int
+    record: RunRecord | None = None
+    directory: str = ""
+    trouble: str = ""
+
+
+def repeat(request: Repeated, on_made: Callable[[Made], None] = lambda _: None) -> tuple[tuple[Made, ...], str]:
+    """Make every run. Returns those that came to an end, by seed, and why it ended before all had, if it did."""
+    made: list[Made] = []
+
+    def done(number: int, result: str | Trouble) -> None:
+        seed = request.seeds[number]
+        made.append(Made(seed, trouble=result.text) if isinstance(result, Trouble) else keep(request, seed, result))
+        on_made(made[-1])
+
+    where = request.where
+    files = absolute(request.variant_files) if where.scheduler is not None else request.variant_files
+    tasks = [run_task(request.scenario, request.name, seed, files) for seed in request.seeds]
+    why = spread(tasks, evolve(where, files=files), done)
+    return tuple(sorted(made, key=lambda each: each.seed)), why
+
+
+def keep(request: Repeated, seed: int, text: str) -> Made:
+    """Store a run as `stress run` does, with what only we know: its name, what the user has typed, the last selftest."""
+    try:
+        directory = RunDirectory.create(request.results, request.name, seed)
+        record = evolve(
+            from_json(text, f"the run with seed {seed}"),
+            id=directory.path.name,
+            command=command_line(),
+            selftest=known_kills(request.results, "threads", request.name, request.scenario.budget.duration_s),
+        )
+        record = evolve(record, certificate=as_plain(certificate_of(record)))
+        directory.write(record)
+        publish_run(directory, record)
+    except ResultError as error:
+        return Made(seed, trouble=f"the result could not be kept: {error}")
+    return Made(seed, record, str(directory.path))
