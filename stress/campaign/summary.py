@@ -136,7 +136,7 @@ def lines(record: CampaignRecord) -> Iterator[str]:
         yield f"{finding.rule} in {len(finding.seeds)} of {len(record.runs)} runs (seed {_some(finding.seeds)}): {finding.headline}"
     if record.at_most is not None:
         passed = sum(run.verdict == Verdict.PASS.name for run in record.runs)
-        yield f"none of {passed} runs that prove something has failed: less than {percent(record.at_most)} of such runs do (95 % sure)"
+        yield f"{passed} runs passed and none failed: fewer than {percent(record.at_most)} of such runs fail (95 % sure)"
     if record.missing:
         yield f"not made: seed {_some(record.missing, 40)}"
     yield verdict_line(record)

@@ -14,23 +14,14 @@ import os
 import pickle
 import sys
 import threading
+import traceback
 from collections.abc import Iterator
 from queue import SimpleQueue
 from typing import Any, BinaryIO
 
-from attrs import frozen
-
 from stress.fanout.identity import identity
 from stress.fanout.local import run_local
-from stress.fanout.task import Task
-
-
-@frozen
-class Greeting:
-    """What an agent has to know: its place among the machine's processes, and the files that tasks read."""
-
-    slot: int
-    files: tuple[str, ...] = ()
+from stress.fanout.task import Greeting, Task
 
 
 def main() -> None:
@@ -53,10 +44,14 @@ def _tasks(requests: BinaryIO) -> Iterator[Task]:
     arrived: SimpleQueue[Task] = SimpleQueue()
 
     def read() -> None:
-        with contextlib.suppress(EOFError, OSError, pickle.UnpicklingError):
+        try:
             while True:
                 arrived.put(pickle.load(requests))  # noqa: S301 - as above
-        os._exit(0)
+        except EOFError:
+            os._exit(0)
+        except BaseException:  # a task that cannot be understood here: the worker hears of our end, its log of the reason
+            traceback.print_exc()
+            os._exit(1)
 
     threading.Thread(target=read, daemon=True).start()
     while True:

@@ -118,11 +118,13 @@ def _connect(address: str) -> Any:
     """A client with at least one worker behind it."""
     try:
         from distributed import Client  # noqa: PLC0415 - an extra, for those who ask for it
+        from distributed.comm.addressing import parse_address, parse_host_port  # noqa: PLC0415
     except ImportError:
         raise StressError("--scheduler needs Dask, which is an extra: pip install 'tdp-stress[campaign]'") from None
     logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what goes wrong is told as an error of ours
     warnings.filterwarnings("ignore", module="distributed")  # of versions: they are compared below
     try:
+        parse_host_port(parse_address(address)[1])  # a client that cannot be made tells it twice
         client = Client(address, timeout=CONNECT_S, set_as_default=False, name="stress")
     except (OSError, ValueError, TypeError) as error:
         raise StressError(f"there is no Dask scheduler at {address}: {error}") from None

@@ -15,9 +15,8 @@ from attrs import define, field, frozen
 
 import stress
 from stress.errors import StressError
-from stress.fanout.agent import Greeting
 from stress.fanout.identity import Identity, differences, identity
-from stress.fanout.task import Task, Trouble
+from stress.fanout.task import Greeting, Task, Trouble
 
 OVER = "the campaign is over"
 

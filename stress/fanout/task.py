@@ -32,6 +32,15 @@ class Trouble:
     text: str
 
 
+@frozen
+class Greeting:
+    """What an agent (`stress.fanout.agent`) has to know: its place among the machine's processes, and the files that tasks
+    read."""
+
+    slot: int
+    files: tuple[str, ...] = ()
+
+
 @define
 class _Here:
     slot: int = 0
