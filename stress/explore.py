@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import math
 import time
@@ -173,16 +172,27 @@ def _shared(request: ExploreRequest, on_progress: Callable[[Tally], None]) -> Ta
 def shares(request: ExploreRequest, elapsed: Callable[[], float]) -> Iterator[Task]:
     """The pieces of a search that is shared, made as they are needed; `elapsed` is how many seconds it has gone on. What is
     explored in so many schedules does not depend on who has which piece, nor on how many they are."""
-    left = request.schedules
-    size = max(SMALLEST_SHARE, min(SHARE, math.ceil(left / 8))) if left is not None else None
-    for number in itertools.count():
-        seconds = None if request.seconds is None else min(SHARE_S, request.seconds - elapsed())
-        if left == 0 or (request.seconds is not None and elapsed() >= ENOUGH * request.seconds):
+    amounts = _by_schedules if request.schedules is not None else _by_seconds
+    for number, (schedules, seconds) in enumerate(amounts(request, elapsed)):
+        piece = evolve(request, seed=request.seed + number * APART, schedules=schedules, seconds=seconds)
+        yield Task(explore_share, (piece,), SHARE_LIMIT_S if seconds is None else seconds)
+
+
+def _by_schedules(request: ExploreRequest, elapsed: Callable[[], float]) -> Iterator[tuple[int | None, float | None]]:
+    """Schedules, and at most as many seconds as are left."""
+    count = request.schedules or 0
+    size = max(SMALLEST_SHARE, min(SHARE, math.ceil(count / 8)))
+    for begun in range(0, count, size):
+        left = None if request.seconds is None else request.seconds - elapsed()
+        if left is not None and left <= 0:
             return
-        count = None if left is None or size is None else min(size, left)
-        left = None if left is None or count is None else left - count
-        piece = evolve(request, seed=request.seed + number * APART, schedules=count, seconds=seconds)
-        yield Task(explore_share, (piece,), seconds if seconds is not None else SHARE_LIMIT_S)
+        yield min(size, count - begun), left
+
+
+def _by_seconds(request: ExploreRequest, elapsed: Callable[[], float]) -> Iterator[tuple[int | None, float | None]]:
+    wanted = request.seconds or math.inf
+    while (left := wanted - elapsed()) > (1 - ENOUGH) * wanted:
+        yield None, min(SHARE_S, left)
 
 
 def explore_share(piece: ExploreRequest) -> Tally:

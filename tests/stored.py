@@ -8,6 +8,9 @@ from typing import Any
 
 from attrs import evolve
 
+from stress.campaign.runs import Made
+from stress.campaign.summary import CampaignRecord
+from stress.campaign.summary import record_of as campaign_of
 from stress.explore import Explored, ExploreRequest, judgement_of, record_of
 from stress.quality.detectors import SELF_TESTS, Result
 from stress.report.publish import publish_exploration, publish_run
@@ -52,6 +55,12 @@ def exploration(*, failures: int = 0, variant_files: tuple[str, ...] = (), **cha
     request = ExploreRequest(SCENARIO, "fault-vs-delete", 1, "portfolio", variant_files, schedules=10)
     made = record_of(Explored(request, tally, judgement_of(request, tally), 1.5, started="2026-11-22T12:00:00Z"))
     return evolve(made, id="made-up", command="stress explore -c x.toml", environment=ENVIRONMENT, **changes)
+
+
+def campaign() -> CampaignRecord:
+    """A campaign of two runs that came to an end, one that did not, and one that was not made."""
+    made = (Made(1, record(), "results/1"), Made(2, record(findings=2), "results/2"), Made(3, trouble="exit code 9"))
+    return campaign_of("quick", (1, 2, 3, 4), made, "interrupted")
 
 
 def selftest(*, alive: bool = False) -> selftests.SelftestRecord:

@@ -8,12 +8,12 @@ from pathlib import Path
 from attrs import evolve, frozen
 
 from stress.errors import ResultError
-from stress.fanout.single_run import run_task
+from stress.fanout.single_run import Ran, run_task
 from stress.fanout.spread import Where, absolute, spread
 from stress.fanout.task import Trouble
 from stress.report.certificate import as_plain, certificate_of
 from stress.report.publish import publish_run
-from stress.results.record import RunRecord, from_json
+from stress.results.record import RunRecord
 from stress.results.selftests import known_kills
 from stress.results.store import RunDirectory, command_line
 from stress.scenario.types import Scenario
@@ -46,7 +46,7 @@ def repeat(request: Repeated, on_made: Callable[[Made], None] = lambda _: None) 
     """Make every run. Returns those that came to an end, by seed, and why it ended before all had, if it did."""
     made: list[Made] = []
 
-    def done(number: int, result: str | Trouble) -> None:
+    def done(number: int, result: Ran | Trouble) -> None:
         seed = request.seeds[number]
         made.append(Made(seed, trouble=result.text) if isinstance(result, Trouble) else keep(request, seed, result))
         on_made(made[-1])
@@ -58,17 +58,18 @@ def repeat(request: Repeated, on_made: Callable[[Made], None] = lambda _: None) 
     return tuple(sorted(made, key=lambda each: each.seed)), why
 
 
-def keep(request: Repeated, seed: int, text: str) -> Made:
-    """Store a run as `stress run` does, with what only we know: its name, what the user has typed, the last selftest."""
+def keep(request: Repeated, seed: int, ran: Ran) -> Made:
+    """Store a run as `stress run` does, with what only we know: what the user has typed, and the last selftest."""
+    record = evolve(
+        ran.record,
+        command=command_line(),
+        selftest=known_kills(request.results, "threads", request.name, request.scenario.budget.duration_s),
+    )
+    record = evolve(record, certificate=as_plain(certificate_of(record)))
     try:
-        directory = RunDirectory.create(request.results, request.name, seed)
-        record = evolve(
-            from_json(text, f"the run with seed {seed}"),
-            id=directory.path.name,
-            command=command_line(),
-            selftest=known_kills(request.results, "threads", request.name, request.scenario.budget.duration_s),
-        )
-        record = evolve(record, certificate=as_plain(certificate_of(record)))
+        directory = RunDirectory.named(request.results, record.id)
+        for name, content in ran.files.items():
+            directory.write_bytes(name, content)
         directory.write(record)
         publish_run(directory, record)
     except ResultError as error:

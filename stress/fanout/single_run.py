@@ -1,27 +1,37 @@
-"""One run of a scenario as a task: its record comes back as text, and whoever asked for it stores it."""
+"""One run of a scenario as a task: what it leaves behind comes back, and whoever asked for it stores it."""
 
 from __future__ import annotations
 
 import tempfile
 from pathlib import Path
 
-from attrs import evolve
+from attrs import evolve, field, frozen
 
 from stress.fanout.task import Task
-from stress.results.record import to_json
+from stress.results.record import RunRecord
+from stress.results.store import RUN_JSON
 from stress.run import RunRequest, execute
 from stress.scenario.types import Scenario, Seed
 from stress.variants import variants_from
 
 
-def run_task(scenario: Scenario, name: str, seed: int, files: tuple[str, ...] = ()) -> Task:
-    """The task that runs the scenario with this seed and the variants in the files; its result is the record as JSON text."""
-    return Task(run_text, (scenario, name, seed, files), scenario.budget.duration_s)
+@frozen
+class Ran:
+    """A run that was made elsewhere: its record, and by name the other files that were in its directory."""
+
+    record: RunRecord
+    files: dict[str, bytes] = field(factory=dict)
 
 
-def run_text(scenario: Scenario, name: str, seed: int, files: tuple[str, ...]) -> str:
+def run_task(scenario: Scenario, name: str, seed: int, variant_files: tuple[str, ...] = ()) -> Task:
+    """The task that runs the scenario with this seed and the variants in these files; its result is `Ran`."""
+    return Task(run_here, (scenario, name, seed, variant_files), scenario.budget.duration_s)
+
+
+def run_here(scenario: Scenario, name: str, seed: int, variant_files: tuple[str, ...]) -> Ran:
     """In a process of its own: run the scenario."""
     with tempfile.TemporaryDirectory() as scratch:
-        request = RunRequest(evolve(scenario, seed=Seed(seed)), name, seed, variants_from(files), Path(scratch), files)
-        record, _ = execute(request, lambda _: None)
-    return to_json(evolve(record, id=f"{name}-s{seed}"))
+        variants = variants_from(variant_files)
+        request = RunRequest(evolve(scenario, seed=Seed(seed)), name, seed, variants, Path(scratch), variant_files)
+        record, directory = execute(request, lambda _: None)
+        return Ran(record, {path.name: path.read_bytes() for path in directory.path.iterdir() if path.name != RUN_JSON})

@@ -30,7 +30,12 @@ class RunDirectory:
     def create(cls, root: Path, name: str, seed: int) -> RunDirectory:
         """A new directory under `root`, named after the time, the scenario and the seed; `latest` points to it."""
         stamp = time.strftime("%Y-%m-%dT%H-%M-%SZ", time.gmtime())
-        path = root / f"{stamp}-{name}-s{seed}-{secrets.token_hex(3)}"
+        return cls.named(root, f"{stamp}-{name}-s{seed}-{secrets.token_hex(3)}")
+
+    @classmethod
+    def named(cls, root: Path, name: str) -> RunDirectory:
+        """A new directory of this name, for a result that was made elsewhere; `latest` points to it."""
+        path = root / name
         latest = root / "latest"
         if latest.exists() and not latest.is_symlink():
             raise ResultError(f"{latest} is in the way: it must be a link to the newest run; choose another place with --results")

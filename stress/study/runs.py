@@ -9,7 +9,7 @@ from pathlib import Path
 from attrs import evolve, frozen
 
 from stress.errors import ResultError
-from stress.fanout.single_run import run_task
+from stress.fanout.single_run import Ran, run_task
 from stress.fanout.spread import Where, absolute, spread
 from stress.fanout.task import Task, Trouble
 from stress.results.record import RunRecord, from_json
@@ -56,7 +56,7 @@ def make(study: Study, directory: Path, where: Where, on_progress: Callable[[Pro
     start = time.monotonic()
     made = failed = 0
 
-    def done(number: int, result: str | Trouble) -> None:
+    def done(number: int, result: Ran | Trouble) -> None:
         nonlocal made, failed
         made += 1
         run = missing[number]
@@ -65,7 +65,7 @@ def make(study: Study, directory: Path, where: Where, on_progress: Callable[[Pro
             failed += 1
             trouble = result.text
         else:
-            keep(directory, run, result)
+            keep(directory, run, result.record)
         left = (time.monotonic() - start) / made * (len(missing) - made)
         on_progress(Progress(len(every) - len(missing) + made, len(every), left, run, trouble))
 
@@ -82,8 +82,8 @@ def task_of(study: Study, run: Planned, where: Where) -> Task:
     return run_task(scenario, study.name, run.seed, files)
 
 
-def keep(directory: Path, run: Planned, text: str) -> None:
+def keep(directory: Path, run: Planned, record: RunRecord) -> None:
     """Store one run's record."""
     folder = directory / "runs" / run.folder
     folder.mkdir(parents=True, exist_ok=True)
-    RunDirectory(folder).write_text(RUN_JSON, text)
+    RunDirectory(folder).write(record)

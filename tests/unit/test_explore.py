@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,21 @@ from attrs import evolve
 import stress.explore as exploring
 from mmu.report import RULES
 from stress.errors import ResultError
-from stress.explore import Explored, ExploreRequest, as_data, campaign_for, explore, judgement_of, keep, lines, verdict_line
+from stress.explore import (
+    Explored,
+    ExploreRequest,
+    as_data,
+    campaign_for,
+    explore,
+    explore_share,
+    judgement_of,
+    keep,
+    lines,
+    shares,
+    verdict_line,
+)
+from stress.fanout.spread import INTERRUPTED, Where
+from stress.fanout.task import Trouble
 from stress.observe.counters import COUNTERS
 from stress.report import certificate_text
 from stress.scenario.load import load
@@ -179,64 +194,106 @@ def test_what_actors_draw_changes_now_and_then(scenario: Any, strategy: str, see
 # Several processes.
 
 
-@pytest.fixture
-def slices(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Workers' state is put away afterwards; the seeds of the programs that a worker has built."""
-    seeds: list[int] = []
-    real = exploring.campaign_for
-
-    def noting(request: ExploreRequest, seed: int) -> Any:
-        campaign = real(request, seed)
-        inner = campaign._seeds
-        campaign._seeds = lambda number: seeds.append(inner(number)) or inner(number)
-        return campaign
-
-    monkeypatch.setattr(exploring, "campaign_for", noting)
-    monkeypatch.setattr(exploring, "_state", {})
-    monkeypatch.setattr(exploring, "PROGRAMS", 2)
-    return seeds
+def pieces(request: ExploreRequest, elapsed: Callable[[], float] = lambda: 0.0) -> list[ExploreRequest]:
+    return [task.args[0] for task in shares(request, elapsed)]
 
 
-def slice_of(request: ExploreRequest, slot: int, schedules: int) -> Tally:
-    return exploring._slice(request, slot, schedules, 60.0)
+def test_pieces_are_together_what_was_asked_for_with_seeds_of_their_own() -> None:
+    found = pieces(asked(schedules=1203))
+    assert [piece.schedules for piece in found] == [151] * 7 + [146]
+    assert len({piece.seed for piece in found}) == 8
+    assert found[0].seed == 1
+    assert [piece.schedules for piece in pieces(asked(schedules=70))] == [50, 20]
+    assert {piece.schedules for piece in pieces(asked(schedules=16_000))} == {1000}
 
 
-def test_a_worker_goes_on_where_it_was(slices: list[int]) -> None:
-    request = asked(keep_going=True)
-    parts = [slice_of(request, 0, count) for count in (4, 3)]
-    whole = explore(asked(schedules=7, keep_going=True)).tally
-    assert [part.schedules for part in parts] == [4, 3]
-    parts[0].merge(parts[1])
-    assert parts[0].seen == whole.seen
-    assert parts[0].counters == whole.counters
+def test_who_shares_the_work_does_not_change_it() -> None:
+    two = pieces(asked(schedules=900, jobs=2))
+    nine = pieces(asked(schedules=900, jobs=9))
+    assert [(piece.seed, piece.schedules) for piece in two] == [(piece.seed, piece.schedules) for piece in nine]
 
 
-def test_workers_have_seeds_of_their_own(slices: list[int]) -> None:
-    request = asked(scenario=DRAWN, keep_going=True)
-    one, two = slice_of(request, 0, 4), slice_of(request, 1, 4)
-    assert set(slices[:4]).isdisjoint(slices[4:])
-    assert one.seen != two.seen
+def test_pieces_of_a_search_that_is_bounded_by_time_end_with_it() -> None:
+    clock = iter([0.0, 2.0, 4.0, 5.9, 5.999])
+    found = pieces(asked(schedules=None, seconds=6.0), lambda: next(clock))
+    assert [piece.seconds for piece in found] == [2.5, 2.5, 2.0, pytest.approx(0.1)]
+    assert {piece.schedules for piece in found} == {None}
 
 
-def test_a_worker_does_not_draw_the_same_programs_again_in_its_next_slice(slices: list[int]) -> None:
-    request = asked(scenario=DRAWN, keep_going=True)
-    for _ in range(2):
-        slice_of(request, 0, 4)
-    assert slices == [1, 1, 2, 2, 3, 3, 4, 4]
+def test_both_bounds_hold_for_every_piece() -> None:
+    clock = iter([0.0, 2.0, 6.5])
+    found = pieces(asked(schedules=100_000, seconds=6.0), lambda: next(clock))
+    assert [(piece.schedules, piece.seconds) for piece in found] == [(1000, 6.0), (1000, 4.0)]
 
 
-def test_members_of_a_portfolio_are_counted_once(slices: list[int]) -> None:
-    total = Tally()
-    for _ in range(3):
-        total.merge(slice_of(asked(keep_going=True), 0, 4))
-    assert sum(counts["schedules"] for counts in total.members.values()) == total.schedules == 12
+def test_pieces_draw_programs_of_their_own() -> None:
+    one, two = (explore_share(piece) for piece in pieces(asked(scenario=DRAWN, schedules=60, keep_going=True)))
+    assert (one.schedules, two.schedules) == (50, 10)
+    assert not one.seen.keys() & two.seen.keys()
 
 
-def test_two_processes_share_the_work() -> None:
+def test_two_processes_share_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exploring, "SMALLEST_SHARE", 5)
     result = explore(asked(schedules=9, jobs=2))
-    assert 9 <= result.tally.schedules <= 10
+    assert result.tally.schedules == 9
     assert result.judgement.verdict is Verdict.PASS, result.judgement.reasons
     assert sum(result.tally.seen.values()) == result.tally.schedules
+    assert sum(counts["schedules"] for counts in result.tally.members.values()) == 9
+
+
+class Spread:
+    """Carries out tasks here, one after another; `answers` says what comes of some instead, `why` why it ended early."""
+
+    def __init__(self, answers: dict[int, Any] | None = None, why: str = "") -> None:
+        self.answers, self.why, self.where = answers or {}, why, Where()
+
+    def __call__(self, tasks: Any, where: Where, on_done: Any) -> str:
+        self.where = where
+        for number, task in enumerate(tasks):
+            on_done(number, self.answers.get(number) or task.call(*task.args))
+            if self.why:
+                break
+        return self.why
+
+
+@pytest.fixture
+def spread(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Spread]:
+    def use(*arguments: Any) -> Spread:
+        made = Spread(*arguments)
+        monkeypatch.setattr(exploring, "spread", made)
+        monkeypatch.setattr(exploring, "SMALLEST_SHARE", 5)
+        return made
+
+    return use
+
+
+def test_a_cluster_is_asked_whatever_the_number_of_jobs(spread: Callable[..., Spread]) -> None:
+    made = spread()
+    assert explore(asked(jobs=1, scheduler="tcp://there:1")).tally.schedules == 10
+    assert made.where == Where(1, "tcp://there:1")
+
+
+def test_a_piece_that_is_lost_for_good_is_a_harness_error(spread: Callable[..., Spread]) -> None:
+    spread({1: Trouble("the process ended with exit code 9")})
+    result = explore(asked(jobs=2))
+    assert result.judgement.verdict is Verdict.HARNESS_ERROR
+    assert result.tally.schedules == 5
+
+
+def test_a_failure_ends_the_search_for_all(spread: Callable[..., Spread]) -> None:
+    spread({0: Tally(schedules=3, failures={"a": FAILURE})})
+    assert explore(asked(schedules=500, jobs=2)).tally.schedules == 3
+    assert explore(asked(schedules=20, jobs=2, keep_going=True)).tally.schedules == 18
+
+
+@pytest.mark.parametrize(
+    ("why", "verdict"), [(INTERRUPTED, Verdict.INCONCLUSIVE), ("the connection to the Dask scheduler was lost", Verdict.HARNESS_ERROR)]
+)
+def test_what_was_explored_before_it_was_cut_short_is_kept(spread: Callable[..., Spread], why: str, verdict: Verdict) -> None:
+    spread({}, why)
+    result = explore(asked(schedules=20, jobs=2))
+    assert result.tally.schedules == 5
+    assert result.judgement.verdict is verdict
 
 
 def test_an_exhaustive_search_runs_in_one_process_and_says_so() -> None:

@@ -12,6 +12,7 @@ import jsonschema
 import pytest
 from attrs import evolve
 
+from stress.campaign import summary
 from stress.report import schema
 from stress.report.certificate import as_plain, certificate_of
 from stress.results.exploration import as_data
@@ -26,7 +27,7 @@ from stress.search.campaign import Failure
 from stress.search.schedule import Schedule
 from stress.zoo import stored as selftests
 from tests.records import finding, record
-from tests.stored import CONFIGS, SCENARIO, SCENARIOS, exploration, keep_run, selftest
+from tests.stored import CONFIGS, SCENARIO, SCENARIOS, campaign, exploration, keep_run, selftest
 from tests.unit.search.programs import broken
 
 Data = dict[str, Any]
@@ -60,6 +61,7 @@ EXAMPLES: dict[str, Data] = {
     "run": full_run(),
     "exploration": json.loads(json.dumps(as_data(exploration(failures=2)))),
     "schedule": a_schedule(),
+    "campaign": json.loads(json.dumps(summary.as_data(campaign()))),
     "selftest": json.loads(json.dumps(selftests.as_data(selftest()))),
 }
 

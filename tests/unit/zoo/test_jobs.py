@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from stress.fanout import local
+from stress.fanout.spread import Where
 from stress.zoo.attempt import Attempt, Engine
 from stress.zoo.jobs import Job, run_jobs
 from stress.zoo.mutant import Case
@@ -41,7 +42,8 @@ def job(scenario: Any, engine: Engine = "threads", limit_s: float = 0.1) -> Job:
 
 def answers(*given: Job, processes: int = 2, until: float | None = None) -> tuple[list[Attempt], int]:
     found: list[Attempt] = []
-    left = run_jobs(given, processes, lambda _, attempt: found.append(attempt), until)
+    left, why = run_jobs(given, Where(processes), lambda _, attempt: found.append(attempt), until)
+    assert why == ""
     return found, left
 
 
