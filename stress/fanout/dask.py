@@ -29,6 +29,7 @@ PATIENCE_S = 60.0
 """How long to wait for a worker when there is none."""
 SAME = ("python", "dask", "distributed", "cloudpickle", "msgpack")
 """What must have the same version on the scheduler, the workers and here, for tasks to be understood at all."""
+LOST = "the connection to the Dask scheduler was lost"
 
 
 class DaskCluster:
@@ -43,13 +44,13 @@ class DaskCluster:
 
     def places(self) -> int:
         """How many threads the workers have together; one while there is none, as others may come."""
-        threads: dict[str, int] = self._client.nthreads()
-        return max(1, sum(threads.values()))
+        return max(1, sum(self._threads().values()))
 
     def start(self, number: int, task: Task) -> None:
         """Submit it."""
         key = f"{self._campaign.name}-{number}"
-        future = self._client.submit(remote.carry_out, self._campaign, task, key=key, pure=False)
+        with _lost():
+            future = self._client.submit(remote.carry_out, self._campaign, task, key=key, pure=False)
         self._running[key] = (number, future)
         future.add_done_callback(self._ended.put)
 
@@ -62,7 +63,8 @@ class DaskCluster:
             self._look_for_workers()
             return None
         number, _ = self._running.pop(future.key)
-        return number, _result(future)
+        with _lost():
+            return number, _result(future)
 
     def close(self) -> None:
         """Give up what is running, here and there."""
@@ -73,12 +75,28 @@ class DaskCluster:
             self._client.close(timeout=5)
 
     def _look_for_workers(self) -> None:
-        if self._client.nthreads():
+        if self._threads():
             self._alone_since = None
         elif self._alone_since is None:
             self._alone_since = time.monotonic()
         elif time.monotonic() - self._alone_since > PATIENCE_S:
             raise ClusterLost(f"the scheduler has had no worker for {PATIENCE_S:.0f} s: start some with 'dask worker ADDRESS'")
+
+    def _threads(self) -> dict[str, int]:
+        with _lost():
+            found: dict[str, int] = self._client.nthreads()
+            return found
+
+
+@contextlib.contextmanager
+def _lost() -> Iterator[None]:
+    """Dask says in several ways that the scheduler does not answer any more."""
+    try:
+        yield
+    except ClusterLost:
+        raise
+    except Exception as error:
+        raise ClusterLost(LOST) from error
 
 
 def _result(future: Any) -> Any:
@@ -86,7 +104,7 @@ def _result(future: Any) -> Any:
     if future.status == "finished":
         return future.result()
     if future.status != "error":
-        raise ClusterLost("the connection to the Dask scheduler was lost")
+        raise ClusterLost(LOST)
     error = future.exception()
     if isinstance(error, VersionSkew):
         raise ClusterLost(str(error))
@@ -121,7 +139,8 @@ def _connect(address: str) -> Any:
         from distributed.comm.addressing import parse_address, parse_host_port  # noqa: PLC0415
     except ImportError:
         raise StressError("--scheduler needs Dask, which is an extra: pip install 'tdp-stress[campaign]'") from None
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what goes wrong is told as an error of ours
+    for name in ("distributed", "distributed.client"):
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)  # what goes wrong is told as an error of ours
     warnings.filterwarnings("ignore", module="distributed")  # of versions: they are compared below
     try:
         parse_host_port(parse_address(address)[1])  # a client that cannot be made tells it twice

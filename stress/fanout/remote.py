@@ -77,7 +77,7 @@ class Agent:
         known = os.environ.get("PYTHONPATH")
         self.slot = greeting.slot
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "stress.fanout.agent"],
+            [sys.executable, "-P", "-m", "stress.fanout.agent"],  # what the worker has imported, not what lies where it was started
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (root, known)))},

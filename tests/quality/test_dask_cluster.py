@@ -55,7 +55,7 @@ if __name__ == "__main__":
 def start(*arguments: str | Path, root: Path = ROOT, **environment: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, *map(str, arguments)],
-        cwd=ROOT,
+        cwd=root,
         env={**os.environ, "PYTHONPATH": str(root), **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -69,6 +69,7 @@ class Cluster:
     def __init__(self, scratch: Path) -> None:
         self.scratch = scratch
         self.processes: list[subprocess.Popen[str]] = []
+        self.drains: list[threading.Thread] = []
         self.address = self._started(
             "Scheduler at:",
             *("-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard"),
@@ -82,16 +83,21 @@ class Cluster:
         return self.processes[-1]
 
     def end(self) -> None:
-        for process in self.processes:
+        for process, drain in zip(self.processes, self.drains, strict=True):
             process.kill()
             process.wait()
+            drain.join()
+            for pipe in (process.stdout, process.stderr):
+                assert pipe is not None
+                pipe.close()
 
     def _started(self, said: str, *arguments: str | Path, root: Path = ROOT, **environment: str) -> str:
         process = start(*arguments, root=root, **environment)
         self.processes.append(process)
         assert process.stderr is not None
         line = next(line for line in process.stderr if said in line)
-        threading.Thread(target=process.stderr.read, daemon=True).start()
+        self.drains.append(threading.Thread(target=process.stderr.read))
+        self.drains[-1].start()
         return line.split()[-1]
 
 
@@ -140,8 +146,8 @@ def test_a_campaign_that_loses_a_worker_has_the_same_verdicts_and_every_run(
     assert process.stderr is not None
     assert process.stderr.readline().startswith("PASS")
     three[0].kill()
-    _, errors = process.communicate()
-    assert process.returncode == 0, errors
+    told, errors = process.communicate()
+    assert process.returncode == 0, told + errors
     kept = [json.loads(path.read_text()) for path in (tmp_path / "there").glob("2*/run.json")]
     assert {run["seed"]: run["verdict"] for run in kept} == {run["seed"]: run["verdict"] for run in json.loads(local)["runs"]}
     assert len(kept) == 6
