@@ -29,6 +29,8 @@ PATIENCE_S = 60.0
 """How long to wait for a worker when there is none."""
 SAME = ("python", "dask", "distributed", "cloudpickle", "msgpack")
 """What must have the same version on the scheduler, the workers and here, for tasks to be understood at all."""
+NOT_YET = ("lost", "pending")
+"""What a task is that had been done, until the worker died that had its result: it is being done again."""
 LOST = "the connection to the Dask scheduler was lost"
 
 
@@ -61,6 +63,9 @@ class DaskCluster:
             future = self._ended.get(timeout=timeout_s)
         except Empty:
             self._look_for_workers()
+            return None
+        if future.status in NOT_YET:
+            future.add_done_callback(self._ended.put)
             return None
         number, _ = self._running.pop(future.key)
         with _lost():

@@ -125,11 +125,29 @@ def test_a_task_that_ends_its_workers_is_trouble_and_the_others_go_on() -> None:
     assert len(found) == 6
 
 
+def test_a_result_that_dies_with_its_worker_is_waited_for_again() -> None:
+    again: list[Future] = []
+
+    class Late(Future):
+        def add_done_callback(self, callback: Callable[[Future], None]) -> None:
+            if again:
+                self.status, self.value = "finished", 77
+            again.append(self)
+            callback(self)
+
+    class Forgetful(Client):
+        def submit(self, *args: Any, key: str, pure: bool) -> Future:
+            done = super().submit(*args, key=key, pure=pure)
+            return Late(key, "lost", None) if done.value == 3 else done
+
+    assert on(Forgetful()) == {0: 1, 1: 2, 2: 77, 3: 4, 4: 5, 5: 6}
+    assert len(again) == 2
+
+
 @pytest.mark.parametrize(
     ("status", "value", "why"),
     [
         ("cancelled", None, "connection to the Dask scheduler was lost"),
-        ("lost", None, "connection to the Dask scheduler was lost"),
         ("error", VersionSkew("tcp://b:1: tdp-stress 0.2"), "tcp://b:1: tdp-stress 0.2"),
         ("error", ModuleNotFoundError("No module named 'stress'"), "No module named 'stress'; install the same version"),
     ],
