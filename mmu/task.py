@@ -41,6 +41,12 @@ class Task:
     def __str__(self) -> str:
         return f"{self.name}/{self.number}"
 
+    def let_go(self) -> None:
+        """Nothing will be done in this task's name any more: drop what it knows."""
+        self.locals.clear()
+        self.held.clear()
+        self.chain = self.blocked_on = self.error = None
+
 
 class _Leaver:
     """Lives in its thread's local storage and nowhere else, so it is dropped, by that thread, when the thread ends."""

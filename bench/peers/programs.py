@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import gc
-
 from measure import main
 
 from mmu.report import Report
 from stress.engines.carrier import pinned
 from stress.engines.program import Executor
 from stress.engines.steps import START
-from stress.search.campaign import COLLECT_EVERY, Budget, Campaign
+from stress.search import garbage
+from stress.search.campaign import Budget, Campaign
 from stress.search.dpor import Dpor
 from stress.search.walk import RandomWalk
 
@@ -168,11 +167,11 @@ def hunt(name, make):
 def walk(seed):
     """Random schedules of (d)."""
     executor, strategy = Executor(PROTOCOL), RandomWalk(seed)
-    for number in range(RANDOM_SCHEDULES):
+    for _ in range(RANDOM_SCHEDULES):
         run = executor.execute(strategy)
         assert (run.completed, run.failed) == (True, False)
-        if not number % COLLECT_EVERY:
-            gc.collect(1)
+        run.release()
+        garbage.tidy()
     accesses = [event for event in run.trace if event[1] != START]
     assert len(accesses) == 20, accesses
     return RANDOM_SCHEDULES
@@ -201,8 +200,7 @@ def proofs(seed):
 
 
 if __name__ == "__main__":
-    gc.disable()  # as a campaign does
-    with pinned(-1):  # the last CPU: the first is the one that others take
+    with garbage.by_hand(), pinned(-1):  # the last CPU: the first is the one that others take
         main(
             {
                 **{f"{name} random": hunt(name, RandomWalk) for name in PROGRAMS},

@@ -58,6 +58,7 @@ class Carrier:
             job, self._job = self._job, None
             if job is not None:
                 job()
+            job = None  # it holds the whole schedule
 
 
 class Pool:

@@ -381,6 +381,8 @@ class Scheduler:
             task.body = _nothing
             task.predicate = None
             task.gate = None
+            if task.task is not None:  # which its carrier's thread knows until the next schedule
+                task.task.let_go()
         self.tasks.clear()
         self.runnable.clear()
         self.registry.clear()

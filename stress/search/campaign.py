@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final
@@ -12,6 +11,7 @@ from attrs import define, evolve, field, frozen
 from mmu.invariants import names_of
 from mmu.report import Report
 from stress.engines.program import Executor, Program, Run, Strategy
+from stress.search import garbage
 from stress.search.dpor import Dpor
 from stress.search.order import class_of
 from stress.search.portfolio import Portfolio, Share
@@ -21,7 +21,6 @@ from stress.search.schedule import Names, Schedule
 ALWAYS_CHECKED: Final = 300
 """So many first classes are all checked for races, after that one in `CHECK_EVERY`; an exhaustive search checks them all."""
 CHECK_EVERY: Final = 8
-COLLECT_EVERY: Final = 256
 MOST_CLASSES: Final = 2_000_000
 
 
@@ -198,9 +197,7 @@ class Campaign:
         before = tally.seconds
         until = tally.schedules + budget.schedules if budget.schedules is not None else None
         next_look = start + 0.2
-        collecting = gc.isenabled()
-        gc.disable()
-        try:
+        with garbage.by_hand():
             while not strategy.exhausted:
                 self._one()
                 now = time.perf_counter()
@@ -215,11 +212,7 @@ class Campaign:
                     next_look = now + 0.2
                     self._estimate()
                     on_progress(tally)
-                if not tally.schedules % COLLECT_EVERY:
-                    gc.collect(1)
-        finally:
-            if collecting:
-                gc.enable()
+                garbage.tidy()
         tally.exhausted = strategy.exhausted
         if isinstance(strategy, Portfolio):
             self._note_members(strategy.report())

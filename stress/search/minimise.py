@@ -32,13 +32,17 @@ from stress.search.schedule import Follow, Schedule, ScheduleError
 from stress.search.turns import FollowTurns, Turn, Watched, turns_of
 from stress.search.walk import RandomWalk
 
-SEARCHES: Final[tuple[tuple[Callable[[], Strategy], int], ...]] = (
+Searches = tuple[tuple[Callable[[], Strategy], int], ...]
+
+SEARCHES: Final[Searches] = (
     (lambda: PreemptionBounded(1), 40),
     (lambda: Pct(1, 2), 30),
     (lambda: RandomWalk(2), 20),
     (lambda: Pct(3, 3), 20),
 )
 """How a smaller program is searched for the failure when the schedule at hand does not fit it: strategies and schedules."""
+SHORT: Final = SEARCHES[2:3]
+"""The same for a long program, to begin with: what goes easily goes first, for a search in vain costs most there."""
 WRITTEN_DOWN: Final = 1_000
 """How many more schedules are tried for what actors have drawn, once it is written down: it is done only once."""
 FEWER_PREEMPTIONS: Final = 500
@@ -115,15 +119,14 @@ class Minimiser:
         if best is None:
             return None
         before = (*best.key[:4], len(schedule.choices)) if best.run.limit_hit else best.key
-        best = self._simpler_schedule(best)
+        if len(best.run.trace) <= LEAST_STEPS:
+            best = self._simpler_schedule(best)
+        program = self._smaller_program(best)
         while True:
-            smaller = self._fewer_turns(self._simpler_schedule(self._smaller_program(best)))
-            if smaller.key >= best.key:
+            best = self._fewer_turns(self._simpler_schedule(program))
+            program = self._smaller_program(best)
+            if program is best:
                 break
-            if smaller.key[:2] == best.key[:2]:
-                best = smaller
-                break
-            best = smaller
         best = self._in_full(best)
         return Minimised(best.scenario, self._failure(best), best.turns, before, best.key, self.schedules, self.removed)
 
@@ -134,10 +137,11 @@ class Minimiser:
         for what, scenario in smaller_scenarios(result.scenario):
             if self._find(scenario, best.turns) is not None:
                 yield what
-        for turns in _fewer(best.turns):
-            found = self._follow(result.scenario, turns)
-            if found is not None and found.key < best.key:
-                yield "a turn"
+        for end in range(len(best.turns), 0, -1):
+            for turns in _fewer(best.turns, end, 1):
+                found = self._follow(result.scenario, turns)
+                if found is not None and found.key < best.key:
+                    yield "a turn"
 
     # Finding the failure.
 
@@ -196,13 +200,13 @@ class Minimiser:
             return None
         return Candidate(scenario, tuple(turns_of(run, follow.ended)), follow.preemptions, run, reports)
 
-    def _find(self, scenario: Scenario, turns: Sequence[Turn]) -> Candidate | None:
+    def _find(self, scenario: Scenario, turns: Sequence[Turn], searches: Searches = SEARCHES) -> Candidate | None:
         """The failure in another program: by the same turns, else by a short search."""
         found = self._follow(scenario, turns)
         if found is not None:
             return found
         executor = self._executor(scenario)
-        for make, schedules in SEARCHES:
+        for make, schedules in searches:
             found = self._search(executor, scenario, make(), schedules)
             if found is not None:
                 return found
@@ -226,22 +230,25 @@ class Minimiser:
 
     def _smaller_program(self, best: Candidate) -> Candidate:
         """Leave out one thing after another, as long as the failure stays; until nothing can go any more."""
+        if len(best.run.trace) > LEAST_STEPS:
+            best = self._one_less(best, SHORT)
+        return self._one_less(best, SEARCHES)
+
+    def _one_less(self, best: Candidate, searches: Searches) -> Candidate:
         kept = 0
         while True:
             candidates = list(smaller_scenarios(best.scenario))
             if kept >= len(candidates):
                 return best
-            for number in range(len(candidates)):
-                what, scenario = candidates[(self._position + number) % len(candidates)]
-                found = self._find(scenario, best.turns)
-                if found is not None:
-                    self.removed.append(what)
-                    self._position = (self._position + number) % len(candidates)
-                    best, kept = found, 0
-                    break
+            what, scenario = candidates[self._position % len(candidates)]
+            found = self._find(scenario, best.turns, searches)
+            if found is None:
                 kept += 1
+                self._position += 1
             else:
-                return best
+                self.removed.append(what)
+                self._position %= len(candidates)
+                best, kept = found, 0
 
     def _simpler_schedule(self, best: Candidate) -> Candidate:
         """A schedule of the same program with at most one preemption, if there is one."""
@@ -251,15 +258,28 @@ class Minimiser:
         return found if found is not None and found.key < best.key else best
 
     def _fewer_turns(self, best: Candidate) -> Candidate:
-        """Leave out one turn, or let one run on, as long as the failure stays and the schedule gets simpler."""
-        again = True
-        while again:
-            again = False
-            for turns in _fewer(best.turns):
+        """Leave out turns, or let one run on, as long as the failure stays and the schedule gets simpler: many at a time first,
+        at last one by one until nothing can go any more."""
+        size = len(best.turns) // 4
+        while size > 1:
+            best = self._without(best, size)
+            size //= 2
+        while (simpler := self._without(best, 1)) is not best:
+            best = simpler
+        return best
+
+    def _without(self, best: Candidate, size: int) -> Candidate:
+        """Leave out so many turns in a row wherever that can be, from the last turn to the first."""
+        end = len(best.turns)
+        while end > 0:
+            for turns in _fewer(best.turns, end, size):
                 found = self._follow(best.scenario, turns)
                 if found is not None and found.key < best.key:
-                    best, again = found, True
+                    best = found
                     break
+            else:
+                end -= size
+            end = min(end, len(best.turns))
         return best
 
     def _failure(self, best: Candidate) -> Failure:
@@ -284,12 +304,12 @@ def _turns(run: Run, schedule: Schedule) -> list[Turn]:
     return [Turn(run.names[task - 1], steps) for task, steps in schedule.turns()]
 
 
-def _fewer(turns: Sequence[Turn]) -> Iterator[list[Turn]]:
-    """Every list of turns with one less, or with one that is not interrupted, the last ones first."""
-    for number in reversed(range(len(turns))):
-        yield [*turns[:number], *turns[number + 1 :]]
-        if turns[number].steps is not None:
-            yield [*turns[:number], Turn(turns[number].task, None), *turns[number + 1 :]]
+def _fewer(turns: Sequence[Turn], end: int, size: int) -> Iterator[list[Turn]]:
+    """The turns without the last `size` of the first `end`; where that is one, also with that one not interrupted."""
+    start = max(0, end - size)
+    yield [*turns[:start], *turns[end:]]
+    if size == 1 and turns[start].steps is not None:
+        yield [*turns[:start], Turn(turns[start].task, None), *turns[end:]]
 
 
 def smaller_scenarios(scenario: Scenario) -> Iterator[tuple[str, Scenario]]:
