@@ -9,7 +9,7 @@ import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from attrs import evolve, field, frozen
+from attrs import evolve, frozen
 
 from stress.compare.statistics import Interval, median, ratio_of_medians, ratio_of_pairs
 from stress.results.record import RunRecord
@@ -31,13 +31,14 @@ Amounts = Mapping[str, float]
 
 @frozen
 class Cell:
-    """All runs of one policy at one place: what one delete took in each run, by price; the longest times in the model by
-    operation (median over the runs of their p99, us); how much happened in all."""
+    """All runs of one policy at one place: what one delete took in each run in which there was one, by price, and the seeds of
+    those; the longest times in the model by operation (median over the runs of their p99, us); how much happened in all."""
 
     place: Place
     policy: str
     runs: int
     amounts: tuple[Amounts, ...]
+    seeds: tuple[int, ...]
     times_us: dict[str, float]
     deletes: int
     device_accesses: int
@@ -95,11 +96,20 @@ class Answer:
     sensitivities: tuple[Sensitivity, ...] = ()
     planned: int = 0
     made: int = 0
-    missing: tuple[str, ...] = field(default=())
 
     def cell(self, policy: str, place: Place) -> Cell | None:
-        """The runs of a policy at a place, if there are any."""
-        return self.cells.get((policy, place.name))
+        """The runs of a policy at a place, if anything was deleted in any."""
+        found = self.cells.get((policy, place.name))
+        return found if found is not None and found.amounts else None
+
+    def priced(self) -> list[Cell]:
+        """Every cell in which something was deleted."""
+        return [cell for cell in self.cells.values() if cell.amounts]
+
+    def idle(self) -> dict[tuple[str, str], int]:
+        """How many runs came to no delete, by policy and the name of the place, where there are any."""
+        runs = {key: cell.runs - len(cell.amounts) for key, cell in self.cells.items()}
+        return {key: count for key, count in runs.items() if count}
 
     def point(self) -> Place:
         """Where the axes cross."""
@@ -116,17 +126,15 @@ def answer(study: Study, found: Iterable[tuple[Planned, RunRecord]], total: int)
     groups: dict[tuple[str, str], list[tuple[Planned, RunRecord]]] = {}
     for run, record in found:
         groups.setdefault((run.policy, run.place.name), []).append((run, record))
-    cells = {key: cell for key, runs in groups.items() if (cell := _cell(runs)) is not None}
+    cells = {key: _cell(runs) for key, runs in groups.items()}
     first = Answer(study, cells, planned=total, made=sum(len(runs) for runs in groups.values()))
     return evolve(first, crossovers=tuple(_crossovers(first)), sensitivities=tuple(_sensitivities(first)))
 
 
-def _cell(runs: Sequence[tuple[Planned, RunRecord]]) -> Cell | None:
-    """The runs of one policy at one place; None where nothing was ever deleted."""
+def _cell(runs: Sequence[tuple[Planned, RunRecord]]) -> Cell:
+    """The runs of one policy at one place."""
     records = [record for _, record in runs]
-    amounts = tuple(each for each in map(amounts_of, records) if each is not None)
-    if not amounts:
-        return None
+    amounts = {run.seed: each for run, record in runs if (each := amounts_of(record)) is not None}
 
     def counted(*names: str) -> int:
         return sum(record.counters.get(name, 0) for record in records for name in names)
@@ -134,8 +142,9 @@ def _cell(runs: Sequence[tuple[Planned, RunRecord]]) -> Cell | None:
     return Cell(
         place=runs[0][0].place,
         policy=runs[0][0].policy,
-        runs=len(amounts),
-        amounts=amounts,
+        runs=len(runs),
+        amounts=tuple(amounts.values()),
+        seeds=tuple(amounts),
         times_us=_times(records),
         deletes=counted("memslot_deletes", "memslot_moves"),
         device_accesses=counted("device_accesses"),
@@ -175,11 +184,11 @@ def _signs(found: Answer, axis: str, policy: str) -> Iterator[tuple[Any, float, 
 
 
 def ratio_to(theirs: Cell, ours: Cell, costs: Costs) -> Interval:
-    """One policy's cost of a delete over another's at the same place; pair by pair where both have the same runs."""
+    """One policy's cost of a delete over another's at the same place; pair by pair where both have runs of the same seeds."""
     a = [total_us(each, costs) for each in theirs.amounts]
     b = [total_us(each, costs) for each in ours.amounts]
     seed = f"{theirs.policy}/{theirs.place.name}"
-    return ratio_of_pairs(a, b, seed) if len(a) == len(b) else ratio_of_medians(a, b, seed)
+    return ratio_of_pairs(a, b, seed) if theirs.seeds == ours.seeds else ratio_of_medians(a, b, seed)
 
 
 def _crossover(axis: str, policy: str, signs: Sequence[tuple[Any, float, str]]) -> Crossover:

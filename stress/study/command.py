@@ -86,12 +86,12 @@ def conclude(study: Study, directory: RunDirectory) -> Answer:
 
 
 def exit_code(found: Answer, failed: int) -> ExitCode:
-    """A finding fails the study; runs that are missing leave it open."""
+    """A finding fails the study; runs that are missing, or in which nothing was deleted, leave it open."""
     if any(cell.findings for cell in found.cells.values()):
         return ExitCode.FAIL
     if failed:
         return ExitCode.HARNESS_ERROR
-    return ExitCode.PASS if found.made == found.planned else ExitCode.INCONCLUSIVE
+    return ExitCode.PASS if found.made == found.planned and not found.idle() else ExitCode.INCONCLUSIVE
 
 
 def line_of(step: runs.Progress) -> str:

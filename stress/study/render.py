@@ -31,7 +31,8 @@ def as_data(answer: Answer) -> dict[str, Any]:
         "axes": {key: list(values) for key, values in study.axes.items()},
         "costs_us": asdict(study.costs),
         "prices": {name: dict(facts) for name, facts in PRICES.items()},
-        "cells": [_cell_data(answer, cell) for cell in answer.cells.values()],
+        "cells": [_cell_data(answer, cell) for cell in answer.priced()],
+        "idle": [_idle_data(answer, *key, count) for key, count in answer.idle().items()],
         "crossovers": [asdict(each) for each in answer.crossovers],
         "sensitivities": [{**asdict(each), "flips": each.flips} for each in answer.sensitivities],
         "claims": {"safe": " ".join(safe(answer)), "efficient": " ".join(efficient(answer))},
@@ -56,12 +57,19 @@ def _cell_data(answer: Answer, cell: Cell) -> dict[str, Any]:
     }
 
 
+def _idle_data(answer: Answer, policy: str, place: str, count: int) -> dict[str, Any]:
+    cell = answer.cells[policy, place]
+    return {"policy": policy, "place": dict(cell.place.values), "idle_runs": count, "runs": cell.runs, "findings": cell.findings}
+
+
 def markdown(answer: Answer) -> str:
     """The report, for a maintainer who has to decide."""
     study = answer.study
     lines = [f"# {study.title or study.name}", ""]
     if answer.made < answer.planned:
         lines += [f"**Unfinished**: {answer.made} of {answer.planned} runs. What follows rests on these.", ""]
+    if answer.idle():
+        lines += [f"**Too short**: {_idle(answer)}", ""]
     lines += [
         "## The patch's two claims",
         "",
@@ -80,14 +88,20 @@ def markdown(answer: Answer) -> str:
     return "\n".join(lines)
 
 
+def _idle(answer: Answer) -> str:
+    idle = answer.idle()
+    where = "; ".join(f"{policy} at {_where(answer.cells[policy, place].place.values)}: {count}" for (policy, place), count in idle.items())
+    return f"{sum(idle.values())} runs came to no delete and cost nothing that could be counted ({where}). Make runs longer (--duration)."
+
+
 def safe(answer: Answer) -> Iterator[str]:
     """The first claim: evidence and limits."""
     cells = list(answer.cells.values())
     mine = [cell for cell in cells if cell.policy == SEED_POLICY]
     deletes, accesses = sum(cell.deletes for cell in mine), sum(cell.device_accesses for cell in mine)
     findings, bad = sum(cell.findings for cell in mine), sum(cell.bad_accesses for cell in mine)
-    if not deletes:
-        yield "There is no run of the seed's policy yet."
+    if not deletes and not findings:
+        yield "There is no run of the seed's policy yet in which anything was deleted."
         return
     if findings or bad:
         yield f"NOT shown: {findings} findings and {bad} accesses to memory that was gone, over {deletes:,} deletes."

@@ -33,6 +33,16 @@ class CellData(TypedDict):
     model_p99_us: dict[str, float]
 
 
+class IdleData(TypedDict):
+    """The runs of a policy at a place in which nothing was deleted, of how many, and what all of them found."""
+
+    policy: str
+    place: dict[str, Any]
+    idle_runs: int
+    runs: int
+    findings: int
+
+
 class CrossoverData(TypedDict):
     """Where a policy stops, or begins, to cost less than the seed's along an axis; null where it does not."""
 
@@ -73,6 +83,7 @@ class StudyData(TypedDict):
     costs_us: Costs
     prices: dict[str, PriceData]
     cells: list[CellData]
+    idle: list[IdleData]
     crossovers: list[CrossoverData]
     sensitivities: list[SensitivityData]
     claims: ClaimsData

@@ -12,15 +12,18 @@ import pytest
 from attrs import evolve
 
 from stress.cli import invoke
+from stress.compare.statistics import ratio_of_medians
 from stress.errors import ConfigError
 from stress.observe.histograms import Latency
 from stress.report import schema
 from stress.results.record import RunRecord, from_json, to_json
 from stress.results.store import RUN_JSON
-from stress.study.answer import Answer, answer
+from stress.study.answer import Answer, answer, ratio_to
+from stress.study.command import exit_code
 from stress.study.costs import PRICES, Costs, amounts_of, call_us, total_us
 from stress.study.plan import Study, along, places, planned, read_study
 from stress.study.render import as_data, crossovers, markdown
+from stress.verdict import ExitCode
 from tests.records import finding, record
 
 SHIPPED = Path(__file__).parents[3] / "configs" / "studies" / "keep-valid.toml"
@@ -178,7 +181,44 @@ def test_an_unfinished_study_says_so(tmp_path: Path) -> None:
     assert "**Unfinished**: 4 of 18 runs" in markdown(found)
     assert as_data(found)["made"] == 4
     nothing = markdown(answer(study, [], 18))
-    assert "There is no run of the seed's policy yet." in nothing
+    assert "There is no run of the seed's policy yet in which anything was deleted." in nothing
+
+
+def test_runs_without_a_delete_are_told_and_leave_it_open(tmp_path: Path) -> None:
+    """They have no price, but what they have found counts."""
+    study = study_at(tmp_path)
+    every = list(planned(study))
+    lazy, other = (run for run in every if run.policy == "keep-valid" and run.place.name == every[0].place.name and run.seed != 1)
+    nothing = {run: evolve(counted(100, findings=int(run is other)), counters={}) for run in (lazy, other)}
+    found = answer(study, [(run, nothing.get(run, counted(100))) for run in every], len(every))
+    assert found.idle() == {("keep-valid", lazy.place.name): 2}
+    assert "**Too short**: 2 runs came to no delete" in markdown(found)
+    assert "**Safe.** NOT shown: 1 findings" in markdown(found)
+    assert exit_code(found, 0) == ExitCode.FAIL
+    data = json.loads(json.dumps(as_data(found)))
+    assert [(each["policy"], each["idle_runs"], each["runs"], each["findings"]) for each in data["idle"]] == [("keep-valid", 2, 3, 1)]
+    jsonschema.Draft202012Validator(json.loads(schema.shipped("study"))).validate(data)
+    quiet = [(run, evolve(counted(100), counters={}) if run is lazy else counted(100)) for run in every]
+    assert exit_code(answer(study, quiet, len(every)), 0) == ExitCode.INCONCLUSIVE
+    assert exit_code(answer(study, [(run, counted(100)) for run in every], len(every)), 0) == ExitCode.PASS
+
+
+def test_only_runs_of_the_same_seeds_are_pairs(tmp_path: Path) -> None:
+    """With a run missing on either side, for another seed each, the ratio is one of medians."""
+    study = study_at(tmp_path)
+    point = places(study)[0]
+    gone = {("keep-valid", 1), ("slot-leaves", 2)}
+    runs = [(run, counted(100 * run.seed)) for run in planned(study) if (run.policy, run.seed) not in gone]
+    found = answer(study, runs, len(runs))
+    ours, theirs = (found.cell(policy, point) for policy in ("keep-valid", "slot-leaves"))
+    assert ours is not None
+    assert theirs is not None
+    assert (ours.seeds, theirs.seeds) == ((2, 3), (1, 3))
+    assert ratio_to(theirs, ours, study.costs) == ratio_of_medians(
+        [total_us(each, study.costs) for each in theirs.amounts],
+        [total_us(each, study.costs) for each in ours.amounts],
+        f"slot-leaves/{point.name}",
+    )
 
 
 def test_a_study_runs_stops_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
