@@ -147,6 +147,23 @@ def test_a_table_that_is_removed_while_linked_is_reported() -> None:
     assert ("removed-while-linked", entry + 2) in {(report.code, line) for report, line in zip(result.reports, result.lines, strict=True)}
 
 
+def test_a_lock_that_is_left_without_a_flush_is_reported_when_somebody_else_holds_it() -> None:
+    """Another vCPU's fault, which holds mmu_lock for read, in the middle of what a memslot call zaps with it held for write."""
+    lines = lines_of("w1_delete_quirkoff")
+    zap = recordings.find(lines, r" unmap_gfn_range: ")[0]
+    last = recordings.find(lines, "kvm_tdp_mmu_spte_changed", zap)[3]
+    fault = lines[recordings.find(lines, " stale: ")[0]]
+    time = re.search(r"[0-9.]+: ", lines[last])
+    assert time is not None
+    other = re.sub(r" +[0-9.]+: ", f" {time[0]}", fault, count=1).replace("kvmwl-278", "kvmwl-279")
+    result = judge([*lines[: last + 1], other, *lines[last + 1 :]])
+    assert [("O1", "lock-left", last + 2)] == [
+        (report.rule, report.code, line) for report, line in zip(result.reports, result.lines, strict=True) if report.code == "lock-left"
+    ]
+    same = judge([*lines[: last + 1], other.replace("kvmwl-279", "kvmwl-278"), *lines[last + 1 :]])
+    assert "lock-left" not in codes(same)
+
+
 def test_a_page_that_is_freed_while_linked_is_reported() -> None:
     lines = lines_of("w1_delete_adj")
     entry = recordings.find(lines, "kvm_entry")[20]
