@@ -132,7 +132,7 @@ def campaign_for(request: ExploreRequest, seed: int) -> Campaign:
     base = seed if drawn else 0
     return Campaign(
         ScenarioProgram(request.name, scenario, variants_from(request.variant_files)),
-        strategy_for(request.strategy, seed),
+        strategy_for(request.strategy, seed, scenario.explore.states),
         seeds=(lambda number: base + number // PROGRAMS) if drawn and not exhaustive else (lambda _: base),
         exercised=True,
     )
@@ -299,6 +299,8 @@ def record_of(explored: Explored) -> ExplorationRecord:
         curve=tuple(tally.curve),
         cut=tally.cut,
         unfinished=tally.unfinished,
+        states=tally.states,
+        states_full=tally.states_full,
         exhausted=tally.exhausted,
         remaining=tally.remaining,
         failing=tally.failing,

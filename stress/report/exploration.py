@@ -54,7 +54,8 @@ def certificate_of_exploration(
 
 def _proof(scenario: Scenario, strategy: str) -> str:
     name, _, bound = strategy.partition(":")
-    what = "no order of events" if name in EVERYTHING else f"no schedule with at most {bound or 2} {_BOUNDED[name]}"
+    bounded = "order of events that takes" if scenario.explore.states else "schedule with"
+    what = "no order of events" if name in EVERYTHING else f"no {bounded} at most {bound or 2} {_BOUNDED[name]}"
     drawn = "" if scenario.script else ", with the operations that this seed has drawn,"
     return (
         f"proved: {what} of this scenario{drawn} breaks a rule that is judged, under sequential consistency, "

@@ -38,6 +38,9 @@ def lines(record: ExplorationRecord, directory: Path | None = None) -> Iterator[
     yield f"schedules  {record.schedules:,} in {record.wall_s:.2f} s, {record.schedules / rate:,.0f} a second"
     yield f"steps      {record.steps:,}, {record.steps / rate:,.0f} a second, {per_schedule:,.0f} a schedule"
     yield f"classes    {record.classes:,} distinct orders of events"
+    if record.states:
+        full = ", as many as explore.states allows: later ones were not" if record.states_full else ""
+        yield f"states     {record.states:,} remembered{full}; {record.cut:,} schedules were cut where an earlier one had been"
     yield from _coverage(record)
     for name, counts in record.members.items():
         yield f"  {name:<10} {counts.get('schedules', 0):>9,} schedules {counts.get('classes', 0):>9,} new classes"

@@ -57,7 +57,8 @@ class ExplorationRecord:
     """Everything known about an exploration.
 
     `curve` is (schedules, classes) at growing distances, `unseen_mass` the Good-Turing estimate of what was never met, `cut`
-    how many schedules a strategy gave up as repetitions, `unfinished` how many hit the limit of steps, `remaining` the
+    how many schedules a strategy gave up as repetitions, `states` how many states it remembered for that, as many as it may when
+    `states_full`, `unfinished` how many hit the limit of steps, `remaining` the
     estimated number of schedules that an exhaustive search has left. `members` are the parts of a portfolio, `counters` what
     all schedules together did, `judged` how often each rule had something to decide, `points` the preemption points that were
     reached, `harness_errors` what went wrong with the harness.
@@ -101,6 +102,8 @@ class ExplorationRecord:
     environment: Environment
     scenario: dict[str, Any]
     harness_errors: tuple[str, ...] = field(default=())
+    states: int = 0
+    states_full: bool = False
 
 
 def as_data(record: ExplorationRecord) -> dict[str, Any]:

@@ -288,7 +288,8 @@ class Explore:
     `max_steps` is not finished. `lock_granularity` says whether an operation on mmu_lock is one step, or the steps inside
     `readerwriterlock` are explored, too. `scenario` is another file whose machine, memory, actors and script are explored
     instead of this one's, with this one's profile, kernel, policy, variants and expectations. `strategy` is how schedules are
-    chosen where the command line does not say."""
+    chosen where the command line does not say. `states` is how many states dfs, delay and preemption remember, to give up
+    schedules that come to one again; with 0 every schedule is run to its end."""
 
     scenario: FileName | None = None
     strategy: Text = Text("portfolio")
@@ -296,6 +297,7 @@ class Explore:
     rounds: Positive = Positive(2)
     max_steps: Positive = Positive(20_000)
     lock_granularity: Literal["atomic", "library"] = "atomic"
+    states: Count = Count(1_000_000)
 
 
 @frozen

@@ -5,6 +5,10 @@ preemptions; Emmi, Qadeer and Rakamaric, "Delay-Bounded Scheduling" (POPL 2011),
 goes on while it can, then the next one by number, round and round. A schedule is the list of its deviations from that; it is
 run by following them, and its alternatives are what could have been done after the last of them. That makes each schedule
 the alternative of exactly one other.
+
+With `States` a schedule is given up where an earlier one was in the same state with the same task in turn. Schedules are run in
+the order of their costs, so the earlier one had at least as much of the bound left: whatever could follow has followed there,
+or will, and every class of schedules within the bound is still seen.
 """
 
 from __future__ import annotations
@@ -15,6 +19,8 @@ from typing import NamedTuple
 from stress.engines.program import Run
 from stress.engines.scheduler import Picker, Scheduler
 from stress.engines.tasks import ControlTask
+from stress.search.order import Fingerprint
+from stress.search.states import States
 
 _MASK = 127
 _FREE = 128
@@ -23,6 +29,8 @@ _NEVER = 1 << 60
 
 Costs = Callable[[int, int], range]
 """Given how many could run (with `_FREE`) and a cost: which of them, in the order of turns, cost that much to choose."""
+Turn = Callable[[Scheduler], int]
+"""Whose turn it is (a task's number, 0 for nobody's), as far as what may follow, and at what cost, depends on it."""
 
 
 class Deviation(NamedTuple):
@@ -41,9 +49,10 @@ class Schedule(NamedTuple):
 
 
 class Systematic:
-    """The search; `costs` says what a deviation costs, and schedules of cost 0 come first, then 1, and so on to `bound`."""
+    """The search; `costs` says what a deviation costs, and schedules of cost 0 come first, then 1, and so on to `bound`. Where
+    `states` are kept, the same state with the same `turn` is not gone on from twice."""
 
-    def __init__(self, name: str, bound: int, costs: Costs) -> None:
+    def __init__(self, name: str, bound: int, costs: Costs, turn: Turn, states: States | None = None) -> None:
         self.name = name
         self.bound = bound
         self.level = 0
@@ -51,7 +60,9 @@ class Systematic:
         self.diverged = 0
         """How often fewer tasks could run than before at the same point; not 0 means that the program is not deterministic."""
         self.exhausted = False
+        self.states = states
         self._costs = costs
+        self._turn = turn
         self._run: list[list[Schedule]] = [[] for _ in range(bound)]
         self._widths = bytearray()
         self._search = self._levels()
@@ -92,7 +103,21 @@ class Systematic:
                 rank = 0
             return in_turn()[rank]
 
-        return pick
+        return pick if self.states is None else self._unless_met(scheduler, pick, self.states)
+
+    def _unless_met(self, scheduler: Scheduler, pick: Picker, states: States) -> Picker:
+        """As `pick` says, unless somebody was here before; up to the last deviation that was the schedule it deviates from."""
+        fingerprint, turn = Fingerprint(), self._turn
+        own = self._last.position + 1 if self._last else 0
+        scheduler.keep_extras = True
+
+        def look() -> ControlTask:
+            trace = scheduler.trace
+            if len(trace) >= own and states.met(hash((fingerprint.take(trace, scheduler.extras), turn(scheduler)))):
+                scheduler.give_up()
+            return pick()
+
+        return look
 
     def end(self, run: Run) -> None:  # noqa: ARG002 - everything was noted on the way
         """Go on to the next schedule, if there is one."""
@@ -162,22 +187,36 @@ def _all_alike(width: int, cost: int) -> range:
     return range(1, width & _MASK) if cost == 0 else range(0)
 
 
+def _nobodys(_: Scheduler) -> int:
+    return 0
+
+
+def _who_runs(scheduler: Scheduler) -> int:
+    running = scheduler.running
+    return running.index if running.enabled else 0
+
+
+def _who_is_next(scheduler: Scheduler) -> int:
+    running = scheduler.running
+    return running.index if running.enabled else scheduler.next_in_turn().index
+
+
 class PreemptionBounded(Systematic):
     """Every schedule with at most `bound` preemptions: switches away from a task that could have gone on."""
 
-    def __init__(self, bound: int) -> None:
-        super().__init__(f"preemption:{bound}", bound, _by_preemption)
+    def __init__(self, bound: int, states: States | None = None) -> None:
+        super().__init__(f"preemption:{bound}", bound, _by_preemption, _who_runs, states)
 
 
 class DelayBounded(Systematic):
     """Every schedule with at most `bound` delays: each passes over the task whose turn it is, in favour of the next."""
 
-    def __init__(self, bound: int) -> None:
-        super().__init__(f"delay:{bound}", bound, _by_delay)
+    def __init__(self, bound: int, states: States | None = None) -> None:
+        super().__init__(f"delay:{bound}", bound, _by_delay, _who_is_next, states)
 
 
 class DepthFirst(Systematic):
     """Every schedule there is."""
 
-    def __init__(self) -> None:
-        super().__init__("dfs", 0, _all_alike)
+    def __init__(self, states: States | None = None) -> None:
+        super().__init__("dfs", 0, _all_alike, _nobodys, states)

@@ -12,6 +12,7 @@ from mmu.invariants import names_of
 from mmu.report import Report
 from stress.engines.program import Executor, Program, Run, Strategy
 from stress.search import garbage
+from stress.search.bounded import Systematic
 from stress.search.dpor import Dpor
 from stress.search.order import class_of
 from stress.search.portfolio import Portfolio, Share
@@ -52,8 +53,9 @@ class Failure:
 class Tally:
     """What a campaign has done so far. `curve` is (schedules, classes) at growing distances; `once` how many classes were
     seen exactly once; `unfinished` how many schedules hit the limit of steps; `cut` how many a strategy gave up because they
-    could show nothing new; `remaining` the estimated number of schedules that an exhaustive search has left. `failures` are kept
-    by the signature of the first report that was new."""
+    could show nothing new; `states` how many states it remembers for that, and `states_full` that it may remember no more;
+    `remaining` the estimated number of schedules that an exhaustive search has left. `failures` are kept by the signature of the
+    first report that was new."""
 
     schedules: int = 0
     steps: int = 0
@@ -76,6 +78,8 @@ class Tally:
     tasks: int = 0
     """Tasks of the one with the most."""
     outcomes: dict[str, int] = field(factory=dict)
+    states: int = 0
+    states_full: bool = False
     exhausted: bool = False
     remaining: float | None = None
     members: dict[str, dict[str, int]] = field(factory=dict)
@@ -187,7 +191,7 @@ class Campaign:
         self._told: dict[str, Share] = {}
         """What the members of a portfolio had done when a tally was last finished."""
         self._check_races = check_races
-        self._always = MOST_CLASSES if isinstance(strategy, Dpor) else ALWAYS_CHECKED
+        self._always = MOST_CLASSES if isinstance(strategy, Dpor | Systematic) else ALWAYS_CHECKED
         self._exercised = exercised
 
     def run(self, budget: Budget, on_progress: Callable[[Tally], None] = lambda _: None) -> Tally:
@@ -216,6 +220,8 @@ class Campaign:
         tally.exhausted = strategy.exhausted
         if isinstance(strategy, Portfolio):
             self._note_members(strategy.report())
+        if isinstance(strategy, Systematic) and strategy.states is not None:
+            tally.states, tally.states_full = len(strategy.states), strategy.states.full
         self._estimate()
         tally.curve.append((tally.schedules, tally.classes))
         return tally

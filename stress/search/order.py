@@ -45,39 +45,51 @@ def conflict(first: list[Access], second: list[Access]) -> bool:
 def class_of(run: Run) -> int:
     """A 64-bit number that two schedules share when they are one class, whatever process or Python made them."""
     if run.key is None:
-        run.key = _class_of(run)
+        run.key = Fingerprint().take(run.trace, run.extras)
     return run.key
 
 
-def _class_of(run: Run) -> int:
-    last: dict[int, int] = {}
-    base: dict[int, int] = {}
-    group: dict[int, int] = {}
-    gathered: dict[int, int] = {}
-    extras = run.extras
-    total = 0
-    for position, (task, kind, word) in enumerate(run.trace):
-        mark = last.get(task, 0)
-        more = extras.get(position) if extras else None
-        mine = GROUP[kind]
-        if more is None and (mine < 0 or not word):
-            mark = hash((task, kind, mark))
-        elif more is None:
-            if not mine or group.get(word) != mine:
-                base[word] = hash((base.get(word, 0), gathered.get(word, 0)))
-                group[word] = mine
-                gathered[word] = 0
-            mark = hash((task, kind, word, mark, base[word]))
-            gathered[word] = (gathered[word] + mark) & _MASK
-        else:
-            touched = accesses((task, kind, word), more)
-            before = [_enter(where, GROUP[what], base, group, gathered) for what, where in touched]
-            mark = hash((task, kind, word, mark, *before))
-            for _, where in touched:
-                gathered[where] = (gathered[where] + mark) & _MASK
-        last[task] = mark
-        total = (total + mark) & _MASK
-    return total
+class Fingerprint:
+    """The class of a schedule as far as it has gone: two beginnings that share it are one class, in which every task has seen
+    the same and every word holds the same."""
+
+    __slots__ = ("_base", "_gathered", "_group", "_last", "_taken", "_total")
+
+    def __init__(self) -> None:
+        self._last: dict[int, int] = {}
+        self._base: dict[int, int] = {}
+        self._group: dict[int, int] = {}
+        self._gathered: dict[int, int] = {}
+        self._taken = 0
+        self._total = 0
+
+    def take(self, trace: list[Event], extras: dict[int, list[Access]]) -> int:
+        """Take in what has come since the last call; the number of all there is, of 64 bits."""
+        last, base, group, gathered, total = self._last, self._base, self._group, self._gathered, self._total
+        for position in range(self._taken, len(trace)):
+            task, kind, word = trace[position]
+            mark = last.get(task, 0)
+            more = extras.get(position) if extras else None
+            mine = GROUP[kind]
+            if more is None and (mine < 0 or not word):
+                mark = hash((task, kind, mark))
+            elif more is None:
+                if not mine or group.get(word) != mine:
+                    base[word] = hash((base.get(word, 0), gathered.get(word, 0)))
+                    group[word] = mine
+                    gathered[word] = 0
+                mark = hash((task, kind, word, mark, base[word]))
+                gathered[word] = (gathered[word] + mark) & _MASK
+            else:
+                touched = accesses((task, kind, word), more)
+                before = [_enter(where, GROUP[what], base, group, gathered) for what, where in touched]
+                mark = hash((task, kind, word, mark, *before))
+                for _, where in touched:
+                    gathered[where] = (gathered[where] + mark) & _MASK
+            last[task] = mark
+            total = (total + mark) & _MASK
+        self._taken, self._total = len(trace), total
+        return total
 
 
 def _enter(word: int, mine: int, base: dict[int, int], group: dict[int, int], gathered: dict[int, int]) -> int:

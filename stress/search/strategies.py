@@ -6,12 +6,13 @@ from collections.abc import Callable
 
 from stress.engines.program import Strategy
 from stress.errors import StressError
-from stress.search.bounded import DelayBounded, DepthFirst, PreemptionBounded
+from stress.search.bounded import DelayBounded, DepthFirst, PreemptionBounded, Systematic
 from stress.search.dpor import Dpor
 from stress.search.order import class_of
 from stress.search.pct import Pct
 from stress.search.portfolio import Portfolio
 from stress.search.pos import Pos
+from stress.search.states import States
 from stress.search.surw import Surw
 from stress.search.walk import RandomWalk
 
@@ -43,8 +44,9 @@ def is_exhaustive(text: str) -> bool:
     return text.partition(":")[0] in EXHAUSTIVE
 
 
-def strategy_for(text: str, seed: int) -> Strategy:
-    """The strategy called `name` or `name:parameter`; raises `StressError` for what there is not."""
+def strategy_for(text: str, seed: int, states: int = 0) -> Strategy:
+    """The strategy called `name` or `name:parameter`; raises `StressError` for what there is not. One that repeats itself (dfs
+    and those with a bound) remembers up to so many `states`."""
     name, _, parameter = text.partition(":")
     known = STRATEGIES.get(name)
     if known is None:
@@ -56,4 +58,7 @@ def strategy_for(text: str, seed: int) -> Strategy:
     value = int(parameter) if parameter else DEFAULT_PARAMETER.get(name, 0)
     if name == "pct" and not 1 <= value <= 5:
         raise StressError(f"strategy {text!r}: the depth of pct is 1 to 5")
-    return known[1](seed, value)
+    strategy = known[1](seed, value)
+    if states and isinstance(strategy, Systematic):
+        strategy.states = States(states)
+    return strategy
