@@ -23,6 +23,8 @@ from stress.litmus.base import (
 )
 from stress.litmus.run import FAIL, PASS, LitmusResult, run_all, run_litmus, table
 from stress.mutants import SHIPPED
+from stress.search.bounded import PreemptionBounded
+from stress.search.states import States
 from stress.search.walk import RandomWalk
 
 RANDOM = 200
@@ -170,6 +172,16 @@ def test_without_the_rule_the_forbidden_outcome_is_reached(breach: str, name: st
     assert result.verdict == FAIL
     assert outcome in result.seen(), table([result])
     assert LITMUS[name].grade_of(outcome).grade == FORBIDDEN
+
+
+@pytest.mark.parametrize(("breach", "name", "outcome"), [each for number, each in enumerate(BREACHES) if number % 3])
+def test_it_is_reached_where_states_are_remembered_too(breach: str, name: str, outcome: str) -> None:
+    """With one preemption, and with most schedules cut where an earlier one had been."""
+    search = PreemptionBounded(1, States())
+    result = run_litmus(LITMUS[name], search, SMALL, variants=(SHIPPED[breach],))
+    assert search.exhausted
+    assert search.states
+    assert outcome in result.seen(), table([result])
 
 
 def test_a_report_that_no_table_knows_fails() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from attrs import evolve
 
 from stress.engines.carrier import pinned
 from stress.engines.controlled import ControlledRuntime
@@ -192,12 +193,12 @@ def test_scenarios_show_the_same(name: str) -> None:
         assert classes(program, DelayBounded(1, States())) == classes(program, DelayBounded(1))
 
 
-def bounded(strategy: str, *overrides: str) -> ExploreRequest:
-    return ExploreRequest(load(TO_THE_END / "delete-vs-dma.toml", overrides), "delete-vs-dma", 1, strategy)
+def asked(strategy: str, *overrides: str, schedules: int | None = None) -> ExploreRequest:
+    return ExploreRequest(load(TO_THE_END / "delete-vs-dma.toml", overrides), "delete-vs-dma", 1, strategy, schedules=schedules)
 
 
 def test_an_exploration_tells_how_many_states_it_has_kept() -> None:
-    explored = explore(bounded("delay:1"))
+    explored = explore(asked("delay:1"))
     assert explored.judgement.verdict is Verdict.PASS
     assert explored.tally.cut
     text = "\n".join(lines(explored))
@@ -206,22 +207,26 @@ def test_an_exploration_tells_how_many_states_it_has_kept() -> None:
 
 
 def test_an_exploration_tells_that_it_could_keep_no_more() -> None:
-    explored = explore(bounded("delay:1", "explore.states=50"))
-    assert explored.judgement.verdict is Verdict.PASS
+    explored = explore(asked("delay:1", "explore.states=50", schedules=5))
     assert explored.tally.states == 50
     assert "states     50 remembered, as many as explore.states allows: later ones were not" in "\n".join(lines(explored))
 
 
 def test_without_states_every_schedule_is_run_to_its_end() -> None:
-    explored = explore(bounded("delay:1", "explore.states=0"))
-    assert explored.judgement.verdict is Verdict.PASS
+    explored = explore(asked("delay:1", "explore.states=0", schedules=20))
     assert not explored.tally.cut
-    text = "\n".join(lines(explored))
-    assert "remembered" not in text
-    assert "proved: no schedule with at most 1 delays" in text
+    assert not explored.tally.states
+    assert "remembered" not in "\n".join(lines(explored))
+
+
+@pytest.mark.parametrize(("overrides", "what"), [(["explore.states=0"], "schedule with"), ([], "order of events that takes")])
+def test_what_is_proved_is_said_as_it_was_proved(overrides: list[str], what: str) -> None:
+    explored = explore(asked("preemption:0", *overrides))
+    assert explored.judgement.verdict is Verdict.PASS
+    assert f"proved: no {what} at most 0 preemptions" in "\n".join(lines(explored))
 
 
 def test_a_search_that_is_stopped_proves_nothing_however_much_was_cut() -> None:
-    explored = explore(ExploreRequest(load(TO_THE_END / "delete-vs-dma.toml"), "x", 1, "dfs", schedules=20, exhaustive=True))
+    explored = explore(evolve(asked("dfs", schedules=20), exhaustive=True))
     assert explored.tally.cut
     assert explored.judgement.verdict is Verdict.INCONCLUSIVE
