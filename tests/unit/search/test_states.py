@@ -122,8 +122,9 @@ def test_the_beginning_of_a_schedule_has_a_class_of_its_own_at_every_step() -> N
 
 
 def _watched(runtime: ControlledRuntime) -> Body:
-    """What an observer sees during one task's step depends on another's; no task learns of it."""
+    """What an observer sees during one task's step depends on another's; no task learns of it, and both go on afterwards."""
     word, other = runtime.cell("word", 0), runtime.cell("other", 0)
+    after = runtime.cell("after", 0)
     seen: list[int] = []
 
     def look() -> None:
@@ -131,9 +132,11 @@ def _watched(runtime: ControlledRuntime) -> Body:
         runtime.scheduler.quiet += 1
         seen.append(word.value)
         runtime.scheduler.quiet -= 1
+        other.value = 2
 
     def write() -> None:
         word.value = 1
+        after.value = 1
 
     return Body([Part("looks", look), Part("writes", write)], lambda: [broken("O1", "stale")] if seen == [1] else [], lambda: seen[0])
 
