@@ -54,11 +54,15 @@ def certificate_of_exploration(
 
 def _proof(scenario: Scenario, strategy: str) -> str:
     name, _, bound = strategy.partition(":")
-    bounded = "order of events that takes" if scenario.explore.states else "schedule with"
-    what = "no order of events" if name in EVERYTHING else f"no {bounded} at most {bound or 2} {_BOUNDED[name]}"
+    within = "" if name in EVERYTHING else f"at most {bound or 2} {_BOUNDED[name]}"
     drawn = "" if scenario.script else ", with the operations that this seed has drawn,"
+    what = f"no order of events of this scenario{drawn}"
+    if within and scenario.explore.states:
+        what += f" that takes {within}"
+    elif within:
+        what = f"no schedule with {within} of this scenario{drawn}"
     return (
-        f"proved: {what} of this scenario{drawn} breaks a rule that is judged, under sequential consistency, "
+        f"proved: {what} breaks a rule that is judged, under sequential consistency, "
         f"in schedules of at most {scenario.explore.max_steps:,} steps"
     )
 

@@ -206,7 +206,6 @@ def test_an_exploration_tells_how_many_states_it_has_kept() -> None:
     assert explored.tally.cut
     text = "\n".join(lines(explored))
     assert f"states     {explored.tally.states:,} remembered; {explored.tally.cut:,} schedules were cut" in text
-    assert "proved: no order of events that takes at most 1 delays" in text
 
 
 def test_an_exploration_tells_that_it_could_keep_no_more() -> None:
@@ -222,11 +221,17 @@ def test_without_states_every_schedule_is_run_to_its_end() -> None:
     assert "remembered" not in "\n".join(lines(explored))
 
 
-@pytest.mark.parametrize(("overrides", "what"), [(["explore.states=0"], "schedule with"), ([], "order of events that takes")])
+@pytest.mark.parametrize(
+    ("overrides", "what"),
+    [
+        (["explore.states=0"], "schedule with at most 0 preemptions of this scenario"),
+        ([], "order of events of this scenario that takes at most 0 preemptions"),
+    ],
+)
 def test_what_is_proved_is_said_as_it_was_proved(overrides: list[str], what: str) -> None:
     explored = explore(asked("preemption:0", *overrides))
     assert explored.judgement.verdict is Verdict.PASS
-    assert f"proved: no {what} at most 0 preemptions" in "\n".join(lines(explored))
+    assert f"proved: no {what} breaks a rule" in " ".join(" ".join(lines(explored)).split())
 
 
 def test_a_search_that_is_stopped_proves_nothing_however_much_was_cut() -> None:
