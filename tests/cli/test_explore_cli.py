@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
 from stress.cli import invoke
 from stress.litmus.registry import LITMUS
+from tests.command import ROOT, Done, Stress, real
 
-ROOT = Path(__file__).parents[2]
 EXPLORE = ROOT / "configs" / "explore"
 FAULT = EXPLORE / "fault-vs-delete.toml"
 BUSTED = ROOT / "configs" / "BUSTED"
@@ -47,33 +44,6 @@ vcpu_accesses = 1
 """
 
 
-class Done(NamedTuple):
-    """What a command came to."""
-
-    code: int
-    out: str
-    err: str
-
-
-class Stress:
-    """The command line, in this process."""
-
-    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
-        self._capsys = capsys
-
-    def __call__(self, *arguments: object) -> Done:
-        self._capsys.readouterr()
-        code = invoke([str(argument) for argument in arguments])
-        out, err = self._capsys.readouterr()
-        assert "Traceback" not in err
-        return Done(int(code), out, err)
-
-
-@pytest.fixture
-def stress(capsys: pytest.CaptureFixture[str]) -> Stress:
-    return Stress(capsys)
-
-
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A schedule file of a vCPU that maps a page in an obsolete root."""
@@ -95,12 +65,10 @@ def data_of(path: Path) -> dict[str, Any]:
 
 def test_the_real_command_fails_with_everything_to_go_on(tmp_path: Path) -> None:
     config = BUSTED / "table-freed-at-once.toml"
-    command = [sys.executable, "-m", "stress", "explore", "-c", str(config), "-n", "20", "--seed", "1", "--results", str(tmp_path)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 1, done.stdout + done.stderr
+    done = real("explore", "-c", config, "-n", 20, "--seed", 1, "--results", tmp_path)
+    assert done.code == 1, done.out + done.err
     for part in ("call trace:", "stress replay ", "stress minimise ", "schedule: tdp1-", "expected O3 or O2: seen O3", "results: "):
-        assert part in done.stdout
+        assert part in done.out
     assert set(left_in((tmp_path / "latest").resolve())) == {*KEPT, "schedule-1.json", "explanation-1.json"}
 
 
@@ -339,11 +307,9 @@ def test_a_replay_goes_on_with_a_strategy_there_is(stress: Stress, recorded: Pat
     assert "there is no strategy 'magic'" in done.err
 
 
-def replayed_elsewhere(path: object, *more: str) -> subprocess.CompletedProcess[str]:
+def replayed_elsewhere(path: Path) -> Done:
     """In a process of its own: what goes wrong here may leave carriers in disorder."""
-    command = [sys.executable, "-m", "stress", "replay", str(path), "-q", *more]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    return real("replay", path, "-q")
 
 
 def test_a_divergence_at_the_very_first_step_is_one_like_any_other(recorded: Path, tmp_path: Path) -> None:
@@ -352,8 +318,8 @@ def test_a_divergence_at_the_very_first_step_is_one_like_any_other(recorded: Pat
     path = tmp_path / "first.json"
     path.write_text(json.dumps(data))
     done = replayed_elsewhere(path)
-    assert done.returncode == 3
-    assert "at step 0" in done.stdout
+    assert done.code == 3
+    assert "at step 0" in done.out
 
 
 def test_a_file_that_lacks_names_of_steps_is_damaged(recorded: Path, tmp_path: Path) -> None:
@@ -361,7 +327,7 @@ def test_a_file_that_lacks_names_of_steps_is_damaged(recorded: Path, tmp_path: P
     data["steps"] = data["steps"][:20]
     path = tmp_path / "half.json"
     path.write_text(json.dumps(data))
-    assert replayed_elsewhere(path).returncode in (3, 4)
+    assert replayed_elsewhere(path).code in (3, 4)
 
 
 # minimise, explain

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from attrs import evolve
 
-from stress.cli import MENDED, load_all, small_scenario
+from stress.commands.scenarios import MENDED, load_all, small_scenario
 from stress.explore import Explored, ExploreRequest, explore
 from stress.run import expected_of
 from stress.scenario.load import load

@@ -9,7 +9,7 @@ import pytest
 
 from mmu.posted import POSTED, PROFILES
 from mmu.report import RULES
-from stress.cli import MENDED
+from stress.commands.scenarios import MENDED
 from stress.scenario.load import load
 from stress.scenario.types import Scenario
 from tests.engine import run_scenario
