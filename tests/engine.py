@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from attrs import evolve
@@ -32,8 +33,18 @@ def small(**changes: Any) -> Scenario:
     return evolve(base, **changes)
 
 
-def run_scenario(scenario: Scenario, seed: int = 1) -> tuple[Session, Outcome]:
-    """Run to the end; the session holds what was found."""
+class Watchful(ThreadEngine):
+    """The engine, which ends a run also when `enough` has happened in it."""
+
+    def __init__(self, session: Session, enough: Callable[[Session], bool]) -> None:
+        super().__init__(session, Resources(), lambda _: None)
+        self._enough = enough
+
+    def _found_enough(self) -> bool:
+        return super()._found_enough() or self._enough(self.session)
+
+
+def run_scenario(scenario: Scenario, seed: int = 1, until: Callable[[Session], bool] = lambda _: False) -> tuple[Session, Outcome]:
+    """Run to the end, or `until` enough has happened; the session holds what was found."""
     session = Session(scenario, seed, Runtime())
-    outcome = ThreadEngine(session, Resources(), lambda _: None).run()
-    return session, outcome
+    return session, Watchful(session, until).run()
