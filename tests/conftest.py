@@ -19,7 +19,7 @@ from mmu.runtime import Runtime
 from mmu.sync import Rcu, RwLock, Srcu, Sync
 from mmu.task import Task, current
 
-PATIENCE = 20.0
+PATIENCE = 60.0
 """Seconds after which a test gives up on a wait."""
 
 
