@@ -28,7 +28,7 @@ from stress.search.strategies import strategy_for
 HERE = Path(__file__).parent / "explanations"
 EXPLORE = Path(__file__).parents[2] / "configs" / "explore"
 REWRITE = os.environ.get("REWRITE_GOLDEN", "")
-TRIES = 10
+TRIES = 4
 
 
 @frozen

@@ -19,7 +19,7 @@ from stress.search.dpor import Dpor
 from stress.search.order import class_of
 from stress.search.walk import RandomWalk
 
-MOST = 1500
+MOST = 500
 """A program with more interleavings than this is not compared."""
 
 
@@ -153,4 +153,4 @@ def test_dpor_sees_what_every_interleaving_shows(block: int) -> None:
             compared += 1
             assert reduced[0] == whole[0], number
             assert reduced[1] <= whole[1], number
-    assert compared >= 8
+    assert compared >= 6
