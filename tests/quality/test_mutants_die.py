@@ -43,7 +43,7 @@ def test_a_broken_variant_is_caught_by_the_rule_it_names(path: Path) -> None:
     scenario = load(path)
     fired: set[str] = set()
     for seed in (1, 2, 3):
-        session, _ = run_scenario(evolve(scenario, budget=evolve(scenario.budget, settle_s=Seconds(0.2))), seed)
+        session, _ = run_scenario(evolve(scenario, budget=evolve(scenario.budget, settle_s=Seconds(0.02))), seed)
         fired |= {finding.report.rule for finding in session.findings()}
         if fired & set(scenario.expect.rules):
             return
