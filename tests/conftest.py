@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from mmu.report import Report, Reporter
 from mmu.runtime import Runtime
@@ -21,6 +22,12 @@ from mmu.task import Task, current
 
 PATIENCE = 60.0
 """Seconds after which a test gives up on a wait."""
+
+settings.register_profile(
+    "laws", deadline=None, database=None, derandomize=True, max_examples=80, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("laws")
+"""How laws are tried: the same examples everywhere and always, and no clock. A law that needs more examples says so."""
 
 
 class MakeSync(Protocol):
