@@ -6,6 +6,7 @@ by `blocked`, and ended by `finish`, which raises what the thread raised. `PATIE
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +23,9 @@ from mmu.task import Task, current
 
 PATIENCE = 60.0
 """Seconds after which a test gives up on a wait."""
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # the tests run in the background of a shell; some are about Ctrl-C
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile(
     "laws", deadline=None, database=None, derandomize=True, max_examples=80, suppress_health_check=[HealthCheck.too_slow]

@@ -10,9 +10,13 @@ from attrs import evolve
 from mmu.runtime import Runtime
 from stress.engines.session import Session
 from stress.engines.threads import Outcome, ThreadEngine
+from stress.fanout.spread import Where
 from stress.observe.close_calls import CLOSE_CALLS
 from stress.observe.resources import Resources
 from stress.scenario.types import Budget, Count, Disturbances, Memory, Positive, Scenario, Seconds, Vm
+from stress.zoo.attempt import Attempt
+from stress.zoo.jobs import Job, run_jobs
+from stress.zoo.mutant import Case
 
 MEETINGS = {
     *CLOSE_CALLS,
@@ -48,3 +52,12 @@ def run_scenario(scenario: Scenario, seed: int = 1, until: Callable[[Session], b
     """Run to the end, or `until` enough has happened; the session holds what was found."""
     session = Session(scenario, seed, Runtime())
     return session, Watchful(session, until).run()
+
+
+def broken_run(scenario: Scenario, seed: int = 1) -> Attempt:
+    """A run that has to find something, in a process of its own: what it breaks may leave threads that never end, and those
+    would slow down every test after it."""
+    made: list[Attempt] = []
+    job = Job("", Case(""), scenario, "threads", seed, scenario.budget.duration_s)
+    run_jobs([job], Where(1), lambda _, attempt: made.append(attempt))
+    return made[0]

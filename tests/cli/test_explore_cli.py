@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -50,6 +52,16 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     results = tmp_path_factory.mktemp("recorded")
     assert invoke(["explore", "-c", str(FAULT), "-n", "400", "--seed", "3", "-q", "--results", str(results), *STALE]) == 1
     return results / "latest" / "schedule-1.json"
+
+
+@pytest.fixture(scope="module")
+def minimised(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A schedule of a table that is freed at once, which has been minimised beside its file; and what was said then."""
+    results, said = tmp_path_factory.mktemp("minimised"), io.StringIO()
+    assert invoke(["explore", "-c", str(FAULT), "-n", "5", "--seed", "1", "-q", "--results", str(results), *AT_ONCE]) == 1
+    with contextlib.redirect_stdout(said):
+        assert invoke(["minimise", str(results / "latest" / "schedule-1.json"), "-q"]) == 1
+    return results / "latest" / "schedule-1.json", said.getvalue()
 
 
 def left_in(folder: Path) -> list[str]:
@@ -140,11 +152,11 @@ def test_two_jobs(stress: Stress, tmp_path: Path) -> None:
 
 
 def test_keep_going_finds_more(stress: Stress, tmp_path: Path) -> None:
-    command = ("explore", "-c", OBSOLETE, "-n", "60", "--seed", "1", "--json", "--results", tmp_path, *PUT)
+    command = ("explore", "-c", OBSOLETE, "-n", "25", "--seed", "1", "--json", "--results", tmp_path, *PUT)
     first, more = (json.loads(stress(*command, *option).out) for option in ((), ("--keep-going",)))
     assert len(first["failures"]) == 1
     assert len(more["failures"]) > 1
-    assert more["schedules"] == 60 > first["schedules"]
+    assert more["schedules"] == 25 > first["schedules"]
     assert more["failures"][0] | {"after_s": 0} == first["failures"][0] | {"after_s": 0}
     kept = [path for path in left_in((tmp_path / "latest").resolve()) if path.startswith("schedule-")]
     assert len(kept) == len(more["failures"])
@@ -333,21 +345,19 @@ def test_a_file_that_lacks_names_of_steps_is_damaged(recorded: Path, tmp_path: P
 # minimise, explain
 
 
-def test_a_schedule_is_minimised_beside_its_file(stress: Stress, tmp_path: Path) -> None:
-    assert stress("explore", "-c", FAULT, "-n", "5", "--seed", "1", "-q", "--results", tmp_path, *AT_ONCE).code == 1
-    file = tmp_path / "latest" / "schedule-1.json"
-    done = stress("minimise", file)
-    small = tmp_path / "latest" / "schedule-1.min.json"
+def test_a_schedule_is_minimised_beside_its_file_or_elsewhere(stress: Stress, minimised: tuple[Path, str], tmp_path: Path) -> None:
+    file, quiet = minimised
+    small, other = file.with_suffix(".min.json"), tmp_path / "other.json"
+    done = stress("minimise", file, "--output", other)
     assert done.code == 1
-    assert f"stress replay {small}" in done.out
+    assert f"stress replay {other}" in done.out
     assert "left out: " in done.out
     assert done.out.splitlines()[-1].startswith("MINIMISED  fault-vs-delete: operations 5 -> ")
     assert len(data_of(small)["steps"]) < len(data_of(file)["steps"])
     assert data_of(small)["signatures"][0] == data_of(file)["signatures"][0]
     assert stress("replay", small, "-q").out.startswith("REPLAYED")
-    quiet = stress("minimise", file, "-q", "--output", tmp_path / "other.json")
-    assert quiet.out.splitlines() == done.out.splitlines()[-1:]
-    assert (tmp_path / "other.json").read_bytes() == small.read_bytes()
+    assert quiet.splitlines() == done.out.splitlines()[-1:]
+    assert other.read_bytes() == small.read_bytes()
     cannot = stress("minimise", file, "-q", "--output", tmp_path / "none" / "other.json")
     assert cannot.code == 4
     assert "choose another place with --output" in cannot.err
@@ -365,11 +375,8 @@ def test_what_does_not_fail_is_not_minimised(stress: Stress, recorded: Path, tmp
     assert left_in(tmp_path) == ["mended.json"]
 
 
-def test_a_schedule_is_explained(stress: Stress, tmp_path: Path) -> None:
-    assert stress("explore", "-c", FAULT, "-n", "5", "--seed", "1", "-q", "--results", tmp_path, *AT_ONCE).code == 1
-    file = tmp_path / "latest" / "schedule-1.json"
-    assert stress("minimise", file, "-q").code == 1
-    small = tmp_path / "latest" / "schedule-1.min.json"
+def test_a_schedule_is_explained(stress: Stress, minimised: tuple[Path, str]) -> None:
+    small = minimised[0].with_suffix(".min.json")
     done = stress("explain", small)
     assert done.code == 1
     assert "free-without-rcu" in done.out

@@ -125,6 +125,7 @@ def everything(strategy: Strategy, number: int) -> tuple[dict[int, Hashable], in
 
 @pytest.mark.parametrize("name", LITMUS)
 def test_no_random_schedule_of_a_litmus_program_is_of_a_class_that_dpor_has_missed(name: str) -> None:
+    """Nor has it, then, an outcome that DPOR has not seen: schedules of one class come to the same."""
     litmus = LITMUS[name]
     executor = Executor(LitmusProgram(litmus), limit=3000, keep_extras=True)
     explored: set[int] = set()
