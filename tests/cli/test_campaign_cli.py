@@ -33,7 +33,7 @@ def test_a_campaign_stores_its_runs_and_is_a_group_to_compare(tmp_path: Path) ->
 def test_a_variant_from_a_file_fails_in_every_run(stress: Stress, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "idea.py").write_text(FORGETFUL)
-    asked = ("--mended", "--variant", "idea.py", "--seeds", "1", "--duration", "4", "--results", "there")
+    asked = ("--mended", "--variant", "idea.py", "--seeds", "1", "--duration", "60", "--results", "there")
     done = stress("campaign", "-c", DEVICE, *asked)
     assert done.code == 1, done.out + done.err
     assert done.out.splitlines()[-1] == "FAIL  no-flush-after-exported-zap: of 1 run 1 FAIL"
