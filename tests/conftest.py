@@ -6,6 +6,7 @@ by `blocked`, and ended by `finish`, which raises what the thread raised. `PATIE
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,14 +14,24 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from mmu.report import Report, Reporter
 from mmu.runtime import Runtime
 from mmu.sync import Rcu, RwLock, Srcu, Sync
 from mmu.task import Task, current
 
-PATIENCE = 20.0
+PATIENCE = 60.0
 """Seconds after which a test gives up on a wait."""
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # the tests run in the background of a shell; some are about Ctrl-C
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+settings.register_profile(
+    "laws", deadline=None, database=None, derandomize=True, max_examples=80, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("laws")
+"""How laws are tried: the same examples everywhere and always, and no clock. A law that needs more examples says so."""
 
 
 class MakeSync(Protocol):

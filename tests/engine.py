@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from attrs import evolve
@@ -9,9 +10,13 @@ from attrs import evolve
 from mmu.runtime import Runtime
 from stress.engines.session import Session
 from stress.engines.threads import Outcome, ThreadEngine
+from stress.fanout.spread import Where
 from stress.observe.close_calls import CLOSE_CALLS
 from stress.observe.resources import Resources
 from stress.scenario.types import Budget, Count, Disturbances, Memory, Positive, Scenario, Seconds, Vm
+from stress.zoo.attempt import Attempt
+from stress.zoo.jobs import Job, run_jobs
+from stress.zoo.mutant import Case
 
 MEETINGS = {
     *CLOSE_CALLS,
@@ -32,8 +37,27 @@ def small(**changes: Any) -> Scenario:
     return evolve(base, **changes)
 
 
-def run_scenario(scenario: Scenario, seed: int = 1) -> tuple[Session, Outcome]:
-    """Run to the end; the session holds what was found."""
+class Watchful(ThreadEngine):
+    """The engine, which ends a run also when `enough` has happened in it."""
+
+    def __init__(self, session: Session, enough: Callable[[Session], bool]) -> None:
+        super().__init__(session, Resources(), lambda _: None)
+        self._enough = enough
+
+    def _found_enough(self) -> bool:
+        return super()._found_enough() or self._enough(self.session)
+
+
+def run_scenario(scenario: Scenario, seed: int = 1, until: Callable[[Session], bool] = lambda _: False) -> tuple[Session, Outcome]:
+    """Run to the end, or `until` enough has happened; the session holds what was found."""
     session = Session(scenario, seed, Runtime())
-    outcome = ThreadEngine(session, Resources(), lambda _: None).run()
-    return session, outcome
+    return session, Watchful(session, until).run()
+
+
+def broken_run(scenario: Scenario, seed: int = 1) -> Attempt:
+    """A run that has to find something, in a process of its own: what it breaks may leave threads that never end, and those
+    would slow down every test after it."""
+    made: list[Attempt] = []
+    job = Job("", Case(""), scenario, "threads", seed, scenario.budget.duration_s)
+    run_jobs([job], Where(1), lambda _, attempt: made.append(attempt))
+    return made[0]

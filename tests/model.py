@@ -14,8 +14,6 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
-from hypothesis import HealthCheck, settings
-
 from mmu.export.iommu import Device, KvmHwpt
 from mmu.export.tdp_fd import TdpFd
 from mmu.invariants import Tree, violations
@@ -39,9 +37,6 @@ SMALL = Geometry(levels=3, entries=4)
 
 REAL = Geometry()
 """What the hardware has: four levels of 512."""
-
-LAW = settings(deadline=None, database=None, derandomize=True, max_examples=80, suppress_health_check=[HealthCheck.too_slow])
-"""How the laws are tried: the same examples everywhere, and no clock."""
 
 
 class Recorder:

@@ -199,14 +199,15 @@ def proofs(seed):
     return sum(counts)
 
 
+MEASUREMENTS = {
+    **{f"{name} random": hunt(name, RandomWalk) for name in PROGRAMS},
+    **{f"{name} exhaustive": hunt(name, lambda _: Dpor()) for name in PROGRAMS},
+    "d random": walk,
+    "d campaign": campaign,
+    "d proof": proofs,
+}
+
+
 if __name__ == "__main__":
     with garbage.by_hand(), pinned(-1):  # the last CPU: the first is the one that others take
-        main(
-            {
-                **{f"{name} random": hunt(name, RandomWalk) for name in PROGRAMS},
-                **{f"{name} exhaustive": hunt(name, lambda _: Dpor()) for name in PROGRAMS},
-                "d random": walk,
-                "d campaign": campaign,
-                "d proof": proofs,
-            }
-        )
+        main(MEASUREMENTS)

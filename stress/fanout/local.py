@@ -18,8 +18,8 @@ from attrs import define
 
 from stress.fanout.task import GRACE_S, OnDone, Task, Trouble, occupy, startable
 
-PRELOADED = ["stress.cli"]
-"""What the server that tasks are forked from has imported already: everything that a task may need."""
+PRELOADED = ["stress.explore", "stress.zoo.jobs", "stress.fanout.single_run"]
+"""What the server that tasks are forked from has imported already: where the tasks are, and with it everything they need."""
 
 
 @define

@@ -7,6 +7,8 @@ import math
 import re
 import tomllib
 from collections.abc import Callable, Iterable, Sequence
+from contextvars import ContextVar
+from functools import cache
 from pathlib import Path
 from typing import Any, cast, get_args, get_origin
 
@@ -30,6 +32,9 @@ MOST_ENTRIES = 1 << 16
 SPARE_FRAMES = 8
 """Frames beside twice the guest's pages: frame 0 is never used, and each migration in progress holds one more. Twice the
 pages, because a freed frame shall stay recognisable for a while before it is used again."""
+
+_folder: ContextVar[Path] = ContextVar("folder")
+"""What names of files are relative to, while a scenario is structured."""
 
 
 class _Invalid(ValueError):
@@ -74,10 +79,13 @@ def structure(data: dict[str, Any], places: dict[str, str], source: str, folder:
     `places` maps dotted keys to file:line; names of files are relative to `folder`.
     """
     unknown = [*_unknown_counters(data, places, source), *scripts.wrong_lines(data.get("script"), lambda key: _place(key, places, source))]
+    before = _folder.set(folder)
     try:
-        scenario = _converter(folder).structure(data, Scenario)
+        scenario = _converter().structure(data, Scenario)
     except ClassValidationError as error:
         return None, [*_problems(error, "", places, source), *unknown]
+    finally:
+        _folder.reset(before)
     return scenario, [*_cross_checks(scenario, places, source), *unknown]
 
 
@@ -198,9 +206,11 @@ def _unknown_counters(data: dict[str, Any], places: dict[str, str], source: str)
             yield Problem(_place(key, places, source), key, "unknown counter", "a counter (see 'stress list')", nearest(name, COUNTERS))
 
 
-def _converter(folder: Path) -> Converter:
+@cache
+def _converter() -> Converter:
+    """Made once, with the functions that it makes for each class."""
     converter = Converter(forbid_extra_keys=True, detailed_validation=True)
-    converter.register_structure_hook_func(attrs.has, lambda data, cls: _structure_table(converter, data, cls))
+    converter.register_structure_hook_factory(attrs.has, lambda cls: _table_hook(converter, cls))
     converter.register_structure_hook_func(_is_choice, _structure_choice)
     hooks: list[tuple[Any, Callable[[Any, Any], Any]]] = [
         (types.Flag, lambda value, _: _typed(value, bool, "true or false")),
@@ -213,7 +223,7 @@ def _converter(folder: Path) -> Converter:
         (types.Rate, lambda value, _: _rate(value)),
         (types.Seconds, lambda value, _: _number(value, 1e-9, None, "a number of seconds above 0")),
         (types.Lines, lambda value, _: _lines(value)),
-        (types.FileName, lambda value, _: _file(value, folder)),
+        (types.FileName, lambda value, _: _file(value, _folder.get())),
         (types.PolicyName, lambda value, _: _name(value, POLICIES, "a policy")),
         (types.VariantName, lambda value, _: _name(value, SHIPPED, "a variant")),
         (types.RuleName, lambda value, _: _name(value, RULES, "a rule")),
@@ -223,12 +233,17 @@ def _converter(folder: Path) -> Converter:
     return converter
 
 
-def _structure_table(converter: Converter, data: Any, cls: Any) -> Any:
-    if not isinstance(data, dict):
-        raise _Invalid(data, f"a table [{cls.__name__.lower()}]")
+def _table_hook(converter: Converter, cls: Any) -> Callable[[Any, Any], Any]:
     attrs.resolve_types(cls)
-    data = {name: _shaped(value, attrs.fields_dict(cls).get(name)) for name, value in data.items()}
-    return make_dict_structure_fn(cls, converter, _cattrs_forbid_extra_keys=True, _cattrs_detailed_validation=True)(data, cls)
+    fields = attrs.fields_dict(cls)
+    filled = make_dict_structure_fn(cls, converter, _cattrs_forbid_extra_keys=True, _cattrs_detailed_validation=True)
+
+    def table(data: Any, _: Any) -> Any:
+        if not isinstance(data, dict):
+            raise _Invalid(data, f"a table [{cls.__name__.lower()}]")
+        return filled({name: _shaped(value, fields.get(name)) for name, value in data.items()}, cls)
+
+    return table
 
 
 class _Misshapen:

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
-import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from mmu.runtime import Runtime
+from stress.cli import VERBS
 from stress.engines.session import Session
 from stress.results.record import to_json
+from tests.command import PATIENCE_S, ROOT, Stress, python, real, start
 from tests.engine import small
 from tests.records import record as example
 
-ROOT = Path(__file__).parents[2]
 QUICK = ROOT / "configs" / "quick.toml"
 FORGETFUL = """\
 from mmu import Variant
@@ -35,16 +35,10 @@ VARIANT = Variant(name="forgetful", title="forgets to flush", parts=(Forgetful,)
 SMALL = ["--set", "obligations={vcpu_faults=10}", "--set", "vm.vcpus=2"]
 
 
-def stress(*arguments: str | Path, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "stress", *map(str, arguments)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120, check=False)
-
-
 def test_a_passing_run_exits_0_and_leaves_a_complete_result(tmp_path: Path) -> None:
-    done = stress("run", "--config", QUICK, "--duration", "1.5", "--seed", "3", "--results", tmp_path, *SMALL)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "PASS  quick, seed 3" in done.stdout
+    done = real("run", "--config", QUICK, "--duration", "1", "--seed", "3", "--results", tmp_path, *SMALL)
+    assert done.code == 0, done.out + done.err
+    assert "PASS  quick, seed 3" in done.out
     directory = (tmp_path / "latest").resolve()
     assert {path.name for path in directory.iterdir()} == {
         "run.json",
@@ -68,20 +62,20 @@ def test_a_passing_run_exits_0_and_leaves_a_complete_result(tmp_path: Path) -> N
     assert "<title>PASS: quick" in (directory / "report.html").read_text()
 
 
-def test_unmet_obligations_are_inconclusive(tmp_path: Path) -> None:
+def test_unmet_obligations_are_inconclusive(stress: Stress, tmp_path: Path) -> None:
     done = stress("run", "-c", QUICK, "--duration", "0.5", "--results", tmp_path, "--set", "obligations={io_faults=1000000000}", "-q")
-    assert done.returncode == 2
-    assert "io_faults:" in done.stdout
-    assert len(done.stdout.splitlines()) == 1
+    assert done.code == 2
+    assert "io_faults:" in done.out
+    assert len(done.out.splitlines()) == 1
 
 
-def test_a_busted_scenario_exits_1_and_names_the_expected_rule(tmp_path: Path) -> None:
+def test_a_busted_scenario_exits_1_and_names_the_expected_rule(stress: Stress, tmp_path: Path) -> None:
     config = ROOT / "configs" / "BUSTED" / "no-flush-after-exported-zap.toml"
     done = stress("run", "--config", config, "--seed", "1", "--results", tmp_path)
-    assert done.returncode == 1
-    assert "expected O1: seen O1" in done.stdout
-    assert "call trace:" in done.stdout
-    assert "locks held by" in done.stdout
+    assert done.code == 1
+    assert "expected O1: seen O1" in done.out
+    assert "call trace:" in done.out
+    assert "locks held by" in done.out
 
 
 def test_all_mistakes_of_a_file_in_one_message_exit_4_and_nothing_left(tmp_path: Path) -> None:
@@ -89,9 +83,10 @@ def test_all_mistakes_of_a_file_in_one_message_exit_4_and_nothing_left(tmp_path:
     config.write_text(
         '[vm]\nvcpu = 1\nlevels = "4"\npolicy = "keep"\nvariant_files = ["none.py"]\n[actors.consumer]\nreexports_per_s = -1\n'
     )
-    done = stress("run", "--config", config, "--results", tmp_path / "results")
-    assert done.returncode == 4
-    assert done.stdout == ""
+    done = real("run", "--config", config, "--results", tmp_path / "results")
+    assert done.code == 4
+    assert done.out == ""
+    assert "Traceback" not in done.err
     for part in (
         "5 problems",
         "wrong.toml:2: vm.vcpu",
@@ -101,7 +96,7 @@ def test_all_mistakes_of_a_file_in_one_message_exit_4_and_nothing_left(tmp_path:
         "none.py",
         "wrong.toml:7",
     ):
-        assert part in done.stderr
+        assert part in done.err
     assert not (tmp_path / "results").exists()
 
 
@@ -117,23 +112,24 @@ def test_all_mistakes_of_a_file_in_one_message_exit_4_and_nothing_left(tmp_path:
         (["list", "everything"], "everything"),
     ],
 )
-def test_usage_errors_exit_4(tmp_path: Path, arguments: list[str], reason: str) -> None:
-    done = stress(*arguments, cwd=tmp_path)
-    assert done.returncode == 4
-    assert reason in done.stderr
+def test_usage_errors_exit_4(stress: Stress, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], reason: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = stress(*arguments)
+    assert done.code == 4
+    assert reason in done.err
     assert list(tmp_path.iterdir()) == []
 
 
-def test_json_is_the_record_and_nothing_else(tmp_path: Path) -> None:
+def test_json_is_the_record_and_nothing_else(stress: Stress, tmp_path: Path) -> None:
     done = stress("run", "-c", QUICK, "--duration", "0.5", "--results", tmp_path, "--json", *SMALL)
-    assert json.loads(done.stdout)["name"] == "quick"
+    assert json.loads(done.out)["name"] == "quick"
 
 
-def test_a_variant_from_a_file_takes_part(tmp_path: Path) -> None:
+def test_a_variant_from_a_file_takes_part(stress: Stress, tmp_path: Path) -> None:
     variant = tmp_path / "idea.py"
     variant.write_text(FORGETFUL)
     done = stress("run", "-c", QUICK, "--seed", "1", "--variant", variant, "--results", tmp_path, "-q")
-    assert done.returncode == 1
+    assert done.code == 1
     assert "forgetful" in json.loads((tmp_path / "latest" / "run.json").read_text())["variants"]
 
 
@@ -145,64 +141,78 @@ def test_a_variant_from_a_file_takes_part(tmp_path: Path) -> None:
         ("from mmu import Variant\nVARIANT = Variant(name='x', title='x', parts=(int,))\n", "int is no subclass of a part"),
     ],
 )
-def test_a_variant_file_that_cannot_be_used_says_why(tmp_path: Path, text: str, reason: str) -> None:
+def test_a_variant_file_that_cannot_be_used_says_why(stress: Stress, tmp_path: Path, text: str, reason: str) -> None:
     variant = tmp_path / "idea.py"
     variant.write_text(text)
     done = stress("run", "-c", QUICK, "--variant", variant, "--results", tmp_path / "results")
-    assert done.returncode == 4
-    assert reason in done.stderr
+    assert done.code == 4
+    assert reason in done.err
     assert not (tmp_path / "results").exists()
 
 
-def start(tmp_path: Path) -> subprocess.Popen[str]:
+@pytest.fixture
+def running(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     """A long run that has begun to write its results."""
-    command = [sys.executable, "-m", "stress", "run", "-c", str(QUICK), "--duration", "60", "--results", str(tmp_path)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        path = tmp_path / "latest" / "run.json"
-        if path.exists() and json.loads(path.read_text())["counters"].get("memslot_deletes", 0) > 0:
-            return process
-        time.sleep(0.05)
-    process.kill()
-    pytest.fail("the run never wrote its results")
+    record = tmp_path / "latest" / "run.json"
+    with start("run", "-c", QUICK, "--duration", PATIENCE_S, "--results", tmp_path) as process:
+        try:
+            while not (record.exists() and json.loads(record.read_text())["counters"].get("memslot_deletes", 0)):
+                assert process.poll() is None, process.communicate()
+                time.sleep(0.05)
+            yield process
+        finally:
+            process.kill()
 
 
-def test_a_killed_run_can_still_be_reported(tmp_path: Path) -> None:
-    process = start(tmp_path)
-    process.kill()
+def test_a_killed_run_can_still_be_reported(stress: Stress, tmp_path: Path, running: subprocess.Popen[str]) -> None:
+    running.kill()
     unreaped = stress("report", tmp_path / "latest")
-    assert "INCONCLUSIVE (killed)" in unreaped.stdout, "nobody has waited for the process yet, and it is dead all the same"
-    process.communicate()
+    assert "INCONCLUSIVE (killed)" in unreaped.out, "nobody has waited for the process yet, and it is dead all the same"
+    running.communicate()
     done = stress("report", tmp_path / "latest")
-    assert done.returncode == 0
-    assert "was killed" in done.stdout
-    assert "INCONCLUSIVE (killed)" in done.stdout
-    assert "memslot deletes" in done.stdout
+    assert done.code == 0
+    assert "was killed" in done.out
+    assert "INCONCLUSIVE (killed)" in done.out
+    assert "memslot deletes" in done.out
     assert "(killed)" in (tmp_path / "latest" / "report.html").read_text()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_ends_in_order_and_is_inconclusive(tmp_path: Path, number: signal.Signals) -> None:
-    process = start(tmp_path)
-    process.send_signal(number)
-    output, errors = process.communicate(timeout=60)
-    assert process.returncode == 2, output + errors
+def test_an_interrupted_run_ends_in_order_and_is_inconclusive(
+    tmp_path: Path, running: subprocess.Popen[str], number: signal.Signals
+) -> None:
+    running.send_signal(number)
+    output, errors = running.communicate(timeout=PATIENCE_S)
+    assert running.returncode == 2, output + errors
     assert "interrupted before its budget was used" in output
     assert json.loads((tmp_path / "latest" / "run.json").read_text())["status"] == "interrupted"
 
 
-def test_list_names_everything_there_is() -> None:
+def test_list_names_everything_there_is(stress: Stress) -> None:
     done = stress("list")
-    assert done.returncode == 0
+    assert done.code == 0
     for part in ("configs/quick.toml", "keep-valid", "O12", "put-before-zap", "vcpu_faults"):
-        assert part in done.stdout
+        assert part in done.out
 
 
-def test_help_and_version() -> None:
-    assert "Exit codes" in stress("--help").stdout
-    assert stress("--version").returncode == 0
+def test_help_and_version(stress: Stress) -> None:
+    assert "Exit codes" in real("--help").out
+    assert stress("--version").code == 0
+
+
+@pytest.mark.parametrize("name", VERBS)
+def test_every_verb_can_be_loaded_and_helps(stress: Stress, name: str) -> None:
+    verb = VERBS[name]
+    assert verb.load().name == name
+    assert stress(name, "--help").out.startswith(f"Usage: stress {name} ")
+    assert f"\n  {name:<10}  {verb.does}\n" in stress("--help").out, "it fits on its line"
+
+
+def test_nothing_is_imported_for_a_verb_that_was_not_asked_for() -> None:
+    modules = {verb.module for verb in VERBS.values()}
+    asked = "import sys; from stress.cli import invoke; invoke(sys.argv[1:]); print(*sys.modules, sep='\\n')"
+    assert modules & set(python("-c", asked, "--help").out.split()) == set()
+    assert modules & set(python("-c", asked, "list").out.split()) == {VERBS["list"].module}
 
 
 def test_the_same_seed_gives_actors_the_same_programs() -> None:
@@ -216,31 +226,31 @@ def test_the_same_seed_gives_actors_the_same_programs() -> None:
     assert programs(5) != programs(6)
 
 
-def test_a_must_fail_scenario_that_does_not_fail_is_no_pass(tmp_path: Path) -> None:
+def test_a_must_fail_scenario_that_does_not_fail_is_no_pass(stress: Stress, tmp_path: Path) -> None:
     config = ROOT / "configs" / "BUSTED" / "no-flush-after-exported-zap.toml"
     done = stress("run", "-c", config, "--set", "vm.variants=[]", "--duration", "0.5", "--results", tmp_path, "-q")
-    assert done.returncode == 2
-    assert "none of the expected rules fired: O1" in done.stdout
+    assert done.code == 2
+    assert "none of the expected rules fired: O1" in done.out
 
 
-def test_one_long_kvm_run_is_no_hang(tmp_path: Path) -> None:
+def test_one_long_kvm_run_is_no_hang(stress: Stress, tmp_path: Path) -> None:
     quiet = ["actors.vcpu.unmapped_share=0", "actors.vcpu.churn_share=0", "actors.vcpu.smm_share=0", "actors.vcpu.idle_share=0"]
     settings = [*quiet, "actors.vcpu.accesses_per_run=16000000", "limits.stall_s=0.5", "actors.memslot_worker.enabled=false"]
     options = [part for setting in settings for part in ("--set", setting)]
-    done = stress("run", "-c", QUICK, "--duration", "2", "--results", tmp_path, "-q", "--set", "obligations={vcpu_accesses=1}", *options)
-    assert done.returncode == 0, done.stdout
+    done = stress("run", "-c", QUICK, "--duration", "1.2", "--results", tmp_path, "-q", "--set", "obligations={vcpu_accesses=1}", *options)
+    assert done.code == 0, done.out
 
 
 @pytest.mark.parametrize(
     "change", [{"scenario": {}}, {"pid": -1, "status": "running"}, {"obligations": [{"counter": "new", "needed": 1, "reached": 1}]}]
 )
-def test_reports_of_damaged_or_foreign_records_end_in_order(tmp_path: Path, change: dict[str, object]) -> None:
+def test_reports_of_damaged_or_foreign_records_end_in_order(stress: Stress, tmp_path: Path, change: dict[str, object]) -> None:
     record = json.loads(to_json(example()))
     record.update(change)
     (tmp_path / "run.json").write_text(json.dumps(record))
     done = stress("report", tmp_path)
-    assert done.returncode in (0, 4)
-    assert "Traceback" not in done.stderr
+    assert done.code in (0, 4)
+    assert "Traceback" not in done.err
 
 
 @pytest.mark.parametrize(
@@ -262,12 +272,12 @@ def test_reports_of_damaged_or_foreign_records_end_in_order(tmp_path: Path, chan
         ),
     ],
 )
-def test_a_variant_that_cannot_mean_what_it_says_is_refused(tmp_path: Path, text: str, reason: str) -> None:
+def test_a_variant_that_cannot_mean_what_it_says_is_refused(stress: Stress, tmp_path: Path, text: str, reason: str) -> None:
     variant = tmp_path / "idea.py"
     variant.write_text(text)
     done = stress("run", "-c", QUICK, "--variant", variant, "--results", tmp_path / "results")
-    assert done.returncode == 4
-    assert reason in done.stderr
+    assert done.code == 4
+    assert reason in done.err
     assert not (tmp_path / "results").exists()
 
 
@@ -278,16 +288,16 @@ def test_a_variant_that_raises_is_a_harness_error_and_no_finding(tmp_path: Path)
         "class Raises(RemoteTlb):\n    def notify_importers(self, gfn, pages): raise ValueError('oops')\n"
         "VARIANT = Variant(name='raises', title='x', parts=(Raises,))\n"
     )
-    done = stress("run", "-c", QUICK, "--duration", "2", "--variant", variant, "--results", tmp_path, "-q")
-    assert done.returncode == 3, done.stdout
-    assert "ValueError('oops')" in done.stdout
-    assert len(done.stdout.splitlines()) == 1
+    done = real("run", "-c", QUICK, "--duration", PATIENCE_S, "--variant", variant, "--results", tmp_path, "-q")
+    assert done.code == 3, done.out
+    assert "ValueError('oops')" in done.out
+    assert len(done.out.splitlines()) == 1
 
 
-def test_a_scenario_may_name_variant_files_beside_it(tmp_path: Path) -> None:
+def test_a_scenario_may_name_variant_files_beside_it(stress: Stress, tmp_path: Path) -> None:
     (tmp_path / "idea.py").write_text(FORGETFUL)
     config = tmp_path / "mine.toml"
     config.write_text("[vm]\nvariant_files = ['idea.py']\n[obligations]\nvcpu_faults = 1\n[expect]\nrules = ['O1']\n")
     done = stress("run", "-c", config, "--seed", "1", "--results", tmp_path / "results", "-q")
-    assert done.returncode == 1
-    assert "expected O1: seen O1" in done.stdout
+    assert done.code == 1
+    assert "expected O1: seen O1" in done.out

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
 from stress.cli import invoke
 from stress.litmus.registry import LITMUS
+from tests.command import ROOT, Done, Stress, real
 
-ROOT = Path(__file__).parents[2]
 EXPLORE = ROOT / "configs" / "explore"
 FAULT = EXPLORE / "fault-vs-delete.toml"
 BUSTED = ROOT / "configs" / "BUSTED"
@@ -47,39 +46,22 @@ vcpu_accesses = 1
 """
 
 
-class Done(NamedTuple):
-    """What a command came to."""
-
-    code: int
-    out: str
-    err: str
-
-
-class Stress:
-    """The command line, in this process."""
-
-    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
-        self._capsys = capsys
-
-    def __call__(self, *arguments: object) -> Done:
-        self._capsys.readouterr()
-        code = invoke([str(argument) for argument in arguments])
-        out, err = self._capsys.readouterr()
-        assert "Traceback" not in err
-        return Done(int(code), out, err)
-
-
-@pytest.fixture
-def stress(capsys: pytest.CaptureFixture[str]) -> Stress:
-    return Stress(capsys)
-
-
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A schedule file of a vCPU that maps a page in an obsolete root."""
     results = tmp_path_factory.mktemp("recorded")
     assert invoke(["explore", "-c", str(FAULT), "-n", "400", "--seed", "3", "-q", "--results", str(results), *STALE]) == 1
     return results / "latest" / "schedule-1.json"
+
+
+@pytest.fixture(scope="module")
+def minimised(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A schedule of a table that is freed at once, which has been minimised beside its file; and what was said then."""
+    results, said = tmp_path_factory.mktemp("minimised"), io.StringIO()
+    assert invoke(["explore", "-c", str(FAULT), "-n", "5", "--seed", "1", "-q", "--results", str(results), *AT_ONCE]) == 1
+    with contextlib.redirect_stdout(said):
+        assert invoke(["minimise", str(results / "latest" / "schedule-1.json"), "-q"]) == 1
+    return results / "latest" / "schedule-1.json", said.getvalue()
 
 
 def left_in(folder: Path) -> list[str]:
@@ -95,12 +77,10 @@ def data_of(path: Path) -> dict[str, Any]:
 
 def test_the_real_command_fails_with_everything_to_go_on(tmp_path: Path) -> None:
     config = BUSTED / "table-freed-at-once.toml"
-    command = [sys.executable, "-m", "stress", "explore", "-c", str(config), "-n", "20", "--seed", "1", "--results", str(tmp_path)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 1, done.stdout + done.stderr
+    done = real("explore", "-c", config, "-n", 20, "--seed", 1, "--results", tmp_path)
+    assert done.code == 1, done.out + done.err
     for part in ("call trace:", "stress replay ", "stress minimise ", "schedule: tdp1-", "expected O3 or O2: seen O3", "results: "):
-        assert part in done.stdout
+        assert part in done.out
     assert set(left_in((tmp_path / "latest").resolve())) == {*KEPT, "schedule-1.json", "explanation-1.json"}
 
 
@@ -172,11 +152,11 @@ def test_two_jobs(stress: Stress, tmp_path: Path) -> None:
 
 
 def test_keep_going_finds_more(stress: Stress, tmp_path: Path) -> None:
-    command = ("explore", "-c", OBSOLETE, "-n", "60", "--seed", "1", "--json", "--results", tmp_path, *PUT)
+    command = ("explore", "-c", OBSOLETE, "-n", "25", "--seed", "1", "--json", "--results", tmp_path, *PUT)
     first, more = (json.loads(stress(*command, *option).out) for option in ((), ("--keep-going",)))
     assert len(first["failures"]) == 1
     assert len(more["failures"]) > 1
-    assert more["schedules"] == 60 > first["schedules"]
+    assert more["schedules"] == 25 > first["schedules"]
     assert more["failures"][0] | {"after_s": 0} == first["failures"][0] | {"after_s": 0}
     kept = [path for path in left_in((tmp_path / "latest").resolve()) if path.startswith("schedule-")]
     assert len(kept) == len(more["failures"])
@@ -339,11 +319,9 @@ def test_a_replay_goes_on_with_a_strategy_there_is(stress: Stress, recorded: Pat
     assert "there is no strategy 'magic'" in done.err
 
 
-def replayed_elsewhere(path: object, *more: str) -> subprocess.CompletedProcess[str]:
+def replayed_elsewhere(path: Path) -> Done:
     """In a process of its own: what goes wrong here may leave carriers in disorder."""
-    command = [sys.executable, "-m", "stress", "replay", str(path), "-q", *more]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    return real("replay", path, "-q")
 
 
 def test_a_divergence_at_the_very_first_step_is_one_like_any_other(recorded: Path, tmp_path: Path) -> None:
@@ -352,8 +330,8 @@ def test_a_divergence_at_the_very_first_step_is_one_like_any_other(recorded: Pat
     path = tmp_path / "first.json"
     path.write_text(json.dumps(data))
     done = replayed_elsewhere(path)
-    assert done.returncode == 3
-    assert "at step 0" in done.stdout
+    assert done.code == 3
+    assert "at step 0" in done.out
 
 
 def test_a_file_that_lacks_names_of_steps_is_damaged(recorded: Path, tmp_path: Path) -> None:
@@ -361,27 +339,25 @@ def test_a_file_that_lacks_names_of_steps_is_damaged(recorded: Path, tmp_path: P
     data["steps"] = data["steps"][:20]
     path = tmp_path / "half.json"
     path.write_text(json.dumps(data))
-    assert replayed_elsewhere(path).returncode in (3, 4)
+    assert replayed_elsewhere(path).code in (3, 4)
 
 
 # minimise, explain
 
 
-def test_a_schedule_is_minimised_beside_its_file(stress: Stress, tmp_path: Path) -> None:
-    assert stress("explore", "-c", FAULT, "-n", "5", "--seed", "1", "-q", "--results", tmp_path, *AT_ONCE).code == 1
-    file = tmp_path / "latest" / "schedule-1.json"
-    done = stress("minimise", file)
-    small = tmp_path / "latest" / "schedule-1.min.json"
+def test_a_schedule_is_minimised_beside_its_file_or_elsewhere(stress: Stress, minimised: tuple[Path, str], tmp_path: Path) -> None:
+    file, quiet = minimised
+    small, other = file.with_suffix(".min.json"), tmp_path / "other.json"
+    done = stress("minimise", file, "--output", other)
     assert done.code == 1
-    assert f"stress replay {small}" in done.out
+    assert f"stress replay {other}" in done.out
     assert "left out: " in done.out
     assert done.out.splitlines()[-1].startswith("MINIMISED  fault-vs-delete: operations 5 -> ")
     assert len(data_of(small)["steps"]) < len(data_of(file)["steps"])
     assert data_of(small)["signatures"][0] == data_of(file)["signatures"][0]
     assert stress("replay", small, "-q").out.startswith("REPLAYED")
-    quiet = stress("minimise", file, "-q", "--output", tmp_path / "other.json")
-    assert quiet.out.splitlines() == done.out.splitlines()[-1:]
-    assert (tmp_path / "other.json").read_bytes() == small.read_bytes()
+    assert quiet.splitlines() == done.out.splitlines()[-1:]
+    assert other.read_bytes() == small.read_bytes()
     cannot = stress("minimise", file, "-q", "--output", tmp_path / "none" / "other.json")
     assert cannot.code == 4
     assert "choose another place with --output" in cannot.err
@@ -399,11 +375,8 @@ def test_what_does_not_fail_is_not_minimised(stress: Stress, recorded: Path, tmp
     assert left_in(tmp_path) == ["mended.json"]
 
 
-def test_a_schedule_is_explained(stress: Stress, tmp_path: Path) -> None:
-    assert stress("explore", "-c", FAULT, "-n", "5", "--seed", "1", "-q", "--results", tmp_path, *AT_ONCE).code == 1
-    file = tmp_path / "latest" / "schedule-1.json"
-    assert stress("minimise", file, "-q").code == 1
-    small = tmp_path / "latest" / "schedule-1.min.json"
+def test_a_schedule_is_explained(stress: Stress, minimised: tuple[Path, str]) -> None:
+    small = minimised[0].with_suffix(".min.json")
     done = stress("explain", small)
     assert done.code == 1
     assert "free-without-rcu" in done.out

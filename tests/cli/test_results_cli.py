@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from xml.etree import ElementTree as ET
 
 import jsonschema
@@ -13,8 +13,8 @@ import pytest
 import xmlschema
 from attrs import evolve
 
-from stress.cli import invoke
 from stress.report import schema
+from tests.command import Stress
 from tests.records import record
 from tests.stored import CONFIGS, exploration, keep_exploration, keep_run, keep_selftest, selftest
 
@@ -26,31 +26,6 @@ REPORTS = {
     "exploration": {"console.txt", "report.html", "summary.md", "junit.xml"},
     "selftest": {"console.txt", "report.html", "selftest.md", "junit.xml"},
 }
-
-
-class Done(NamedTuple):
-    """What a command came to."""
-
-    code: int
-    out: str
-    err: str
-
-
-Stress = Callable[..., Done]
-
-
-@pytest.fixture
-def stress(capsys: pytest.CaptureFixture[str]) -> Stress:
-    """The command line, in this process."""
-
-    def run(*arguments: object) -> Done:
-        capsys.readouterr()
-        code = invoke([str(argument) for argument in arguments])
-        out, err = capsys.readouterr()
-        assert "Traceback" not in err
-        return Done(int(code), out, err)
-
-    return run
 
 
 @pytest.fixture

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mmu.paging.geometry import Geometry
 from mmu.paging.table import RootPage
 from mmu.tdp.iter import TdpIter
 from tests.conftest import rcu_section, writing
-from tests.model import LAW, Machine, machine_of
+from tests.model import Machine, machine_of
 
 Entry = tuple[int, int]
 """(gfn, level) of an SPTE."""
@@ -74,7 +74,6 @@ def present(it: TdpIter, step: Callable[[], None]) -> Iterator[Entry]:
         step()
 
 
-@LAW
 @given(trees(), st.integers(1, 5), st.booleans())
 def test_the_walk_visits_exactly_the_present_entries_in_pre_order(
     tree: tuple[Geometry, list[int], list[int], int, int], min_level: int, skipping: bool
@@ -89,7 +88,6 @@ def test_the_walk_visits_exactly_the_present_entries_in_pre_order(
         assert visited == expected(geometry, mapped, unmapped, start, end, min_level)
 
 
-@LAW
 @given(shapes(), st.lists(st.integers(0, 40), max_size=6), st.randoms(use_true_random=False), st.booleans())
 def test_whatever_happens_during_yields_what_stays_is_visited(
     shape: tuple[Geometry, list[int], list[int]], yields: list[int], random: object, skipping: bool
@@ -131,7 +129,6 @@ def disturb(machine: Machine, root: RootPage, stays: set[int], random: object) -
     return {other for other in stays if geometry.round_down(other, level) == first}
 
 
-@LAW
 @given(trees())
 def test_a_leaf_zap_removes_exactly_the_leaves_of_its_range(tree: tuple[Geometry, list[int], list[int], int, int]) -> None:
     geometry, mapped, unmapped, start, end = tree
@@ -148,7 +145,6 @@ def test_a_leaf_zap_removes_exactly_the_leaves_of_its_range(tree: tuple[Geometry
         assert machine.kvm.stat.pages_4k.value == len(leaves - doomed)
 
 
-@LAW
 @given(trees(), st.lists(st.booleans(), max_size=20), st.booleans())
 def test_a_leaf_zap_that_yields_owes_no_flush_when_it_drops_the_lock(
     tree: tuple[Geometry, list[int], list[int], int, int], contention: list[bool], owed: bool
@@ -170,7 +166,6 @@ def test_a_leaf_zap_that_yields_owes_no_flush_when_it_drops_the_lock(
         assert not doomed & set(machine.leaves(root))
 
 
-@LAW
 @given(shapes(), st.booleans(), st.lists(st.booleans(), max_size=20))
 def test_zapping_a_root_leaves_nothing_of_any_tree(
     shape: tuple[Geometry, list[int], list[int]], shared: bool, contention: list[bool]
@@ -189,7 +184,6 @@ def test_zapping_a_root_leaves_nothing_of_any_tree(
         assert machine.kvm.tables.live() == 1 + len(machine.spare_tables())
 
 
-@settings(LAW)
 @given(geometries, st.data())
 def test_geometry_splits_a_gfn_into_its_indices_and_back(geometry: Geometry, data: st.DataObject) -> None:
     gfn = data.draw(st.integers(0, geometry.max_gfn))

@@ -14,7 +14,7 @@ from mmu.export.iommu import Dma
 from mmu.export.policies import KEEP_VALID
 from mmu.machine.vcpu import Exit
 from mmu.memory.memslots import MemoryRegion
-from tests.model import LAW, SMALL, Machine, machine_of, w
+from tests.model import SMALL, Machine, machine_of, w
 
 SPACES = (0, 1)
 
@@ -117,7 +117,6 @@ def change(vmm: Vmm, step: tuple[Any, ...]) -> None:
     getattr(vmm, step[0])(*step[1:])
 
 
-@LAW
 @given(steps)
 def test_slots_behave_like_a_dictionary_and_every_invariant_holds_throughout(sequence: list[tuple[Any, ...]]) -> None:
     with machine_of(frames=2048) as machine:
@@ -139,7 +138,6 @@ def test_slots_behave_like_a_dictionary_and_every_invariant_holds_throughout(seq
         assert found == vmm.slots
 
 
-@LAW
 @given(steps, st.integers(0, 10), st.integers(0, 30))
 def test_a_device_on_the_exported_root_sees_what_the_slots_say_at_any_time(
     sequence: list[tuple[Any, ...]], export_at: int, close_at: int
@@ -171,7 +169,6 @@ def test_a_device_on_the_exported_root_sees_what_the_slots_say_at_any_time(
             machine.assert_sound()
 
 
-@LAW
 @given(st.lists(changes, max_size=16))
 def test_the_generation_counts_the_swaps(sequence: list[tuple[Any, ...]]) -> None:
     """CREATE swaps once, DELETE and MOVE twice, a refused or empty change not at all."""

@@ -35,13 +35,15 @@ from tests.model import Machine, w
 
 
 def writer_comes(machine: Machine, tasks: list[Task], body: Callable[[], object] = lambda: None) -> None:
-    """Another thread takes mmu_lock for write and does `body`; on return it is waiting for the lock."""
+    """Another thread takes mmu_lock for write and does `body`; on return it is waiting for the lock, which whoever yields then
+    leaves to it, however busy the machine is."""
 
     def write() -> None:
         with writing(machine.mmu_lock):
             body()
 
     tasks.append(machine.runtime.spawn("writer", write))
+    machine.runtime.resched = lambda: finish_all(machine, tasks)  # type: ignore[method-assign]
     eventually(machine.mmu_lock.needbreak, "the writer to wait")
 
 

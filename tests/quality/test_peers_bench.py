@@ -3,19 +3,38 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-from pathlib import Path
+import runpy
 
-ROOT = Path(__file__).resolve().parents[2]
+import pytest
+
+from stress.engines.carrier import pinned
+from tests.command import ROOT, python
+
+PEERS = ROOT / "bench" / "peers"
+FOUND = [f"{name} {how}" for name in "abc" for how in ("random", "exhaustive")]
 
 
-def test_our_programs_of_the_peers_benchmark_run() -> None:
+def test_our_programs_of_the_peers_benchmark_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every measurement is there, and the correct program's proof takes the executions that its classes need."""
-    command = [sys.executable, str(ROOT / "bench" / "peers" / "programs.py"), "1"]
-    done = subprocess.run(command, cwd=ROOT, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    figures = json.loads(done.stdout.splitlines()[-1])
-    found = [f"{name} {how}" for name in "abc" for how in ("random", "exhaustive")]
-    assert sorted(figures) == sorted([*found, "d random", "d campaign", "d proof"])
-    assert figures["d proof"]["schedules"] == 20 * 25
+    monkeypatch.syspath_prepend(PEERS)
+    programs = runpy.run_path(str(PEERS / "programs.py"))
+    measurements = programs["MEASUREMENTS"]
+    few = {"RANDOM_SCHEDULES": 50, "PROOFS": 2}
+    assert few.keys() <= programs.keys()
+    measurements["d random"].__globals__.update(few)
+    with pinned():
+        done = {name: measurement(1) for name, measurement in measurements.items()}
+    assert sorted(done) == sorted([*FOUND, "d random", "d campaign", "d proof"])
+    assert min(done[name] for name in FOUND) > 0
+    assert (done["d random"], done["d campaign"], done["d proof"]) == (50, 50, 2 * 25)
+
+
+def test_the_command_prints_the_figures_of_what_is_named() -> None:
+    done = python(PEERS / "programs.py", 1, "a random", "b exhaustive")
+    assert done.code == 0, done.err
+    figures = json.loads(done.out)
+    assert list(figures) == ["a random", "b exhaustive"]
+    assert all(set(each) == {"seconds", "cpu", "schedules"} for each in figures.values())
+    unknown = python(PEERS / "programs.py", 1, "e")
+    assert unknown.code == 1
+    assert unknown.err.startswith("there is no measurement 'e' here: there are a random, b random")

@@ -2,35 +2,38 @@
 
 from __future__ import annotations
 
+import functools
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.command import ROOT, Done, python
+
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
+@functools.cache
+def output_of(example: str) -> Done:
+    return python("-c", example)
+
+
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda text: text.splitlines()[0])
 def test_every_python_example_runs(example: str) -> None:
-    done = subprocess.run([sys.executable, "-c", example], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 0, done.stderr
+    done = output_of(example)
+    assert done.code == 0, done.err
 
 
 def test_the_library_example_prints_what_its_comments_say() -> None:
     example = next(text for text in EXAMPLES if "create_tdp_fd" in text)
-    done = subprocess.run([sys.executable, "-c", example], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
-    assert done.stdout.split() == ["Dma.DONE", "None", "False"]
-    assert done.stderr == ""
+    done = output_of(example)
+    assert done.out.split() == ["Dma.DONE", "None", "False"]
+    assert done.err == ""
 
 
 def test_the_lockdep_example_reports_the_inversion() -> None:
     example = next(text for text in EXAMPLES if 'Lock("a"), Lock("b")' in text)
-    done = subprocess.run([sys.executable, "-c", example], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
-    assert "possible circular locking dependency detected" in done.stderr
+    assert "possible circular locking dependency detected" in output_of(example).err
 
 
 def test_ci_runs_the_readmes_test_command() -> None:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import functools
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.command import ROOT, python
+
 EXAMPLES = ROOT / "examples" / "sync"
 
 EXPECTED: dict[str, tuple[list[str], str]] = {
@@ -45,21 +43,18 @@ def test_every_example_is_expected_to_do_something() -> None:
     assert {str(path.relative_to(EXAMPLES).with_suffix("")) for path in EXAMPLES.glob("**/*.py")} == set(EXPECTED)
 
 
-@functools.cache
-def output_of(*command: str) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run([sys.executable, *command], cwd=ROOT, env=env, capture_output=True, text=True, timeout=60, check=False)
+output_of = functools.cache(python)
 
 
 @pytest.mark.parametrize("name", EXPECTED)
 def test_an_example_is_reported_and_goes_on(name: str) -> None:
     codes, printed = EXPECTED[name]
     done = output_of(str(EXAMPLES / f"{name}.py"))
-    assert done.returncode == 0, done.stderr
-    splats = re.findall(r"^=+\n(?:BUG|WARNING|INFO): .*\n-+\nrule O\d+ \(([\w-]+)\): ", done.stderr, re.MULTILINE)
+    assert done.code == 0, done.err
+    splats = re.findall(r"^=+\n(?:BUG|WARNING|INFO): .*\n-+\nrule O\d+ \(([\w-]+)\): ", done.err, re.MULTILINE)
     assert splats == codes
-    assert re.fullmatch(printed, done.stdout.strip()), done.stdout
-    assert not codes or f"{Path(name).name}.py:" in done.stderr  # the report names a line of the example
+    assert re.fullmatch(printed, done.out.strip()), done.out
+    assert not codes or f"{Path(name).name}.py:" in done.err  # the report names a line of the example
 
 
 DOCUMENT = (ROOT / "docs" / "sync.md").read_text(encoding="utf-8")
@@ -71,15 +66,15 @@ def test_every_output_in_the_document_is_a_real_one(text: str) -> None:
     assert name is not None
     (path,) = EXAMPLES.glob(f"**/{name[1]}.py")
     done = output_of(str(path))
-    real = iter([*done.stderr.splitlines(), *done.stdout.splitlines()])
+    real = iter([*done.err.splitlines(), *done.out.splitlines()])
     assert [line for line in text.splitlines() if line not in real] == []  # all of them, in this order
 
 
 @pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", DOCUMENT, re.DOTALL), ids=lambda text: text.splitlines()[0][:40])
 def test_every_program_in_the_document_runs(code: str) -> None:
     done = output_of("-c", code)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
+    assert done.code == 0, done.err
+    assert done.err == ""
 
 
 def test_the_document_names_every_example() -> None:

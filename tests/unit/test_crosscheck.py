@@ -76,7 +76,7 @@ def test_a_crippled_engine_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr(checking, "_repeated", crippled)
     phases: list[str] = []
-    result = crosscheck("small", SMALL, 1, 0.25, (), phases.append)
+    result = crosscheck("small", SMALL, 1, 0.5, (), phases.append)
     assert result.exit_code is ExitCode.HARNESS_ERROR
     assert result.errors == ()
     assert "site memslot_begin: DELETE" in result.holes

@@ -530,12 +530,16 @@ class TestOptions:
 
 class TestProcesses:
     def test_side_by_side(self, pytester, monkeypatch):
+        """With the two plugins that this is about, and no other that may be installed."""
         pytest.importorskip("xdist")
         monkeypatch.setenv("PYTHONPATH", str(EXAMPLES.parent), prepend=os.pathsep)
+        monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+        monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
         pytester.makepyfile(LOST_UPDATE + FIXED.replace("test_counter", "test_fixed"))
-        result = pytester.runpytest_subprocess(*PLUGIN, "-n", "2")
+        plugin = ("-p", "stress.pytest_plugin")
+        result = pytester.runpytest_subprocess(*plugin, "-p", "xdist", "-n", "2")
         result.assert_outcomes(failed=1, passed=1)
-        again = pytester.runpytest_subprocess(*PLUGIN, "-p", "no:xdist", "-k", "counter", "--replay", replay_line(result))
+        again = pytester.runpytest_subprocess(*plugin, "-k", "counter", "--replay", replay_line(result))
         again.assert_outcomes(failed=1, deselected=1)
         again.stdout.fnmatch_lines(["*the same as recorded*"])
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
+from tests.command import python
 
 GARBAGE = """
 import gc, threading
@@ -36,6 +34,5 @@ leave.set()
 
 
 def test_a_stack_is_taken_although_thread_local_storage_is_being_collected() -> None:
-    command = [sys.executable, "-c", GARBAGE]
-    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=120, check=False)
-    assert done.stdout == "survived\n", done.stderr
+    done = python("-c", GARBAGE)
+    assert done.out == "survived\n", done.err

@@ -25,6 +25,7 @@ ROOT = Path(__file__).parents[3]
 @pytest.fixture
 def campaign(monkeypatch: pytest.MonkeyPatch) -> Iterator[Campaign]:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
     made = Campaign("stress-test", identity(), {HERE: 4})
     monkeypatch.setattr(remote, "_POOL", remote._Pool())
     yield made

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from queue import SimpleQueue
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -162,7 +163,7 @@ def test_what_makes_the_rest_pointless_ends_it_and_what_there_is_stays(status: s
 
 def test_a_cluster_without_workers_is_given_up_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0.0, 59.0, 61.0])
-    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(dask, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     cluster = DaskCluster(Client({}), CAMPAIGN)
     assert cluster.places() == 1
     assert cluster.next_end(0) is None
@@ -173,7 +174,7 @@ def test_a_cluster_without_workers_is_given_up_after_a_while(monkeypatch: pytest
 
 def test_a_worker_that_comes_in_time_is_waited_for_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0.0, 70.0, 120.0])
-    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(dask, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     client = Client({})
     cluster = DaskCluster(client, CAMPAIGN)
     cluster.next_end(0)

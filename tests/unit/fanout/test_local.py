@@ -16,9 +16,9 @@ from stress.fanout import spread as spreading
 from stress.fanout.local import run_local
 from stress.fanout.spread import INTERRUPTED, Where, spread
 from stress.fanout.task import Task, startable
+from tests.command import environment
 from tests.unit.fanout import tasks
 
-ROOT = Path(__file__).parents[3]
 PARENT = """
 import sys
 from stress.fanout.local import run_local
@@ -87,7 +87,7 @@ def test_what_is_raised_where_results_arrive_ends_what_is_running(mark: Path) ->
 def test_a_task_ends_with_the_process_that_wants_its_result(tmp_path: Path, mark: Path) -> None:
     script = tmp_path / "parent.py"
     script.write_text(PARENT)
-    parent = subprocess.Popen([sys.executable, script, mark], env={**os.environ, "PYTHONPATH": str(ROOT)})
+    parent = subprocess.Popen([sys.executable, script, mark], env=environment())
     try:
         with mark.open("rb") as reader:
             assert reader.read(4) == b"here"

@@ -31,7 +31,7 @@ def recorded(values: list[int], operation: str = "fault") -> Latency:
 VALUES = st.lists(st.one_of(st.integers(0, 100), st.integers(0, 1 << 40)), min_size=1, max_size=60)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(VALUES)
 def test_the_encoded_form_is_read_back_with_every_count(values: list[int]) -> None:
     read = histogram.HdrHistogram.decode(hgrm.encode(recorded(values)))
@@ -44,7 +44,7 @@ def test_the_encoded_form_is_read_back_with_every_count(values: list[int]) -> No
     assert (read.bucket_count, read.sub_bucket_count) == (hgrm.BUCKETS, hgrm.SUB_BUCKETS)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(VALUES)
 def test_every_line_of_the_table_is_the_first_bucket_that_reaches_its_level(values: list[int]) -> None:
     theirs = histogram.HdrHistogram(1, hgrm.HIGHEST, hgrm.DIGITS)

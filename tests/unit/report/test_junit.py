@@ -153,7 +153,7 @@ def test_a_selftest_has_a_case_for_every_variant_and_engine() -> None:
     ]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.text(min_size=1), st.text())
 def test_any_text_makes_a_valid_document(line: str, text: str) -> None:
     case = Case("rules", f"O1 {line}", "failure", "code", f"BUG: {line}", text)

@@ -259,6 +259,7 @@ STUDY: dict[str, Any] = {
     "axes": {"memory.fixed_pages": [64, 256], "vm.policy": ["a", "b"]},
     "costs_us": {"flush": 3.5},
     "prices": {"flush": {"what": "a flush", "low": 1, "high": 9, "source": "a guess"}},
+    "idle": [],
     "cells": [
         cell("keep-valid", 64, 1300.0),
         cell("keep-valid", 256, 5200.0),

@@ -12,6 +12,7 @@ from stress.engines.program import Run
 from stress.explore import ExploreRequest, explore
 from stress.scenario.load import load
 from stress.scenario.types import Lines, Scenario
+from stress.search import minimise
 from stress.search.campaign import Failure
 from stress.search.minimise import Minimised, Minimiser, _limit, operations, size, smaller_scenarios
 from stress.search.replay import replay
@@ -19,6 +20,14 @@ from stress.search.schedule import Schedule, ScheduleError
 
 EXPLORE = Path(__file__).parents[3] / "configs" / "explore"
 Case = tuple[Scenario, Failure]
+
+
+@pytest.fixture(autouse=True)
+def _short_searches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A quarter of the schedules for every search: nothing here depends on how long they are, and 1-minimal is what no search of
+    the same length makes smaller."""
+    monkeypatch.setattr(minimise, "SEARCHES", tuple((make, schedules // 4) for make, schedules in minimise.SEARCHES))
+    monkeypatch.setattr(minimise, "FEWER_PREEMPTIONS", minimise.FEWER_PREEMPTIONS // 4)
 
 
 def failing(name: str, variant: str, seed: int = 1) -> Case:

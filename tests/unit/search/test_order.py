@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 
@@ -17,9 +13,9 @@ from stress.search.bounded import DepthFirst
 from stress.search.order import Order, class_of, conflict, join
 from stress.search.turns import FollowTurns, Turn
 from stress.search.walk import RandomWalk
+from tests.command import python
 from tests.unit.search.programs import DEADLOCK, LOST_UPDATE, PROTOCOL, SPAWNING, Body, Small, contended, independent, runs
 
-ROOT = Path(__file__).parents[3]
 Make = Callable[[ControlledRuntime], list[Callable[[], object]]]
 
 
@@ -156,11 +152,8 @@ print([class_of(run) for program in (PROTOCOL, SPAWNING, DEADLOCK) for run in ru
 @pytest.mark.parametrize("hash_seed", ["0", "4711"])
 def test_another_process_gives_the_same_number(hash_seed: str) -> None:
     here = [class_of(run) for small in (PROTOCOL, SPAWNING, DEADLOCK) for run in runs(small, RandomWalk(5), 10)]
-    environment = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(ROOT)}
-    there = subprocess.run(
-        [sys.executable, "-c", SCRIPT], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
-    )
-    assert there.stdout.strip() == str(here)
+    there = python("-c", SCRIPT, PYTHONHASHSEED=hash_seed)
+    assert there.out.strip() == str(here), there.err
 
 
 # Happens-before.

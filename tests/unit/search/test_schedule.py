@@ -18,11 +18,11 @@ from stress.search.schedule import PREFIX, Names, Schedule, ScheduleError, check
 from stress.search.walk import RandomWalk
 from tests.unit.search.programs import LOST_UPDATE, PROTOCOL, Body, Small
 
-repeatable = settings(derandomize=True, deadline=None, max_examples=150)
+many = settings(max_examples=150)
 TURNS = st.lists(st.tuples(st.integers(1, 40), st.integers(1, 300)), min_size=1, max_size=40)
 
 
-@repeatable
+@many
 @given(st.integers(0, 1 << 64), TURNS, st.integers(0, (1 << 32) - 1))
 def test_a_string_decodes_to_what_it_was_made_of(seed: int, turns: list[tuple[int, int]], check: int) -> None:
     schedule = Schedule(seed, tuple(task for task, steps in turns for _ in range(steps)), check)
@@ -49,7 +49,7 @@ def test_turns_are_runs_of_one_task() -> None:
     assert Schedule(0, (1, 1, 2, 1, 3, 3), 0).turns() == [(1, 2), (2, 1), (1, 1), (3, 2)]
 
 
-@repeatable
+@many
 @given(st.text(max_size=60))
 def test_any_text_is_a_schedule_or_an_error_that_says_so(text: str) -> None:
     for whole in (text, PREFIX + text):
@@ -57,7 +57,7 @@ def test_any_text_is_a_schedule_or_an_error_that_says_so(text: str) -> None:
             assert all(Schedule.decode(whole).choices)
 
 
-@repeatable
+@many
 @given(st.lists(st.sampled_from([*range(128), 7 << 5]), max_size=60))
 def test_any_bytes_are_a_schedule_or_an_error(numbers: list[int]) -> None:
     data = bytes(numbers)

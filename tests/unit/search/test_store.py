@@ -53,7 +53,7 @@ def test_every_scenario_comes_back(tmp_path: Path, path: Path) -> None:
     assert read(written(tmp_path, whole.to_json())).scenario == whole.scenario
 
 
-@settings(derandomize=True, deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(st.text(), st.lists(st.integers(1, 9), min_size=1, max_size=20), st.lists(st.text(), max_size=3))
 def test_any_words_come_back(tmp_path_factory: pytest.TempPathFactory, headline: str, choices: list[int], found: list[str]) -> None:
     steps = (("vcpu0", headline.replace(": ", "")),) * len(choices)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import gc
 import re
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +17,7 @@ from mmu.sync import Condition, Lock, RLock, Sync, collect, default_sync, on_rep
 from mmu.sync.default import raise_report, sink_of
 from mmu.task import current
 from stress.quality.clock import ClockRuntime
+from tests.command import python
 from tests.conftest import PATIENCE, codes, eventually, evidence, the_report
 
 CYCLE = "circular-dependency"
@@ -511,7 +510,7 @@ def test_the_callbacks_go_on_after_one_that_raised(monkeypatch: pytest.MonkeyPat
 
 def test_the_library_does_not_load_the_model() -> None:
     code = "import sys, mmu.sync; print(sorted(name for name in sys.modules if name.startswith(('mmu.', 'stress'))))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "mmu.machine" not in done.stdout
-    assert "mmu.kvm" not in done.stdout
-    assert "mmu.sync.threads" in done.stdout
+    loaded = python("-c", code).out
+    assert "mmu.machine" not in loaded
+    assert "mmu.kvm" not in loaded
+    assert "mmu.sync.threads" in loaded
