@@ -9,6 +9,7 @@ after which the failure was there.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
@@ -47,6 +48,8 @@ WRITTEN_DOWN: Final = 1_000
 """How many more schedules are tried for what actors have drawn, once it is written down: it is done only once."""
 FEWER_PREEMPTIONS: Final = 500
 """How many schedules with at most one preemption are tried for a schedule that is simpler altogether."""
+SIMPLER: Final = 500
+"""How many schedules are tried where only the schedule is made simpler."""
 LEAST_STEPS: Final = 1_000
 MORE_STEPS: Final = 3
 """A smaller program may take so many times the steps after which the failure was there, but at least `LEAST_STEPS`: one that
@@ -99,7 +102,10 @@ def size(scenario: Scenario) -> int:
 class Minimiser:
     """Makes one failure smaller. `schedules` counts what was run for it."""
 
-    def __init__(self, name: str, variants: Sequence[Variant], signature: str, *, seed: int = 0, predicted: bool = False) -> None:
+    def __init__(
+        self, name: str, variants: Sequence[Variant], signature: str, *, seed: int = 0, predicted: bool = False, first: bool = True
+    ) -> None:
+        """The failure is known by its first report; with `first` false, by the report of this signature wherever it comes."""
         self.name = name
         self.signature = signature
         self.schedules = 0
@@ -107,6 +113,9 @@ class Minimiser:
         self._variants = tuple(variants)
         self._seed = seed
         self._predicted = predicted
+        self._first = first
+        self._most = math.inf
+        """So many schedules may be tried altogether to make the schedule simpler."""
         self._limit: int | None = None
         """What is tried is given up after so many steps; None: every schedule gets what it always gets."""
         self._position = 0
@@ -127,6 +136,18 @@ class Minimiser:
             program = self._smaller_program(best)
             if program is best:
                 break
+        return self._minimised(best, before)
+
+    def simplify(self, scenario: Scenario, schedule: Schedule) -> Minimised | None:
+        """Only the schedule made simpler, by fewer turns, which is soon done: the program stays, with all its operations. Returns
+        and raises what `minimise` does."""
+        best = self._adopt(scenario, schedule)
+        if best is None:
+            return None
+        self._most = self.schedules + SIMPLER
+        return self._minimised(self._fewer_turns(best), best.key)
+
+    def _minimised(self, best: Candidate, before: tuple[int, int, int, int, int]) -> Minimised:
         best = self._in_full(best)
         return Minimised(best.scenario, self._failure(best), best.turns, before, best.key, self.schedules, self.removed)
 
@@ -184,11 +205,14 @@ class Minimiser:
         return found
 
     def _fails(self, run: Run) -> tuple[Report, ...]:
-        """The reports of a run that shows the failure, none of another run."""
+        """The reports of a run that shows the failure, the one that it is known by first; none of another run."""
         reports = run.reports
         if not reports and self._predicted and run.completed:
             reports = tuple(races_of(run))
-        return reports if reports and reports[0].signature == self.signature else ()
+        if self._first:
+            return reports if reports and reports[0].signature == self.signature else ()
+        wanted = [report for report in reports if report.signature == self.signature]
+        return (*wanted, *(report for report in reports if report not in wanted)) if wanted else ()
 
     def _follow(self, scenario: Scenario, turns: Sequence[Turn], *, in_full: bool = False) -> Candidate | None:
         follow = FollowTurns(turns)
@@ -260,6 +284,7 @@ class Minimiser:
     def _fewer_turns(self, best: Candidate) -> Candidate:
         """Leave out turns, or let one run on, as long as the failure stays and the schedule gets simpler: many at a time first,
         at last one by one until nothing can go any more."""
+        best = self._gathered(best)
         size = len(best.turns) // 4
         while size > 1:
             best = self._without(best, size)
@@ -268,10 +293,25 @@ class Minimiser:
             best = simpler
         return best
 
+    def _gathered(self, best: Candidate) -> Candidate:
+        """Half of the turns, a quarter and so on gathered by task, where the failure does not mind: most of a random schedule has
+        nothing to do with it."""
+        size = len(best.turns) // 2
+        while size > 1:
+            start = 0
+            while start < len(best.turns):
+                turns = [*best.turns[:start], *_by_task(best.turns[start : start + size]), *best.turns[start + size :]]
+                found = self._follow(best.scenario, turns) if len(turns) < len(best.turns) else None
+                if found is not None and found.key < best.key:
+                    best = found
+                start += size
+            size //= 2
+        return best
+
     def _without(self, best: Candidate, size: int) -> Candidate:
         """Leave out so many turns in a row wherever that can be, from the last turn to the first."""
         end = len(best.turns)
-        while end > 0:
+        while end > 0 and self.schedules < self._most:
             for turns in _fewer(best.turns, end, size):
                 found = self._follow(best.scenario, turns)
                 if found is not None and found.key < best.key:
@@ -304,12 +344,28 @@ def _turns(run: Run, schedule: Schedule) -> list[Turn]:
     return [Turn(run.names[task - 1], steps) for task, steps in schedule.turns()]
 
 
+def _by_task(turns: Sequence[Turn]) -> Iterator[Turn]:
+    """One turn for each task, in the order of their first ones."""
+    for task in dict.fromkeys(turn.task for turn in turns):
+        steps = [turn.steps for turn in turns if turn.task == task]
+        yield Turn(task, None if None in steps else sum(step or 0 for step in steps))
+
+
 def _fewer(turns: Sequence[Turn], end: int, size: int) -> Iterator[list[Turn]]:
-    """The turns without the last `size` of the first `end`; where that is one, also with that one not interrupted."""
+    """The turns without the last `size` of the first `end`; where that is one, also with that one not interrupted, with its steps
+    left to the task's next turn, and with the next turn's steps taken at once."""
     start = max(0, end - size)
-    yield [*turns[:start], *turns[end:]]
-    if size == 1 and turns[start].steps is not None:
-        yield [*turns[:start], Turn(turns[start].task, None), *turns[end:]]
+    before, turn, after = turns[:start], turns[start], turns[end:]
+    yield [*before, *after]
+    if size > 1 or turn.steps is None:
+        return
+    yield [*before, Turn(turn.task, None), *after]
+    following = next((place for place, other in enumerate(after) if other.task == turn.task), None)
+    if following is not None:
+        more = after[following].steps
+        both = Turn(turn.task, None if more is None else turn.steps + more)
+        yield [*before, *after[:following], both, *after[following + 1 :]]
+        yield [*before, both, *after[:following], *after[following + 1 :]]
 
 
 def smaller_scenarios(scenario: Scenario) -> Iterator[tuple[str, Scenario]]:

@@ -14,9 +14,10 @@ from stress.scenario.load import load
 from stress.scenario.types import Lines, Scenario
 from stress.search import minimise
 from stress.search.campaign import Failure
-from stress.search.minimise import Minimised, Minimiser, _limit, operations, size, smaller_scenarios
+from stress.search.minimise import Minimised, Minimiser, _fewer, _limit, operations, size, smaller_scenarios
 from stress.search.replay import replay
 from stress.search.schedule import Schedule, ScheduleError
+from stress.search.turns import Turn
 
 EXPLORE = Path(__file__).parents[3] / "configs" / "explore"
 Case = tuple[Scenario, Failure]
@@ -85,6 +86,38 @@ def test_what_is_left_fails_in_the_same_way_and_nothing_more_can_go(name: str, r
     assert again.signatures[0] == failure.report.signature
     assert len(again.run.trace) == result.after[4]
     assert list(minimiser.single_removals(result)) == []
+
+
+def test_the_turns_of_a_task_are_brought_together() -> None:
+    """A turn is left out, or runs on, or goes to the task's next turn, which comes where it was, or stays where it is."""
+    turns = [Turn("a", 1), Turn("b", 2), Turn("a", 4), Turn("b", None)]
+    tried = [[(turn.task, turn.steps) for turn in candidate] for end in range(1, 5) for candidate in _fewer(turns, end, 1)]
+    assert [("b", 2), ("a", 5), ("b", None)] in tried
+    assert [("a", 5), ("b", 2), ("b", None)] in tried
+    assert [("a", 1), ("a", 4), ("b", None)] in tried
+    assert [("a", 1), ("b", None), ("a", 4)] in tried
+    assert len({tuple(candidate) for candidate in tried}) <= len(tried) <= 4 * len(turns)
+
+
+def test_a_schedule_of_many_switches_comes_down_to_the_few_that_it_takes() -> None:
+    scenario, failure = failing("same-page-twice", "lost-link-race-ignored")
+    result = Minimiser("small", (), failure.report.signature).simplify(scenario, failure.schedule)
+    assert result is not None
+    assert result.scenario == scenario, "the program stays"
+    assert result.failure.report.signature == failure.report.signature
+    assert result.before[2] > 50
+    assert result.after[2] < 10
+
+
+def test_a_failure_is_known_by_its_first_report_or_by_any() -> None:
+    scenario = load(EXPLORE / "two-deletes.toml", ['vm.variants=["double-put-of-invalid-root"]'])
+    tally = explore(ExploreRequest(scenario, "two-deletes", 1, "portfolio", schedules=20)).tally
+    failure = next(failure for failure in tally.failures.values() if failure.others)
+    second = failure.others[0].signature
+    assert Minimiser("small", (), second).simplify(scenario, failure.schedule) is None
+    result = Minimiser("small", (), second, first=False).simplify(scenario, failure.schedule)
+    assert result is not None
+    assert result.failure.report.signature == second
 
 
 def test_the_result_is_always_the_same(at_once: Case) -> None:
