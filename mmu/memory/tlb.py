@@ -86,7 +86,8 @@ class HardwareWalker:
                         spte = self._set_bits(sp, index, spte, gfn, shift, write)
                     return spte and spte + ((gfn & ((1 << shift) - 1)) << PFN_SHIFT)
                 sp = self._tables.at(spte & ADDR_MASK)
-            cache.tables[key] = sp
+            if sp.root is not None:  # a pointer to no table is followed anew: an EPT violation drops what led to it
+                cache.tables[key] = sp
         index = gfn & self._mask
         spte = sp.spt[index]
         if self._on_dirty is not None and spte & SPTE_RWX and not spte & SPTE_MMIO:

@@ -140,14 +140,16 @@ def pfn_of(spte: int) -> int:
     return (spte & ADDR_MASK) >> PFN_SHIFT
 
 
-def describe(spte: int, layout: SpteLayout) -> str:
-    """An SPTE for people: value, state, frame and rights."""
+def describe(spte: int, layout: SpteLayout, level: int = 1) -> str:
+    """An SPTE of a table of `level` for people: value, state, frame and rights, or the table that it points to."""
     if spte == REMOVED_SPTE:
         return f"{spte:#x} (frozen)"
     if spte & SPTE_MMIO:
         return f"{spte:#x} (MMIO, generation {layout.mmio_generation(spte)})"
     if not layout.is_present(spte):
-        return f"{spte:#x} (none)"
+        return f"{spte:#x} (not present)"
+    if layout.is_table(spte, level):
+        return f"{spte:#x} (table at {spte & ADDR_MASK:#x})"
     rights = "".join(letter if spte & bit else "-" for letter, bit in (("r", SPTE_R), ("w", SPTE_W), ("x", SPTE_X)))
     huge = " huge" if spte & SPTE_PS else ""
     return f"{spte:#x} ({rights}{huge} frame {pfn_of(spte):#x})"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 
+from mmu.paging.geometry import PG_LEVEL_4K
 from mmu.paging.spte import PFN_SHIFT, SpteLayout
 from mmu.report import Report, Reporter, section
 from mmu.runtime import Cell, Runtime, Table
@@ -145,6 +146,7 @@ class PageTableMemory:
         if page is None:
             self._report("wild-pointer", "O2", f"page-table address {address:#x} holds no page", "whatever was there")
             page = ShadowPage(address, self._runtime.table(self._entries, "SPTE"))
+            page.level = PG_LEVEL_4K  # empty, and nothing is below it: whoever walks on finds an end
         return page
 
     def discard(self, page: ShadowPage) -> None:

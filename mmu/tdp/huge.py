@@ -6,7 +6,7 @@ from mmu.kvm import Kvm
 from mmu.memory.memslots import Memslot
 from mmu.memory.tlb import RemoteTlb
 from mmu.paging.geometry import PG_LEVEL_4K
-from mmu.paging.spte import PFN_SHIFT, SPTE_PS, SPTE_X
+from mmu.paging.spte import PFN_SHIFT, SPTE_PS, SPTE_X, describe
 from mmu.paging.table import RootPage, ShadowPage
 from mmu.tdp.iter import TdpIter
 from mmu.tdp.roots import Roots
@@ -29,18 +29,38 @@ class HugePages:
     def split_huge_page(self, sp: ShadowPage, index: int, gfn: int, huge: int, child: ShadowPage, *, shared: bool) -> bool:
         """tdp_mmu_split_huge_page(): fill the unlinked child with smaller leaves of the same rights, then link it. No
         flush: what the entry translates to does not change."""
-        pages = self.kvm.geometry.pages(sp.level - 1)
-        smaller = self.make_huge_page_split_spte(huge, sp.level - 1)
-        for position in range(self.kvm.geometry.entries):
-            child.spt[position] = smaller + (position * pages << PFN_SHIFT)
+        counter = None
+        if sp.level > PG_LEVEL_4K and self.kvm.layout.is_leaf(huge, sp.level):
+            self._fill(child, huge, sp.level - 1)
+            counter = self.kvm.stat.by_level[sp.level - 1]
+        else:
+            self._warn_not_huge(sp, gfn, huge)  # and link an empty table, as the kernel would
         if not self.writer.link_sp(sp, index, gfn, huge, child, shared=shared):
             return False
-        counter = self.kvm.stat.by_level[sp.level - 1]
         if counter is not None:
             counter.add(self.kvm.geometry.entries)
         if self.kvm.probe.huge_page_split is not None:
             self.kvm.probe.huge_page_split(gfn, sp.level)
         return True
+
+    def _fill(self, child: ShadowPage, huge: int, level: int) -> None:
+        """The leaves of `level` that together map what the huge leaf maps."""
+        pages = self.kvm.geometry.pages(level)
+        smaller = self.make_huge_page_split_spte(huge, level)
+        for position in range(self.kvm.geometry.entries):
+            child.spt[position] = smaller + (position * pages << PFN_SHIFT)
+
+    def _warn_not_huge(self, sp: ShadowPage, gfn: int, spte: int) -> None:
+        self.kvm.warn(
+            "O7",
+            "split-of-no-huge-leaf",
+            f"BUG: the entry for gfn {gfn:#x} of {sp.describe()} is to be split, and is no huge leaf",
+            "only a present, huge leaf is split into a table of smaller ones; a walk that has lost its level meets others",
+            "make_huge_page_split_spte() KVM_BUG_ON(); reference 2.6",
+            subject=str(sp.level),
+            extra=(("SPTE", [describe(spte, self.kvm.layout, sp.level)]),),
+            gfn=gfn,
+        )
 
     def make_huge_page_split_spte(self, huge: int, level: int) -> int:
         """make_huge_page_split_spte(): the first of the smaller leaves. The NX mitigation took X from the huge leaf only:

@@ -29,7 +29,7 @@ class WalkOracle(Oracle):
             "an SPTE that is present during a whole walk is visited by it",
             "tdp_mmu_zap_leafs(), tdp_iter; reference 2.4, B16",
             subject=str(level),
-            extra=(("SPTE", [describe(spte, self.kvm.layout)]),),
+            extra=(("SPTE", [describe(spte, self.kvm.layout, level)]),),
             gfn=gfn,
         )
 
@@ -44,7 +44,8 @@ class WalkOracle(Oracle):
             if layout.is_leaf(spte, sp.level):
                 return sp.gfn + index * step, sp.level, spte
             if layout.is_table(spte, sp.level):
-                found = self._leaf_in(self.kvm.tables.at(spte & ADDR_MASK), start, end)
+                child = self.kvm.tables.at(spte & ADDR_MASK)
+                found = self._leaf_in(child, start, end) if child.level < sp.level else None  # not round in a circle
                 if found is not None:
                     return found
         return None

@@ -95,11 +95,13 @@ def test_only_the_high_layout_keeps_the_bit_that_vtd_reserves_clear(pfn: int) ->
 @both_layouts
 def test_people_can_read_an_spte(layout: SpteLayout) -> None:
     assert describe(REMOVED_SPTE, layout) == "0x5a0 (frozen)"
-    assert describe(0, layout) == "0x0 (none)"
+    assert describe(0, layout) == "0x0 (not present)"
     assert describe(layout.leaf(0x2A, 1, writable=False, host_writable=True), layout).endswith("(r-x frame 0x2a)")
     assert describe(layout.leaf(0x2A, 1, writable=True, host_writable=True), layout).endswith("(rwx frame 0x2a)")
     assert describe(layout.leaf(0x200, 2, writable=True, host_writable=True, executable=False), layout).endswith("(rw- huge frame 0x200)")
     assert describe(layout.mmio(7, 42), layout).endswith("(MMIO, generation 42)")
+    assert describe(layout.table(0x105000), layout, 2).endswith("(table at 0x105000)")
+    assert describe(layout.leaf(0x200, 2, writable=True, host_writable=True), layout, 2).endswith("(rwx huge frame 0x200)")
 
 
 # Accessed, dirty, executable.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from mmu.paging.geometry import PG_LEVEL_4K
 from mmu.paging.table import PageTableMemory, RootRole, ShadowPage
 from mmu.sync.poison import is_poisoned
 from mmu.variant import Variant
@@ -65,6 +66,7 @@ def test_roles_are_equal_when_every_field_is() -> None:
 def test_an_address_without_a_page_is_a_wild_pointer(machine: Machine) -> None:
     stranger = machine.kvm.tables.at(0xDEAD000)
     assert list(stranger.spt) == [0] * machine.kvm.geometry.entries, "what is there reads as non-present"
+    assert stranger.level == PG_LEVEL_4K, "nothing is looked for below it"
     machine.expect("O2 wild-pointer")
 
 

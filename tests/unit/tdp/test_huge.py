@@ -33,6 +33,21 @@ def collapse(machine: Machine) -> None:
         machine.vm.huge.zap_collapsible_sptes(machine.slot())
 
 
+def test_splitting_what_is_no_huge_leaf_is_reported_and_survived(huge: Machine) -> None:
+    """A walk that has lost its level meets a table of 4 KiB leaves, which have no smaller ones."""
+    huge.abandon()
+    huge.add_slot(0, 32, max_level=1)
+    huge.run(huge.vcpu(), w(1))
+    sp, index = huge.entry(huge.root(), 1)
+    before = huge.kvm.stat.pages_4k.value
+    with reading(huge.mmu_lock):
+        huge.kvm.rcu.read_lock()
+        huge.vm.huge.split_huge_page(sp, index, 1, sp.spt[index], huge.kvm.tables.allocate(), shared=True)
+        huge.kvm.rcu.read_unlock()
+    assert "O7 split-of-no-huge-leaf" in huge.news()
+    assert huge.kvm.stat.pages_4k.value == before, "nothing was split, so there are no more leaves"
+
+
 # Mapping.
 
 
