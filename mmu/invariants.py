@@ -26,16 +26,23 @@ from mmu.paging.spte import (
     pfn_of,
 )
 from mmu.paging.table import RootPage, ShadowPage
-from mmu.report import Report, Section, section
+from mmu.report import RULES, Report, Section, section
 from mmu.sync.poison import is_poisoned
+
+Found = str | tuple[str, int]
+"""What an invariant finds wrong, with the guest frame it is about where there is one."""
+
+MOST_SHOWN = 20
+"""So many things that are wrong are shown of one invariant."""
 
 
 @frozen
 class Violation:
-    """One thing that is wrong: the invariant's number, and what was found."""
+    """One thing that is wrong: the invariant's number, what was found, and the guest frame it is about, if any."""
 
     invariant: str
     found: str
+    gfn: int | None = None
 
 
 @frozen
@@ -71,7 +78,7 @@ class Tree:
             elif layout.is_table(spte, sp.level):
                 child = self._vm.kvm.tables.at(spte & ADDR_MASK)
                 self.tables.append((child, sp, index))
-                if not is_poisoned(child):
+                if not is_poisoned(child) and child.level < sp.level:  # else I6 reports it, and it may lead round in a circle
                     self._walk(child)
             else:
                 self.others.append(entry)
@@ -98,14 +105,14 @@ class State:
         return self.vm.kvm.geometry.pages(leaf.sp.level)
 
 
-def i1_roots_are_referenced(state: State) -> Iterator[str]:
+def i1_roots_are_referenced(state: State) -> Iterator[Found]:
     """A linked root has at least one reference."""
     for root in state.roots:
         if root.refcount.read() < 1:
             yield f"{root.describe()} is linked without a reference"
 
 
-def i3_refcounts_are_exact(state: State) -> Iterator[str]:
+def i3_refcounts_are_exact(state: State) -> Iterator[Found]:
     """Refcount = the TDP MMU's own (until zapped) + one a vCPU that has it loaded + the exporter's."""
     for root in state.roots:
         own, loaded, exporters = _holders(state, root)
@@ -121,14 +128,14 @@ def _holders(state: State, root: RootPage) -> tuple[int, int, int]:
     return own, loaded, exporters
 
 
-def i4_invalid_is_for_ever(state: State) -> Iterator[str]:
+def i4_invalid_is_for_ever(state: State) -> Iterator[Found]:
     """A root that was invalidated stays invalid: one that is scheduled or zapped is."""
     for root in state.roots:
         if (root.scheduled.value or root.zapped.value) and not root.invalid.value:
             yield f"{root.describe()} was invalidated once and is valid again"
 
 
-def i5_exported_roots_are_valid(state: State) -> Iterator[str]:
+def i5_exported_roots_are_valid(state: State) -> Iterator[Found]:
     """Exported implies valid, and exactly one exporter stands behind the flag."""
     exported = [item.root.value for item in state.vm.exported_tdps.all()]
     for root in state.roots:
@@ -138,7 +145,7 @@ def i5_exported_roots_are_valid(state: State) -> Iterator[str]:
             yield f"{root.describe()}: the exported flag disagrees with the list of exported TDPs"
 
 
-def i6_tables_hang_together(state: State) -> Iterator[str]:
+def i6_tables_hang_together(state: State) -> Iterator[Found]:
     """Every linked table is reached from exactly one entry, and knows which."""
     seen: set[int] = set()
     for tree in state.trees:
@@ -155,7 +162,7 @@ def i6_tables_hang_together(state: State) -> Iterator[str]:
                 yield f"{child.describe()} is linked at entry {index} of {parent.describe()} but says otherwise"
 
 
-def i7_leaves_are_right(state: State) -> Iterator[str]:
+def i7_leaves_are_right(state: State) -> Iterator[Found]:
     """A leaf is aligned and maps the frames that the host maps there now, with no more rights than host and slot give."""
     host = state.vm.host
     for tree in state.trees:
@@ -164,30 +171,30 @@ def i7_leaves_are_right(state: State) -> Iterator[str]:
             pages = state.pages(leaf)
             pfn = pfn_of(leaf.spte)
             if leaf.gfn & (pages - 1) or pfn & (pages - 1):
-                yield f"leaf at gfn {leaf.gfn:#x} level {leaf.sp.level} maps frame {pfn:#x}: not aligned"
+                yield f"leaf at gfn {leaf.gfn:#x} level {leaf.sp.level} maps frame {pfn:#x}: not aligned", leaf.gfn
             for offset in range(pages):
                 if pfn + offset >= host.frames or host.stamp[pfn + offset] not in (tag_of(as_id, leaf.gfn + offset), MOVING):
                     where = f"gfn {leaf.gfn + offset:#x} maps frame {pfn + offset:#x}"
-                    yield f"leaf of {tree.root.describe()} at {where}, which is not its own"
+                    yield f"leaf of {tree.root.describe()} at {where}, which is not its own", leaf.gfn + offset
                     break
             slot = state.slot(as_id, leaf.gfn)
             if leaf.spte & SPTE_W and slot is not None and not slot.host_writable:
-                yield f"leaf at gfn {leaf.gfn:#x} is writable, {slot.describe()} is not"
+                yield f"leaf at gfn {leaf.gfn:#x} is writable, {slot.describe()} is not", leaf.gfn
             if (leaf.spte & SPTE_W and not leaf.spte & MMU_WRITABLE) or (leaf.spte & MMU_WRITABLE and not leaf.spte & HOST_WRITABLE):
-                yield f"leaf at gfn {leaf.gfn:#x}: W without MMU-writable, or MMU-writable without host-writable"
+                yield f"leaf at gfn {leaf.gfn:#x}: W without MMU-writable, or MMU-writable without host-writable", leaf.gfn
 
 
-def i8_leaves_have_slots(state: State) -> Iterator[str]:
+def i8_leaves_have_slots(state: State) -> Iterator[Found]:
     """No leaf, and no part of one, for a gfn without a slot."""
     for tree in state.trees:
         slots = state.slots(tree.root.role.as_id)
         for leaf in tree.leaves:
             end = leaf.gfn + state.pages(leaf)
             if not any(slot.base_gfn <= leaf.gfn and end <= slot.end_gfn and not slot.invalid for slot in slots):
-                yield f"leaf of {tree.root.describe()} at gfn {leaf.gfn:#x} level {leaf.sp.level} has no memslot"
+                yield f"leaf of {tree.root.describe()} at gfn {leaf.gfn:#x} level {leaf.sp.level} has no memslot", leaf.gfn
 
 
-def i10_pages_are_balanced(state: State) -> Iterator[str]:
+def i10_pages_are_balanced(state: State) -> Iterator[Found]:
     """Every table page is linked, in somebody's cache, given to RCU, or was discarded unseen; none is lost."""
     # RCU's own task is never at rest, so nothing is compared that it changes.
     vm = state.vm
@@ -201,17 +208,17 @@ def i10_pages_are_balanced(state: State) -> Iterator[str]:
         yield f"{made}: {linked} linked, {cached} in caches, {retired} given to RCU, {discarded} discarded, {lost} lost"
 
 
-def i11_nothing_is_frozen(state: State) -> Iterator[str]:
+def i11_nothing_is_frozen(state: State) -> Iterator[Found]:
     """At rest no entry is frozen, and nothing but present entries, MMIO entries of 4 KiB and zeros is left."""
     for tree in state.trees:
         for entry in tree.others:
             if entry.spte & SPTE_MMIO and entry.sp.level == 1:
                 continue
             what = "frozen" if entry.spte == REMOVED_SPTE else f"{entry.spte:#x}"
-            yield f"entry of {tree.root.describe()} at gfn {entry.gfn:#x} level {entry.sp.level} is {what} at rest"
+            yield f"entry of {tree.root.describe()} at gfn {entry.gfn:#x} level {entry.sp.level} is {what} at rest", entry.gfn
 
 
-def i12_no_invalidation_is_left(state: State) -> Iterator[str]:
+def i12_no_invalidation_is_left(state: State) -> Iterator[Found]:
     """At rest no mmu_notifier invalidation is in progress: every start had its end, on the same slots."""
     kvm = state.vm.kvm
     if kvm.invalidation.in_progress.value:
@@ -220,7 +227,7 @@ def i12_no_invalidation_is_left(state: State) -> Iterator[str]:
         yield f"mn_active_invalidate_count is {kvm.mn_active_invalidate_count.value} at rest"
 
 
-def i13_statistics_agree(state: State) -> Iterator[str]:
+def i13_statistics_agree(state: State) -> Iterator[Found]:
     """tdp_mmu_pages and the page statistics equal a full walk."""
     stat = state.vm.kvm.stat
     tables = sum(len(tree.tables) for tree in state.trees)
@@ -232,7 +239,7 @@ def i13_statistics_agree(state: State) -> Iterator[str]:
             yield f"{counter.name} is {counter.value}, a walk finds {leaves}"
 
 
-def i14_nx_list_is_linked(state: State) -> Iterator[str]:
+def i14_nx_list_is_linked(state: State) -> Iterator[Found]:
     """possible_nx_huge_pages holds linked tables whose flag is set, each once, and nx_lpage_splits counts them."""
     linked = {id(child) for tree in state.trees for child, _, _ in tree.tables}
     listed = state.vm.kvm.possible_nx_huge_pages.pages()
@@ -246,7 +253,7 @@ def i14_nx_list_is_linked(state: State) -> Iterator[str]:
             yield f"{sp.describe()} is on possible_nx_huge_pages without nx_huge_page_disallowed"
 
 
-def i15_dirty_bits_are_kept(state: State) -> Iterator[str]:
+def i15_dirty_bits_are_kept(state: State) -> Iterator[Found]:
     """A D bit that a CPU has set is still in an SPTE, or the host was told that the frame is dirty."""
     kvm = state.vm.kvm
     dirty: set[int] = set()
@@ -260,7 +267,7 @@ def i15_dirty_bits_are_kept(state: State) -> Iterator[str]:
                 yield f"{vcpu} has set the D bit of frame {pfn:#x}; no SPTE has it, and the host was never told"
 
 
-def i16_mmio_sptes_are_stale_or_right(state: State) -> Iterator[str]:
+def i16_mmio_sptes_are_stale_or_right(state: State) -> Iterator[Found]:
     """An MMIO SPTE that a fault would honour, because its generation is the current one, stands where no slot is."""
     kvm = state.vm.kvm
     mask = (1 << kvm.config.mmio_gen_bits) - 1
@@ -270,10 +277,10 @@ def i16_mmio_sptes_are_stale_or_right(state: State) -> Iterator[str]:
         for entry in tree.others if not tree.root.invalid.value else ():
             current = entry.spte & SPTE_MMIO and kvm.layout.mmio_generation(entry.spte) == generation & mask
             if current and not generation & GEN_UPDATE_IN_PROGRESS and state.slot(as_id, entry.gfn) is not None:
-                yield f"MMIO SPTE of {tree.root.describe()} at gfn {entry.gfn:#x} is current although a memslot covers the gfn"
+                yield f"MMIO SPTE of {tree.root.describe()} at gfn {entry.gfn:#x} is current although a memslot covers the gfn", entry.gfn
 
 
-def i17_nx_policy_holds(state: State) -> Iterator[str]:
+def i17_nx_policy_holds(state: State) -> Iterator[Found]:
     """While the NX huge page mitigation is on, no root that a vCPU can run on has an executable huge leaf."""
     if not state.vm.kvm.nx_huge_pages.value:
         return
@@ -282,10 +289,10 @@ def i17_nx_policy_holds(state: State) -> Iterator[str]:
             continue
         for leaf in tree.leaves:
             if leaf.sp.level > 1 and leaf.spte & SPTE_X:
-                yield f"executable huge leaf of {tree.root.describe()} at gfn {leaf.gfn:#x} level {leaf.sp.level}"
+                yield f"executable huge leaf of {tree.root.describe()} at gfn {leaf.gfn:#x} level {leaf.sp.level}", leaf.gfn
 
 
-def i18_importers_are_bound_to_what_they_walk(state: State) -> Iterator[str]:
+def i18_importers_are_bound_to_what_they_walk(state: State) -> Iterator[Found]:
     """A device walks the root of an exported TDP that will tell it of every flush, or none."""
     for device in state.vm.devices():
         root = device.root.value
@@ -298,28 +305,28 @@ def i18_importers_are_bound_to_what_they_walk(state: State) -> Iterator[str]:
             yield f"{device.name} walks {root.describe()}, but is not registered to hear of its flushes"
 
 
-def i19_io_faults_were_answered_truly(state: State) -> Iterator[str]:
+def i19_io_faults_were_answered_truly(state: State) -> Iterator[Found]:
     """Every IO fault so far was answered SUCCESS if and only if its gfn could be mapped with the rights asked for."""
     wrong = state.vm.exporter.wrong_answers.value
     if wrong:
         yield f"{wrong} IO page faults were answered wrongly"
 
 
-def i20_no_lock_is_held(state: State) -> Iterator[str]:
+def i20_no_lock_is_held(state: State) -> Iterator[Found]:
     """At rest no task holds a lock or is inside a read section."""
     for task in state.vm.kvm.runtime.tasks():
         if task.held and task.thread.is_alive():
             yield f"{task} holds {', '.join(hold.lock_class.name for hold in task.held)} at rest"
 
 
-def i2_zapped_roots_are_empty(state: State) -> Iterator[str]:
-    """A root whose scheduled zap is complete holds nothing: whatever is there was put there behind the zapper."""
+def i2_zapped_roots_are_empty(state: State) -> Iterator[Found]:
+    """A root whose scheduled zap is complete holds nothing: what is there was left by the zap, or put there behind it."""
     for tree in state.trees:
         if tree.root.zapped.value and (tree.leaves or tree.tables):
             yield f"{tree.root.describe()} was zapped but holds {len(tree.leaves)} leaves and {len(tree.tables)} tables"
 
 
-def i9_caches_are_justified(state: State) -> Iterator[str]:
+def i9_caches_are_justified(state: State) -> Iterator[Found]:
     """A cached translation, whole or partial, that will be used without a flush is still what the tables say."""
     for vcpu in state.vm.vcpus() if not state.vm.kvm.mm_gone.value else ():
         if vcpu.root is not None and not vcpu.state.requests.value:
@@ -330,7 +337,7 @@ def i9_caches_are_justified(state: State) -> Iterator[str]:
             yield from _stale_caches(state, device.name, device.iotlb, root)
 
 
-def _stale_caches(state: State, who: str, cache: TranslationCache, root: RootPage) -> Iterator[str]:
+def _stale_caches(state: State, who: str, cache: TranslationCache, root: RootPage) -> Iterator[Found]:
     layout = state.vm.kvm.layout
     walker = HardwareWalker(state.vm.kvm)
     for table in cache.tables.values():
@@ -342,11 +349,11 @@ def _stale_caches(state: State, who: str, cache: TranslationCache, root: RootPag
         same = layout.is_present(now) and not (now ^ spte) & ADDR_MASK
         rights = SPTE_W | SPTE_D if layout.ad_bits or not now & MMU_WRITABLE else 0  # ageing takes W without a flush
         if not same or spte & ~now & rights:
-            yield f"{who} caches gfn {gfn:#x} -> {spte:#x}, no flush is pending, and the tables say {now:#x}"
+            yield f"{who} caches gfn {gfn:#x} -> {spte:#x}, no flush is pending, and the tables say {now:#x}", gfn
             return
 
 
-INVARIANTS: dict[str, Callable[[State], Iterator[str]]] = {
+INVARIANTS: dict[str, Callable[[State], Iterator[Found]]] = {
     "I1": i1_roots_are_referenced,
     "I2": i2_zapped_roots_are_empty,
     "I3": i3_refcounts_are_exact,
@@ -373,23 +380,22 @@ INVARIANTS: dict[str, Callable[[State], Iterator[str]]] = {
 RULE_OF = {"I13": "O9", "I14": "O9", "I12": "O9", "I15": "O8", "I16": "O13", "I17": "O14"}
 """The oracle rule that an invariant is reported as; the others are reported as INV."""
 
-RELATED = {
-    **dict.fromkeys(("I1", "I2", "I3"), "O4"),
+STANDS_FOR = {
+    **dict.fromkeys(("I1", "I3"), "O4"),
+    **dict.fromkeys(("I2", "I10"), "O11"),
     **dict.fromkeys(("I4", "I5"), "O12"),
     **dict.fromkeys(("I7", "I8"), "O6"),
     **dict.fromkeys(("I18", "I19"), "O16"),
     "I6": "O2",
     "I9": "O1",
-    "I10": "O11",
     "I11": "O7",
     "I20": "O5",
 }
-"""For those: the oracle whose rule is broken somewhere before such a state is reached."""
+"""For those: the oracle whose rule is broken somewhere before such a state is reached. What a zapped root holds (I2) is
+never zapped again: it leaks."""
 
-
-def names_of(report: Report) -> set[str]:
-    """Every name that a report answers to: its rule, its code, and the rule that an invariant stands for."""
-    return {report.rule, report.code, RELATED.get(report.code, report.rule)}
+PAUSED = "while all tasks were paused outside KVM"
+ENDED = "after all tasks had ended"
 
 
 def _evidence(state: State, name: str) -> Iterator[Section]:
@@ -408,27 +414,39 @@ def violations(vm: VirtualMachine) -> list[Violation]:
 
 
 def _violations(state: State) -> list[Violation]:
-    return [Violation(name, found) for name, holds in INVARIANTS.items() for found in holds(state)]
+    wrong = ((name, found if isinstance(found, tuple) else (found, None)) for name, holds in INVARIANTS.items() for found in holds(state))
+    return [Violation(name, text, gfn) for name, (text, gfn) in wrong]
 
 
-def check(vm: VirtualMachine) -> int:
-    """Report every violation through the VM's reporter; returns how many there were."""
+def check(vm: VirtualMachine, when: str = PAUSED) -> int:
+    """Report every violation through the VM's reporter; returns how many there were. `when` says why nobody is inside the VM."""
     state = State(vm)
     found = _violations(state)
-    by_name: dict[str, list[str]] = {}
+    by_name: dict[str, list[Violation]] = {}
     for violation in found:
-        by_name.setdefault(violation.invariant, []).append(violation.found)
-    for name, texts in by_name.items():
-        sentence = (INVARIANTS[name].__doc__ or "").strip()
-        vm.kvm.reporter.emit(
-            Report(
-                RULE_OF.get(name, "INV"),
-                name,
-                f"WARNING: invariant {name} does not hold at a quiescent point: {texts[0]}",
-                sentence,
-                f"reference, appendix A {name}",
-                subject=name,
-                sections=(section(f"{len(texts)} found", texts[:20]), *_evidence(state, name)),
-            )
-        )
+        by_name.setdefault(violation.invariant, []).append(violation)
+    for name, wrong in by_name.items():
+        vm.kvm.reporter.emit(_report(state, name, wrong, when))
     return len(found)
+
+
+def _report(state: State, name: str, wrong: list[Violation], when: str) -> Report:
+    """All that is wrong with one invariant."""
+    rule = RULE_OF.get(name, "INV")
+    stands_for = STANDS_FOR.get(name, "")
+    word = RULES[stands_for or rule].partition(":")[0]
+    return Report(
+        rule,
+        name,
+        f"WARNING: invariant {name} ({stands_for or rule} {word}) does not hold at rest: {wrong[0].found}",
+        (INVARIANTS[name].__doc__ or "").strip(),
+        f"reference, appendix A {name}",
+        subject=name,
+        sections=(
+            section("found at rest", [f"{when}: no stack shows who did it, because it was over by then"]),
+            section(f"{len(wrong)} found", [violation.found for violation in wrong[:MOST_SHOWN]]),
+            *_evidence(state, name),
+        ),
+        gfn=wrong[0].gfn,
+        stands_for=stands_for,
+    )

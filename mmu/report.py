@@ -7,10 +7,14 @@ what a first mistake leads to. Equal reports (same `signature`) are counted, not
 from __future__ import annotations
 
 import sys
+import textwrap
 import threading
 from collections.abc import Callable, Iterable
 
 from attrs import evolve, frozen
+
+WIDTH = 100
+"""Columns of a splat; its headline is one line whatever its length, so that it can be searched for."""
 
 RULES = {
     "O1": "STALE-TLB: a translation was used after the flush that had to remove it",
@@ -30,7 +34,7 @@ RULES = {
     "O15": "ITER: an entry that was present during a whole walk was not visited, or a walk lost its place",
     "O16": "NOTIFY: an importer was not told, told too late, or an IO fault was answered wrongly",
     "O17": "LIST: a page was added twice or after its end, or a stranger removed",
-    "INV": "INVARIANT: the state is wrong at a quiescent point (appendix A of the reference)",
+    "INV": "INVARIANT: at rest the state is wrong: a rule was broken before (appendix A of the reference)",
 }
 """The oracle catalogue: what each rule that can be reported means."""
 
@@ -50,7 +54,8 @@ class Report:
     `rule` is a number from `RULES`; `code` names the check; `headline` is what the kernel would print after
     `WARNING:` or `BUG:`; `sentence` states the rule; `source` the kernel text, commit or section it comes from;
     `subject` (lock names, function) tells apart two reports of the same check. `gfn` is the guest frame it is about,
-    where there is one, so that an observer can add what happened to it.
+    where there is one, so that an observer can add what happened to it. `stands_for` is the rule that was broken somewhere
+    before, where what is reported is only the state that it led to.
     """
 
     rule: str
@@ -63,23 +68,34 @@ class Report:
     sections: tuple[Section, ...] = ()
     gfn: int | None = None
     count: int = 1
+    stands_for: str = ""
 
     @property
     def signature(self) -> str:
         """What makes two reports the same finding."""
         return f"{self.rule}/{self.code}/{self.subject}"
 
+    def names(self) -> set[str]:
+        """Every name that the report answers to: its rule, its code, and the rule that it stands for."""
+        return {self.rule, self.code, self.stands_for or self.rule}
+
     def render(self) -> str:
         """The splat: headline, rule, source, then each section indented like a kernel stack."""
-        bar = "=" * max(54, min(len(self.headline) + 9, 100))
+        bar = "=" * max(54, min(len(self.headline) + 9, WIDTH))
         lines = [bar, self.headline, "-" * len(bar)]
-        lines.append(f"rule {self.rule} ({self.code}): {self.sentence}")
-        lines.append(f"source: {self.source}")
+        lines += _wrapped(f"rule {self.rule} ({self.code}): {self.sentence}")
+        if self.stands_for:
+            lines += _wrapped(f"stands for {self.stands_for} {RULES[self.stands_for]}")
+        lines += _wrapped(f"source: {self.source}")
         if self.task:
             lines.append(f"task: {self.task}" + (f"   seen {self.count} times" if self.count > 1 else ""))
         for section in self.sections:
             lines += ["", f"{section.title}:", *(f" {line}" for line in section.lines)]
         return "\n".join([*lines, bar])
+
+
+def _wrapped(line: str) -> list[str]:
+    return textwrap.wrap(line, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 
 
 def section(title: str, lines: Iterable[str]) -> Section:

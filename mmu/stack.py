@@ -27,6 +27,7 @@ _HIDDEN = (
     "mmu/stack.py",
     "mmu/task.py",
     "mmu/probe.py",
+    "stress/actors/base.py",
 )
 _HIDDEN_FOLDERS = ("stress/oracles/", "stress/engines/")
 _PACKAGES = ("mmu/", "stress/", "tests/")
@@ -81,7 +82,8 @@ def render(stack: Stack) -> list[str]:
     lines = []
     for code, line in stack:
         path = short_path(code.co_filename)
-        if path not in _HIDDEN and not path.startswith(_HIDDEN_FOLDERS):
+        plumbing = "<lambda>" in code.co_qualname and path.startswith("stress/")
+        if not plumbing and path not in _HIDDEN and not path.startswith(_HIDDEN_FOLDERS):
             lines.append(f"{code.co_qualname.replace('<locals>.', '')} ({path}:{line})")
     return lines or NO_FRAMES
 

@@ -10,7 +10,6 @@ from pathlib import Path
 import psutil
 from attrs import evolve, frozen
 
-from mmu.invariants import names_of
 from mmu.report import Report
 from mmu.runtime import Runtime
 from mmu.task import living_tasks
@@ -157,7 +156,7 @@ class _Keeper:
 
     def _expected_missing(self) -> tuple[str, ...]:
         """The rules that the scenario expects, if not one of them fired."""
-        fired = {name for finding in self._session.findings() for name in names_of(finding.report)}
+        fired = {name for finding in self._session.findings() for name in finding.report.names()}
         expected = expected_of(self._request.scenario)
         return () if fired & set(expected) else expected
 
@@ -196,7 +195,7 @@ def expected_of(scenario: Scenario) -> tuple[str, ...]:
 
 def suspects_of(report: Report, known: Sequence[Variant]) -> tuple[str, ...]:
     """The titles of the known defects that break the rule of this report."""
-    return tuple(variant.title for variant in known if names_of(report) & set(variant.expects))
+    return tuple(variant.title for variant in known if report.names() & set(variant.expects))
 
 
 def stored_findings(session: Session) -> tuple[StoredFinding, ...]:

@@ -39,5 +39,6 @@ VARIANT = Variant(
         "creator: fd_install",
         "second thread: guesses the fd and closes it: release deletes a list entry that was never added, and frees the object",
         "creator: adds the freed object to the list",
+        "creator: (or alone, where no fd number is left) fput runs the same release, of an object that is on no list",
     ),
 )

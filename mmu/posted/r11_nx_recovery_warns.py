@@ -17,8 +17,8 @@ class SlotExpected(NxHugePages):
                 "O9",
                 "nx-recovery-no-slot",
                 f"WARNING: no memslot covers {sp.describe()}, which is on possible_nx_huge_pages",
-                "R11 empty tables confuse NX recovery: a leaf-only zap leaves the tables of a deleted memslot on the list",
-                "kvm_recover_nx_huge_pages() WARN_ON_ONCE(!slot); reference 1.11 R11",
+                "the recovery worker takes for granted that a memslot covers every page on the list, and looks it up",
+                "kvm_recover_nx_huge_pages() WARN_ON_ONCE(!slot); reference 1.11 R11 (tables of deleted slots), B30 (address spaces)",
                 gfn=sp.gfn,
             )
         return slot

@@ -55,7 +55,7 @@ class SpteWriter:
         if self._mmu_lock_local.hold.mode != READ:
             self.kvm.mmu_lock.assert_held_read()
         if old == REMOVED_SPTE:
-            self._warn_frozen(sp, gfn, old, "changed by somebody who did not freeze it")
+            self._warn_frozen(sp, gfn, old, new, "changed by somebody who did not freeze it")
         if sp.spt.cmpxchg(index, old, new) != old:
             if self._probe.cmpxchg_lost is not None:
                 self._probe.cmpxchg_lost(gfn)
@@ -68,7 +68,7 @@ class SpteWriter:
         if self._mmu_lock_local.hold.mode != WRITE:
             self.kvm.mmu_lock.assert_held_write()
         if REMOVED_SPTE in (old, new):
-            self._warn_frozen(sp, gfn, old, "met by an exclusive setter")
+            self._warn_frozen(sp, gfn, old, new, "met by an exclusive setter")
         stable = self._stable
         if old & stable != stable and self.has_volatile_bits(old, sp.level):
             old = sp.spt.xchg(index, new)
@@ -305,8 +305,8 @@ class SpteWriter:
                 "WARN_ON_ONCE(iter->yielded); reference 2.5",
             )
 
-    def _warn_frozen(self, sp: ShadowPage, gfn: int, old: int, how: str) -> None:
-        self._warn_transition(sp, gfn, old, old, f"a frozen (REMOVED) entry was {how}")
+    def _warn_frozen(self, sp: ShadowPage, gfn: int, old: int, new: int, how: str) -> None:
+        self._warn_transition(sp, gfn, old, new, f"a frozen (REMOVED) entry was {how}")
 
     def _warn_transition(self, sp: ShadowPage, gfn: int, old: int, new: int, why: str) -> None:
         self.kvm.warn(
@@ -316,5 +316,5 @@ class SpteWriter:
             why,
             "handle_changed_spte(); reference 2.6",
             subject=why,
-            extra=(("SPTE", [f"old {describe(old, self._layout)}", f"new {describe(new, self._layout)}"]),),
+            extra=(("SPTE", [f"old {describe(old, self._layout, sp.level)}", f"new {describe(new, self._layout, sp.level)}"]),),
         )

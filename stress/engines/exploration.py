@@ -79,7 +79,7 @@ class ScenarioInstance:
         if self._errors:
             return ()
         if not world.vm.destroyed.value:
-            invariants.check(world.vm)
+            invariants.check(world.vm, invariants.ENDED)
         world.counts["quiescent_checks"].add(1)
         return [Part("teardown", world.take_down)]
 

@@ -254,7 +254,9 @@ def deadlock(scheduler: Scheduler) -> Report:
         "O10",
         code,
         f"BUG: {code}: {', '.join(task.name for task in scheduler.waiting if not task.daemon)} can never go on",
-        "every task makes progress; here each waits for something that nobody is left to do",
+        "every task makes progress; here each waits for something that nobody is left to do"
+        if not spinning
+        else "every task makes progress; here one tries again and again what nobody is left to change",
         "khungtaskd; reference O10",
         subject="; ".join(waiting),
         sections=(section("waits for", lines), *_where(scheduler.waiting)),

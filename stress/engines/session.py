@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from attrs import frozen
 
 from mmu.export.policies import POLICIES
-from mmu.invariants import names_of
 from mmu.kernels import KERNELS
 from mmu.kvm import VmConfig
 from mmu.machine.vm import VirtualMachine
@@ -117,7 +116,7 @@ class World:
         """Whether this is what the scenario is about; without expectations any finding is."""
         expect = self.scenario.expect
         expected: set[str] = set(expect.codes) or set(expect.rules)
-        return not expected or bool(names_of(finding.report) & expected)
+        return not expected or bool(finding.report.names() & expected)
 
     def errors(self) -> tuple[str, ...]:
         """What went wrong with the harness itself."""

@@ -146,7 +146,7 @@ class ThreadEngine:
         if left or session.errors():
             return
         if not session.vm.destroyed.value:
-            invariants.check(session.vm)
+            invariants.check(session.vm, invariants.ENDED)
         session.counts["quiescent_checks"].add(1)
         if self._in_task("teardown", session.take_down):
             self.outcome.clean_end = session.vm.destroyed.value

@@ -143,7 +143,7 @@ class Recorder:
         if len(event) == 3:
             return event[2] if event[1] < 0 else f"gfn {event[1]:#x} {event[2]}"
         _, gfn, level, old, new = event
-        return f"spte_changed gfn {gfn:#x} level {level} {describe(old, self._layout)} -> {describe(new, self._layout)}"
+        return f"spte_changed gfn {gfn:#x} level {level} {describe(old, self._layout, level)} -> {describe(new, self._layout, level)}"
 
 
 def copy_of(ring: deque[T]) -> list[T]:

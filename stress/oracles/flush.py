@@ -41,7 +41,7 @@ class FlushOracle(Oracle):
         if root is None or root.invalid.value or self.kvm.dying.value:
             return
         if shared and new != REMOVED_SPTE and not self.kvm.layout.is_present(new):
-            self._not_frozen(root, gfn, old, new)
+            self._not_frozen(root, gfn, level, old, new)
         debts = self._debts
         end = gfn + self._pages[level - 1]
         if not root.role.iommu and not self.kvm.mm_gone.value:
@@ -49,7 +49,7 @@ class FlushOracle(Oracle):
         if root.exported.value:
             _widen(debts.importers, root, gfn, end)
 
-    def _not_frozen(self, root: RootPage, gfn: int, old: int, new: int) -> None:
+    def _not_frozen(self, root: RootPage, gfn: int, level: int, old: int, new: int) -> None:
         """Others hold mmu_lock for read, too: they could map another frame before anybody has flushed this one."""
         layout = self.kvm.layout
         self.kvm.warn(
@@ -58,7 +58,7 @@ class FlushOracle(Oracle):
             f"BUG: a mapping of valid {root.describe()} was removed under mmu_lock(read) without freezing the entry",
             "under the read lock an entry is frozen first, then flushed, and only then cleared: nobody may refill it in between",
             "tdp_mmu_zap_spte_atomic(); reference 2.6, B06",
-            extra=(("SPTE", [f"old {describe(old, layout)}", f"new {describe(new, layout)}"]),),
+            extra=(("SPTE", [f"old {describe(old, layout, level)}", f"new {describe(new, layout, level)}"]),),
             gfn=gfn,
         )
 
@@ -91,9 +91,10 @@ class FlushOracle(Oracle):
             self.kvm.warn(
                 "O1",
                 "missing-flush",
-                f"WARNING: mmu_lock released although {root.describe()} lost leaves that nobody flushed",
+                f"WARNING: mmu_lock released although {root.describe()} lost entries that nobody flushed",
                 "what was removed from a valid root must be flushed from every TLB before mmu_lock is released",
                 "reference 2.7 tdp_mmu_zap_leafs() return value, 2.10; B03, B11",
+                extra=(_owing(span),),
                 gfn=span[0],
             )
         bound = [exported.root.value for exported in self.vm.exported_tdps.all() if exported.importers()] if debts.importers else []
@@ -103,13 +104,20 @@ class FlushOracle(Oracle):
             self.kvm.warn(
                 "O16",
                 "importer-not-told",
-                f"WARNING: mmu_lock released although {root.describe()} lost leaves that no importer was told of",
+                f"WARNING: mmu_lock released although {root.describe()} lost entries that no importer was told of",
                 "an importer must be told between the removal of an SPTE and the completion of the operation",
                 "reference 1.8 (patch 42), invariant I18",
+                extra=(_owing(span),),
                 gfn=span[0],
             )
         debts.vcpus.clear()
         debts.importers.clear()
+
+
+def _owing(span: list[int]) -> tuple[str, list[str]]:
+    """The section that says what was removed, from the first gfn to the last."""
+    first, end = span
+    return "removed", [f"gfn {first:#x}" + (f"..{end - 1:#x}" if end > first + 1 else "")]
 
 
 def _widen(owed: dict[RootPage, list[int]], root: RootPage, gfn: int, end: int) -> None:

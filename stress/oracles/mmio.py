@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mmu.memory.memslots import MemslotSet
+from mmu.memory.memslots import GEN_UPDATE_IN_PROGRESS, MemslotSet
 from mmu.paging.spte import describe
 from stress.oracles.base import Oracle
 
@@ -25,6 +25,14 @@ class MmioOracle(Oracle):
                 "an MMIO SPTE is honoured only if its generation is the current stable one and no slot covers the gfn",
                 "check_mmio_spte(), kvm_mmu_invalidate_mmio_sptes(); R9 MMIO SPTEs survive; B55, invariant I16",
                 subject="mmio",
-                extra=(("SPTE", [describe(spte, self.kvm.layout)]),),
+                extra=(("SPTE", [describe(spte, self.kvm.layout), self._generation(slots)]),),
                 gfn=gfn,
             )
+
+    def _generation(self, slots: MemslotSet) -> str:
+        """What the SPTE's generation was compared with."""
+        generation = slots.generation.value
+        bits = self.kvm.config.mmio_gen_bits
+        number = generation & ~GEN_UPDATE_IN_PROGRESS
+        state = ", an update is in progress" if generation & GEN_UPDATE_IN_PROGRESS else ""
+        return f"the memslots are of generation {number}{state}: {number & (1 << bits) - 1} in {bits} bits"

@@ -36,7 +36,7 @@ class SlotOracle(Oracle):
                     "when a memslot call returns, no present leaf may map what it removed",
                     "kvm_set_memslot(), reference 2.9, invariant I8",
                     subject=str(root.role),
-                    extra=(("SPTE", [describe(it.old_spte, layout)]),),
+                    extra=(("SPTE", [describe(it.old_spte, layout, it.level)]),),
                     gfn=it.gfn,
                 )
                 return

@@ -51,7 +51,7 @@ class TranslationOracle(Oracle):
             verdict = (
                 "O1",
                 "stale-tlb",
-                f"BUG: stale translation: {reached} through its TLB",
+                f"BUG: stale translation: {reached} through its {'IOTLB' if _kind(who) == 'device' else 'TLB'}",
                 "a translation must not be used after the flush that had to remove it",
                 "reference O1, invariant I9; kvm_flush_remote_tlbs()",
             )

@@ -31,8 +31,15 @@ class UnmapOracle(Oracle):
             f"WARNING: gfns {start:#x}..{end - 1:#x} of {root.describe()} unmapped {why}",
             "a live range is unmapped only while faults on it are held off, else one maps the old page behind the zap",
             "kvm_unmap_gfn_range() lockdep_assert_once(); reference 2.10, B50, B72 (28cf49788107)",
+            extra=(("memory of these gfns", self._memory_of(root.role.as_id, start, end)),),
             gfn=start,
         )
+
+    def _memory_of(self, as_id: int, start: int, end: int) -> list[str]:
+        """Where the gfns are in the host's address space, which is what faults are compared with."""
+        slots = [slot for slot in self.vm.memslots.peek(as_id).index.value[1] if slot.base_gfn < end and start < slot.end_gfn]
+        parts = [(slot, max(start, slot.base_gfn), min(end, slot.end_gfn)) for slot in slots]
+        return [f"host pages {slot.hva(first):#x}..{slot.hva(last) - 1:#x}: {slot.describe()}" for slot, first, last in parts]
 
     def _is_announced(self, as_id: int, start: int, end: int) -> bool:
         """Whether faults on every host page behind [start, end) are stale now."""

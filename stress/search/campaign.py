@@ -8,7 +8,6 @@ from typing import Final
 
 from attrs import define, evolve, field, frozen
 
-from mmu.invariants import names_of
 from mmu.report import Report
 from stress.engines.program import Executor, Program, Run, Strategy
 from stress.search import garbage
@@ -46,7 +45,7 @@ class Failure:
 
     def names(self) -> set[str]:
         """The rules and codes of everything that was found."""
-        return {name for report in self.reports for name in names_of(report)}
+        return {name for report in self.reports for name in report.names()}
 
 
 @define
@@ -282,7 +281,7 @@ class Campaign:
         what comes first must not hide what is looked for."""
         tally = self.tally
         fired = tally.fired()
-        new = (report for report in reports if not names_of(report) <= fired)
+        new = (report for report in reports if not report.names() <= fired)
         key = next(new, reports[0]).signature
         if key not in tally.failures:
             tally.failures[key] = Failure(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import re
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from typing import Final
 
 from attrs import evolve, field, frozen
@@ -306,7 +306,7 @@ class Laboratory:
 # Putting it together.
 
 
-def explain_stored(recorded: StoredSchedule, *, tries: int = TRIES) -> Explanation:
+def explain_stored(recorded: StoredSchedule, *, tries: int = TRIES, about: Set[str] = frozenset()) -> Explanation:
     """The explanation of a schedule file; raises `Divergence` when the schedule does not fit any more."""
     with pinned():
         return explain(
@@ -315,6 +315,7 @@ def explain_stored(recorded: StoredSchedule, *, tries: int = TRIES) -> Explanati
             steps=recorded.steps,
             predicted=recorded.predicted or not recorded.signatures,
             tries=tries,
+            about=about,
         )
 
 
@@ -325,18 +326,20 @@ def explain(
     steps: Sequence[tuple[str, str]] = (),
     predicted: bool = False,
     tries: int = TRIES,
+    about: Set[str] = frozenset(),
 ) -> Explanation:
     """Explain a schedule that breaks a rule. With `steps` every step is compared with its recorded name; `predicted` looks for
-    races that did no harm, too; `tries` is how many random continuations of a prefix are tried."""
+    races that did no harm, too; `tries` is how many random continuations of a prefix are tried. What is explained is the first
+    finding that answers to a name or has the signature in `about`, else the first one."""
     follow = Follow(schedule.choices, steps=steps)
     recording = Recording(program, follow)
     run = Executor(recording, keep_extras=True).execute(recording, schedule.seed)
     _refuse_divergence(follow, run, schedule)
-    reports, races = run.reports, False
+    reports, races = sorted(run.reports, key=lambda report: not (report.names() | {report.signature}) & about), False
     findings = [_finding(report, recording.found[report.signature]) for report in reports]
     if not findings and predicted:
         plain = Executor(program).execute(Follow(schedule.choices), schedule.seed)
-        reports, races = tuple(races_of(plain)), True
+        reports, races = list(races_of(plain)), True
         findings = [_finding(report, _step_of_race(plain, report)) for report in reports]
     if not findings:
         raise NothingToExplainError("the schedule breaks no rule: there is nothing to explain")
@@ -389,7 +392,8 @@ def _finding(report: Report, step: int) -> Finding:
     meaning = RULES.get(report.rule, "")
     task = report.task.split("/")[0]
     waits = next((each.lines for each in report.sections if each.title == "waits for"), ())
-    return Finding(report.rule, meaning, report.code, report.headline, report.sentence, report.source, task, step, waits)
+    stands_for = f"{report.stands_for} {RULES[report.stands_for]}" if report.stands_for else ""
+    return Finding(report.rule, meaning, report.code, report.headline, report.sentence, report.source, task, step, waits, stands_for)
 
 
 def _step_of_race(run: Run, report: Report) -> int:
@@ -466,8 +470,14 @@ _TELLING = (
 )
 
 
+MOST_TELLING: Final = 2 * len(_TELLING) - 1
+"""What two steps say together of which at least one is about an SPTE, or the like, and the other about something near it."""
+
+
 def _telling(row: Row) -> int:
-    """How much a step says by itself: an SPTE more than a flag, a lock least."""
+    """How much a step says by itself: an SPTE more than a flag, a lock least, and nothing where an empty entry is frozen."""
+    if row.what.endswith(": 0 -> FROZEN"):
+        return 0
     return next((len(_TELLING) - place for place, pattern in enumerate(_TELLING) if pattern.match(row.what)), 0)
 
 
@@ -483,42 +493,49 @@ def _who(row: Row) -> str:
 def _summary(found: Finding, steps: int, rows: Sequence[Row], switches: Sequence[Switch], inevitable: Inevitable | None) -> tuple[str, ...]:
     """Who did what between which two steps of whom, and what that broke."""
     decisive = [switch for switch in switches if switch.decisive]
-    stories = [told for switch in decisive if (told := _story(rows, switch)) is not None]
-    story = tuple(f"{line}." for line in found.waits) or (max(stories)[1] if stories else _without_switch(rows))
-    broken = f"That broke rule {found.rule}, which was noticed {found.when(steps)}: {found.sentence}."
+    cause = rows[-1] if rows and found.step < steps else None
+    stories = [told for switch in decisive if (told := _story(rows, switch, cause)) is not None]
+    if inevitable is not None and inevitable.step < 0 and not stories and cause is not None:
+        alone: tuple[str, ...] = (f"{_who(cause)} does {_said(cause)}; what others do before it does not matter.",)
+    elif inevitable is not None and inevitable.step < 0 and not stories and found.task and found.step >= steps:
+        alone = (f"It shows in {found.task}, when everybody else is done, in whatever order they went.",)
+    else:
+        alone = _without_switch(rows, cause)
+    story = tuple(f"{line}." for line in found.waits) or (max(stories)[1] if stories else alone)
+    broken = f"That broke rule {found.title}, which was noticed {found.when(steps)}: {found.sentence.rstrip('.')}."
     return (*story, broken, _matters(switches, decisive, inevitable))
 
 
-def _story(rows: Sequence[Row], switch: Switch) -> tuple[tuple[int, int], tuple[str, ...]] | None:
+def _story(rows: Sequence[Row], switch: Switch, cause: Row | None) -> tuple[tuple[int, int], tuple[str, ...]] | None:
     """What others did while a task was kept from going on, as far as it matters to that task, with how telling it is; None if none
-    of it does."""
+    of it does. `cause` is the step that the finding came of, if it was found as it happened."""
     mine = [row for row in rows if row.task == switch.away_from]
     before = [row for row in mine if row.step < switch.step]
     after = [row for row in mine if row.step >= switch.step]
     resumed = after[0].step if after else rows[-1].step + 1
     meant = [row for row in rows if switch.step <= row.step < resumed and row.task != switch.away_from]
     pairs = [(row, other) for row in meant for other in mine if other.step in row.partners]
-    if not pairs:
-        return None
-    theirs, ours = max(pairs, key=lambda pair: _telling_pair(pair, rows[-1]))
+    theirs, ours = max(pairs, key=lambda pair: _telling_pair(pair, cause), default=(None, None))
+    if theirs is None or ours is None or not _telling_pair((theirs, ours), cause)[0]:
+        return None  # or they only wait for each other's locks
     start = f"{_who(before[-1])} has done {_said(before[-1])}, and is interrupted." if before else f"{switch.away_from} has hardly begun."
     reply = f"{_who(theirs)} does {_said(theirs)}."
     if ours.step < switch.step:
         meets = "changes what it has seen in" if "->" in ours.what else "meets its"
-        end = [f"Before it can go on, {reply}", f"That {meets} {_said(ours)}."]
+        end = [f"Before it goes on, {reply}", f"That {meets} {_said(ours)}."]
     else:
         meets = "" if ours is rows[-1] else ", which meets that"
         end = [f"Before it goes on, {reply}", f"Then {_who(ours)} does {_said(ours)}{meets}."]
     story = (start, *end)
-    return _telling_pair((theirs, ours), rows[-1]), story
+    return _telling_pair((theirs, ours), cause), story
 
 
-def _telling_pair(pair: tuple[Row, Row], last: Row) -> tuple[int, int]:
+def _telling_pair(pair: tuple[Row, Row], cause: Row | None) -> tuple[int, int]:
     """How much a conflict says, most if it is what the finding came of, and how late it is."""
-    return _telling(pair[0]) + _telling(pair[1]) + 3 * (last in pair), pair[0].step + pair[1].step
+    return _telling(pair[0]) + _telling(pair[1]) + 3 * (cause in pair), pair[0].step + pair[1].step
 
 
-def _without_switch(rows: Sequence[Row]) -> tuple[str, ...]:
+def _without_switch(rows: Sequence[Row], cause: Row | None) -> tuple[str, ...]:
     """The two steps of different tasks whose conflict says most, where no single switch decides."""
     steps = {row.step: row for row in rows}
     pairs = [(steps[first], row) for row in rows for first in row.partners if first in steps and first < row.step]
@@ -526,13 +543,17 @@ def _without_switch(rows: Sequence[Row]) -> tuple[str, ...]:
         return (f"{_who(rows[-1])} does {_said(rows[-1])}; nobody gets in its way.",)
     if not pairs:
         return ("No step of one task gets in the way of another task's.",)
-    first, second = max(pairs, key=lambda pair: _telling_pair(pair, rows[-1]))
+    first, second = max(pairs, key=lambda pair: _telling_pair(pair, cause))
+    if cause is None and _telling(first) + _telling(second) < MOST_TELLING:
+        return ("No two steps say it by themselves: see what became of the page tables.",)
     return f"{_who(first)} does {_said(first)}.", f"After it {_who(second)} does {_said(second)}, which meets that."
 
 
 def _matters(switches: Sequence[Switch], decisive: Sequence[Switch], inevitable: Inevitable | None) -> str:
     if not switches:
         which = "No task was interrupted while it could have gone on"
+    elif not decisive and len(switches) == 1:
+        which = "The one switch is not needed"
     elif not decisive:
         which = f"None of the {len(switches)} switches is needed by itself"
     elif len(switches) == 1:

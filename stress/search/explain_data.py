@@ -35,7 +35,8 @@ from stress.engines.steps import (
 @frozen
 class Finding:
     """A broken rule, and when it was reported: after `step`, where the number of all steps stands for the end. `waits` says who
-    waits for whom then, if that is what is wrong."""
+    waits for whom then, if that is what is wrong. `stands_for` is the rule that was broken before, and its meaning, where what
+    was reported is only the state that it led to."""
 
     rule: str
     meaning: str
@@ -46,6 +47,14 @@ class Finding:
     task: str
     step: int
     waits: tuple[str, ...] = ()
+    stands_for: str = ""
+
+    @property
+    def title(self) -> str:
+        """The rule by number and name, or the one that an invariant stands for: "O4 REFCOUNT", "O4 REFCOUNT (invariant I3)"."""
+        if self.stands_for:
+            return f"{self.stands_for.partition(':')[0]} (invariant {self.code})"
+        return f"{self.rule} {self.meaning.partition(':')[0]}".rstrip()
 
     def when(self, steps: int) -> str:
         """When it was reported, in a schedule of `steps` steps."""
@@ -173,7 +182,7 @@ raw: Final[Callable[[Any, str], Any]] = object.__getattribute__
 NOISE: Final = re.compile(
     r"control\.|script\.|oracle\.|page_table_memory|page_table_pages|rcu\.(queued|done|stop|has_worker|callback_task|grace_periods)$"
     r"|.*\.(readers|last_put|done|gone)$|remote_tlb_flush|nx_lpage_splits|tdp_mmu_pages$|dirty_clock$|host\.(epoch|next_hva)"
-    r"|frame index|frames\.out"
+    r"|frame index|frames\.out|exporter\.wrong_answers"
     r"|(kvm|vm)\.(vcpus|devices)|kvm->created_vcpus|vcpu\.exits$|mmu_valid_gen|.*\.asking$|start$"
 )
 """Words of the harness and statistics: nobody's course depends on them, or only that of the judges."""
@@ -210,7 +219,8 @@ def spte_text(spte: int, level: int, layout: SpteLayout = PRESENT_HIGH) -> str:
     if not spte & layout.present:
         return f"{spte:#x}"
     if level > 1 and not spte & SPTE_PS:
-        return f"table {pfn_of(spte) << 12:#x}"
+        rights = rights_text(spte & ~(SPTE_A | SPTE_D), layout)
+        return f"table {pfn_of(spte) << 12:#x}" + ("" if rights == "RWX" else f" {rights}")
     return f"{'huge ' if spte & SPTE_PS else ''}leaf pfn {pfn_of(spte):#x} {rights_text(spte, layout)}"
 
 
@@ -454,6 +464,19 @@ def _host_pte(it: Doing) -> str:
     return f"{name} -> {new}" if it.kind == LOAD else f"{name} = {new}"
 
 
+def _host_level(it: Doing) -> str:
+    """How large the host's own mapping of a page is."""
+    size = {0: "not mapped", 1: "4K", 2: "2M", 3: "1G"}.get(it.after, str(it.after))
+    return f"host level(page {it.index}) {'->' if it.kind == LOAD else '='} {size}"
+
+
+def _mm_users(it: Doing) -> str:
+    """Of the references on the process's memory only the last one to go matters, and who comes too late for it."""
+    if it.after:
+        return ""
+    return "mm->mm_users -> 0" if it.kind == LOAD else f"mm->mm_users: {it.before} -> 0"
+
+
 def _memslots(it: Doing) -> str:
     name = f"kvm->memslots[{it.name[-2]}]" if ADDRESS_SPACES > 1 else it.name
     return f"{name} -> {value_text(it.after)}" if it.kind == LOAD else f"{name} = {value_text(it.after)}"
@@ -465,7 +488,9 @@ _BY_NAME: Final[dict[str, Callable[[Doing], str]]] = {
     "frame data": _data,
     "dirty bitmap": _dirty,
     "host PTE": _host_pte,
+    "host level": _host_level,
     "kvm->memslots": _memslots,
+    "mm->mm_users": _mm_users,
     "free frames": _queue("a free frame"),
     "IO page faults": _queue("an IO page fault"),
     "userfaults": _queue("a userfault"),

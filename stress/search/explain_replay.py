@@ -73,11 +73,12 @@ def where_of(frame: FrameType | None) -> Where:
     method = operation = what = ""
     calls: list[str] = []
     functions: list[str] = []
-    judging = False
+    judging, outside = False, False
     while frame is not None:
         code = frame.f_code
         known = _codes.get(code) or _codes.setdefault(code, _code(code))
-        if known.area == "engine" and not calls and not functions:
+        outside = outside or known.area != "engine"
+        if not outside:
             method = code.co_name
         elif known.area == "sync":
             calls += [code.co_qualname, type(frame.f_locals.get("self")).__name__]

@@ -1,22 +1,30 @@
-"""An explanation as text for a console: 120 columns of ASCII, the same on every machine."""
+"""An explanation as text for a console: 100 columns of ASCII, the same on every machine."""
 
 from __future__ import annotations
 
 import itertools
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from stress.search.explain_data import Explanation, Picture, Row
 
-WIDTH: Final = 120
+WIDTH: Final = 100
 _LEAST: Final = 28
 """A column that would be narrower than this is none: then steps are listed one below another."""
 
 
 def text(explanation: Explanation) -> str:
     """The whole explanation."""
-    parts = (_head, _interleaving, _pictures, _switches, _inevitable)
+    return _joined(explanation, _head, _interleaving, _pictures, _switches, _inevitable)
+
+
+def course(explanation: Explanation) -> str:
+    """The explanation without what the report says already."""
+    return _joined(explanation, _summary, _interleaving, _pictures, _switches, _inevitable)
+
+
+def _joined(explanation: Explanation, *parts: Callable[[Explanation], Iterator[str]]) -> str:
     return "\n".join(line.rstrip() for part in parts for line in part(explanation)) + "\n"
 
 
@@ -40,15 +48,15 @@ def _head(it: Explanation) -> Iterator[str]:
     yield "=" * WIDTH
     yield from _wrapped(found.headline)
     yield "-" * WIDTH
-    for line in it.summary:
-        yield from _wrapped(line, "  ", "* ")
+    yield from _summary(it)
     yield ""
     yield from _wrapped(f"{found.rule} {found.meaning}", "           ", "rule       ")
+    if found.stands_for:
+        yield from _wrapped(found.stands_for, "           ", "stands for ")
     yield from _wrapped(f"{found.sentence}", "           ", f"{'':11}")
     yield from _wrapped(f"{found.code}", "           ", "check      ")
     yield from _wrapped(found.source, "           ", "source     ")
-    if found.task:
-        yield f"found in   {found.task}, {found.when(it.steps)}"
+    yield f"found in   {found.task}, {found.when(it.steps)}" if found.task else f"found      {found.when(it.steps)}"
     yield f"schedule   {_count(it.steps, 'step')} in {_count(it.turns, 'turn')}" + (
         "; a race that did no harm in it" if it.predicted else ""
     )
@@ -57,6 +65,12 @@ def _head(it: Explanation) -> Iterator[str]:
     for other in it.others:
         yield from _wrapped(f"{other.rule} {other.headline} ({other.when(it.steps)})", "           ", "also       ")
     yield "=" * WIDTH
+
+
+def _summary(it: Explanation) -> Iterator[str]:
+    """Who did what between which two steps of whom."""
+    for line in it.summary:
+        yield from _wrapped(line, "  ", "* ")
 
 
 # The interleaving.
@@ -133,7 +147,7 @@ def _rule(note: str, filler: str) -> str:
 
 
 def _verdict_line(it: Explanation) -> Iterator[str]:
-    yield _rule(f"{it.finding.when(it.steps)}: rule {it.finding.rule} is found broken ({it.finding.code})", ">")
+    yield _rule(f"{it.finding.when(it.steps)}: rule {it.finding.title} is found broken ({it.finding.code})", ">")
 
 
 def _listed(it: Explanation) -> Iterator[str]:

@@ -6,7 +6,6 @@ from typing import Literal
 
 from attrs import evolve, frozen
 
-from mmu.invariants import names_of
 from mmu.report import Report
 from mmu.runtime import Runtime
 from stress.engines.session import Session
@@ -80,7 +79,7 @@ def on_threads(name: str, scenario: Scenario, seed: int, limit_s: float) -> Atte
     findings = session.findings()
     steps = sum(actor.moved() for actor in session.actors)
     found = Attempt(name, "threads", seed, False, fired=tuple(fired_of(finding.report) for finding in findings), done=steps)
-    kill = next((finding for finding in findings if names_of(finding.report) & set(scenario.expect.rules)), None)
+    kill = next((finding for finding in findings if finding.report.names() & set(scenario.expect.rules)), None)
     if kill is None:
         return evolve(found, errors=session.errors())
     return evolve(found, killed=True, seconds=round(max(0.0, kill.at_s - outcome.setup_s), 3), work=steps, by="threads")
@@ -88,5 +87,5 @@ def on_threads(name: str, scenario: Scenario, seed: int, limit_s: float) -> Atte
 
 def fired_of(report: Report) -> Fired:
     """A report in short."""
-    rules = tuple(sorted(name for name in names_of(report) if name != report.code))
+    rules = tuple(sorted(name for name in report.names() if name != report.code))
     return Fired(report.rule, report.code, report.headline, rules)

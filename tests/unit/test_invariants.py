@@ -6,10 +6,11 @@ from collections.abc import Callable
 
 import pytest
 
-from mmu.invariants import INVARIANTS, check, violations
+from mmu.invariants import ENDED, INVARIANTS, RULE_OF, STANDS_FOR, check, violations
 from mmu.memory.memslots import KVM_MEM_READONLY
 from mmu.paging.spte import HOST_WRITABLE, MMU_WRITABLE, REMOVED_SPTE, SPTE_D, SPTE_W
 from mmu.paging.table import RootPage, RootRole
+from mmu.report import RULES
 from tests.conftest import elsewhere, writing
 from tests.model import Machine, w
 from tests.unit.conftest import MakeMachine
@@ -341,9 +342,38 @@ def test_a_broken_invariant_is_reported_once_with_everything_found(busy: Machine
     assert count == 2, "the leaves of gfns 1 and 2"
     busy.expect("INV I7")
     (report,) = busy.reporter.reports
-    assert report.sections[0].title == "2 found"
-    assert len(report.sections[0].lines) == 2
+    assert [section.title for section in report.sections] == ["found at rest", "2 found"]
+    assert report.sections[0].lines[0].startswith("while all tasks were paused outside KVM")
+    assert len(report.sections[1].lines) == 2
     assert "appendix A I7" in report.source
+    assert report.gfn == 1, "so that a recorder can add what happened to it"
+
+
+def test_a_broken_invariant_says_which_rule_it_stands_for(busy: Machine) -> None:
+    busy.abandon()
+    busy.vm.host.munmap(busy.regions[0, 1])
+    check(busy.vm, ENDED)
+    busy.expect("INV I7")
+    (report,) = busy.reporter.reports
+    assert report.names() == {"INV", "I7", "O6"}
+    assert report.headline.startswith("WARNING: invariant I7 (O6 STALE-MAP) does not hold at rest: ")
+    assert f"stands for O6 {RULES['O6']}" in report.render()
+    assert report.sections[0].lines[0].startswith("after all tasks had ended")
+
+
+@pytest.mark.parametrize("name", INVARIANTS)
+def test_every_invariant_is_reported_as_a_rule_or_stands_for_one(name: str) -> None:
+    assert (name in RULE_OF) != (name in STANDS_FOR)
+    assert {**RULE_OF, **STANDS_FOR}[name] in set(RULES) - {"INV"}
+
+
+def test_a_table_that_is_linked_below_itself_is_reported_and_not_walked_for_ever(busy: Machine) -> None:
+    busy.abandon()
+    root = busy.root()
+    sp, _ = busy.entry(root, 1)
+    assert sp.parent is not None
+    sp.parent.spt.store(busy.kvm.geometry.entries - 1, busy.kvm.layout.table(sp.parent.address))
+    assert "I6" in broken(busy)
 
 
 def test_checking_changes_nothing(busy: Machine) -> None:

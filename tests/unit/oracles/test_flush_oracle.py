@@ -82,7 +82,7 @@ def test_a_range_flush_pays_for_what_it_covers(watch: Watch, part: type, gfns: t
     if lost:
         assert reported(machine, "missing-flush").gfn == min(gfns)
         assert reported(machine, "importer-not-told").gfn == min(gfns)
-        assert "lost leaves that nobody flushed" in reported(machine, "missing-flush").headline
+        assert "lost entries that nobody flushed" in reported(machine, "missing-flush").headline
 
 
 def test_a_flush_of_other_frames_pays_nothing(watch: Watch) -> None:
@@ -301,7 +301,7 @@ def test_an_entry_that_is_not_frozen_before_it_is_flushed_is_reported(watch: Wat
     machine.expect("O1 removed-without-freezing")
     report = reported(machine, "removed-without-freezing")
     assert report.gfn == 4
-    assert "new 0x0 (none)" in evidence(report, "SPTE")
+    assert "new 0x0 (not present)" in evidence(report, "SPTE")
     assert "mmu_lock(read)" in report.headline
 
 
