@@ -78,7 +78,8 @@ def explain(what: str, as_json: bool) -> ExitCode:
     of the posted series or an inverted control (stress list variants): rule, origin, interleaving, and the report it brings.
     """
     if not Path(what).exists() and os.sep not in what and not what.endswith(".json"):
-        click.echo(zoo_page.page(what))
+        for piece in zoo_page.page(what):
+            click.echo(piece)
         return ExitCode.PASS
     explanation = explain_stored(store.read(Path(what)))
     click.echo(json.dumps(explanation.as_data(), indent=1) if as_json else explain_text.text(explanation))

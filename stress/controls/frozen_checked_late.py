@@ -20,7 +20,7 @@ VARIANT = Control(
     name="frozen-checked-late",
     title="a fault makes its SPTE before it looks whether the entry is frozen",
     parts=(MakeFirst,),
-    origin="B47 (58298b0681bf, hash unconfirmed): Check for a REMOVED leaf SPTE before making the SPTE (5.18)",
+    origin="B47 (58298b068137), the order before it",
     looks_wrong="make_spte() marks the page dirty in its slot, and then nothing is mapped.",
     right_because=(
         "A page too many in the dirty log is copied once too often; one too few would be lost. The SPTE itself was never visible."

@@ -19,7 +19,7 @@ VARIANT = Mutant(
     parts=(KeepArchLock,),
     expects=("O5",),
     rule="slots_arch_lock may be taken inside an SRCU read section, so it is released before readers are waited for",
-    origin="reference 2.1 rule 3 (locking.rst)",
+    origin="Documentation/virt/kvm/locking.rst on slots_arch_lock; reference 2.1 rule 3",
     story=(
         "vCPU: inside SRCU: takes slots_arch_lock to allocate metadata",
         "memslot worker: holds slots_arch_lock, waits for the vCPU to leave SRCU",

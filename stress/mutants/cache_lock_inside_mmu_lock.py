@@ -29,7 +29,7 @@ VARIANT = Mutant(
     parts=(InsideOut,),
     expects=("O5",),
     rule="exported_tdp_cache_lock is a mutex and comes before mmu_lock, a spinning lock",
-    origin="reference 2.1 rules 6 and 7, 1.5 (patch 36)",
+    origin="RFC PATCH 35/42, the order of its locks; reference 2.1 rules 6 and 7, 1.5",
     story=(
         "iopf worker: holds exported_tdp_cache_lock, waits for mmu_lock",
         "closer of the TDP FD: holds mmu_lock, waits for exported_tdp_cache_lock, and may not sleep",

@@ -20,13 +20,13 @@ class BlindRetry(DirtyLog):
 
 VARIANT = Mutant(
     name="dirty-clear-retried-blindly",
-    title="after a lost race the D bit is cleared in whatever stands there now",
+    title="after a lost race the W or D bit is cleared in whatever stands there now",
     parts=(BlindRetry,),
     expects=("O7",),
     rule="a compare-exchange that failed brings a new value, and every assumption about the old one is void",
     origin="B58 (3354ef5a592d)",
     story=(
-        "dirty logger: reads a huge leaf, is about to clear its D bit",
+        "dirty logger: reads a huge leaf, is about to take its W bit, or D bit",
         "vCPU: a fetch fault replaces the leaf by a table",
         "dirty logger: loses the race, and takes the bit from the table's entry",
     ),

@@ -19,7 +19,7 @@ VARIANT = Mutant(
     parts=(AnySize,),
     expects=("O8",),
     rule="a huge leaf stays write-protected while dirty pages are logged: only the page that faulted would be in the log",
-    origin="B62, reference 4e: fast_page_fault()",
+    origin="B62, a rule of fast_page_fault() without a commit of its own; reference 4e",
     story=(
         "dirty logger: logging on; the huge leaf is write-protected",
         "vCPU: writes page 1: the leaf becomes writable, page 1 is logged",

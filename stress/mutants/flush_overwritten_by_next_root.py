@@ -26,7 +26,7 @@ VARIANT = Mutant(
         "host: the normal root has nothing there: nothing is owed any more",
         "vCPU: writes to the page, which the host has given to somebody else, through its TLB",
     ),
-    confidence="V",
+    confidence="Vt",
     tags=("flush", "notifier"),
     controlled=Case("explore/two-roots-vs-discard", ('script.host0=["discard 0 0 1"]',)),
     threads=Case("quick", ("actors.vcpu.nested_share=0.5", "actors.host.threads=1")),

@@ -19,7 +19,7 @@ VARIANT = Mutant(
     parts=(FrozenIsFree,),
     expects=("O7",),
     rule="a frozen entry is changed by nobody but whoever froze it",
-    origin="B41 (f5d16bb9be68), B47; reference 2.6",
+    origin="B41 (f5d16bb9be68), B47 (58298b068137); reference 2.6",
     story=(
         "dirty logger: logging goes off; freezes a table's entry under mmu_lock(read) and is about to flush",
         "vCPU: fault in that range, stands before the frozen entry, and exchanges it for its own",

@@ -20,7 +20,7 @@ VARIANT = Mutant(
     parts=(FlushIfChanged,),
     expects=("O8",),
     rule="when dirty logging is on, no TLB may hold a right that the tables do not give any more, whoever took it",
-    origin="B15 (b64d740ea7dd)",
+    origin="B15 (b64d740ea7dd), with ageing as the one who has taken the right before",
     story=(
         "host: ages the page without A bits: the leaf loses its rights; clear_young does not flush",
         "dirty logger: logging goes on; no leaf has W, so nothing is changed and nothing is flushed",

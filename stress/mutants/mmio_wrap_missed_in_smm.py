@@ -19,7 +19,7 @@ VARIANT = Mutant(
     parts=(NormalSpaceOnly,),
     expects=("O13",),
     rule="each address space's generation wraps, and old MMIO SPTEs have to be gone by then",
-    origin="B55: Detect MMIO generation wrap in any address space (5.1; e1359e2beb8b, hash unconfirmed)",
+    origin='B55: "KVM: x86/mmu: Detect MMIO generation wrap in any address space" (5.1), of one series with 152482580a1b',
     story=(
         "vCPU in SMM: MMIO SPTE at gfn g, generation 1",
         "memslot worker: creates a slot at g in the SMM address space; its generations go on to 1 again",

@@ -24,7 +24,7 @@ VARIANT = Mutant(
     story=(
         "dirty logger: reads the log, clears D bits only",
         "vCPU, in a nested guest: writes: hardware sets D and logs nothing",
-        "dirty logger: reads the log, twice: the page is in neither",
+        "dirty logger: reads the log again: the page is in neither",
     ),
     confidence="Vt",
     tags=("dirty", "nested"),

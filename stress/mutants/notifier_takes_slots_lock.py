@@ -20,7 +20,7 @@ VARIANT = Mutant(
     parts=(KeepSlotsStill,),
     expects=("O10",),
     rule="a memslot update waits for invalidations with slots_lock and slots_arch_lock held, so no notifier may take either",
-    origin="reference 2.1 rule 4 (locking.rst)",
+    origin="Documentation/virt/kvm/locking.rst on MMU notifiers; reference 2.1 rule 4",
     story=(
         "host: range_start",
         "memslot worker: takes slots_lock, waits until no invalidation is in progress",

@@ -28,7 +28,7 @@ VARIANT = Mutant(
         "memslot worker: zaps R and puts its last reference: R leaves the list, and is freed after a grace period",
         "host: goes on in R, and follows its link",
     ),
-    confidence="V",
+    confidence="Vt",
     tags=("roots", "yield", "notifier"),
     controlled=Case("explore/discard-vs-obsolete-root"),
     threads=None,

@@ -23,9 +23,8 @@ VARIANT = Mutant(
     rule="roots and SPTEs are RCU-protected, whatever locks are held",
     origin="B32 (14f6fec2e8e0, 70fb3e41a97a); reference 2.3, 2.4",
     story=(
-        "memslot worker: walks tdp_mmu_roots without rcu_read_lock()",
-        "vCPU: drops the last reference of a root, which is unlinked and freed without a reader to wait for",
-        "memslot worker: goes on from the freed root",
+        "memslot worker: with mmu_lock held for write walks tdp_mmu_roots, and reads SPTEs, outside rcu_read_lock()",
+        "memslot worker: the lock keeps those out who free roots and tables today; rcu_dereference() warns all the same",
     ),
     confidence="V",
     tags=("rcu",),

@@ -24,7 +24,7 @@ VARIANT = Mutant(
     parts=(WholeTables,),
     expects=("O6",),
     rule="when a memslot call returns, no leaf maps what it removed, wherever the slot begins and ends",
-    origin="B71 (58a20a9435aa)",
+    origin="shape of B71 (58a20a9435aa): which pages belong to a slot was told inexactly, there among shadow pages",
     story=(
         "vCPU: maps a page of slot S, whose table covers more than S",
         "memslot worker: deletes S, zaps the tables inside S only",

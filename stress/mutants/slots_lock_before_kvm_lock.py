@@ -22,7 +22,7 @@ VARIANT = Mutant(
     parts=(OtherOrder,),
     expects=("O5",),
     rule="kvm_lock comes before slots_lock: who walks the list of VMs takes each VM's slots_lock on the way",
-    origin="reference 2.1 rule 1 (locking.rst)",
+    origin="Documentation/virt/kvm/locking.rst on kvm_lock; reference 2.1 rule 1",
     story=(
         "administrator: holds this VM's slots_lock, waits for kvm_lock",
         "another administrator, who walks all VMs: holds kvm_lock, waits for this VM's slots_lock",

@@ -21,7 +21,7 @@ VARIANT = Mutant(
     parts=(Unprotected,),
     expects=("O3", "O2"),
     rule="memslots are looked at inside an SRCU read section, or with slots_lock held",
-    origin="B69 (4bcdd831d9d0)",
+    origin="shape of B69 (4bcdd831d9d0): memslots read without SRCU, there by an ioctl",
     story=(
         "iopf worker: reads the active memslots, finds S",
         "memslot worker: deletes S; nobody is inside SRCU, so it frees S",

@@ -22,9 +22,9 @@ VARIANT = Mutant(
     rule="a walk of tdp_mmu_roots without references may not leave its RCU section, so its body must not yield",
     origin="B17 (7533377215b6); reference 2.3",
     story=(
-        "memslot worker: stands on root R of an RCU list walk, drops mmu_lock inside the zap",
-        "another task: drops R's last reference, R is freed",
-        "memslot worker: follows R's link",
+        "memslot worker: stands on root R of an RCU list walk that pins nothing, and leaves RCU and mmu_lock inside the zap",
+        "another task: may put, unlink and have freed any root that nobody has pinned",
+        "memslot worker: goes on in R, and follows its link",
     ),
     confidence="V",
     tags=("seed", "yield"),

@@ -25,7 +25,7 @@ VARIANT = Mutant(
         "memslot worker: walks, and the host waits: yields at its first entry",
         "both: hand the lock to each other for ever",
     ),
-    confidence="M",
+    confidence="Vt",
     tags=("yield", "liveness"),
     controlled=Case("explore/obsolete-root"),
     threads=Case("quick"),

@@ -142,8 +142,10 @@ def test_a_mutant_must_say_what_kills_it_and_why_threads_cannot() -> None:
 
 
 def test_the_page_of_a_mutant_has_everything_a_reader_needs() -> None:
-    text = page.page("put-before-zap")
+    text = "\n".join(page.page("put-before-zap")).replace(" \\\n     ", "")
     for wanted in ("origin\n  B21 (22b94c4b63eb)", "rule broken\n", "smallest interleaving\n  1  memslot worker  ", "rule O4 (last-put)"):
         assert wanted in text
     assert "stress explore --config configs/explore/obsolete-root.toml --set 'vm.variants=[\"put-before-zap\"]'" in text
+    assert '22b94c4b63eb ("KVM: x86/mmu: Zap invalidated roots via asynchronous worker") v5.18' in text
+    assert "What happened ---" in text
     assert entry("put-before-zap").parts[0].__name__ in text
