@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from mmu.invariants import STANDS_FOR
 from mmu.report import Report
 from mmu.runtime import Runtime
 from stress.engines.session import Finding, Session
@@ -30,7 +31,9 @@ def enough() -> Iterator[Enough]:
         budget = Budget(settle_s=Seconds(3.0), max_findings=Positive(5))
         session = Session(small(budget=budget, expect=Expect(**expect)), 1, Runtime())
         sessions.append(session)
-        reports = [Finding(Report("O1", code, "BUG", "a rule", "a source"), at_s) for code, at_s in found]
+        reports = [
+            Finding(Report("O1", code, "BUG", "a rule", "a source", stands_for=STANDS_FOR.get(code, "")), at_s) for code, at_s in found
+        ]
         session.findings = lambda: reports  # type: ignore[method-assign]
         session.elapsed = lambda: 10.0  # type: ignore[method-assign]
         return ThreadEngine(session, Resources(), lambda _: None)._found_enough()
