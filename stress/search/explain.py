@@ -464,7 +464,7 @@ def _alike(first: Row, second: Row) -> bool:
 # In a few sentences.
 
 _TELLING = (
-    re.compile(r".*(SPTE\(|invalid|zapped|mmu_invalidate_seq|which belongs to|^frees)"),
+    re.compile(r".*(SPTE\(|role\.invalid|INVALID|zapped|mmu_invalidate_seq|which belongs to|^frees)"),
     re.compile(r".*(->mode|->requests|memslots|host PTE|frame|frees|refcount|read section|call_rcu|exported|nx_huge|generation)"),
     re.compile(r""),
 )
@@ -537,7 +537,7 @@ def _story(rows: Sequence[Row], switch: Switch, point: _Point) -> tuple[tuple[in
     start = f"{_who(before[-1])} has done {_said(before[-1])}, and is interrupted." if before else f"{switch.away_from} has hardly begun."
     reply = f"{_who(theirs)} does {_said(theirs)}."
     if ours.step < switch.step:
-        meets = "changes what it has seen in" if "->" in ours.what else "meets its"
+        meets = "changes what it has seen in" if " -> " in ours.what else "meets its"
         end = [f"Before it goes on, {reply}", f"That {meets} {_said(ours)}."]
     else:
         meets = "" if ours is rows[-1] else ", which meets that"
