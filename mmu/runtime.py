@@ -25,6 +25,7 @@ from mmu.pulse import PULSE, Stopwatch
 from mmu.task import Task, current
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 LATE_NS = 250_000_000
 """How often a wait that goes on is told that it is late."""
@@ -120,15 +121,26 @@ class _Shard:
         self.n = 0
 
 
-class _ShardLocal(threading.local):
-    def __init__(self, counter: PerThreadCounter) -> None:
-        self.shard = counter.new_shard()
+class Local(Protocol[T_co]):
+    """A record that every task has of its own."""
+
+    @property
+    def mine(self) -> T_co:
+        """The calling task's record, made when it first asks for it."""
+        ...
+
+
+class ThreadLocal(threading.local, Generic[T]):
+    """Where a task is a thread, its records are the thread's. Looking one up is slow: on a hot path once does."""
+
+    def __init__(self, make: Callable[[], T]) -> None:
+        self.mine = make()
 
 
 class PerThreadCounter:
     """A statistic that is written often and read rarely (percpu_counter): each thread adds to a share of its own.
 
-    The sum is exact whenever the writers are quiet. `local.shard.n += 1` is the hot path's way to add.
+    The sum is exact whenever the writers are quiet. `local.mine.n += 1` is the hot path's way to add.
     """
 
     __slots__ = ("_lock", "_shards", "local", "name")
@@ -137,7 +149,7 @@ class PerThreadCounter:
         self.name = name
         self._lock = threading.Lock()
         self._shards: list[_Shard] = []
-        self.local = _ShardLocal(self)
+        self.local: Local[_Shard] = ThreadLocal(self.new_shard)
 
     def new_shard(self) -> _Shard:
         """The calling thread counts here for the first time."""
@@ -148,7 +160,7 @@ class PerThreadCounter:
 
     def add(self, amount: int) -> None:
         """Add to the calling thread's share."""
-        self.local.shard.n += amount
+        self.local.mine.n += amount
 
     @property
     def value(self) -> int:
@@ -278,6 +290,10 @@ class Runtime:
     def counter(self, name: str, value: int = 0) -> Counter:
         """A shared integer."""
         return Counter(name, value)
+
+    def local(self, make: Callable[[], T]) -> Local[T]:
+        """A record of each task's own, made by `make` in the task that first asks for its own."""
+        return ThreadLocal(make)
 
     def per_thread_counter(self, name: str) -> PerThreadCounter:
         """A statistic that every thread writes."""

@@ -177,9 +177,9 @@ class Vcpu:
 
     def vcpu_load(self) -> None:
         """vcpu_load(): the calling thread runs this vCPU from now on."""
-        self._fault.hold = self.kvm.mmu_lock.local.hold
-        self._fault.reader = self.kvm.rcu.local.reader
-        self._fault.srcu_reader = self.kvm.srcu.local.reader
+        self._fault.hold = self.kvm.mmu_lock.local.mine
+        self._fault.reader = self.kvm.rcu.local.mine
+        self._fault.srcu_reader = self.kvm.srcu.local.mine
 
     def vcpu_put(self) -> None:
         """vcpu_put(): the calling thread is done with it; another one may run it."""

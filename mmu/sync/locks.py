@@ -6,6 +6,7 @@ counted, and a request that could never be granted raises `SelfDeadlock` instead
 
 from __future__ import annotations
 
+import functools
 import threading
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -21,13 +22,6 @@ if TYPE_CHECKING:
     from mmu.sync.rcu import Rcu
 
 
-class _HoldLocal(threading.local):
-    """A lock's record for the calling thread, made when the thread first uses the lock."""
-
-    def __init__(self, lock: Mutex) -> None:
-        self.hold = Hold(lock.lock_class)
-
-
 class Mutex:
     """A lock that may sleep (`struct mutex`): not to be taken in atomic context."""
 
@@ -40,12 +34,12 @@ class Mutex:
         self._rcu = rcu
         self._key = self.lock_class.key(WRITE)
         self._raw: RawLock = runtime.lock(name)
-        self._local = _HoldLocal(self)
+        self._local = runtime.local(functools.partial(Hold, self.lock_class))
         self._doing = f"taking {name}"
 
     def acquire(self) -> None:
         """Take the lock; lockdep checks the order before the thread can block."""
-        hold = self._local.hold
+        hold = self._local.mine
         task = hold.task
         lockdep = self._lockdep
         if hold.mode:
@@ -66,7 +60,7 @@ class Mutex:
 
     def release(self) -> None:
         """Give the lock back; by a thread that does not hold it, this is a report and nothing else."""
-        hold = self._local.hold
+        hold = self._local.mine
         if not hold.mode:
             report_bad_unlock(self._lockdep, self.name)
             return
@@ -76,16 +70,16 @@ class Mutex:
 
     def held(self) -> bool:
         """Whether the calling thread holds the lock."""
-        return self._local.hold.mode != 0
+        return self._local.mine.mode != 0
 
     def assert_held(self) -> None:
         """lockdep_assert_held."""
-        if not self._local.hold.mode:
+        if not self._local.mine.mode:
             report_not_held(self._lockdep, self.name, "held")
 
     def assert_not_held(self) -> None:
         """lockdep_assert_not_held."""
-        if self._local.hold.mode:
+        if self._local.mine.mode:
             report_not_held(self._lockdep, self.name, "not held")
 
     def _self_deadlock(self, hold: Hold) -> None:
@@ -129,12 +123,6 @@ class RwHold(Hold):
         self.write_release = writer.release
 
 
-class _RwLocal(threading.local):
-    def __init__(self, lock: RwLock) -> None:
-        self.hold = RwHold(lock)
-        lock.enlist(self.hold)
-
-
 class RwLock:
     """`mmu_lock`: a spinning reader-writer lock over `readerwriterlock` (`preference`: fair, reader or writer)."""
 
@@ -160,22 +148,24 @@ class RwLock:
         self._write_key = self.lock_class.key(WRITE)
         self._holds: tuple[RwHold, ...] = ()
         self._holds_lock = threading.Lock()
-        self.local = _RwLocal(self)
-        """`local.hold` is the calling thread's record."""
+        self.local = runtime.local(self._enlist)
+        """`local.mine` is the calling thread's record."""
 
-    def enlist(self, hold: RwHold) -> None:
-        """Remember a thread's record, for `needbreak`; forget those of threads that have ended."""
+    def _enlist(self) -> RwHold:
+        """The calling thread's record, which `needbreak` looks at, too; those of threads that have ended are forgotten."""
+        hold = RwHold(self)
         with self._holds_lock:
             living = (other for other in self._holds if other.task.thread.is_alive())
             self._holds = (*living, hold)
+        return hold
 
     def read_lock(self, hold: RwHold | None = None) -> None:
         """read_lock(): shared with other readers, not recursive.
 
-        `hold` is the calling thread's own record, `local.hold`, from a caller that has it at hand.
+        `hold` is the calling thread's own record, `local.mine`, from a caller that has it at hand.
         """
         if hold is None:
-            hold = self.local.hold
+            hold = self.local.mine
         if hold.mode:
             self._nested(hold, READ)
             return
@@ -191,7 +181,7 @@ class RwLock:
     def read_unlock(self, hold: RwHold | None = None) -> None:
         """read_unlock(); `hold` as in `read_lock`."""
         if hold is None:
-            hold = self.local.hold
+            hold = self.local.mine
         if hold.mode != READ:
             report_bad_unlock(self._lockdep, self.name, hold.mode, READ)
             return
@@ -209,7 +199,7 @@ class RwLock:
 
     def write_lock(self) -> None:
         """write_lock(): exclusive."""
-        hold = self.local.hold
+        hold = self.local.mine
         if hold.mode:
             self._nested(hold, WRITE)
         task = hold.task
@@ -227,7 +217,7 @@ class RwLock:
 
     def write_unlock(self) -> None:
         """write_unlock()."""
-        hold = self.local.hold
+        hold = self.local.mine
         if hold.mode != WRITE:
             report_bad_unlock(self._lockdep, self.name, hold.mode, WRITE)
             return
@@ -271,22 +261,22 @@ class RwLock:
 
     def held_mode(self) -> int:
         """0, READ or WRITE: how the calling thread holds the lock."""
-        return self.local.hold.mode
+        return self.local.mine.mode
 
     def assert_held(self) -> None:
         """lockdep_assert_held: in any mode."""
-        if not self.local.hold.mode:
+        if not self.local.mine.mode:
             report_not_held(self._lockdep, self.name, "held")
 
     def assert_held_read(self) -> None:
         """lockdep_assert_held_read."""
-        if self.local.hold.mode != READ:
-            report_not_held(self._lockdep, self.name, "held for read", self.local.hold.mode)
+        if self.local.mine.mode != READ:
+            report_not_held(self._lockdep, self.name, "held for read", self.local.mine.mode)
 
     def assert_held_write(self) -> None:
         """lockdep_assert_held_write."""
-        if self.local.hold.mode != WRITE:
-            report_not_held(self._lockdep, self.name, "held for write", self.local.hold.mode)
+        if self.local.mine.mode != WRITE:
+            report_not_held(self._lockdep, self.name, "held for write", self.local.mine.mode)
 
     def assert_held_mode(self, shared: bool) -> None:
         """kvm_lockdep_assert_mmu_lock_held: in the mode that `shared` says."""
@@ -294,8 +284,8 @@ class RwLock:
 
     def assert_not_held(self) -> None:
         """lockdep_assert_not_held."""
-        if self.local.hold.mode:
-            report_not_held(self._lockdep, self.name, "not held", self.local.hold.mode)
+        if self.local.mine.mode:
+            report_not_held(self._lockdep, self.name, "not held", self.local.mine.mode)
 
     def _nested(self, hold: RwHold, wanted: int) -> None:
         """The thread already holds the lock: count a read in a read, refuse what can never be granted."""

@@ -7,7 +7,7 @@ touch nothing that readers share. Source: Documentation/RCU; the discipline is r
 
 from __future__ import annotations
 
-import threading
+import functools
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -44,11 +44,6 @@ class Reader:
         domain.enlist(self)
 
 
-class _ReaderLocal(threading.local):
-    def __init__(self, domain: EpochDomain) -> None:
-        self.reader = Reader(domain)
-
-
 class EpochDomain:
     """What RCU and SRCU share: readers, epochs and the wait for a grace period."""
 
@@ -61,7 +56,7 @@ class EpochDomain:
         self.reporter = lockdep.reporter
         self.gp_seq = runtime.counter(f"{name}.gp_seq", 1)
         self._readers: Cell[tuple[Reader, ...]] = runtime.cell(f"{name}.readers", ())
-        self.local = _ReaderLocal(self)
+        self.local = runtime.local(functools.partial(Reader, self))
 
     def enlist(self, reader: Reader) -> None:
         """A thread uses the domain for the first time; readers of threads that have ended, outside, are forgotten."""
@@ -89,11 +84,11 @@ class EpochDomain:
 
     def read_held(self) -> bool:
         """Whether the calling thread is inside a read section."""
-        return self.local.reader.depth > 0
+        return self.local.mine.depth > 0
 
     def depth(self) -> int:
         """How many read sections the calling thread is inside."""
-        return self.local.reader.depth
+        return self.local.mine.depth
 
     def inside(self) -> Snapshot:
         """The readers inside a section now, each with the number of its section.
@@ -212,9 +207,9 @@ class Rcu(EpochDomain):
         self.grace_periods = runtime.counter("rcu.grace_periods")
 
     def read_lock(self, reader: Reader | None = None) -> None:
-        """rcu_read_lock(). `reader` is the calling thread's own record, `local.reader`, if the caller has it at hand."""
+        """rcu_read_lock(). `reader` is the calling thread's own record, `local.mine`, if the caller has it at hand."""
         if reader is None:
-            reader = self.local.reader
+            reader = self.local.mine
         depth = reader.depth
         if not depth:
             reader.sections += 1
@@ -224,7 +219,7 @@ class Rcu(EpochDomain):
     def read_unlock(self, reader: Reader | None = None) -> None:
         """rcu_read_unlock(); `reader` as in `read_lock`."""
         if reader is None:
-            reader = self.local.reader
+            reader = self.local.mine
         depth = reader.depth
         if depth == 1:
             reader.depth = 0
@@ -240,7 +235,7 @@ class Rcu(EpochDomain):
 
     def assert_held(self, what: str) -> None:
         """rcu_dereference() outside a read section is a report ("suspicious RCU usage")."""
-        if self.local.reader.depth:
+        if self.local.mine.depth:
             return
         self.report(
             "suspicious-rcu-usage",
@@ -253,7 +248,7 @@ class Rcu(EpochDomain):
     def forbid_sleep(self, doing: str) -> None:
         """Report when the caller would sleep inside a read section."""
         if self._depth_of(current.task):
-            site = self.local.reader.site
+            site = self.local.mine.site
             self.report(
                 "sleep-in-rcu",
                 f"WARNING: suspicious RCU usage: illegal context switch in RCU read-side critical section ({doing})",
@@ -267,7 +262,7 @@ class Rcu(EpochDomain):
         """synchronize_rcu(): return after a full grace period."""
         self.lockdep.might_sleep("synchronize_rcu")
         self.forbid_sleep("synchronize_rcu")
-        if self.local.reader.depth:
+        if self.local.mine.depth:
             return  # reported; the wait would be for the caller itself
         snapshot = self.inside()
         self.wait_for_readers()
@@ -398,7 +393,7 @@ class Srcu(EpochDomain):
         known = self.lockdep.chain_of(task).children.get(self._key)
         task.chain = known or self.lockdep.extend(task, self.lock_class, READ)
         task.held.append(hold)
-        reader = self.local.reader
+        reader = self.local.mine
         reader.depth += 1
         if reader.depth == 1:
             reader.sections += 1
@@ -407,7 +402,7 @@ class Srcu(EpochDomain):
 
     def read_unlock(self, hold: Hold) -> None:
         """srcu_read_unlock() with the token of the matching lock."""
-        reader = self.local.reader
+        reader = self.local.mine
         mine = hold.task is reader.task and hold.lock_class is self.lock_class
         if reader.depth == 0 or not hold.mode or not mine:
             self._unbalanced()
@@ -426,7 +421,7 @@ class Srcu(EpochDomain):
         """synchronize_srcu(): return when every section that was open is closed. May not be called inside one."""
         self.lockdep.might_sleep(f"synchronize_srcu({self.name})")
         self._rcu.forbid_sleep(f"synchronize_srcu({self.name})")
-        if self.local.reader.depth:
+        if self.local.mine.depth:
             self.report(
                 "synchronize-in-reader",
                 f"WARNING: synchronize_srcu({self.name}) inside a read section of {self.name}",

@@ -24,13 +24,13 @@ class RcuSection:
         self._rcu = rcu
 
     def __enter__(self) -> None:
-        reader = self._rcu.local.reader
+        reader = self._rcu.local.mine
         if not reader.depth:
             reader.site = capture(2, 1)
         self._rcu.read_lock(reader)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        reader = self._rcu.local.reader
+        reader = self._rcu.local.mine
         if reader.depth == 1:
             reader.site = ()
         self._rcu.read_unlock(reader)

@@ -39,7 +39,7 @@ class BareRwLock(RwLock):
     def read_lock(self, hold: RwHold | None = None) -> None:
         """Take it shared."""
         if hold is None:
-            hold = self.local.hold
+            hold = self.local.mine
         hold.mode = -READ
         hold.read_acquire()
         hold.mode = READ
@@ -47,20 +47,20 @@ class BareRwLock(RwLock):
     def read_unlock(self, hold: RwHold | None = None) -> None:
         """Give it back."""
         if hold is None:
-            hold = self.local.hold
+            hold = self.local.mine
         hold.mode = 0
         hold.read_release()
 
     def write_lock(self) -> None:
         """Take it exclusively."""
-        hold = self.local.hold
+        hold = self.local.mine
         hold.mode = -WRITE
         hold.write_acquire()
         hold.mode = WRITE
 
     def write_unlock(self) -> None:
         """Give it back."""
-        hold = self.local.hold
+        hold = self.local.mine
         hold.mode = 0
         hold.write_release()
 

@@ -52,7 +52,7 @@ class SpteWriter:
 
     def set_spte_atomic(self, sp: ShadowPage, index: int, gfn: int, old: int, new: int) -> bool:
         """tdp_mmu_set_spte_atomic(): compare-exchange under mmu_lock(read); false when somebody else was first."""
-        if self._mmu_lock_local.hold.mode != READ:
+        if self._mmu_lock_local.mine.mode != READ:
             self.kvm.mmu_lock.assert_held_read()
         if old == REMOVED_SPTE:
             self._warn_frozen(sp, gfn, old, new, "changed by somebody who did not freeze it")
@@ -65,7 +65,7 @@ class SpteWriter:
 
     def set_spte(self, sp: ShadowPage, index: int, gfn: int, old: int, new: int) -> int:
         """tdp_mmu_set_spte(): the writer's setter, under mmu_lock(write); returns the value it replaced."""
-        if self._mmu_lock_local.hold.mode != WRITE:
+        if self._mmu_lock_local.mine.mode != WRITE:
             self.kvm.mmu_lock.assert_held_write()
         if REMOVED_SPTE in (old, new):
             self._warn_frozen(sp, gfn, old, new, "met by an exclusive setter")
@@ -141,7 +141,7 @@ class SpteWriter:
             if rights != _RIGHTS and rights not in _LEGAL_RIGHTS:
                 self._warn_transition(sp, gfn, old, new, _BAD_RIGHTS)
             if level == 1:
-                self._pages_4k.shard.n += 1
+                self._pages_4k.mine.n += 1
             else:
                 self._check_huge(sp, gfn, level, old, new)
                 self._count_leaf(level, 1)
@@ -153,7 +153,7 @@ class SpteWriter:
             probe.spte_changed(sp, gfn, 1, old, new, shared)
         if probe.spte_zapped is not None:
             probe.spte_zapped(sp, gfn, 1, old, new, shared)
-        self._pages_4k.shard.n -= 1
+        self._pages_4k.mine.n -= 1
         if old & self._dirty:
             pfn = (old & ADDR_MASK) >> PFN_SHIFT
             if shared:
@@ -293,7 +293,7 @@ class SpteWriter:
         """kvm_update_page_stats()."""
         counter = self.kvm.stat.by_level[level]
         if counter is not None:
-            counter.local.shard.n += amount
+            counter.local.mine.n += amount
 
     def _check_not_yielded(self, it: TdpIter) -> None:
         if it.yielded:

@@ -92,9 +92,9 @@ class Bed:
             counts = Counts(runtime)
             calls = CloseCalls(runtime, self.vm, counts, THREADS_US * 1000)
             layout = self.vm.kvm.layout
-            probe.attach(counts, calls, Points(), Histograms(runtime), Recorder(runtime, layout), SpteCoverage(layout))
+            probe.attach(counts, calls, Points(), Histograms(runtime), Recorder(runtime, layout), SpteCoverage(runtime, layout))
             if timeline:
-                probe.attach(Timeline(runtime.now))
+                probe.attach(Timeline(runtime))
         region = self.vm.host.mmap(pages)
         self.vm.host.assign(region, 0)
         self.vm.set_user_memory_region(MemoryRegion(0, 0, pages, region))

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
-from mmu.runtime import RWLOCKS, Cell, Counter, PerThreadCounter, Queue, RawLock, RawRwLock, Runtime, Table
+from mmu.runtime import RWLOCKS, Cell, Counter, Local, PerThreadCounter, Queue, RawLock, RawRwLock, Runtime, Table
 from mmu.task import Task
 from stress.engines.locks import ControlledLock, ControlledRwLock
 from stress.engines.scheduler import Scheduler
@@ -314,20 +314,20 @@ class Tally(PerThreadCounter):
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.local = _Local()  # type: ignore[assignment]  # the same for every thread
+        self.local = _Local()  # type: ignore[assignment]  # the same for every task
 
     def add(self, amount: int) -> None:
         """Add."""
-        self.local.shard.n += amount
+        self.local.mine.n += amount
 
     @property
     def value(self) -> int:
         """The sum."""
-        return self.local.shard.n
+        return self.local.mine.n
 
 
 class _Local:
-    """Stands for a thread's own share, and is it: without a reference to itself, which only the garbage collector ends."""
+    """Stands for a task's own share, and is it: without a reference to itself, which only the garbage collector ends."""
 
     __slots__ = ("n",)
 
@@ -335,9 +335,31 @@ class _Local:
         self.n = 0
 
     @property
-    def shard(self) -> _Local:
+    def mine(self) -> _Local:
         """Itself."""
         return self
+
+
+class TaskLocal(Local[T]):
+    """A record of each task's own: whose turn it is says whose is asked for, whatever thread the task is on."""
+
+    __slots__ = ("_make", "_records", "_scheduler")
+
+    def __init__(self, scheduler: Scheduler, make: Callable[[], T]) -> None:
+        self._scheduler = scheduler
+        self._make = make
+        self._records: dict[int, T] = {}
+
+    @property
+    def mine(self) -> T:
+        """The running task's record."""
+        index = self._scheduler.running.index
+        try:
+            return self._records[index]
+        except KeyError:
+            pass
+        record = self._records[index] = self._make()
+        return record
 
 
 class ControlledRuntime(Runtime):
@@ -393,6 +415,10 @@ class ControlledRuntime(Runtime):
         """A step that the happens-before check judges."""
         words = [(ENDING, cell._word) for cell in pointers if isinstance(cell, ControlledCell)]
         self.scheduler.end(ENDING, 0, words)
+
+    def local(self, make: Callable[[], T]) -> Local[T]:
+        """A record of each task's own."""
+        return TaskLocal(self.scheduler, make)
 
     def now(self) -> int:
         """Virtual nanoseconds: a microsecond a step, and what was slept."""

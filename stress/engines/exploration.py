@@ -64,7 +64,7 @@ class ScenarioInstance:
         kvm = self.world.vm.kvm
 
         def body() -> None:
-            _ = kvm.rcu.local.reader, kvm.srcu.local.reader, kvm.mmu_lock.local.hold
+            _ = kvm.rcu.local.mine, kvm.srcu.local.mine, kvm.mmu_lock.local.mine
             actor.body()
 
         return body

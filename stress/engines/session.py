@@ -75,7 +75,7 @@ class World:
         self.probe = probe or Probe(self.observer_failed)
         self.variants = variants_of(scenario, extra)
         self.counts = counts = Counts(runtime)
-        failures = Failures(scenario.disturbances, seed, counts["failures_asked"], counts["failures_injected"])
+        failures = Failures(runtime, scenario.disturbances, seed, counts["failures_asked"], counts["failures_injected"])
         self.vm = VirtualMachine(
             vm_config(scenario),
             self.variants,
@@ -173,10 +173,10 @@ class Session(World):
         self.recorder = Recorder(runtime, self.vm.kvm.layout)
         self.reporter.enrich = self.recorder.enrich
         delays = Delays(runtime, scenario.disturbances, seed, self.counts["delays_asked"], self.counts["delays"])
-        self.coverage = SpteCoverage(self.vm.kvm.layout)
+        self.coverage = SpteCoverage(runtime, self.vm.kvm.layout)
         self.lives = Lives(self.elapsed)
         self.series = Series(self.histograms.write_held_ns)
-        self.timeline = Timeline(runtime.now, self._began)
+        self.timeline = Timeline(runtime, self._began)
         self.probe.attach(self.histograms, self.gauges, self.recorder, self.coverage, self.lives, delays)
         if scenario.observe.timeline:
             self.probe.attach(self.timeline)

@@ -102,7 +102,7 @@ class Bench:
     def sync(self) -> Sync:
         """The model's primitives, with their rules."""
         sync = Sync(self.runtime, self.reporter, self.probe)
-        self.warm_up.append(lambda: sync.rcu.local.reader)
+        self.warm_up.append(lambda: sync.rcu.local.mine)
         return sync
 
     def vm(self, **config: Any) -> TinyVm:

@@ -234,7 +234,7 @@ def nested_read_reader(bench: Bench) -> Tasks:
 def _needbreak(bench: Bench, preference: str) -> Tasks:
     lock: RwLock = bench.sync().rwlock("mmu_lock", preference)
     written = bench.cell("written")
-    bench.warm_up.append(lambda: lock.local.hold)
+    bench.warm_up.append(lambda: lock.local.mine)
 
     def zapper() -> str:
         lock.read_lock()
@@ -315,7 +315,7 @@ def write_excludes_read(bench: Bench) -> Tasks:
     """Exclusion of the reader-writer lock."""
     lock = bench.sync().rwlock("mmu_lock")
     x, y = bench.cell("x"), bench.cell("y")
-    bench.warm_up.append(lambda: lock.local.hold)
+    bench.warm_up.append(lambda: lock.local.mine)
 
     def writer() -> None:
         lock.write_lock()

@@ -234,7 +234,7 @@ def rcu_barrier_left_out(bench: Bench) -> Tasks:
 
 def _srcu(bench: Bench) -> Srcu:
     srcu = bench.sync().srcu("kvm->srcu")
-    bench.warm_up.append(lambda: srcu.local.reader)
+    bench.warm_up.append(lambda: srcu.local.mine)
     return srcu
 
 
@@ -337,7 +337,7 @@ def srcu_lock_inside_reader(bench: Bench) -> Tasks:
     """The deadlock that lockdep finds in every schedule."""
     sync = bench.sync()
     srcu, slots_lock = sync.srcu("kvm->srcu"), sync.mutex("slots_lock")
-    bench.warm_up.append(lambda: srcu.local.reader)
+    bench.warm_up.append(lambda: srcu.local.mine)
 
     def reader() -> None:
         token = srcu.read_lock()

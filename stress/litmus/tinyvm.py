@@ -39,7 +39,7 @@ class TinyVm:
     def warm_up(self) -> None:
         """Make the calling task's own records."""
         kvm = self.kvm
-        _ = kvm.rcu.local.reader, kvm.srcu.local.reader, kvm.mmu_lock.local.hold
+        _ = kvm.rcu.local.mine, kvm.srcu.local.mine, kvm.mmu_lock.local.mine
 
     # Preparations.
 

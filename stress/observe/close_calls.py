@@ -8,7 +8,6 @@ of another thread is a hint: a call that was close for the length of a few instr
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Collection
 
 from mmu.export.iommu import Device, KvmHwpt
@@ -51,8 +50,10 @@ class _Device:
         """The gfn of its last transaction, and when that ended."""
 
 
-class _Local(threading.local):
-    """When the calling thread's grace period last saw a reader leave, and when it last told importers; 0: not lately."""
+class _Lately:
+    """When a task's grace period last saw a reader leave, and when it last told importers; 0: not lately."""
+
+    __slots__ = ("left_at", "told_at")
 
     def __init__(self) -> None:
         self.left_at = 0
@@ -68,7 +69,7 @@ class CloseCalls:
         self._counts = counts
         self._window_ns = window_ns
         self._devices: dict[Device, _Device] = {}
-        self._local = _Local()
+        self._local = runtime.local(_Lately)
 
     # Devices.
 
@@ -106,11 +107,11 @@ class CloseCalls:
 
     def memslot_begin(self, change: object, slot: object) -> None:
         """Who was told before does not count."""
-        self._local.told_at = 0
+        self._local.mine.told_at = 0
 
     def importers_notified(self, exported: object, gfn: int, pages: int, ns: int) -> None:
         """The importers know."""
-        self._local.told_at = self._now()
+        self._local.mine.told_at = self._now()
 
     def memslot_end(self, change: Change, slot: object, parts: object) -> None:
         """The memory behind a slot that is gone may be released."""
@@ -122,9 +123,10 @@ class CloseCalls:
         self._note_last_moment()
 
     def _note_last_moment(self) -> None:
-        if self._is_close(self._local.told_at):
+        lately = self._local.mine
+        if self._is_close(lately.told_at):
             self._counts["notified_last"].add(1)
-        self._local.told_at = 0
+        lately.told_at = 0
 
     # RCU.
 
@@ -132,15 +134,16 @@ class CloseCalls:
         """The last of the readers that a grace period has to wait for, so far, has left."""
         if domain == "rcu":
             self._counts["rcu_waits_with_reader"].add(1)
-            self._local.left_at = self._now()
+            self._local.mine.left_at = self._now()
         else:
             self._counts["srcu_waits_with_reader"].add(1)
 
     def grace_period(self, ns: int, callbacks: int) -> None:
         """The callbacks have run: how long ago did a reader leave who was there when the grace period began?"""
-        if self._is_close(self._local.left_at):
+        lately = self._local.mine
+        if self._is_close(lately.left_at):
             self._counts["frees_after_reader"].add(callbacks)
-        self._local.left_at = 0
+        lately.left_at = 0
 
     # Roots.
 

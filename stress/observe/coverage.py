@@ -16,6 +16,7 @@ from attrs import frozen
 from mmu.memory.memslots import Change
 from mmu.paging.spte import REMOVED_SPTE, SPTE_MMIO, SPTE_PS, SPTE_W, SpteLayout
 from mmu.paging.table import ShadowPage
+from mmu.runtime import Runtime
 from mmu.task import current
 
 _PLACES: Final = 4096
@@ -95,29 +96,22 @@ class _Mine:
         self.mark = 0
 
 
-class _Local(threading.local):
-    """A thread's `_Mine`: one look-up in thread-local storage, which is slow, finds everything."""
-
-    def __init__(self, owner: SpteCoverage) -> None:
-        self.mine = owner.enlist(current.task.name)
-
-
 class SpteCoverage:
     """A probe observer. What other threads' tables say is read while they go on: the figures are those of some moment."""
 
-    def __init__(self, layout: SpteLayout) -> None:
+    def __init__(self, runtime: Runtime, layout: SpteLayout) -> None:
         self._layout = layout
         self._mask = layout.present | SPTE_PS | SPTE_W | SPTE_MMIO
         self._lock = threading.Lock()
         self._parts: list[_Mine] = []
         self._names: dict[str, int] = {}
         self._last = [-1] * _PLACES
-        self._local = _Local(self)
+        self._local = runtime.local(self._enlist)
 
-    def enlist(self, task: str) -> _Mine:
-        """A thread changes an SPTE for the first time."""
+    def _enlist(self) -> _Mine:
+        """A task changes an SPTE for the first time."""
         with self._lock:
-            mine = _Mine(task, len(self._parts) + 1 & 0xFFFF)
+            mine = _Mine(current.task.name, len(self._parts) + 1 & 0xFFFF)
             self._parts.append(mine)
         self._enter(mine, mine.usual)
         return mine

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import random
-import threading
 from collections.abc import Callable
 
-from mmu.runtime import PerThreadCounter, Runtime
+from mmu.runtime import Local, PerThreadCounter, Runtime
 from mmu.task import current
 from stress.scenario.types import Disturbances
 
 
-class _Dice(threading.local):
-    def __init__(self, seed: int) -> None:
-        self.random = random.Random(f"{seed}/delay/{current.task.name}")
+def _dice(runtime: Runtime, seed: int) -> Local[random.Random]:
+    """Each task's own."""
+    return runtime.local(lambda: random.Random(f"{seed}/delay/{current.task.name}"))
 
 
 class Delays:
@@ -25,7 +24,7 @@ class Delays:
         self._sleep = runtime.sleep
         self._shares = config.delay_shares()
         self._longest = config.delay_s
-        self._dice = _Dice(seed)
+        self._dice = _dice(runtime, seed)
         self._counter = counter
         self.point: Callable[[str], None] | None = self._point if self._shares else None
 
@@ -33,7 +32,7 @@ class Delays:
         share = self._shares.get(name)
         if share is not None:
             self._asked.add(1)
-            dice = self._dice.random
+            dice = self._dice.mine
             if dice.random() < share:
                 self._counter.add(1)
                 self._sleep(dice.random() * self._longest)
@@ -42,7 +41,7 @@ class Delays:
 class Failures:
     """Fault injection: steps that fail for no reason, by the scenario's shares; each thread has a generator of its own."""
 
-    def __init__(self, config: Disturbances, seed: int, asked: PerThreadCounter, injected: PerThreadCounter) -> None:
+    def __init__(self, runtime: Runtime, config: Disturbances, seed: int, asked: PerThreadCounter, injected: PerThreadCounter) -> None:
         """`asked` counts the steps that might have been made fail, `injected` those that were."""
         self._asked = asked
         self._injected = injected
@@ -52,14 +51,14 @@ class Failures:
             "prepare_memory_region": config.fail_prepare,
             "switch_root": config.fail_switch,
         }
-        self._dice = _Dice(seed)
+        self._dice = _dice(runtime, seed)
         self.fail_function: Callable[[str], bool] | None = self._fails if any(self._shares.values()) else None
 
     def _fails(self, step: str) -> bool:
         if current.task.name == "setup":
             return False
         share = self._shares.get(step, 0.0)
-        fails = self._dice.random.random() < share
+        fails = self._dice.mine.random() < share
         self._asked.add(share > 0)
         self._injected.add(fails)
         return fails

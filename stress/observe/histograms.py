@@ -76,8 +76,10 @@ class Latency:
     buckets: tuple[tuple[int, int], ...]
 
 
-class _Local(threading.local):
-    def __init__(self, owner: Histograms) -> None:
+class _Mine:
+    """One task's figures, and when it began what it is in."""
+
+    def __init__(self) -> None:
         self.buckets: dict[str, list[int]] = {name: [0] * _BUCKETS for name in OPERATIONS}
         self.highest: dict[str, int] = dict.fromkeys(OPERATIONS, 0)
         self.held_ns = [0]
@@ -89,7 +91,6 @@ class _Local(threading.local):
         self.kicked_at = 0
         self.kicked_before_yield = 0
         self.unlocked_at = 0
-        owner.enlist(self.buckets, self.highest, self.held_ns)
 
 
 class Histograms:
@@ -100,13 +101,15 @@ class Histograms:
         self._lock = threading.Lock()
         self._parts: list[tuple[dict[str, list[int]], dict[str, int]]] = []
         self._held_ns: list[list[int]] = []
-        self._local = _Local(self)
+        self._local = runtime.local(self._enlist)
 
-    def enlist(self, buckets: dict[str, list[int]], highest: dict[str, int], held_ns: list[int]) -> None:
-        """A thread records for the first time."""
+    def _enlist(self) -> _Mine:
+        """A task records for the first time."""
+        mine = _Mine()
         with self._lock:
-            self._parts.append((buckets, highest))
-            self._held_ns.append(held_ns)
+            self._parts.append((mine.buckets, mine.highest))
+            self._held_ns.append(mine.held_ns)
+        return mine
 
     def write_held_ns(self) -> int:
         """For how long mmu_lock has been held for write so far, by all threads together."""
@@ -115,9 +118,9 @@ class Histograms:
 
     def record(self, operation: str, ns: int) -> None:
         """Add one duration."""
-        local = self._local
-        local.buckets[operation][bucket_of(ns)] += 1
-        local.highest[operation] = max(local.highest[operation], ns)
+        mine = self._local.mine
+        mine.buckets[operation][bucket_of(ns)] += 1
+        mine.highest[operation] = max(mine.highest[operation], ns)
 
     def fault_done(self, vcpu: object, result: object, ns: int) -> None:
         """One vCPU fault."""
@@ -129,28 +132,28 @@ class Histograms:
         for part in ("srcu", "flush_shadow", "commit"):
             if part in parts:
                 self.record(f"memslot_{part}", parts[part])
-        local = self._local
-        if "flush_shadow" in parts and local.zap_began_at > local.call_began_at:
-            self.record("zap_invalidated_roots", max(0, parts["flush_shadow"] - (local.unlocked_at - local.zap_began_at)))
-        if change in (Change.DELETE, Change.MOVE) and local.importers_safe_at > local.call_began_at:
-            self.record("device_window", local.importers_safe_at - local.call_began_at)
+        mine = self._local.mine
+        if "flush_shadow" in parts and mine.zap_began_at > mine.call_began_at:
+            self.record("zap_invalidated_roots", max(0, parts["flush_shadow"] - (mine.unlocked_at - mine.zap_began_at)))
+        if change in (Change.DELETE, Change.MOVE) and mine.importers_safe_at > mine.call_began_at:
+            self.record("device_window", mine.importers_safe_at - mine.call_began_at)
 
     def zap_all_fast(self, gen: int) -> None:
         """A fast zap has taken mmu_lock."""
-        self._local.zap_began_at = self._now()
+        self._local.mine.zap_began_at = self._now()
 
     def roots_kicked(self, roots: object) -> None:
         """All vCPUs have dropped what was invalidated."""
-        local = self._local
-        local.kicked_at = self._now()
-        self.record("zap_invalidate", local.kicked_at - local.zap_began_at)
+        mine = self._local.mine
+        mine.kicked_at = self._now()
+        self.record("zap_invalidate", mine.kicked_at - mine.zap_began_at)
 
     def exported_zapped(self, root: object, leaves: int) -> None:
         """An exported root has lost its leaves."""
-        local = self._local
-        if local.kicked_at > local.zap_began_at > 0:
-            self.record("zap_exported", self._now() - local.kicked_at)
-            local.kicked_at = 0
+        mine = self._local.mine
+        if mine.kicked_at > mine.zap_began_at > 0:
+            self.record("zap_exported", self._now() - mine.kicked_at)
+            mine.kicked_at = 0
 
     def root_loaded(self, vcpu: object, ns: int) -> None:
         """A vCPU has a root again."""
@@ -162,18 +165,19 @@ class Histograms:
 
     def memslot_begin(self, change: Change, slot: object) -> None:
         """One memslot call begins."""
-        self._local.call_began_at = self._now()
-        self._local.kicked_at = 0
+        mine = self._local.mine
+        mine.call_began_at = self._now()
+        mine.kicked_at = 0
 
     def importers_notified(self, exported: object, gfn: int, pages: int, ns: int) -> None:
         """The importers of one exported root have been told."""
         self.record("importer_notify", ns)
-        self._local.importers_safe_at = self._now()
+        self._local.mine.importers_safe_at = self._now()
 
     def importer_switched(self, importer: object, acknowledged: bool, ns: int) -> None:
         """An importer walks a new root."""
         self.record("importer_switch", ns)
-        self._local.importers_safe_at = self._now()
+        self._local.mine.importers_safe_at = self._now()
 
     def walk_section(self, steps: int, ns: int, can_yield: bool) -> None:
         """A zap went so far without yielding."""
@@ -186,11 +190,11 @@ class Histograms:
 
     def nx_toggle_begin(self, on: bool) -> None:
         """The knob is written."""
-        self._local.toggled_at = self._now()
+        self._local.mine.toggled_at = self._now()
 
     def nx_toggle_end(self, on: bool) -> None:
         """And in force."""
-        self.record("nx_toggle", self._now() - self._local.toggled_at)
+        self.record("nx_toggle", self._now() - self._local.mine.toggled_at)
 
     def flush_end(self, reason: str, gfn: int, pages: int, ns: int) -> None:
         """One remote flush."""
@@ -206,20 +210,21 @@ class Histograms:
 
     def mmu_write_locked(self) -> None:
         """mmu_lock taken for write."""
-        self._local.write_locked_at = self._now()
+        self._local.mine.write_locked_at = self._now()
 
     def mmu_write_unlocking(self) -> None:
         """mmu_lock about to be released."""
-        local = self._local
-        local.unlocked_at = self._now()
-        local.kicked_before_yield, local.kicked_at = local.kicked_at, 0
-        held = local.unlocked_at - local.write_locked_at
-        local.held_ns[0] += held
+        mine = self._local.mine
+        mine.unlocked_at = self._now()
+        mine.kicked_before_yield, mine.kicked_at = mine.kicked_at, 0
+        held = mine.unlocked_at - mine.write_locked_at
+        mine.held_ns[0] += held
         self.record("mmu_lock_write_hold", held)
 
     def zap_yielded(self, root: object, since: int, goal: int) -> None:
         """The lock was only lent: what was being timed goes on."""
-        self._local.kicked_at = self._local.kicked_before_yield
+        mine = self._local.mine
+        mine.kicked_at = mine.kicked_before_yield
 
     def latencies(self) -> list[Latency]:
         """The distributions so far, those of operations that happened."""

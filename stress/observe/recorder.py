@@ -32,13 +32,6 @@ fault calls.
 T = TypeVar("T")
 
 
-class _Ring(threading.local):
-    def __init__(self, owner: Recorder) -> None:
-        events: deque[Event] = deque(maxlen=KEPT)
-        self.append = events.append
-        owner.enlist(str(current.task), events)
-
-
 class Recorder:
     """A probe observer that keeps the newest events of every thread."""
 
@@ -48,12 +41,14 @@ class Recorder:
         self._clock = self._now()
         self._lock = threading.Lock()
         self._rings: list[tuple[str, deque[Event]]] = []
-        self._ring = _Ring(self)
+        self._ring = runtime.local(self._enlist)
 
-    def enlist(self, task: str, events: deque[Event]) -> None:
-        """A thread records for the first time."""
+    def _enlist(self) -> deque[Event]:
+        """A task records for the first time."""
+        events: deque[Event] = deque(maxlen=KEPT)
         with self._lock:
-            self._rings.append((task, events))
+            self._rings.append((str(current.task), events))
+        return events
 
     # Hooks.
 
@@ -61,9 +56,9 @@ class Recorder:
         """kvm_tdp_mmu_spte_changed, but for the freezing of entries that held nothing: 512 a table say nothing."""
         if old:
             self._clock = self._now()
-            self._ring.append((self._clock, gfn, level, old, new))
+            self._ring.mine.append((self._clock, gfn, level, old, new))
         elif new != REMOVED_SPTE:
-            self._ring.append((self._clock, gfn, level, 0, new))
+            self._ring.mine.append((self._clock, gfn, level, 0, new))
 
     def zap_all_fast(self, gen: int) -> None:
         """kvm_mmu_zap_all_fast."""
@@ -115,7 +110,7 @@ class Recorder:
 
     def _note(self, kind: str, gfn: int, text: str) -> None:
         self._clock = self._now()
-        self._ring.append((self._clock, gfn, f"{kind} {text}"))
+        self._ring.mine.append((self._clock, gfn, f"{kind} {text}"))
 
     # Reading.
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from attrs import frozen
@@ -15,6 +15,7 @@ from attrs import frozen
 from mmu.memory.memslots import Change, Memslot
 from mmu.memory.tlb import WHOLE
 from mmu.paging.table import RootPage
+from mmu.runtime import Runtime
 from mmu.task import current
 from stress.observe.recorder import copy_of
 
@@ -85,27 +86,20 @@ class _Mine:
         self.in_guest_at = 0
 
 
-class _Local(threading.local):
-    """A thread's `_Mine`: one look-up in thread-local storage, which is slow, finds everything."""
-
-    def __init__(self, owner: Timeline) -> None:
-        self.mine = owner.enlist(str(current.task))
-
-
 class Timeline:
     """A probe observer that keeps the newest slices of every thread."""
 
-    def __init__(self, now: Callable[[], int], origin: int | None = None) -> None:
-        """`now` is the runtime's clock, in nanoseconds; times are counted from `origin` on, or from now."""
-        self._now = now
-        self._origin = now() if origin is None else origin
+    def __init__(self, runtime: Runtime, origin: int | None = None) -> None:
+        """Times are counted from `origin` on, nanoseconds on the runtime's clock, or from now."""
+        self._now = runtime.now
+        self._origin = runtime.now() if origin is None else origin
         self._lock = threading.Lock()
         self._parts: list[_Mine] = []
-        self._local = _Local(self)
+        self._local = runtime.local(self._enlist)
 
-    def enlist(self, task: str) -> _Mine:
-        """A thread records for the first time."""
-        mine = _Mine(task)
+    def _enlist(self) -> _Mine:
+        """A task records for the first time."""
+        mine = _Mine(str(current.task))
         with self._lock:
             self._parts.append(mine)
         return mine

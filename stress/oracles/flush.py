@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-
 from mmu.export.importer import ExportedTdp
 from mmu.machine.vm import VirtualMachine
 from mmu.memory.tlb import WHOLE
@@ -13,8 +11,10 @@ from stress.oracles.base import Oracle
 from stress.scenario.types import Limits
 
 
-class _Debts(threading.local):
-    """What the calling thread owes: the span of gfns, [first, end), removed from each valid root, for vCPUs and importers."""
+class _Debts:
+    """What a task owes: the span of gfns, [first, end), removed from each valid root, for vCPUs and importers."""
+
+    __slots__ = ("importers", "vcpus")
 
     def __init__(self) -> None:
         self.vcpus: dict[RootPage, list[int]] = {}
@@ -32,7 +32,7 @@ class FlushOracle(Oracle):
 
     def __init__(self, vm: VirtualMachine, limits: Limits) -> None:
         super().__init__(vm, limits)
-        self._debts = _Debts()
+        self._debts = self.kvm.runtime.local(_Debts)
         self._pages = tuple(self.kvm.geometry.pages(level) for level in range(1, self.kvm.geometry.levels + 2))
 
     def spte_zapped(self, sp: ShadowPage, gfn: int, level: int, old: int, new: int, shared: bool) -> None:
@@ -42,7 +42,7 @@ class FlushOracle(Oracle):
             return
         if shared and new != REMOVED_SPTE and not self.kvm.layout.is_present(new):
             self._not_frozen(root, gfn, level, old, new)
-        debts = self._debts
+        debts = self._debts.mine
         end = gfn + self._pages[level - 1]
         if not root.role.iommu and not self.kvm.mm_gone.value:
             _widen(debts.vcpus, root, gfn, end)
@@ -64,18 +64,20 @@ class FlushOracle(Oracle):
 
     def flush_end(self, reason: str, gfn: int, pages: int, ns: int) -> None:
         """The vCPUs are flushed."""
-        if self._debts.vcpus:
+        owed = self._debts.mine.vcpus
+        if owed:
             self.judged["O1"].add(1)
-            _settle(self._debts.vcpus, gfn, pages)
+            _settle(owed, gfn, pages)
 
     def importers_notified(self, exported: ExportedTdp, gfn: int, pages: int, ns: int) -> None:
         """One exported root's importers are told."""
         root = exported.root.value
-        if root is not None and root in self._debts.importers:
+        debts = self._debts.mine.importers
+        if root is not None and root in debts:
             self.judged["O16"].add(1)
-            owed = {root: self._debts.importers.pop(root)}
+            owed = {root: debts.pop(root)}
             _settle(owed, gfn, pages)
-            self._debts.importers.update(owed)
+            debts.update(owed)
 
     def memslot_end(self, change: object, slot: object, parts: object) -> None:
         """A call returns: what it removed under mmu_lock(read) is due, too."""
@@ -83,7 +85,7 @@ class FlushOracle(Oracle):
 
     def mmu_write_unlocking(self) -> None:
         """Payday."""
-        debts = self._debts
+        debts = self._debts.mine
         if not (debts.vcpus or debts.importers):
             return
         self.judged["O1"].add(len(debts.vcpus))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-
 from mmu.machine.vm import VirtualMachine
 from mmu.paging.geometry import PG_LEVEL_1G
 from mmu.paging.table import RootPage, ShadowPage
@@ -12,8 +10,10 @@ from stress.oracles.base import Oracle
 from stress.scenario.types import Limits
 
 
-class _Since(threading.local):
-    """When the calling thread took mmu_lock for write."""
+class _Since:
+    """When a task took mmu_lock for write."""
+
+    __slots__ = ("watch",)
 
     def __init__(self) -> None:
         self.watch: Stopwatch | None = None
@@ -28,18 +28,19 @@ class LivenessOracle(Oracle):
 
     def __init__(self, vm: VirtualMachine, limits: Limits) -> None:
         super().__init__(vm, limits)
-        self._since = _Since()
+        self._since = self.kvm.runtime.local(_Since)
         self._longest_ns = int(limits.write_hold_s * 1e9)
         self._steps = limits.walk_steps
 
     def mmu_write_locked(self) -> None:
         """The section begins."""
-        self._since.watch = Stopwatch(self.kvm.runtime)
+        self._since.mine.watch = Stopwatch(self.kvm.runtime)
 
     def mmu_write_unlocking(self) -> None:
         """It ends."""
         self.judged["O10"].add(1)
-        watch, self._since.watch = self._since.watch, None
+        since = self._since.mine
+        watch, since.watch = since.watch, None
         held = watch.ns() if watch is not None else 0
         if held > self._longest_ns:
             self.kvm.warn(

@@ -91,6 +91,22 @@ def test_the_model_makes_no_threading_primitive_of_its_own() -> None:
             assert not {"threading", "time", "_thread"} & set(imports_of(path)), path
 
 
+def test_what_each_task_has_of_its_own_comes_from_the_runtime() -> None:
+    """A thread may carry many tasks, one after another or in turns: only the runtime knows whose record is asked for."""
+    allowed = {
+        "mmu/runtime.py",  # where tasks are threads
+        "mmu/task.py",  # `current`, for threads that nobody has made a task of
+        "stress/testing/explorer.py",  # about the thread that explores, which is no task
+    }
+    uses = {
+        str(path.relative_to(ROOT))
+        for path in SOURCES
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute) and ast.unparse(node) == "threading.local"
+    }
+    assert uses == allowed
+
+
 def late_assignments(path: Path) -> Iterator[tuple[str, str, int]]:
     """Attributes of self, or of anything else, assigned outside a constructor: (class, target, line)."""
     for owner in ast.walk(tree_of(path)):

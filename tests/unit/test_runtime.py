@@ -96,7 +96,7 @@ def test_a_per_thread_counter_sums_every_threads_share(runtime: Runtime) -> None
 
     def count() -> None:
         for _ in range(ROUNDS):
-            counter.local.shard.n += 1
+            counter.local.mine.n += 1
         counter.add(5)
 
     all_at_once(runtime, count)

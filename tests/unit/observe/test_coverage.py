@@ -8,6 +8,7 @@ import pytest
 
 from mmu.memory.memslots import Change
 from mmu.paging.spte import PRESENT_HIGH, REMOVED_SPTE, SpteLayout
+from mmu.runtime import Runtime
 from stress.observe.coverage import PASSED_OVER, STATES, Cell, Order, SpteCoverage, operation_of
 from tests.model import Machine
 
@@ -35,7 +36,7 @@ def test_an_operation_is_known_by_its_task(task: str, operation: str) -> None:
 
 
 def test_the_states_of_an_entry() -> None:
-    coverage = SpteCoverage(PRESENT_HIGH)
+    coverage = SpteCoverage(Runtime(), PRESENT_HIGH)
     layout: SpteLayout = PRESENT_HIGH
     read_only = layout.leaf(5, 1, writable=False, host_writable=True)
     table, huge, mmio = layout.table(0x5000), layout.leaf(512, 2, writable=True, host_writable=True), layout.mmio(5, 3)
@@ -56,7 +57,7 @@ def test_the_states_of_an_entry() -> None:
 
 
 def test_the_freezing_of_what_was_empty_is_not_counted_and_mappings_on_every_eighth_page_are() -> None:
-    coverage = SpteCoverage(PRESENT_HIGH)
+    coverage = SpteCoverage(Runtime(), PRESENT_HIGH)
     in_thread("vcpu0", *((coverage, gfn, 0, REMOVED_SPTE) for gfn in range(16)))
     assert coverage.coverage().cells == ()
     in_thread("vcpu0", *((coverage, gfn, 0, LEAF) for gfn in range(16)))
@@ -64,7 +65,7 @@ def test_the_freezing_of_what_was_empty_is_not_counted_and_mappings_on_every_eig
 
 
 def test_what_came_after_what_on_another_thread() -> None:
-    coverage = SpteCoverage(PRESENT_HIGH)
+    coverage = SpteCoverage(Runtime(), PRESENT_HIGH)
     in_thread("vcpu0", (coverage, 0, 0, LEAF), (coverage, 0, LEAF, 0))
     assert coverage.coverage().orders == (), "a thread does not race with itself"
     in_thread("host0", (coverage, 0, LEAF, 0))
@@ -73,14 +74,14 @@ def test_what_came_after_what_on_another_thread() -> None:
 
 
 def test_another_page_at_the_same_place_is_not_taken_for_it() -> None:
-    coverage = SpteCoverage(PRESENT_HIGH)
+    coverage = SpteCoverage(Runtime(), PRESENT_HIGH)
     in_thread("vcpu0", (coverage, 0, 0, LEAF))
     in_thread("host0", (coverage, 1 << 15, LEAF, 0))
     assert coverage.coverage().orders == ()
 
 
 def test_a_memslot_call_is_told_apart_by_its_change(machine: Machine) -> None:
-    coverage = SpteCoverage(machine.kvm.layout)
+    coverage = SpteCoverage(machine.kvm.runtime, machine.kvm.layout)
     machine.probe.attach(coverage)
     coverage.memslot_begin(Change.DELETE, None)
     coverage.spte_changed(None, 0, 1, LEAF, 0, False)  # type: ignore[arg-type]

@@ -33,7 +33,7 @@ def in_task(name: str, failures: Failures, *steps: str) -> list[bool]:
 
 def failures_of(config: Disturbances, seed: int) -> Failures:
     runtime = Runtime()
-    return Failures(config, seed, runtime.per_thread_counter("asked"), runtime.per_thread_counter("injected"))
+    return Failures(runtime, config, seed, runtime.per_thread_counter("asked"), runtime.per_thread_counter("injected"))
 
 
 def test_without_a_share_nobody_is_even_asked() -> None:
@@ -68,10 +68,11 @@ def test_failures_follow_from_the_seed_and_the_task() -> None:
     assert 10 < sum(told(1, "device0")) < 54
 
 
-class Clock:
+class Clock(Runtime):
     """A runtime whose sleeps are written down."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.slept: list[float] = []
 
     def sleep(self, seconds: float) -> None:
@@ -81,7 +82,7 @@ class Clock:
 def delays_of(**config: Any) -> tuple[Delays, Clock, Any]:
     clock, counter = Clock(), Runtime().per_thread_counter("delays")
     asked = Runtime().per_thread_counter("asked")
-    return Delays(clock, Disturbances(**config), 1, asked, counter), clock, counter  # type: ignore[arg-type]
+    return Delays(clock, Disturbances(**config), 1, asked, counter), clock, counter
 
 
 @pytest.mark.parametrize("config", [{"delay_share": Share(0)}, {"points": ()}])
@@ -144,8 +145,9 @@ def test_attempts_are_counted_beside_hits() -> None:
 
 
 def test_a_step_that_was_made_fail_is_counted_with_those_that_might_have_been() -> None:
-    counts = Counts(Runtime())
-    failures = Failures(Disturbances(fail_attach=Share(0.5)), 1, counts["failures_asked"], counts["failures_injected"])
+    runtime = Runtime()
+    counts = Counts(runtime)
+    failures = Failures(runtime, Disturbances(fail_attach=Share(0.5)), 1, counts["failures_asked"], counts["failures_injected"])
     answers = in_task("device0", failures, *(["hwpt_attach", "get_unused_fd"] * 30))
     assert counts["failures_asked"].value == 30
     assert counts["failures_injected"].value == sum(answers) > 0

@@ -9,6 +9,7 @@ from typing import Any
 
 from mmu.memory.memslots import Change
 from mmu.memory.tlb import WHOLE
+from mmu.runtime import Runtime
 from mmu.tdp.fault import RetPf
 from stress.observe.timeline import KEPT, KINDS, Mark, Timeline, Track
 from stress.report.trace import packed, trace
@@ -79,12 +80,16 @@ def test_slices_of_a_track_nest() -> None:
 # Recording.
 
 
-class Scene:
+class Scene(Runtime):
     """A timeline whose clock the test sets, in microseconds."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.time = 0
-        self.timeline = Timeline(lambda: self.time * 1000, 0)
+        self.timeline = Timeline(self, 0)
+
+    def now(self) -> int:
+        return self.time * 1000
 
     def at(self, time: int) -> Timeline:
         self.time = time

@@ -139,7 +139,7 @@ def test_lock_and_unlock_take_the_mode_as_an_argument(mmu_lock: RwLock) -> None:
 
 
 def test_a_caller_may_pass_its_own_record(reporter: Reporter, mmu_lock: RwLock) -> None:
-    record = mmu_lock.local.hold
+    record = mmu_lock.local.mine
     mmu_lock.read_lock(record)
     mmu_lock.assert_held_read()
     mmu_lock.read_unlock(record)

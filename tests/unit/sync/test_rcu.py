@@ -75,7 +75,7 @@ def test_a_section_is_one_threads_own(sync: Sync) -> None:
 
 
 def test_a_caller_may_pass_its_own_record(sync: Sync, reporter: Reporter) -> None:
-    record = sync.rcu.local.reader
+    record = sync.rcu.local.mine
     sync.rcu.read_lock(record)
     sync.rcu.assert_held("root->spt")
     sync.rcu.read_unlock(record)
