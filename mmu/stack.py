@@ -6,6 +6,10 @@ import gc
 import sys
 import threading
 from types import CodeType, FrameType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mmu.task import Task
 
 Stack = tuple[tuple[CodeType, int], ...]
 """Innermost frame first; each entry is a code object and the line it was executing."""
@@ -47,9 +51,10 @@ def of_frame(frame: FrameType | None, limit: int = 12) -> Stack:
     return tuple(frames)
 
 
-def of_thread(ident: int | None, limit: int = 16) -> Stack:
-    """What the thread `ident` is executing at this moment; empty when it is gone."""
-    return of_frame(frames_of_threads().get(ident or -1), limit)
+def of_task(task: Task, limit: int = 16) -> Stack:
+    """What the task is executing at this moment; empty when it is gone."""
+    frame = frames_of_threads().get(task.ident) if task.find_frame is None else task.find_frame()
+    return of_frame(frame, limit)
 
 
 _collector = threading.Lock()

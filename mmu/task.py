@@ -9,6 +9,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from types import FrameType
+
     from mmu.sync.lockdep import ChainNode, Hold
 
 _ids = itertools.count(1)
@@ -20,10 +22,11 @@ class Task:
 
     `chain` is lockdep's position (the classes held, in order), `held` those of the locks that
     remember where they were taken, `waiting_for` a text that says what the thread blocks on, `blocked_on` the lock itself
-    where the thread waits for it without end and its holder is known.
+    where the thread waits for it without end and its holder is known. `find_frame` finds the innermost frame of a task that
+    does not have a thread to itself.
     """
 
-    __slots__ = ("blocked_on", "chain", "error", "held", "ident", "locals", "name", "number", "thread", "waiting_for")
+    __slots__ = ("blocked_on", "chain", "error", "find_frame", "held", "ident", "locals", "name", "number", "thread", "waiting_for")
 
     def __init__(self, name: str) -> None:
         with _ids_lock:
@@ -37,6 +40,7 @@ class Task:
         self.error: BaseException | None = None
         self.thread = threading.current_thread()
         self.locals: dict[object, Any] = {}
+        self.find_frame: Callable[[], FrameType | None] | None = None
 
     def __str__(self) -> str:
         return f"{self.name}/{self.number}"

@@ -121,7 +121,7 @@ class EpochDomain:
                     f"{what} must wait for every reader that was inside when it was asked for; {reader.task} still is",
                     "Documentation/RCU/whatisRCU (grace-period guarantee); invariant I10",
                     str(reader.task),
-                    (f"stack of reader {reader.task}", stacks.render(stacks.of_thread(reader.task.ident))),
+                    (f"stack of reader {reader.task}", stacks.render(stacks.of_task(reader.task))),
                 )
 
     def report(
@@ -160,7 +160,7 @@ class EpochDomain:
             f"a read section must end within {self.stall_seconds:g} s",
             "kernel/rcu/tree_stall.h; reference O10",
             str(reader.task),
-            (f"stack of reader {reader.task}", stacks.render(stacks.of_thread(reader.task.ident))),
+            (f"stack of reader {reader.task}", stacks.render(stacks.of_task(reader.task))),
             rule="O10",
         )
 

@@ -45,7 +45,7 @@ def describe_holder(hold: Hold) -> list[Part]:
     taken = (f"held by {task} ({MODES[abs(hold.mode)]}), taken at", stacks.render(hold.site))
     if not task.thread.is_alive():
         return [taken, (f"{task} now", ["has ended: nobody is left to release it"])]
-    now = (f"{task} now" + (f", waiting for {task.waiting_for}" if task.waiting_for else ""), stacks.render(stacks.of_thread(task.ident)))
+    now = (f"{task} now" + (f", waiting for {task.waiting_for}" if task.waiting_for else ""), stacks.render(stacks.of_task(task)))
     return [taken, now, (f"locks held by {task}, the holder", describe_held(task))]
 
 

@@ -72,7 +72,7 @@ class Watchdog:
         waiting = next((what for task, what in waits.items() if task.name == name), "")
         parts = [section("waits for", _waits_for(tasks, waits) or ["nobody waits"])]
         for task in tasks:
-            parts.append(section(f"stack of {task}", stacks.render(stacks.of_thread(task.ident))))
+            parts.append(section(f"stack of {task}", stacks.render(stacks.of_task(task))))
             parts.append(section(f"locks held by {task}", describe_held(task, waits.get(task, ""))))
         return Report(
             "O10",

@@ -7,6 +7,7 @@ from tests.command import python
 GARBAGE = """
 import gc, threading
 from mmu import stack
+from mmu.task import current
 
 def deep(levels):
     if levels:
@@ -26,7 +27,7 @@ for _ in range(600):
     ring[0].x = 1
     ring.append(ring)
     del ring
-    assert stack.of_thread(threading.main_thread().ident)
+    assert stack.of_task(current.task)
 assert gc.isenabled()
 print("survived")
 leave.set()
