@@ -15,6 +15,7 @@ from typing import Final
 import click
 from attrs import frozen
 
+from stress.engines.carriers import AUTO, carrier_for
 from stress.errors import StressError
 from stress.verdict import ExitCode
 
@@ -79,7 +80,11 @@ def cli() -> None:
     """Stress KVM's TDP MMU model with an exported root, and judge it.
 
     Exit codes: 0 PASS, 1 FAIL, 2 INCONCLUSIVE, 3 HARNESS_ERROR, 4 usage or configuration, 5 regression.
+
+    The environment variable STRESS_CARRIER (auto, threads or greenlets) says what the tasks of an exploration run on; the
+    schedules are the same.
     """
+    carrier_for(AUTO, "atomic")  # a wrong one is said here, before anybody else comes upon it
 
 
 def main() -> None:

@@ -20,6 +20,8 @@ from mmu.report import Report, Reporter
 from mmu.runtime import Runtime
 from mmu.sync import Rcu, RwLock, Srcu, Sync
 from mmu.task import Task, current
+from stress.engines.carriers import VARIABLE
+from tests.carriers import CARRIERS
 
 PATIENCE = 60.0
 """Seconds after which a test gives up on a wait."""
@@ -53,6 +55,14 @@ class BoundedRuntime(Runtime):
             return done
 
         super().wait_until(what, in_time, **options)
+
+
+@pytest.fixture(params=CARRIERS)
+def carrier(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Every carrier in turn: what the tasks of all schedules run on."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(VARIABLE, request.param)
+        yield request.param
 
 
 @pytest.fixture

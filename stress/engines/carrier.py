@@ -11,6 +11,10 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from stress.engines.greenlets import Hub
 
 
 class Signal:
@@ -71,6 +75,8 @@ class Pool:
         """What the thread that owns the schedule waits for."""
         self.busy = threading.Lock()
         """Held by whoever runs a schedule."""
+        self.hub: Hub | None = None
+        """The thread for greenlets, once there is one."""
 
     def carrier(self, number: int) -> Carrier:
         """Carrier `number`, made when it is first needed, or when an interrupt has left a task on the one there was."""
@@ -81,8 +87,9 @@ class Pool:
         return self._carriers[number]
 
     def threads(self) -> list[threading.Thread]:
-        """The carriers' threads."""
-        return [carrier.thread for carrier in self._carriers]
+        """The threads that tasks run on."""
+        threads = [carrier.thread for carrier in self._carriers]
+        return threads if self.hub is None else [*threads, self.hub.thread]
 
 
 POOL = Pool()

@@ -10,6 +10,7 @@ from mmu.report import Report
 from mmu.task import Task
 from mmu.variant import Variant
 from stress.actors.base import Actor
+from stress.engines.carriers import AUTO
 from stress.engines.controlled import STEP_NS, ControlledRuntime
 from stress.engines.program import Instance, Part, QuietProbe
 from stress.engines.session import World
@@ -34,6 +35,7 @@ class ScenarioProgram:
         self.variants = tuple(variants)
         self.limit: int = scenario.explore.max_steps
         self.granularity: str = scenario.explore.lock_granularity
+        self.carrier = AUTO
 
     def build(self, runtime: ControlledRuntime, seed: int) -> Instance:
         """A fresh VM with its actors."""

@@ -13,6 +13,7 @@ from mmu.probe import Probe
 from mmu.report import Report, Section, section
 from mmu.sync.lockdep import describe_held
 from mmu.task import Task, current
+from stress.engines.carriers import AUTO, carrier_for, scheduler_class
 from stress.engines.controlled import ControlledRuntime
 from stress.engines.scheduler import Picker, Scheduler
 from stress.engines.steps import RELAX, Access, Event
@@ -64,8 +65,8 @@ class Instance(Protocol):
 
 
 class Program(Protocol):
-    """Something that can be run again and again, always from the same start. It may say how its schedules are run: `limit`
-    and `granularity`, as `Executor` has them."""
+    """Something that can be run again and again, always from the same start. It may say how its schedules are run: `limit`,
+    `granularity` and `carrier`, as `Executor` has them."""
 
     name: str
 
@@ -136,7 +137,8 @@ class Run:
 class Executor:
     """Runs schedules of one program, one at a time: of `limit` steps at most, with rwlocks of this `granularity` (see
     `ControlledRuntime`); what is not given is as the program says. A schedule that comes to the limit gets `fair_steps` more,
-    to end or to be a livelock; with 0 it is given up there, and nothing is said of how it would have gone on."""
+    to end or to be a livelock; with 0 it is given up there, and nothing is said of how it would have gone on. `carrier` is what
+    its tasks run on (see `stress.engines.carriers`), which nothing but time depends on."""
 
     def __init__(
         self,
@@ -152,6 +154,8 @@ class Executor:
         self.granularity: str = granularity if granularity is not None else getattr(program, "granularity", "atomic")
         self.keep_extras = keep_extras
         self.fair_steps = fair_steps
+        self.carrier = carrier_for(getattr(program, "carrier", AUTO), self.granularity)
+        self._scheduler_class = scheduler_class(self.carrier)
 
     def execute(self, strategy: Strategy, seed: int = 0) -> Run:
         """Build the program, explore one schedule of it with `strategy`, close it and judge."""
@@ -159,7 +163,7 @@ class Executor:
             return self._execute(strategy, seed)
 
     def _execute(self, strategy: Strategy, seed: int) -> Run:
-        scheduler = Scheduler(self.limit, self.fair_steps)
+        scheduler = self._scheduler_class(self.limit, self.fair_steps)
         scheduler.keep_extras = self.keep_extras
         run = Run(seed=seed, scheduler=scheduler)
         found: list[Report] = []
@@ -236,10 +240,9 @@ def waits_for(scheduler: Scheduler) -> list[str]:
 
 def _where(tasks: Iterable[ControlTask]) -> Iterator[Section]:
     """Where each task stands, and what it holds."""
-    frames = stacks.frames_of_threads()
     for task in tasks:
         if task.task is not None and not task.daemon:
-            here = stacks.of_frame(frames.get(task.task.ident), DEPTH)
+            here = stacks.of_task(task.task, DEPTH)
             yield section(f"stack of {task.task}", stacks.render(here))
             yield section(f"locks held by {task.task}", describe_held(task.task, task.what if task.gate is not None else ""))
 

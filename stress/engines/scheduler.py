@@ -28,7 +28,7 @@ from stress.engines.steps import (
     Access,
     Event,
 )
-from stress.engines.tasks import Abandoned, ControlTask, Gate
+from stress.engines.tasks import Abandoned, Carries, ControlTask, Gate
 
 Picker = Callable[[], ControlTask]
 
@@ -102,7 +102,7 @@ class Scheduler:
         if not self.quiet:
             self.trace[-1] = (self.running.index, SPAWN, index << OWNER_SHIFT)
             self.extras[len(self.trace) - 1] = [(SPAWN, TASK_LIST)]
-        carrier = POOL.carrier(index)
+        carrier = self._carrier(index)
         task = ControlTask(index, name, carrier.signal, body, daemon)
         task.carrier = carrier
         identity.number = index
@@ -117,6 +117,10 @@ class Scheduler:
         if not daemon:
             self._foreground += 1
         return task
+
+    def _carrier(self, index: int) -> Carries:
+        """What task number `index` runs on."""
+        return POOL.carrier(index)
 
     # Phases; called by the thread that owns the scheduler.
 
@@ -321,8 +325,12 @@ class Scheduler:
 
     def _back_to_main(self) -> None:
         """Nobody runs: the main thread's turn."""
-        self.running = self._outside
-        self._outside.wake()
+        self._pass_turn(self._outside)
+
+    def _pass_turn(self, chosen: ControlTask) -> None:
+        """It is the turn of `chosen` from now on; the caller does nothing more but wait, or end."""
+        self.running = chosen
+        chosen.wake()
 
     def _switch(self, task: ControlTask, chosen: ControlTask) -> None:
         self.running = chosen
@@ -414,9 +422,9 @@ class Scheduler:
     def _carry(self, task: ControlTask) -> None:
         """What the task's carrier runs."""
         assert task.task is not None
-        current.task = mine = task.task
         while self.running is not task:
             task.sleep()
+        current.task = mine = task.task
         try:
             if not self._aborting:
                 self.trace.append((task.index, START, task.word))
@@ -465,8 +473,7 @@ class Scheduler:
             self.crash = error
             self._back_to_main()
             return
-        self.running = chosen
-        chosen.wake()
+        self._pass_turn(chosen)
 
     # Who can run.
 

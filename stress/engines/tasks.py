@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Protocol
 
 from mmu.task import Task
-from stress.engines.carrier import Carrier, Signal
+from stress.engines.carrier import Signal
 from stress.engines.steps import KINDS, NO_WORD, START, Access
 
 
@@ -28,8 +29,24 @@ class Gate(Protocol):
         ...
 
 
+class Carries(Protocol):
+    """What a task runs on."""
+
+    busy: bool
+    """From the moment it gets a task until the task says that the carrier may have another."""
+    thread: threading.Thread
+    """The OS thread beneath."""
+    signal: Signal
+    """Set to let its task go on, waited for by its task."""
+
+    def load(self, job: Callable[[], None]) -> None:
+        """Give it, while it is idle, something to do when it is let go on."""
+        ...
+
+
 class ControlTask:
-    """A task under control: `kind` and `word` are the operation it has announced, `wake` and `sleep` those of its thread."""
+    """A task under control: `kind` and `word` are the operation it has announced, `wake` and `sleep` those of its thread.
+    `resume` lets a task go on that shares the caller's thread, and returns when it is the caller's turn again."""
 
     __slots__ = (
         "body",
@@ -46,6 +63,7 @@ class ControlTask:
         "predicate",
         "reads",
         "relaxed_at",
+        "resume",
         "revived",
         "sleep",
         "task",
@@ -59,7 +77,8 @@ class ControlTask:
         self.name = name
         self.wake = signal.set
         self.sleep = signal.wait
-        self.carrier: Carrier | None = None
+        self.resume: Callable[[], object] = signal.wait
+        self.carrier: Carries | None = None
         self.body = body
         self.daemon = daemon
         self.kind = START

@@ -14,6 +14,7 @@ from mmu.report import Report, Reporter, section
 from mmu.runtime import Cell, Counter, Queue, RawLock, Table
 from mmu.sync import Rcu, Sync
 from mmu.task import Task
+from stress.engines.carriers import THREADS
 from stress.engines.controlled import ControlledRuntime
 from stress.engines.program import Part
 from stress.errors import StressError
@@ -140,6 +141,9 @@ class FunctionInstance:
 
 class FunctionProgram:
     """A test's function as a program that can be run again and again."""
+
+    carrier = THREADS
+    """The function, and what it calls, may keep things by thread."""
 
     def __init__(self, function: ProgramFunction) -> None:
         self.name = name_of(function, "program")

@@ -198,6 +198,17 @@ def test_wrong_requests_exit_4_and_leave_nothing(stress: Stress, tmp_path: Path,
     assert left_in(tmp_path) == []
 
 
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_carrier_that_there_is_not_exits_4_and_leaves_nothing(
+    stress: Stress, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jobs: int
+) -> None:
+    monkeypatch.setenv("STRESS_CARRIER", "fibres")
+    done = stress("explore", "-c", FAULT, "--jobs", jobs, "--results", tmp_path / "results")
+    assert done.code == 4
+    assert "STRESS_CARRIER=fibres: there is no such carrier; there are auto, threads, greenlets" in done.err
+    assert left_in(tmp_path) == []
+
+
 def test_results_that_cannot_be_written_exit_4_and_say_so(stress: Stress, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     done = stress("explore", "-c", FAULT, "-n", "2", "--seed", "1", "--results", tmp_path / "file")

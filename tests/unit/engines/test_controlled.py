@@ -11,7 +11,9 @@ import pytest
 from mmu.report import Report, Reporter
 from mmu.sync import Sync
 from mmu.sync.poison import Obituary, poison_table
+from mmu.task import current
 from stress.engines.carrier import POOL
+from stress.engines.carriers import THREADS
 from stress.engines.controlled import ControlledRuntime
 from stress.engines.program import Executor, Part, Run, Strategy
 from stress.engines.scheduler import Picker, Scheduler
@@ -20,6 +22,8 @@ from stress.search.bounded import DepthFirst
 from stress.search.dpor import Dpor
 from stress.search.schedule import Follow, Schedule
 from stress.search.walk import RandomWalk
+
+pytestmark = pytest.mark.usefixtures("carrier")
 
 
 class Given:
@@ -196,19 +200,21 @@ def test_without_fair_turns_a_schedule_is_given_up_at_its_limit() -> None:
     assert len(run.trace) == 50
 
 
-def test_one_task_runs_at_a_time_and_every_operation_is_a_step() -> None:
+def test_one_task_runs_at_a_time_and_every_operation_is_a_step(carrier: str) -> None:
     def make(runtime: ControlledRuntime, given: Given) -> list[Callable[[], None]]:
         words = runtime.table(2, "words")
 
         def body() -> None:
             given.seen.append(threading.get_ident())
+            assert threading.get_ident() == current.task.ident == current.task.thread.ident
             words.store(0, words[0] + 1)
 
         return [body, body]
 
     runs = [run for run in every(make) if not run.cut]
     assert {len(run.trace) for run in runs} == {6}
-    assert all(len(set(run.instance.seen)) == 2 for run in runs)
+    assert all(len(set(run.instance.seen)) == (2 if carrier == THREADS else 1) for run in runs)
+    assert not any(threading.get_ident() in run.instance.seen for run in runs), "the main thread alone gets a Ctrl-C"
     assert {run.instance.parts[0].name for run in runs} == {"t0"}
 
 

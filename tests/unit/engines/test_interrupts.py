@@ -5,14 +5,21 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 
-from stress.engines.carrier import POOL
+from stress.engines.carrier import POOL, Carrier
+from stress.engines.carriers import THREADS
 from stress.engines.controlled import ControlledRuntime
 from stress.engines.program import Executor, Part
 from stress.search.walk import RandomWalk
 from tests.unit.search.programs import PROTOCOL, Body, Small
+
+if TYPE_CHECKING:
+    from stress.engines.greenlets import GreenletCarrier
+
+pytestmark = pytest.mark.usefixtures("carrier")
 
 EXPECTED = Executor(PROTOCOL).execute(RandomWalk(7)).trace
 BEFORE, AFTER, EARLY = "before", "after", "early"
@@ -93,9 +100,23 @@ def _must(happened: bool) -> None:
     assert happened
 
 
+def seat(carrier: str, number: int) -> Carrier | GreenletCarrier:
+    """What task `number` of the next schedule runs on."""
+    if carrier == THREADS:
+        return POOL.carrier(number)
+    assert POOL.hub is not None
+    return POOL.hub.carrier(number)
+
+
+def anybody_left() -> bool:
+    """Whether a task is still where an interrupt has left it."""
+    return any(each.busy for each in POOL._carriers) or (POOL.hub is not None and POOL.hub.left_behind)
+
+
 @pytest.fixture(autouse=True)
-def _as_ever() -> Iterator[None]:
+def _as_ever(carrier: str) -> Iterator[None]:
     """Whatever has happened, the next schedules are what they always are."""
+    Executor(PROTOCOL).execute(RandomWalk(7))
     yield
     assert [Executor(PROTOCOL).execute(RandomWalk(7)).trace for _ in range(3)] == [EXPECTED] * 3
 
@@ -115,7 +136,7 @@ def test_an_interrupt_while_tasks_run_stops_and_unwinds_them_all(monkeypatch: py
     done = endless.steps
     Executor(PROTOCOL).execute(RandomWalk(7))
     assert endless.steps == done
-    assert not any(carrier.busy for carrier in POOL._carriers)
+    assert not anybody_left()
 
 
 def test_a_wake_up_that_means_nothing_is_not_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,9 +155,9 @@ def test_an_impatient_second_interrupt(plan: tuple[str, ...], monkeypatch: pytes
 
 @pytest.mark.parametrize("plan", [(BEFORE,), (AFTER,), ("", BEFORE), ("", AFTER)], ids="-".join)
 @pytest.mark.parametrize("number", [1, 2])
-def test_an_interrupt_while_a_task_is_told(number: int, plan: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_while_a_task_is_told(number: int, plan: tuple[str, ...], carrier: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """When the first one is let go, or when it is told to unwind; and whether it has been told."""
-    signal = POOL.carrier(number).signal
+    signal = seat(carrier, number).signal
     monkeypatch.setattr(signal, "set", Told(signal.set, *plan).set)
     if "" in plan:
         monkeypatch.setattr(POOL, "main", Interrupted(BEFORE))
@@ -160,4 +181,4 @@ def test_an_interrupt_ends_a_spin_before_the_start(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(POOL, "main", Interrupted(BEFORE))
     with pytest.raises(KeyboardInterrupt):
         Executor(Small("spinning", make)).execute(RandomWalk(1))
-    assert not any(carrier.busy for carrier in POOL._carriers)
+    assert not anybody_left()
