@@ -9,7 +9,8 @@ frees or defers (8 accesses). These 20 accesses have 116,396,280 interleavings i
 flag before it is set, while it is set or after it is cleared, and in the latter two cases the reader has come to the pointer
 before or after it was published; that makes 5 for each of two readers.
 
-Every tool runs in one process at a time and on plain Python objects, ours on its own shared words. CPU time is what a shared
+Every tool runs in one process at a time and on plain Python objects, ours on its own shared words and, where `greenlet` can be
+installed, on greenlets (STRESS_CARRIER=threads: on threads, as the others). CPU time is what a shared
 machine disturbs least: all three keep one CPU busy.
 """
 
@@ -41,17 +42,26 @@ Samples = dict[str, dict[str, list[dict[str, Any]]]]
 
 
 def environments(python: str, folder: Path) -> dict[str, Path]:
-    """The interpreter of a fresh virtual environment for each tool; those that are there already are used again."""
+    """The interpreter of a fresh virtual environment for each tool, ours with the extra `fast`; those that are there already
+    are used again."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    ours = [*project["dependencies"], *project["optional-dependencies"]["fast"]]
     found = {}
     for tool, requirements in REQUIREMENTS.items():
         home = folder / tool
         found[tool] = home / "bin" / "python"
         if not found[tool].exists():
             subprocess.run([python, "-m", "venv", home], check=True)  # noqa: S603 - what the caller named
-            wanted = requirements or project["dependencies"]
+            wanted = requirements or ours
             subprocess.run([found[tool], "-m", "pip", "install", "--quiet", *wanted], check=True)  # noqa: S603 - what the caller named
     return found
+
+
+def answer(python: Path, expression: str) -> str:
+    """What our tool says of itself."""
+    command = [python, "-c", f"import platform; from stress.engines.carriers import AUTO, carrier_for; print({expression})"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.strip()  # noqa: S603 - just made
 
 
 def once(tool: str, python: Path, seed: int) -> dict[str, Any]:
@@ -135,10 +145,11 @@ def ratios(figures: Figures, proofs: int) -> dict[str, float]:
     }
 
 
-def markdown(figures: Figures, proofs: int, rounds: int, python: str) -> str:
+def markdown(figures: Figures, proofs: int, rounds: int, python: str, carrier: str) -> str:
     """The tables."""
     head = ("", *SCRIPTS)
-    lines = [f"Medians of {rounds} rounds, Python {python}, {platform.machine()}, {os.cpu_count()} CPUs.", ""]
+    where = f"Python {python}, {platform.machine()}, {os.cpu_count()} CPUs"
+    lines = [f"Medians of {rounds} rounds, {where}; {OURS} on {carrier}, the others on threads.", ""]
     lines += [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     lines += [f"| {' | '.join(row)} |" for row in rows(figures, proofs)]
     lines += ["", "| frontrun's figure against ours | times |", "|---|---|"]
@@ -162,14 +173,19 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         pythons = environments(options.python, options.environments or Path(scratch))
-        version = subprocess.run(  # noqa: S603 - the interpreter just made
-            [pythons[OURS], "-c", "import platform; print(platform.python_version())"], capture_output=True, text=True, check=True
-        ).stdout.strip()
+        version = answer(pythons[OURS], "platform.python_version()")
+        carrier = answer(pythons[OURS], "carrier_for(AUTO, 'atomic')")
         samples = measure(pythons, options.rounds)
     figures = Figures(samples)
-    print(markdown(figures, proofs_in_one(), options.rounds, version))  # noqa: T201 - a command
+    print(markdown(figures, proofs_in_one(), options.rounds, version, carrier))  # noqa: T201 - a command
     if options.json:
-        document = {"python": version, "rounds": options.rounds, "ratios": ratios(figures, proofs_in_one()), "samples": samples}
+        document = {
+            "python": version,
+            "carrier": carrier,
+            "rounds": options.rounds,
+            "ratios": ratios(figures, proofs_in_one()),
+            "samples": samples,
+        }
         options.json.write_text(json.dumps(document, indent=1) + "\n")
 
 

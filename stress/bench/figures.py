@@ -26,6 +26,7 @@ from mmu.memory.memslots import MemoryRegion
 from mmu.probe import Probe
 from mmu.runtime import Runtime
 from stress.engines.carrier import Signal, pinned
+from stress.engines.carriers import AUTO, THREADS, carrier_for
 from stress.engines.exploration import ScenarioProgram
 from stress.observe.close_calls import THREADS_US, CloseCalls
 from stress.observe.counts import Counts
@@ -149,7 +150,7 @@ def _figures(rounds: int, leaf_counts: tuple[int, ...]) -> Iterator[Figure]:
     yield _timeline_on_against_off(rounds)
     yield from _zap_scaling(leaf_counts, max(3, rounds // 8))
     with pinned():
-        yield _controlled_step(rounds)
+        yield from _controlled_steps(rounds)
 
 
 def _fault_against_lock(rounds: int, threads: int) -> Figure:
@@ -219,12 +220,26 @@ def _zap_time(bed: Bed, count: int, repeats: int) -> float:
     return total / (count * repeats)
 
 
-def _controlled_step(rounds: int) -> Figure:
+def _controlled_steps(rounds: int) -> Iterator[Figure]:
     """One step of a random walk over a small scenario, everything that a schedule costs included (a VM made and taken down,
-    oracles, classes, races), against one bare hand-off between two threads."""
+    oracles, classes, races): against one bare hand-off between two threads, and on one carrier against the other."""
+    carrier = carrier_for(AUTO, "atomic")
+    step = _step_on(carrier)
+    pairs = [(step(), _time(lambda: _hand_over(HAND_OFFS)) / (2 * HAND_OFFS)) for _ in range(rounds)]
+    yield _figure(f"controlled step, on {carrier} / bare hand-off", pairs, 1, None, "step", "hand-off")
+    if carrier_for(THREADS, "atomic") != carrier:
+        on_threads = _step_on(THREADS)
+        pairs = [(on_threads(), step()) for _ in range(rounds)]
+        yield _figure(f"controlled step, on threads / on {carrier}", pairs, 1, None, "step", "step")
+
+
+def _step_on(carrier: str) -> Callable[[], float]:
+    """What makes some more schedules on a carrier and returns nanoseconds a step; some are made already."""
     scenario, problems = structure(SMALL, {}, "stress bench")
     assert scenario is not None, problems
-    campaign = Campaign(ScenarioProgram("bench", scenario), RandomWalk(1))
+    program = ScenarioProgram("bench", scenario)
+    program.carrier = carrier
+    campaign = Campaign(program, RandomWalk(1))
     budget = Budget(schedules=SCHEDULES, stop_at_failure=False)
 
     def step() -> float:
@@ -234,8 +249,7 @@ def _controlled_step(rounds: int) -> Figure:
         return spent / (campaign.tally.steps - before)
 
     step()
-    pairs = [(step(), _time(lambda: _hand_over(HAND_OFFS)) / (2 * HAND_OFFS)) for _ in range(rounds)]
-    return _figure("controlled step, all included / bare hand-off", pairs, 1, None, "step", "hand-off")
+    return step
 
 
 def _hand_over(times: int) -> None:

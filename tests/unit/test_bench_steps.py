@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import pytest
+
 from stress.bench import figures
 from stress.bench.figures import SMALL
+from stress.engines.carriers import VARIABLE
 from stress.engines.exploration import ScenarioProgram
 from stress.engines.program import Executor
 from stress.scenario.load import structure
 from stress.search.walk import RandomWalk
+from tests.carriers import needs_greenlets
 
 
-def test_the_figure_is_a_ratio_of_what_it_names() -> None:
-    figure = figures._controlled_step(1)
+def test_a_figure_is_a_ratio_of_what_it_names(carrier: str) -> None:
+    (figure,) = figures._controlled_steps(1)
+    assert figure.name == f"controlled step, on {carrier} / bare hand-off"
     assert figure.ratio > 0
     assert figure.ratio == round(figure.ratio, 3)
     assert abs(figure.numerator_ns / figure.denominator_ns / figure.ratio - 1) < 0.01
+
+
+@needs_greenlets
+def test_where_there_are_two_carriers_they_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(VARIABLE, raising=False)
+    names = [figure.name for figure in figures._controlled_steps(1)]
+    assert names == ["controlled step, on greenlets / bare hand-off", "controlled step, on threads / on greenlets"]
 
 
 def test_the_scenario_that_is_timed_faults_and_deletes() -> None:
