@@ -8,6 +8,7 @@ the library's own steps inside a reader-writer lock. The environment variable `S
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import sysconfig
@@ -42,6 +43,7 @@ def carrier_for(wanted: str, granularity: str) -> str:
     return wanted
 
 
+@functools.cache
 def missing() -> str | None:
     """Why there are no greenlets here; None where there are. To ask imports nothing: on a free-threaded build an extension
     that needs the GIL would turn it on for the whole process."""
