@@ -112,8 +112,8 @@ class GreenletScheduler(Scheduler):
         if POOL.hub is None or POOL.hub.left_behind:
             POOL.hub = Hub()
         self._hub = POOL.hub
-        self._hub.scheduler = self
         self._outside.resume = self._hub.root.switch
+        self._hub.scheduler = self  # who has just ended passes on to whoever this one says, at once
 
     def spawn(self, name: str, body: Callable[[], None], daemon: bool, identity: Task) -> ControlTask:
         """A new task, on its own greenlet."""
