@@ -489,9 +489,11 @@ def test_a_report_reads_like_a_kernel_splat(sync: Sync, reporter: Reporter) -> N
     bar = "=" * (len(report.headline) + 9)
     assert lines[:3] == [bar, "WARNING: possible circular locking dependency detected", "-" * len(bar)]
     assert lines[3].startswith("rule O5 (circular-dependency): ")
-    assert lines[4].startswith("source: Documentation/locking/lockdep-design")
-    assert lines[5] == f"task: {report.task}"
-    titles = [line for line in lines[6:-1] if line and not line.startswith(" ")]
+    assert lines[4].startswith("  ")
+    assert lines[5].startswith("source: Documentation/locking/lockdep-design")
+    assert lines[6] == f"task: {report.task}"
+    assert max(map(len, lines)) <= 100
+    titles = [line for line in lines[7:-1] if line and not line.startswith(" ")]
     assert [title.split(":")[0] for title in titles[:3]] == ["call trace", "-> #1 existing dependency", "possible unsafe locking scenario"]
     assert titles[3] == f"locks held by {report.task}:"
     assert lines[-1] == bar
