@@ -12,6 +12,7 @@ import click
 from stress import performing
 from stress.errors import ResultError
 from stress.explore import ExploreRequest
+from stress.options import json_option, quiet_option, results_option
 from stress.results import environment, exploration
 from stress.results.inputs import VariantFile, check
 from stress.results.kinds import FILES, find, read_text
@@ -109,15 +110,9 @@ def _shown(value: object) -> str:
 
 @click.command("again")
 @click.argument("result", metavar="DIRECTORY")
-@click.option(
-    "--results",
-    type=click.Path(path_type=Path),
-    default=Path("results"),
-    show_default=True,
-    help="Where names are looked up, and the new result goes.",
-)
-@click.option("--quiet", "-q", is_flag=True, help="Print the verdict line only.")
-@click.option("--json", "as_json", is_flag=True, help="Print the new result as JSON, nothing else.")
+@results_option("Where names are looked up, and the new result goes.")
+@quiet_option()
+@json_option("the new result")
 def again_command(result: str, results: Path, quiet: bool, as_json: bool) -> ExitCode:
     """Run, or explore, again exactly what a stored result was made of: scenario, seed, variants, budget.
 

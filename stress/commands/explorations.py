@@ -9,16 +9,17 @@ import click
 
 from stress import crosscheck as crosschecking
 from stress import performing
-from stress.commands.scenarios import MENDED, RESULTS, load_all, seed_for, small_scenario
+from stress.commands.scenarios import changed, load_all, seed_for, small_scenario
 from stress.errors import StressError
 from stress.explore import ExploreRequest
 from stress.fanout.spread import places, scheduler_option
+from stress.options import config_option, json_option, mended_option, quiet_option, results_option, set_option, variant_option
 from stress.search.strategies import EVERYTHING, is_exhaustive, strategy_for
 from stress.verdict import ExitCode
 
 
 @click.command("explore")
-@click.option("--config", "-c", required=True, type=click.Path(path_type=Path), help="Scenario to explore (TOML).")
+@config_option("explore")
 @click.option("--strategy", "-s", help="How schedules are chosen (stress list strategies); by default the scenario's, else a portfolio.")
 @click.option("--schedules", "-n", type=click.IntRange(1), help="How many schedules to run.")
 @click.option("--duration", type=click.FloatRange(0, min_open=True), help="How many seconds to explore; 10 without --schedules.")
@@ -27,12 +28,12 @@ from stress.verdict import ExitCode
 @click.option("--jobs", "-j", type=click.IntRange(0), help="Processes, 0 is one a CPU; by default 1, and with --scheduler all its places.")
 @scheduler_option
 @click.option("--keep-going", is_flag=True, help="Go on after a failure, to find others.")
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a key, such as vm.vcpus=1. May be repeated.")
-@click.option("--mended", is_flag=True, help="Explore the mended design: profile hardened, no variants, nothing expected.")
-@click.option("--variant", "files", multiple=True, type=click.Path(path_type=Path), help="Python file with a Variant. May be repeated.")
-@click.option("--results", type=click.Path(path_type=Path), default=RESULTS, show_default=True, help="Where result directories go.")
-@click.option("--quiet", "-q", is_flag=True, help="Print the verdict line only.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON, nothing else.")
+@set_option("vm.vcpus=1")
+@mended_option("Explore")
+@variant_option
+@results_option()
+@quiet_option()
+@json_option("the result")
 def explore_scenario(
     config: Path,
     strategy: str | None,
@@ -55,8 +56,7 @@ def explore_scenario(
     Of the strategies that come to an end, dfs, delay and preemption give up a schedule that comes to a state they were in before;
     the key explore.states says how many states they remember.
     """
-    if mended:
-        overrides = (*overrides, *MENDED)
+    overrides = changed(overrides, mended=mended)
     scenario, _ = load_all(config, overrides, files)
     scenario = small_scenario(scenario, overrides)
     strategy = strategy or ("dpor" if exhaustive else scenario.explore.strategy)
@@ -85,11 +85,11 @@ def explore_scenario(
 
 
 @click.command("crosscheck")
-@click.option("--config", "-c", required=True, type=click.Path(path_type=Path), help="Scenario to run on both engines (TOML).")
+@config_option("run on both engines")
 @click.option("--duration", type=click.FloatRange(0, min_open=True), default=5.0, show_default=True, help="Seconds on real threads.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of every random choice.")
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a key. May be repeated.")
-@click.option("--variant", "files", multiple=True, type=click.Path(path_type=Path), help="Python file with a Variant. May be repeated.")
+@set_option()
+@variant_option
 def crosscheck_engines(config: Path, duration: float, seed: int, overrides: tuple[str, ...], files: tuple[Path, ...]) -> ExitCode:
     """Run a scenario on real threads and under control, and compare what both have shown."""
     scenario, variants = load_all(config, overrides, files)

@@ -13,11 +13,16 @@ from stress.scenario.load import load
 from stress.scenario.types import Scenario
 from stress.variants import load_variants
 
-RESULTS = Path("results")
 MENDED = ('vm.profile="hardened"', "vm.variants=[]", "vm.variant_files=[]", "expect.rules=[]", "expect.codes=[]")
 """What turns a scenario that must fail into one that must pass."""
 KEPT = ("vm.variants", "vm.profile", "vm.kernel", "vm.policy", "vm.variant_files", "expect.rules", "expect.codes")
 """What a scenario keeps when another one is explored in its place."""
+
+
+def changed(overrides: tuple[str, ...], *, mended: bool, duration: float | None = None) -> tuple[str, ...]:
+    """What --set says, and after it what --duration (of a run) and --mended stand for."""
+    budget = () if duration is None else (f"budget.duration_s={duration}",)
+    return (*overrides, *budget, *(MENDED if mended else ()))
 
 
 def load_all(config: Path, overrides: tuple[str, ...], files: tuple[Path, ...]) -> tuple[Scenario, tuple[Variant, ...]]:

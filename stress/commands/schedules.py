@@ -14,6 +14,7 @@ from rich.console import Console
 from stress import replaying
 from stress.commands.scenarios import load_all
 from stress.errors import StressError
+from stress.options import json_option, quiet_option, variant_option
 from stress.search import explain_text, store
 from stress.search.explain import explain_stored
 from stress.search.strategies import strategy_for
@@ -28,8 +29,8 @@ from stress.zoo import page as zoo_page
 @click.option("--then", "then", metavar="STRATEGY", help="... and go on with this strategy.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the strategy after --then.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a key of the scenario given with --config.")
-@click.option("--variant", "files", multiple=True, type=click.Path(path_type=Path), help="Python file with a Variant. May be repeated.")
-@click.option("--quiet", "-q", is_flag=True, help="Print the last line only.")
+@variant_option
+@quiet_option("the last line")
 def replay(
     schedule: str,
     config: Path | None,
@@ -57,7 +58,7 @@ def replay(
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--output", "-o", type=click.Path(path_type=Path), help="Where the small schedule goes; by default beside the file.")
-@click.option("--quiet", "-q", is_flag=True, help="Print the last line only.")
+@quiet_option("the last line")
 def minimise(file: Path, output: Path | None, quiet: bool) -> ExitCode:
     """Make a failing schedule as small as it gets: fewer actors, operations, memory and context switches."""
     with Console(stderr=True).status("minimising") if not quiet else contextlib.nullcontext():
@@ -70,7 +71,7 @@ def minimise(file: Path, output: Path | None, quiet: bool) -> ExitCode:
 
 @click.command()
 @click.argument("what", metavar="FILE|NAME")
-@click.option("--json", "as_json", is_flag=True, help="Print the explanation of a schedule as JSON, nothing else.")
+@json_option("the explanation of a schedule")
 def explain(what: str, as_json: bool) -> ExitCode:
     """Say why a schedule fails, or what a variant breaks.
 

@@ -12,6 +12,7 @@ from stress.compare.comparison import compare
 from stress.compare.groups import load_groups
 from stress.compare.render import as_data, print_comparison
 from stress.errors import ResultError
+from stress.options import json_option
 from stress.report import pages
 from stress.verdict import ExitCode
 
@@ -25,7 +26,7 @@ WIDTH = 150
 )
 @click.option("--baseline", is_flag=True, help="A is the baseline: exit code 5 if another group is worse beyond the threshold.")
 @click.option("--threshold", type=click.FloatRange(0), default=0.1, show_default=True, help="With --baseline: 0.1 is 10 %.")
-@click.option("--json", "as_json", is_flag=True, help="Print the comparison as JSON, nothing else.")
+@json_option("the comparison")
 @click.option("--html", "file", type=click.Path(path_type=Path), help="Write the comparison as a page to this file, too.")
 def command(
     groups: tuple[str, ...], allow: tuple[str, ...], baseline: bool, threshold: float, as_json: bool, file: Path | None

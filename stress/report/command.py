@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from stress.errors import ResultError
+from stress.options import json_option, results_option
 from stress.report import junit, schema
 from stress.report.loaded import Loaded, load
 from stress.report.publish import LATENCIES, publish_percentiles, publish_timeline
@@ -19,8 +20,8 @@ STDOUT = Path("-")
 
 @click.command("report")
 @click.argument("result", metavar="DIRECTORY")
-@click.option("--results", type=click.Path(path_type=Path), default=Path("results"), show_default=True, help="Where names are looked up.")
-@click.option("--json", "as_json", is_flag=True, help="Print the stored result as JSON, nothing else.")
+@results_option("Where names are looked up.")
+@json_option("the stored result")
 @click.option(
     "--junit", "file", type=click.Path(path_type=Path), help="Write the JUnit XML to this file, too; '-' prints it, nothing else."
 )

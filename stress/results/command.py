@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from stress.errors import StressError
+from stress.options import json_option, results_option
 from stress.report.loaded import load
 from stress.results import index, listing, prune
 from stress.results.kinds import KINDS, find
@@ -29,9 +30,7 @@ WIDTH = 160
 VERDICTS = (*(verdict.name for verdict in Verdict), DAMAGED)
 STYLES = {"PASS": "green", "FAIL": "red", "INCONCLUSIVE": "yellow"}
 
-_results = click.option(
-    "--results", type=click.Path(path_type=Path), default=Path("results"), show_default=True, help="Where the result directories are."
-)
+_results = results_option("Where the result directories are.")
 
 
 def when(text: str) -> str:
@@ -62,7 +61,7 @@ def group() -> None:
 @click.option("--verdict", "verdicts", multiple=True, type=click.Choice(VERDICTS, case_sensitive=False), help="Only this one.")
 @click.option("--since", type=when, metavar="AGE|DATE", help="Only what was started since then.")
 @click.option("--last", "-n", type=click.IntRange(0), help=f"Only the newest; a table shows {SHOWN} by default, 0 shows all.")
-@click.option("--json", "as_json", is_flag=True, help="Print the list as JSON, nothing else.")
+@json_option("the list")
 @_results
 def list_results(
     kinds: tuple[str, ...],
@@ -89,7 +88,7 @@ def list_results(
 
 @group.command("show")
 @click.argument("result", metavar="RESULT")
-@click.option("--json", "as_json", is_flag=True, help="Print the stored result as JSON, nothing else.")
+@json_option("the stored result")
 @_results
 def show(result: str, as_json: bool, results: Path) -> ExitCode:
     """Show one result: a directory, 'latest', or the beginning of a name."""

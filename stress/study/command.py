@@ -11,6 +11,7 @@ from rich.console import Console
 
 from stress.errors import ResultError
 from stress.fanout.spread import Where, scheduler_option
+from stress.options import json_option, quiet_option, results_option
 from stress.report.publish import publish_study
 from stress.results.store import RunDirectory
 from stress.study import runs
@@ -38,9 +39,9 @@ STUDY_TOML = "study.toml"
     help="Runs at a time, 0 is one a CPU; by default 1, as more disturb each other's times, and with --scheduler as many as it has places.",
 )
 @scheduler_option
-@click.option("--results", type=click.Path(path_type=Path), default=Path("results"), show_default=True, help="Where result directories go.")
-@click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON, nothing else.")
-@click.option("--quiet", "-q", is_flag=True, help="Print the last lines only.")
+@results_option()
+@json_option("the answer")
+@quiet_option("the last lines")
 def command(
     config: Path,
     resume: Path | None,

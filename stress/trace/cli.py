@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from stress.options import quiet_option
 from stress.trace import record as recording
 from stress.trace import show
 from stress.trace.checker import ORDER_OF_CHECKS
@@ -32,7 +33,7 @@ trace.add_command(conform_command)
     "--log", type=click.Path(path_type=Path), help="The workload's log with KVM's statistics; by default NAME.log beside the file."
 )
 @click.option("--only", multiple=True, type=click.Choice(ORDER_OF_CHECKS), help="Judge by this check only. May be repeated.")
-@click.option("--quiet", "-q", is_flag=True, help="Print the verdict line only.")
+@quiet_option()
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON, nothing else; of several files, one line each.")
 def check(
     files: tuple[Path, ...], kernel: str, vendor: str, log: Path | None, only: tuple[str, ...], quiet: bool, as_json: bool

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from mmu.kernels import UPSTREAM
+from stress.options import quiet_option
 from stress.trace import conform_report
 from stress.trace.conform import conform
 from stress.trace.layouts import VENDORS
@@ -23,7 +24,7 @@ KERNELS = [name + suffix for name in UPSTREAM for suffix in ("", "-quirkoff")]
 @click.option("--vendor", type=click.Choice(["auto", *VENDORS]), default="auto", show_default=True, help="Whose page tables.")
 @click.option("--variant", "variants", multiple=True, type=click.Path(path_type=Path), help="Python file with a Variant. May be repeated.")
 @click.option("--all", "everything", is_flag=True, help="Show every difference in full.")
-@click.option("--quiet", "-q", is_flag=True, help="Print the verdict line only.")
+@quiet_option()
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON, nothing else; of several files, one line each.")
 def conform_command(
     files: tuple[Path, ...], kernel: str, vendor: str, variants: tuple[Path, ...], everything: bool, quiet: bool, as_json: bool

@@ -10,6 +10,7 @@ import click
 from rich.console import Console
 
 from stress.fanout.spread import scheduler_option
+from stress.options import json_option, quiet_option, results_option
 from stress.report import junit, pages
 from stress.report.publish import JUNIT_XML
 from stress.results.store import CONSOLE_TXT, REPORT_HTML, RunDirectory
@@ -54,9 +55,9 @@ WIDTH = 180
 @click.option("--controls/--no-controls", default=True, show_default=True, help="Whether inverted controls are tried.")
 @click.option("--detectors/--no-detectors", default=True, show_default=True, help="Whether the detectors' own self-tests run.")
 @click.option("--without", "off", multiple=True, metavar="RULE", help="Drop this rule's reports, to see what only it catches.")
-@click.option("--results", type=click.Path(path_type=Path), default=Path("results"), show_default=True, help="Where result directories go.")
-@click.option("--quiet", "-q", is_flag=True, help="Print the verdict line only.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON, nothing else.")
+@results_option()
+@quiet_option()
+@json_option("the result")
 def command(
     names: tuple[str, ...],
     oracles: tuple[str, ...],
