@@ -30,9 +30,9 @@ REPORTS = {
 
 @pytest.fixture
 def results(tmp_path: Path) -> Path:
-    """A passed run of yesterday, a failed one, an exploration and a selftest."""
+    """A passed run of the days before, and of one day a failed one, an exploration and a selftest, an hour apart."""
     keep_run(tmp_path, evolve(record(), started="2026-11-20T12:00:00Z"))
-    keep_run(tmp_path, record(findings=2))
+    keep_run(tmp_path, evolve(record(findings=2), started="2026-11-22T11:00:00Z"))
     keep_exploration(tmp_path, exploration(failures=1))
     keep_selftest(tmp_path)
     return tmp_path
@@ -51,7 +51,7 @@ def test_a_list_shows_each_result_in_a_line(stress: Stress, results: Path) -> No
     done = stress("results", "list", "--results", results)
     assert done.code == 0
     lines = done.out.splitlines()
-    assert [line.split()[:2] for line in lines[1:-1]] == [["PASS", "run"], ["FAIL", "exploration"], ["FAIL", "run"], ["PASS", "selftest"]]
+    assert [line.split()[:2] for line in lines[1:-1]] == [["PASS", "run"], ["FAIL", "run"], ["FAIL", "exploration"], ["PASS", "selftest"]]
     assert lines[-1] == "4 results"
 
 
