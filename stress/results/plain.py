@@ -19,12 +19,26 @@ def plain(value: Any) -> Any:
     return _converter.unstructure(value)
 
 
+def loaded(text: str, where: str, place: str) -> Any:
+    """What a JSON text holds; `ResultError` says that it holds nothing, and that the place where it lies is damaged."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:  # JSONDecodeError is a ValueError
+        raise ResultError(f"{where} is not valid JSON ({error}); the {place} is damaged") from None
+
+
+def fitted(data: Any, where: str, cls: type[Stored], what: str) -> Stored:
+    """The value of type `cls` in plain data; `ResultError` says what does not fit `what` it should be."""
+    try:
+        return _converter.structure(data, cls)
+    except cattrs.BaseValidationError as error:
+        details = "; ".join(cattrs.transform_error(error))
+        raise ResultError(f"{where} does not fit {what}: {details}") from None
+
+
 def parsed(text: str, where: str) -> dict[str, Any]:
     """The object in a JSON text; `ResultError` says why there is none."""
-    try:
-        data = json.loads(text)
-    except (ValueError, RecursionError) as error:  # JSONDecodeError is a ValueError
-        raise ResultError(f"{where} is not valid JSON ({error}); the result directory is damaged") from None
+    data = loaded(text, where, "result directory")
     if not isinstance(data, dict):
         raise ResultError(f"{where} holds no object; the result directory is damaged")
     return data
@@ -36,8 +50,4 @@ def structured(text: str, where: str, cls: type[Stored], kind: str, schema: int)
     if data.get("kind") != kind or data.get("schema") != schema:
         found = f"{data.get('kind')!r}, schema {data.get('schema')!r}"
         raise ResultError(f"{where} is of kind {found}; this version reads {kind!r}, schema {schema}: use the version that wrote it")
-    try:
-        return _converter.structure(data, cls)
-    except cattrs.BaseValidationError as error:
-        details = "; ".join(cattrs.transform_error(error))
-        raise ResultError(f"{where} does not fit {kind}, schema {schema}: {details}") from None
+    return fitted(data, where, cls, f"{kind}, schema {schema}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import cattrs
 from attrs import field, frozen
 
 from stress.errors import ResultError
@@ -16,6 +15,7 @@ from stress.observe.resources import Sample
 from stress.observe.series import TimeSeries
 from stress.results.figures import MeasuredFigure
 from stress.results.inputs import VariantFile
+from stress.results.plain import fitted, loaded, plain
 from stress.results.selftests import KnownKills
 from stress.verdict import Obligation
 
@@ -111,25 +111,15 @@ class RunRecord:
         return tuple(rule for rule in self.expected_rules if rule in fired)
 
 
-_converter = cattrs.Converter()
-
-
 def to_json(record: RunRecord) -> str:
     """The record as JSON text."""
-    return json.dumps(_converter.unstructure(record), indent=1, sort_keys=False) + "\n"
+    return json.dumps(plain(record), indent=1, sort_keys=False) + "\n"
 
 
 def from_json(text: str, where: str) -> RunRecord:
     """The record in a JSON text; `ResultError` says what is wrong with it."""
-    try:
-        data = json.loads(text)
-    except (ValueError, RecursionError) as error:  # JSONDecodeError is a ValueError
-        raise ResultError(f"{where} is not valid JSON ({error}); the run directory is damaged") from None
+    data = loaded(text, where, "run directory")
     schema = data.get("schema") if isinstance(data, dict) else None
     if schema != SCHEMA:
         raise ResultError(f"{where} has schema {schema!r}; this version reads {SCHEMA!r}: use the version that has written it")
-    try:
-        return _converter.structure(data, RunRecord)
-    except cattrs.BaseValidationError as error:
-        details = "; ".join(cattrs.transform_error(error))
-        raise ResultError(f"{where} does not fit {SCHEMA}: {details}") from None
+    return fitted(data, where, RunRecord, SCHEMA)

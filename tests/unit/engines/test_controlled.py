@@ -167,33 +167,26 @@ def test_two_that_keep_each_other_from_going_on_are_a_livelock_by_the_bound() ->
     assert [report.code for report in run.reports] == ["livelock"]
 
 
+def two_counters(runtime: ControlledRuntime, given: Given) -> list[Callable[[], None]]:
+    """Two tasks that count to a hundred each."""
+    word = runtime.counter("word")
+
+    def count() -> None:
+        for _ in range(100):
+            word.add(1)
+
+    return [count, count]
+
+
 def test_a_schedule_longer_than_the_limit_that_ends_with_fair_turns_is_no_finding() -> None:
-    def make(runtime: ControlledRuntime, given: Given) -> list[Callable[[], None]]:
-        word = runtime.counter("word")
-
-        def count() -> None:
-            for _ in range(100):
-                word.add(1)
-
-        return [count, count]
-
-    run = Executor(Making(make), limit=50).execute(RandomWalk(1))
+    run = Executor(Making(two_counters), limit=50).execute(RandomWalk(1))
     assert run.limit_hit
     assert run.completed
     assert not run.reports
 
 
 def test_without_fair_turns_a_schedule_is_given_up_at_its_limit() -> None:
-    def make(runtime: ControlledRuntime, given: Given) -> list[Callable[[], None]]:
-        word = runtime.counter("word")
-
-        def count() -> None:
-            for _ in range(100):
-                word.add(1)
-
-        return [count, count]
-
-    run = Executor(Making(make), limit=50, fair_steps=0).execute(RandomWalk(1))
+    run = Executor(Making(two_counters), limit=50, fair_steps=0).execute(RandomWalk(1))
     assert run.limit_hit
     assert not run.completed
     assert not run.reports, "nobody has looked whether it is a livelock"
