@@ -13,7 +13,7 @@ from mmu.paging.table import PageTableMemory
 from mmu.probe import Probe
 from mmu.report import Report, Reporter, section
 from mmu.runtime import Cell, Runtime
-from mmu.stack import capture, render
+from mmu.stack import capture, innermost, render
 from mmu.sync import Sync
 from mmu.sync.lockdep import describe_held
 from mmu.task import current
@@ -213,6 +213,4 @@ class Kvm:
         here = capture(2)
         parts = [section("call trace", render(here)), *(section(title, lines) for title, lines in extra)]
         parts.append(section(f"locks held by {current.task}", describe_held(current.task)))
-        self.reporter.emit(
-            Report(rule, code, headline, sentence, source, str(current.task), subject or here[0][0].co_qualname, tuple(parts), gfn)
-        )
+        self.reporter.emit(Report(rule, code, headline, sentence, source, str(current.task), subject or innermost(here), tuple(parts), gfn))

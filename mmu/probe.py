@@ -6,8 +6,8 @@ one exists. The idea is trio's `Instrument`: an observer is any object that has 
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
+from functools import lru_cache, partial
 from typing import Any, cast
 
 Hook = Callable[..., Any] | None
@@ -134,7 +134,7 @@ class Probe:
     def __init__(self, on_error: ErrorSink | None = None) -> None:
         """`on_error(hook, exception)` is told when an observer raises; without it the exception propagates."""
         self._on_error = on_error
-        self._wanted: dict[str, list[Callable[..., Any]]] = {}
+        self._wanted: dict[str, tuple[Callable[..., Any], ...]] = {}
         for name in HOOKS:
             setattr(self, name, None)
 
@@ -145,35 +145,31 @@ class Probe:
             for name in _hooks_of(cast(Any, type(observer)), frozenset(vars(observer)) if hasattr(observer, "__dict__") else frozenset()):
                 method = getattr(observer, name)
                 if callable(method):
-                    self._wanted.setdefault(name, []).append(method)
+                    self._wanted[name] = (*self._wanted.get(name, ()), method)
                     changed[name] = None
         for name in changed:
-            setattr(self, name, self._dispatcher(name, tuple(self._wanted[name])))
+            setattr(self, name, self._dispatcher(name, self._wanted[name]))
 
     def _dispatcher(self, name: str, methods: tuple[Callable[..., Any], ...]) -> Callable[..., None]:
-        on_error = self._on_error
-        if on_error is None:
-            return methods[0] if len(methods) == 1 else _fan_out(methods)
-        target = methods[0] if len(methods) == 1 else _fan_out(methods)
-
-        def guarded(*args: Any) -> None:
-            try:
-                target(*args)
-            except Exception as error:
-                on_error(name, error)
-
-        return guarded
+        if self._on_error is not None:
+            return partial(_tell_guarded, self._on_error, name, methods)
+        return methods[0] if len(methods) == 1 else partial(_tell, methods)
 
 
-@functools.lru_cache(maxsize=256)
+@lru_cache(maxsize=256)
 def _hooks_of(kind: Any, own: frozenset[str]) -> tuple[str, ...]:
     """The hooks that a class, or an object of it by its `own` attributes, has methods for."""
     return tuple(name for name in HOOKS if name in own or hasattr(kind, name))
 
 
-def _fan_out(methods: tuple[Callable[..., Any], ...]) -> Callable[..., None]:
-    def fan_out(*args: Any) -> None:
+def _tell(methods: tuple[Callable[..., Any], ...], *args: Any) -> None:
+    for method in methods:
+        method(*args)
+
+
+def _tell_guarded(on_error: ErrorSink, name: str, methods: tuple[Callable[..., Any], ...], *args: Any) -> None:
+    try:
         for method in methods:
             method(*args)
-
-    return fan_out
+    except Exception as error:
+        on_error(name, error)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import gc
 import sys
 import threading
+from collections.abc import Iterator
 from types import CodeType, FrameType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mmu.task import Task
 
-Stack = tuple[tuple[CodeType, int], ...]
-"""Innermost frame first; each entry is a code object and the line it was executing."""
+Stack = tuple[CodeType | int, ...]
+"""Innermost frame first: of each its code object, and next to it the offset of the instruction that it was executing. A flat
+tuple is one object to make, to keep and to collect, and an offset costs less to take than a line: stacks are taken at every lock."""
 
 NO_FRAMES = ["(no frames)"]
 """What `render` makes of a stack in which there is nothing to show, such as that of a thread that is ending."""
@@ -44,11 +46,34 @@ def capture(skip: int = 1, limit: int = 12) -> Stack:
 
 def of_frame(frame: FrameType | None, limit: int = 12) -> Stack:
     """The stack that ends in `frame`; used for other threads through `sys._current_frames`."""
-    frames: list[tuple[CodeType, int]] = []
-    while frame is not None and len(frames) < limit:
-        frames.append((frame.f_code, frame.f_lineno))
+    found: list[CodeType | int] = []
+    while frame is not None and limit:
+        found += (frame.f_code, frame.f_lasti)
         frame = frame.f_back
-    return tuple(frames)
+        limit -= 1
+    return tuple(found)
+
+
+def frames(stack: Stack) -> Iterator[tuple[CodeType, int]]:
+    """The code object and the line of each frame, innermost first."""
+    for code, offset in zip(stack[::2], stack[1::2], strict=True):
+        assert isinstance(code, CodeType)
+        assert isinstance(offset, int)
+        yield code, _line(code, offset)
+
+
+def innermost(stack: Stack) -> str:
+    """The qualified name of the youngest function."""
+    code = stack[0]
+    assert isinstance(code, CodeType)
+    return code.co_qualname
+
+
+def _line(code: CodeType, offset: int) -> int:
+    for start, end, line in code.co_lines():
+        if start <= offset < end and line is not None:
+            return line
+    return code.co_firstlineno
 
 
 def of_task(task: Task, limit: int = 16) -> Stack:
@@ -85,7 +110,7 @@ def short_path(filename: str) -> str:
 def render(stack: Stack) -> list[str]:
     """One line a frame, `Class.function (file:line)`; the machinery that took the stack is left out."""
     lines = []
-    for code, line in stack:
+    for code, line in frames(stack):
         path = short_path(code.co_filename)
         plumbing = "<lambda>" in code.co_qualname and path.startswith("stress/")
         if not plumbing and path not in _HIDDEN and not path.startswith(_HIDDEN_FOLDERS):

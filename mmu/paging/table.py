@@ -9,7 +9,7 @@ from mmu.paging.geometry import PG_LEVEL_4K
 from mmu.paging.spte import PFN_SHIFT, SpteLayout
 from mmu.report import Report, Reporter, section
 from mmu.runtime import Cell, Runtime, Table
-from mmu.stack import capture, render
+from mmu.stack import capture, innermost, render
 from mmu.sync.poison import RcuHead, is_poisoned, obituary_of, poison, poison_table
 from mmu.sync.rcu import Rcu
 from mmu.sync.refcount import Refcount
@@ -214,7 +214,7 @@ class PageTableMemory:
                 f"{what} was visible to walkers: it may be freed only from a call_rcu() callback, and once",
                 "tdp_mmu_free_sp_rcu_callback(); reference 2.6, B31 (7cca2d0b7e7d)",
                 str(current.task),
-                here[0][0].co_qualname,
+                innermost(here),
                 (section("call trace", render(here)),),
             )
         )

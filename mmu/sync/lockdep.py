@@ -304,10 +304,10 @@ class LockDep:
 
     def _path_back(self, new: _Edge) -> list[_Edge] | None:
         """The shortest strong path from `new.after` back to `new.before`, or None. Called with `_lock` held."""
-        queue: deque[list[_Edge]] = deque()
-        for edge in self._edges.get(new.after, {}).values():
-            if new.joins(edge):
-                queue.append([edge])
+        following = self._edges.get(new.after)
+        if following is None:
+            return None
+        queue = deque([edge] for edge in following.values() if new.joins(edge))
         seen: set[tuple[LockClass, int]] = set()
         while queue:
             path = queue.popleft()

@@ -170,7 +170,7 @@ class EpochDomain:
             f"WARNING: {self.name} read section left that was never entered",
             "every unlock needs its own lock",
             "rcu_read_unlock(); PROVE_RCU",
-            stacks.capture(3, 1)[0][0].co_qualname,
+            stacks.innermost(stacks.capture(3, 1)),
         )
 
 
@@ -242,7 +242,7 @@ class Rcu(EpochDomain):
             f"WARNING: suspicious RCU usage: {what} without rcu_read_lock()",
             f"{what} is protected by RCU and may be dereferenced only inside a read section, whatever locks are held",
             "rcu_dereference_check(); reference 2.4, B31, B32",
-            f"{what} in {stacks.capture(2, 1)[0][0].co_qualname}",
+            f"{what} in {stacks.innermost(stacks.capture(2, 1))}",
         )
 
     def forbid_sleep(self, doing: str) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from mmu.report import Report, Reporter, section
 from mmu.runtime import Cell, Runtime
-from mmu.stack import Stack, capture, render
+from mmu.stack import Stack, capture, innermost, render
 from mmu.task import Task, current
 
 FRAMES = 4
@@ -134,7 +134,7 @@ class Refcount:
                 sentence,
                 "lib/refcount.c, lib/ref_tracker.c; invariant I1",
                 str(current.task),
-                f"{self.name} in {here[0][0].co_qualname}" if where else self.name,
+                f"{self.name} in {innermost(here)}" if where else self.name,
                 tuple(parts),
             )
         )

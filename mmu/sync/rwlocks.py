@@ -349,7 +349,7 @@ class ReadHandle:
             return self._acquire_twice(blocking and timeout < 0)
         self._used = True
         frame = sys._getframe(1)
-        self._grant = self._lock.take(self.mode, blocking, timeout, ((frame.f_code, frame.f_lineno),))
+        self._grant = self._lock.take(self.mode, blocking, timeout, (frame.f_code, frame.f_lasti))
         return self._grant is not None
 
     __enter__ = acquire

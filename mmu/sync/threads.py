@@ -80,7 +80,7 @@ class Lock:
         hold.lock_class = lock_class
         hold.mode = WRITE
         frame = sys._getframe(1)
-        hold.site = ((frame.f_code, frame.f_lineno),)
+        hold.site = (frame.f_code, frame.f_lasti)
         task.chain = node
         task.held.append(hold)
         return True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Protocol
 
 from attrs import define, field, frozen
@@ -293,14 +294,23 @@ class QuietProbe(Probe):
         self._scheduler = scheduler
 
     def _dispatcher(self, name: str, methods: tuple[Callable[..., Any], ...]) -> Callable[..., None]:
-        inner = super()._dispatcher(name, methods)
-        scheduler = self._scheduler
+        return partial(_tell_quietly, self._scheduler, self._on_error, name, methods)
 
-        def quiet(*args: Any) -> None:
-            scheduler.quiet += 1
-            try:
-                inner(*args)
-            finally:
-                scheduler.quiet -= 1
 
-        return quiet
+def _tell_quietly(
+    scheduler: Scheduler,
+    on_error: Callable[[str, BaseException], None] | None,
+    name: str,
+    methods: tuple[Callable[..., Any], ...],
+    *args: Any,
+) -> None:
+    scheduler.quiet += 1
+    try:
+        for method in methods:
+            method(*args)
+    except Exception as error:
+        if on_error is None:
+            raise
+        on_error(name, error)
+    finally:
+        scheduler.quiet -= 1

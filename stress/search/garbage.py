@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
-YOUNG: Final = 500_000 if sysconfig.get_config_var("Py_GIL_DISABLED") else 10_000
+YOUNG: Final = 500_000 if sysconfig.get_config_var("Py_GIL_DISABLED") else 3_000
 """So many new objects are looked through. The free-threaded build has no generations: it looks through everything, always."""
 OLDER: Final = 256
 """So often are new objects looked through before those that have outlived it are, too."""

@@ -23,6 +23,8 @@ GROUP: Final = tuple(
 
 Clock = list[int]
 _MASK: Final = (1 << 64) - 1
+FIRST: Final = hash((0, 0))
+"""What the first operations on a word come after."""
 
 
 def accesses(event: Event, extras: list[Access] | None) -> list[Access]:
@@ -53,52 +55,57 @@ class Fingerprint:
     """The class of a schedule as far as it has gone: two beginnings that share it are one class, in which every task has seen
     the same and every word holds the same."""
 
-    __slots__ = ("_base", "_gathered", "_group", "_last", "_taken", "_total")
+    __slots__ = ("_last", "_taken", "_total", "_words")
 
     def __init__(self) -> None:
         self._last: dict[int, int] = {}
-        self._base: dict[int, int] = {}
-        self._group: dict[int, int] = {}
-        self._gathered: dict[int, int] = {}
+        self._words: dict[int, list[int]] = {}
+        """Of each word: the group of its latest operations, the number of all before them, and the sum of theirs."""
         self._taken = 0
         self._total = 0
 
     def take(self, trace: list[Event], extras: dict[int, list[Access]]) -> int:
         """Take in what has come since the last call; the number of all there is, of 64 bits."""
-        last, base, group, gathered, total = self._last, self._base, self._group, self._gathered, self._total
-        for position in range(self._taken, len(trace)):
-            task, kind, word = trace[position]
-            mark = last.get(task, 0)
-            more = extras.get(position) if extras else None
-            mine = GROUP[kind]
-            if more is None and (mine < 0 or not word):
-                mark = hash((task, kind, mark))
-            elif more is None:
-                if not mine or group.get(word) != mine:
-                    base[word] = hash((base.get(word, 0), gathered.get(word, 0)))
-                    group[word] = mine
-                    gathered[word] = 0
-                mark = hash((task, kind, word, mark, base[word]))
-                gathered[word] = (gathered[word] + mark) & _MASK
+        last, words, total = self._last, self._words, self._total
+        for position, (task, kind, word) in enumerate(trace[self._taken :] if self._taken else trace, self._taken):
+            if extras and position in extras:
+                mark = self._take_many(task, kind, word, accesses((task, kind, word), extras[position]))
+            elif (mine := GROUP[kind]) >= 0 and word:
+                state = words.get(word)
+                if state is None:
+                    state = words[word] = [mine, FIRST, 0]
+                elif not mine or state[0] != mine:
+                    state[0] = mine
+                    state[1] = hash((state[1], state[2]))
+                    state[2] = 0
+                mark = hash((task, kind, word, last.get(task, 0), state[1]))
+                state[2] += mark
             else:
-                touched = accesses((task, kind, word), more)
-                before = [_enter(where, GROUP[what], base, group, gathered) for what, where in touched]
-                mark = hash((task, kind, word, mark, *before))
-                for _, where in touched:
-                    gathered[where] = (gathered[where] + mark) & _MASK
+                mark = hash((task, kind, last.get(task, 0)))
             last[task] = mark
-            total = (total + mark) & _MASK
-        self._taken, self._total = len(trace), total
-        return total
+            total += mark
+        self._taken, self._total = len(trace), total & _MASK
+        return self._total
+
+    def _take_many(self, task: int, kind: int, word: int, touched: list[Access]) -> int:
+        """An event that touches several words."""
+        before = [_enter(where, GROUP[what], self._words) for what, where in touched]
+        mark = hash((task, kind, word, self._last.get(task, 0), *before))
+        for _, where in touched:
+            state = self._words[where]
+            state[2] += mark
+        return mark
 
 
-def _enter(word: int, mine: int, base: dict[int, int], group: dict[int, int], gathered: dict[int, int]) -> int:
+def _enter(word: int, mine: int, words: dict[int, list[int]]) -> int:
     """An operation of group `mine` on `word`: what it comes after."""
-    if not mine or group.get(word) != mine:
-        base[word] = hash((base.get(word, 0), gathered.get(word, 0)))
-        group[word] = mine
-        gathered[word] = 0
-    return base[word]
+    state = words.get(word)
+    if state is None:
+        words[word] = [mine, FIRST, 0]
+        return FIRST
+    if not mine or state[0] != mine:
+        state[:] = mine, hash((state[1], state[2])), 0
+    return state[1]
 
 
 class _Word:
