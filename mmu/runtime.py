@@ -16,7 +16,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Generic, Protocol, TypeVar
 
 from readerwriterlock import rwlock
@@ -298,6 +298,11 @@ class Runtime:
     def per_thread_counter(self, name: str) -> PerThreadCounter:
         """A statistic that every thread writes."""
         return PerThreadCounter(name)
+
+    def per_thread_counters(self, names: Iterable[str]) -> Mapping[str, PerThreadCounter]:
+        """A statistic for each of `names`. A mapping that has not all of them yet makes what is asked for; what was never asked
+        for is 0."""
+        return {name: self.per_thread_counter(name) for name in names}
 
     def table(self, size: int, name: str = "words") -> Table:
         """`size` shared integers, all 0."""

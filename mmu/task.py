@@ -89,6 +89,12 @@ def living_tasks() -> list[Task]:
     return [task for task in list(_living.values()) if task.thread.is_alive()]
 
 
+def is_time_to_tidy(count: int) -> bool:
+    """Whether to look through a list of `count` threads' records for those that have ended: only when it has become twice as
+    long since the last time, so that it costs each newcomer no more the more there are."""
+    return not count & (count - 1)
+
+
 def at_thread_exit(check: Callable[[Task], None]) -> None:
     """Run `check` as the last act of every thread that has a task, whoever started it; it must not ask for `current`."""
     _exit_checks.append(check)

@@ -180,7 +180,7 @@ class _Keeper:
             resources=tuple(self.resources.samples),
             memory_growth=self.resources.growth(),
             lock_orders=tuple(session.vm.kvm.sync.lockdep.orders()),
-            judged=session.judged(),
+            judged=session.judged(totals),
             points=session.points.reached(),
             series=session.series.series(),
             roots=session.lives.lives(),

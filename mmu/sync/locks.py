@@ -16,7 +16,7 @@ from mmu.probe import Probe
 from mmu.runtime import RawLock, RawRwLock, Runtime
 from mmu.stack import caller, capture
 from mmu.sync.lockdep import MODES, READ, WRITE, Hold, LockDep
-from mmu.task import Task
+from mmu.task import Task, is_time_to_tidy
 
 if TYPE_CHECKING:
     from mmu.sync.rcu import Rcu
@@ -155,8 +155,10 @@ class RwLock:
         """The calling thread's record, which `needbreak` looks at, too; those of threads that have ended are forgotten."""
         hold = RwHold(self)
         with self._holds_lock:
-            living = (other for other in self._holds if other.task.thread.is_alive())
-            self._holds = (*living, hold)
+            holds = self._holds
+            if is_time_to_tidy(len(holds)):
+                holds = tuple(other for other in holds if other.task.thread.is_alive())
+            self._holds = (*holds, hold)
         return hold
 
     def read_lock(self, hold: RwHold | None = None) -> None:

@@ -18,7 +18,7 @@ from mmu.runtime import Cell, Runtime
 from mmu.sync.lockdep import READ, Hold, LockClass, LockDep, describe_held
 from mmu.sync.poison import RcuHead, poison
 from mmu.sync.sections import RcuPointer, RcuSection, SrcuSection
-from mmu.task import Task, current
+from mmu.task import Task, current, is_time_to_tidy
 
 T = TypeVar("T")
 
@@ -59,10 +59,12 @@ class EpochDomain:
         self.local = runtime.local(functools.partial(Reader, self))
 
     def enlist(self, reader: Reader) -> None:
-        """A thread uses the domain for the first time; readers of threads that have ended, outside, are forgotten."""
+        """A thread uses the domain for the first time; readers of threads that have ended, outside, are forgotten whenever there
+        are twice as many."""
         while True:
-            seen = self._readers.value
-            kept = (other for other in seen if other.task.thread.is_alive() or other.epoch.value != IDLE)
+            kept = seen = self._readers.value
+            if is_time_to_tidy(len(seen)):
+                kept = tuple(other for other in seen if other.task.thread.is_alive() or other.epoch.value != IDLE)
             if self._readers.cmpxchg(seen, (*kept, reader)) == seen:
                 return
 

@@ -7,7 +7,7 @@ nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from mmu.runtime import RWLOCKS, Cell, Counter, Local, PerThreadCounter, Queue, RawLock, RawRwLock, Runtime, Table
@@ -308,8 +308,7 @@ class LibraryRwLock:
 
 
 class Tally(PerThreadCounter):
-    """A statistic under control: nobody counts at the same time, so one number does for every task. A VM has more than a hundred,
-    most of which stay 0: one object each."""
+    """A statistic under control: nobody counts at the same time, so one number does for every task."""
 
     __slots__ = ("n",)
 
@@ -335,6 +334,22 @@ class Tally(PerThreadCounter):
     def value(self) -> int:
         """The sum."""
         return self.n
+
+
+class _Tallies(dict[str, PerThreadCounter]):
+    """Statistics of certain names."""
+
+    __slots__ = ("_names",)
+
+    def __init__(self, names: Iterable[str]) -> None:
+        super().__init__()
+        self._names = names
+
+    def __missing__(self, name: str) -> PerThreadCounter:
+        if name not in self._names:
+            raise KeyError(name)
+        tally = self[name] = Tally(name)
+        return tally
 
 
 class TaskLocal(Local[T]):
@@ -480,6 +495,10 @@ class ControlledRuntime(Runtime):
     def per_thread_counter(self, name: str) -> PerThreadCounter:
         """A statistic: no task's course depends on it, so it is no scheduling point."""
         return Tally(name)
+
+    def per_thread_counters(self, names: Iterable[str]) -> Mapping[str, PerThreadCounter]:
+        """Statistics, each made when it is first asked for: of a hundred, a schedule counts in some twenty."""
+        return _Tallies(names)
 
     def _failed(self, task: ControlTask, error: BaseException) -> None:
         if self.on_task_error is not None and task.task is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 
 from mmu import invariants
 from mmu.report import Report
@@ -101,9 +101,9 @@ class ScenarioInstance:
         """The run's counters."""
         return self.world.totals()
 
-    def judged(self) -> dict[str, int]:
-        """How often each rule had something to decide."""
-        return self.world.judged()
+    def judged(self, totals: Mapping[str, int]) -> dict[str, int]:
+        """How often each rule had something to decide, with these counters."""
+        return self.world.judged(totals)
 
     def points(self) -> tuple[str, ...]:
         """The preemption points that were reached."""

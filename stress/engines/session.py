@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from attrs import frozen
 
@@ -137,9 +137,9 @@ class World:
                 totals[name] += amount
         return totals
 
-    def judged(self) -> dict[str, int]:
-        """How often each rule had something to decide, so far."""
-        judged = judged_by_model(self.totals())
+    def judged(self, totals: Mapping[str, int]) -> dict[str, int]:
+        """How often each rule had something to decide, so far; `totals` are the counters."""
+        judged = judged_by_model(totals)
         for oracle in self.oracles:
             for rule, counter in oracle.judged.items():
                 judged[rule] += counter.value

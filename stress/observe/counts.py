@@ -9,6 +9,7 @@ from mmu.paging.table import RootPage, ShadowPage
 from mmu.runtime import PerThreadCounter, Runtime
 from stress.observe.counters import COUNTERS
 
+_NOTHING = dict.fromkeys(COUNTERS, 0)
 SHORT = {"huge-over-tables": "huge"}
 """Reasons of flushes whose counter has another name."""
 
@@ -17,7 +18,7 @@ class Counts:
     """A probe observer that counts what happens rarely enough to be counted one by one."""
 
     def __init__(self, runtime: Runtime) -> None:
-        self._counters = {name: runtime.per_thread_counter(name) for name in COUNTERS}
+        self._counters = runtime.per_thread_counters(COUNTERS)
         self._changes = {
             Change.CREATE: self["memslot_creates"],
             Change.DELETE: self["memslot_deletes"],
@@ -30,7 +31,7 @@ class Counts:
 
     def values(self) -> dict[str, int]:
         """The sums now."""
-        return {name: counter.value for name, counter in self._counters.items()}
+        return {**_NOTHING, **{name: counter.value for name, counter in self._counters.items()}}
 
     def memslot_end(self, change: Change, slot: object, parts: object) -> None:
         """One memslot call."""

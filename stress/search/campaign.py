@@ -259,8 +259,9 @@ class Campaign:
         if outcome in tally.outcomes or len(tally.outcomes) < 10_000:
             tally.outcomes[outcome] = tally.outcomes.get(outcome, 0) + 1
         if self._exercised:
-            add(tally.counters, run.instance.totals())
-            add(tally.judged, run.instance.judged())
+            totals = run.instance.totals()
+            add(tally.counters, totals)
+            add(tally.judged, run.instance.judged(totals))
             tally.points.update(run.instance.points())
         if run.reports:
             tally.failing += 1
