@@ -10,8 +10,10 @@ flag before it is set, while it is set or after it is cleared, and in the latter
 before or after it was published; that makes 5 for each of two readers.
 
 Every tool runs in one process at a time and on plain Python objects, ours on its own shared words and, where `greenlet` can be
-installed, on greenlets (STRESS_CARRIER=threads: on threads, as the others). CPU time is what a shared
-machine disturbs least: all three keep one CPU busy.
+installed, on greenlets (STRESS_CARRIER=threads: on threads, as the others). CPU time is what a shared machine disturbs least:
+all three keep one CPU busy.
+
+At the end, for ours alone: the scheduling steps a second in small scenarios of the MMU, which no peer can run.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ ROOT = HERE.parent.parent
 OURS, FRONTRUN, INTERLEAVE = "tdp-stress", "frontrun", "interleave-test"
 REQUIREMENTS = {OURS: [], FRONTRUN: ["frontrun==0.7.0"], INTERLEAVE: ["interleave-test==0.1.0"]}
 SCRIPTS = {OURS: "programs.py", FRONTRUN: "frontrun_programs.py", INTERLEAVE: "interleave_programs.py"}
+SCENARIOS = "scenarios.py"
 BUGS = {"a": "lost update", "b": "deadlock", "c": "use after free"}
 
 Samples = dict[str, dict[str, list[dict[str, Any]]]]
@@ -64,11 +67,11 @@ def answer(python: Path, expression: str) -> str:
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.strip()  # noqa: S603 - just made
 
 
-def once(tool: str, python: Path, seed: int) -> dict[str, Any]:
-    """One process of one tool: the figures of all its measurements."""
+def once(tool: str, python: Path, script: str, seed: int) -> dict[str, Any]:
+    """One process of one tool: the figures of all measurements of a script."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT) if tool == OURS else ""}
     done = subprocess.run(  # noqa: S603 - our own scripts
-        [python, HERE / SCRIPTS[tool], str(seed)], env=environment, capture_output=True, text=True, check=False, timeout=900
+        [python, HERE / script, str(seed)], env=environment, capture_output=True, text=True, check=False, timeout=900
     )
     if done.returncode:
         raise SystemExit(f"{tool} failed:\n{done.stderr}")
@@ -81,8 +84,9 @@ def measure(pythons: dict[str, Path], rounds: int) -> Samples:
     samples: Samples = {tool: {} for tool in pythons}
     for seed in range(1, rounds + 1):
         for tool, python in pythons.items():
-            for name, figures in once(tool, python, seed).items():
-                samples[tool].setdefault(name, []).append(figures)
+            for script in (SCRIPTS[tool], SCENARIOS) if tool == OURS else (SCRIPTS[tool],):
+                for name, figures in once(tool, python, script, seed).items():
+                    samples[tool].setdefault(name, []).append(figures)
             print(f"round {seed} of {rounds}: {tool}", file=sys.stderr, flush=True)  # noqa: T201 - a command
     return samples
 
@@ -96,6 +100,13 @@ class Figures:
     def median(self, tool: str, name: str, what: str) -> float:
         """Of `seconds`, `cpu` or `schedules`."""
         return statistics.median(sample[what] for sample in self._samples[tool][name])
+
+    def steps(self) -> Iterator[tuple[str, float, float]]:
+        """Of each small scenario: steps a second of CPU time, the median and the best round."""
+        for name, samples in self._samples[OURS].items():
+            if "steps" in samples[0]:
+                rates = [sample["steps"] / sample["cpu"] for sample in samples]
+                yield name, statistics.median(rates), max(rates)
 
     def rate(self, tool: str, name: str, what: str = "seconds") -> float:
         """Schedules a second; of CPU time when `what` is `cpu`."""
@@ -154,6 +165,8 @@ def markdown(figures: Figures, proofs: int, rounds: int, python: str, carrier: s
     lines += [f"| {' | '.join(row)} |" for row in rows(figures, proofs)]
     lines += ["", "| frontrun's figure against ours | times |", "|---|---|"]
     lines += [f"| {name} | {ratio:,.1f} |" for name, ratio in ratios(figures, proofs).items()]
+    lines += ["", f"| {OURS}, steps a second of CPU time | median | best round |", "|---|---|---|"]
+    lines += [f"| `configs/explore/{name}.toml`, random | {median:,.0f} | {best:,.0f} |" for name, median, best in figures.steps()]
     return "\n".join(lines)
 
 

@@ -38,3 +38,13 @@ def test_the_command_prints_the_figures_of_what_is_named() -> None:
     unknown = python(PEERS / "programs.py", 1, "e")
     assert unknown.code == 1
     assert unknown.err.startswith("there is no measurement 'e' here: there are a random, b random")
+
+
+def test_the_small_scenarios_that_are_timed_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(PEERS)
+    scenarios = runpy.run_path(str(PEERS / "scenarios.py"))
+    explore = scenarios["explore"]
+    assert len(scenarios["NAMES"]) == 4
+    assert "SCHEDULES" in scenarios
+    explore.__globals__["SCHEDULES"] = 2
+    assert all(explore(name, 1) > 200 for name in scenarios["NAMES"])
