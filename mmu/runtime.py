@@ -379,6 +379,10 @@ class Runtime:
         finally:
             task.waiting_for = before
 
+    def wait_for_all(self, what: str, *flags: Cell[Any]) -> None:
+        """Wait until each of `flags` is set; they are set once and never cleared (wait_for_completion())."""
+        self.wait_until(what, lambda: all(flag.value for flag in flags))
+
     def at_task_exit(self, check: Callable[[Task], None]) -> None:
         """Run `check` in every spawned thread as its last act, such as lockdep's held-locks check."""
         self._exit_checks.append(check)

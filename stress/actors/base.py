@@ -169,7 +169,7 @@ class Actor:
     def stay(self) -> None:
         """What a script leaves open stays open until everybody's script is done."""
         others = [actor for actor in self.stage.cast if not actor.serves]
-        self.stage.vm.kvm.runtime.wait_until("the end of everybody's script", lambda: all(actor.done.value for actor in others))
+        self.stage.vm.kvm.runtime.wait_for_all("the end of everybody's script", *(actor.done for actor in others))
 
     def moved(self) -> int:
         """A number that changes while the actor gets anywhere; what the watchdog looks at."""

@@ -166,7 +166,7 @@ class Consumer(Actor):
     def _await_exit(self, dies: bool) -> None:
         gone = self.stage.vm.kvm.mm_gone
         if dies and not gone.value:
-            self.stage.vm.kvm.runtime.wait_until("exit_mmap", lambda: gone.value)
+            self.stage.vm.kvm.runtime.wait_for_all("exit_mmap", gone)
 
     @property
     def attached(self) -> bool:
@@ -207,7 +207,7 @@ class Consumer(Actor):
             request = _Request(self.stage, hwpt, missing)
             self._worker.queue.put(request)
             answer = request.answer
-            runtime.wait_until("a page response", lambda answer=answer: answer.value != "")  # type: ignore[misc]
+            runtime.wait_for_all("a page response", answer)
             if answer.value == "FAILURE":
                 break
             group = missing

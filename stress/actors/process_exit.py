@@ -29,7 +29,7 @@ class ProcessExit(Actor):
     def end(self) -> None:
         """exit_mmap; the VM's fd may be closed before."""
         vm = self.stage.vm
-        vm.kvm.runtime.wait_until("the other threads of the process", lambda: all(actor.gone.value for actor in self._others))
+        vm.kvm.runtime.wait_for_all("the other threads of the process", *(actor.gone for actor in self._others))
         if self.stage.scenario.actors.exit.vm_first:
             self.stage.close_vm()
         vm.exit_mm()

@@ -469,6 +469,10 @@ class ControlledRuntime(Runtime):
         """The task cannot run until the predicate is true."""
         self.scheduler.wait(what, predicate)
 
+    def wait_for_all(self, what: str, *flags: Cell[Any]) -> None:
+        """As `wait_until`; and it is known to be no race, for none of the flags could have been set later."""
+        self.scheduler.wait(what, lambda: all(flag.value for flag in flags), latched=True)
+
     def spawn(self, name: str, body: Callable[[], None]) -> Task:
         """A task that the model makes for itself serves others: it is not waited for."""
         return self.start(name, body, daemon=True)
@@ -489,7 +493,7 @@ class ControlledRuntime(Runtime):
             self.scheduler.step(LOAD, word)
             return control.done
 
-        self.scheduler.wait(f"{task.name} to end", ended)
+        self.scheduler.wait(f"{task.name} to end", ended, latched=True)
         return control.done
 
     def per_thread_counter(self, name: str) -> PerThreadCounter:

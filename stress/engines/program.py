@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from attrs import define, field, frozen
 
@@ -17,7 +17,7 @@ from mmu.task import Task, current
 from stress.engines.carriers import AUTO, carrier_for, scheduler_class
 from stress.engines.controlled import ControlledRuntime
 from stress.engines.scheduler import Picker, Scheduler
-from stress.engines.steps import RELAX, Access, Event
+from stress.engines.steps import RELAX, Access, Event, Look, looked_at
 from stress.engines.tasks import ControlTask
 
 LIMIT = 20_000
@@ -95,20 +95,29 @@ class Strategy(Protocol):
         ...
 
 
+class Blocked(NamedTuple):
+    """What a task that cannot go on has announced: the accesses that could have come sooner, and the looks of a wait."""
+
+    task: int
+    kind: int
+    touched: list[Access]
+    looks: list[Look]
+
+
 @define
 class Run:
-    """One schedule and what came of it. `trace`, `extras` and `looked` are the scheduler's, of the explored phase; `cut` says
+    """One schedule and what came of it. `trace`, `extras` and `looks` are the scheduler's, of the explored phase; `cut` says
     that the strategy gave it up, because others like it were seen; `limit_hit` that it was longer than allowed."""
 
     trace: list[Event] = field(factory=list)
     extras: dict[int, list[Access]] = field(factory=dict)
-    looked: dict[int, list[Access]] = field(factory=dict)
+    looks: dict[int, list[Look]] = field(factory=dict)
     names: list[str] = field(factory=list)
     reports: tuple[Report, ...] = ()
     errors: tuple[str, ...] = ()
     outcome: Hashable = None
-    blocked: list[tuple[int, int, list[Access]]] = field(factory=list)
-    """What the tasks that can never go on had announced: (task index, kind, accesses)."""
+    blocked: list[Blocked] = field(factory=list)
+    """What the tasks that can never go on had announced."""
     cut: bool = False
     limit_hit: bool = False
     completed: bool = False
@@ -196,8 +205,8 @@ class Executor:
             scheduler.run()
             instance.start()
         scheduler.run(strategy.begin(scheduler))
-        run.trace, run.extras, run.looked = scheduler.trace, scheduler.extras, scheduler.looked
-        run.blocked = [(task.index, task.kind, list(task.looked) or task.reads or [(task.kind, task.word)]) for task in scheduler.waiting]
+        run.trace, run.extras, run.looks = scheduler.trace, scheduler.extras, scheduler.looks
+        run.blocked = [Blocked(task.index, task.kind, _announced(task), task.looks) for task in scheduler.waiting]
         run.limit_hit = scheduler.limit_hit
         run.cut = scheduler.given_up
         run.completed = not (scheduler.unfinished or run.cut)
@@ -214,6 +223,12 @@ class Executor:
             if scheduler.unfinished:
                 found.append(deadlock(scheduler))
                 return
+
+
+def _announced(task: ControlTask) -> list[Access]:
+    if task.latched:
+        return []
+    return looked_at(task.looks) or task.reads or [(task.kind, task.word)]
 
 
 @contextmanager

@@ -27,6 +27,7 @@ from stress.engines.steps import (
     WAIT,
     Access,
     Event,
+    Look,
 )
 from stress.engines.tasks import Abandoned, Carries, ControlTask, Gate
 
@@ -44,9 +45,9 @@ class Scheduler:
         self.trace: list[Event] = []
         self.extras: dict[int, list[Access]] = {}
         """Further words that an event touched: what observers read while it was the last, what a predicate read."""
-        self.looked: dict[int, list[Access]] = {}
-        """What a WAIT has looked at in vain before it could go on, where that is more than what it saw in the end: a write
-        there could have ended the wait earlier."""
+        self.looks: dict[int, list[Look]] = {}
+        """How often a WAIT has looked before it went on: a write to what it saw in vain could have ended it earlier. Of a latched
+        one nothing is kept: it comes after all that it waits for, whatever the schedule."""
         self.registry: list[tuple[int, Any]] = []
         """Every object with its first word, in the order in which they were made."""
         self.quiet = 1
@@ -130,9 +131,10 @@ class Scheduler:
         self.steps_before += len(self.trace)
         self.trace = []
         self.extras = {}
-        self.looked = {}
+        self.looks = {}
         for task in self.tasks:
             task.relaxed_at = 0
+            task.looks = [(0, result, reads) for _, result, reads in task.looks[-1:]]
         self.stuck = False
         self.serial = pick is None
         self.pick = pick = pick or self.first
@@ -221,7 +223,6 @@ class Scheduler:
         task.word = word
         task.gate = gate
         task.what = what
-        task.looked.clear()
         gate.pending.append(task)
         if not gate.open_to(task):
             self._disable(task)
@@ -240,8 +241,8 @@ class Scheduler:
         for task in gate.pending:
             self._set_enabled(task, gate.open_to(task))
 
-    def wait(self, what: str, predicate: Callable[[], bool]) -> None:
-        """Not runnable until `predicate` is true."""
+    def wait(self, what: str, predicate: Callable[[], bool], *, latched: bool = False) -> None:
+        """Not runnable until `predicate` is true; of a `latched` one every write to what it reads is needed, and comes once."""
         if self.quiet and not (self.serial and self.quiet == 1):
             if self._aborting:
                 raise Abandoned
@@ -249,8 +250,8 @@ class Scheduler:
         task = self.running
         task.kind = WAIT
         task.predicate = predicate
+        task.latched = latched
         task.what = what
-        task.looked.clear()
         if not self._look(task):
             self._disable(task)
         if not (self.serial and task.enabled):
@@ -511,8 +512,8 @@ class Scheduler:
             self.quiet -= 1
             task.reads, self._noting = list(dict.fromkeys(self._noting)), noting
         task.word = task.reads[0][1] if task.reads else NO_WORD
-        if self.keep_extras:
-            task.looked.update(dict.fromkeys(task.reads))
+        if not task.latched:
+            task.looks.append((len(self.trace), result, task.reads))
         self._watch(task)
         return result
 
@@ -535,8 +536,10 @@ class Scheduler:
         self.trace.append((task.index, task.kind, task.word))
         if len(task.reads) > 1:
             self.extras[len(self.trace) - 1] = task.reads[1:]
-        if len(task.looked) > len(task.reads):
-            self.looked[len(self.trace) - 1] = list(task.looked)
+        if task.kind == WAIT:
+            self.looks[len(self.trace) - 1] = task.looks
+            task.looks = []
+            task.latched = False
         task.reads = []
         if len(self.trace) >= self.limit:
             self._over()

@@ -53,3 +53,11 @@ OWNER_SHIFT: Final = 32
 Event = tuple[int, int, int]
 Access = tuple[int, int]
 """(kind, word)."""
+
+Look = tuple[int, bool, list[Access]]
+"""A waiting task has evaluated what it waits for: after how many events, with what result, and what it has read for that."""
+
+
+def looked_at(looks: list[Look]) -> list[Access]:
+    """Everything that was read, each once."""
+    return list(dict.fromkeys(access for _, _, reads in looks for access in reads))

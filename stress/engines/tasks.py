@@ -8,7 +8,7 @@ from typing import Protocol
 
 from mmu.task import Task
 from stress.engines.carrier import Signal
-from stress.engines.steps import KINDS, NO_WORD, START, Access
+from stress.engines.steps import KINDS, NO_WORD, START, Access, Look
 
 
 class Abandoned(BaseException):
@@ -57,7 +57,8 @@ class ControlTask:
         "gate",
         "index",
         "kind",
-        "looked",
+        "latched",
+        "looks",
         "made",
         "name",
         "predicate",
@@ -89,7 +90,8 @@ class ControlTask:
         self.gate: Gate | None = None
         self.predicate: Callable[[], bool] | None = None
         self.reads: list[Access] = []
-        self.looked: dict[Access, None] = {}
+        self.looks: list[Look] = []
+        self.latched = False
         self.what = ""
         self.relaxed_at = 0
         self.revived = 0

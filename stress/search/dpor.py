@@ -3,16 +3,19 @@
 Source sets with sleep sets (Abdulla, Aronis, Jonsson, Sagonas, "Optimal dynamic partial order reduction", POPL 2014):
 after each execution every race in it - two conflicting events of different tasks with nothing ordered in between - asks
 for an execution in which the second comes first, unless one that is equivalent has been or will be explored. A lock that
-is held and a wait that is false are races with whatever closed them, not with what opens them.
+is held and a wait that is false are races with whatever closed them, not with what opens them: what had to come first is known
+where the wait had looked before in vain (`_Wait.needs`), and of a latched wait.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from stress.engines.program import Run
 from stress.engines.scheduler import Picker, Scheduler
-from stress.engines.steps import ACQUIRE, READ_ACQUIRE, READ_RELEASE, RELAX, RELEASE, WAIT, Access
+from stress.engines.steps import ACQUIRE, READ_ACQUIRE, READ_RELEASE, RELAX, RELEASE, START, WAIT, Access, Look, looked_at
 from stress.engines.tasks import ControlTask
-from stress.search.order import GROUP, Order, accesses, conflict
+from stress.search.order import GROUP, LOADS, Clock, Order, accesses, conflict
 
 _RELEASES = frozenset({RELEASE, READ_RELEASE})
 _GATED = frozenset({ACQUIRE, READ_ACQUIRE})
@@ -102,33 +105,44 @@ class Dpor:
     def _find_races(self, run: Run) -> None:
         order = Order(run.trace, run.extras, len(run.names))
         first_new = max(0, self._prefix - 1)
-        trace = run.trace
-        for position in range(len(trace)):
+        waits: list[_Wait] = []
+        writes: dict[int, list[int]] = {}
+        for position, (task, kind, _) in enumerate(run.trace):
             touched = order.touched(position)
-            if position >= first_new and touched:
-                task, kind, _ = trace[position]
-                races = _races(order, task, kind, touched + run.looked.get(position, []))
-                order.advance(position, touched)
-                for earlier in races:
-                    self._demand(order, earlier, position, task)
-            else:
-                order.advance(position, touched)
-        if not run.completed:
-            for pending in run.blocked:
-                self._blocked(order, pending)
+            looks = run.looks.get(position)
+            races: list[int] = []
+            if looks:
+                waits.append(_wait(order, position, looks, task, kind, touched + looked_at(looks)))
+            elif looks is None and position >= first_new and kind != START:  # nothing starts before it is spawned
+                races = _races(order, task, kind, touched)
+            order.advance(position, touched)
+            _note_writes(writes, position, touched)
+            for earlier in races:
+                self._demand(earlier, task, _initials(order, earlier, position, task, order.clocks[position]))
+        for task, kind, touched, looks in () if run.completed else run.blocked:  # it, too, could have come first
+            waits.append(_wait(order, len(run.trace), looks, task, kind, touched))
+        for wait in waits:
+            self._find_sooner(wait, order, writes)
 
-    def _blocked(self, order: Order, pending: tuple[int, int, list[Access]]) -> None:
-        """An operation that was never done because its task was blocked for ever: it, too, could have come first."""
-        task, kind, touched = pending
-        for earlier in _races(order, task, kind, touched):
-            self._demand(order, earlier, len(order.trace), task)
+    def _find_sooner(self, wait: _Wait, order: Order, writes: dict[int, list[int]]) -> None:
+        """What a wait reads, and so what it conflicts with, hangs on what it sees. Where it had looked before an event that it
+        races with, it depends on those that write to what it saw then, wherever in the execution they come: without any it
+        cannot come sooner, if it looked in vain; and each of them may lead to where it does. So every wait is judged anew in
+        every execution, in which something else may follow."""
+        for earlier in wait.races:
+            look = wait.look_at(earlier)
+            writers = wait.writers(look, earlier, order, writes) if look is not None else []
+            if look is None or look[1] or writers:
+                self._demand(earlier, wait.task, _initials(order, earlier, wait.position, wait.task, wait.clock))
+            for writer in writers:
+                who = order.trace[writer][0]
+                self._demand(earlier, who, _initials(order, earlier, writer, who, order.clocks[writer], past=True))
 
-    def _demand(self, order: Order, earlier: int, later: int, task: int) -> None:
-        """Make sure that some execution from the state before `earlier` begins as one in which `later` comes first would."""
+    def _demand(self, earlier: int, task: int, initials: int) -> None:
+        """Make sure that some execution from the state before `earlier` begins with one of `initials`, best with `task`."""
         if earlier >= len(self._nodes):
             return
         node = self._nodes[earlier]
-        initials = _initials(order, earlier, later, task)
         tried = node.backtrack
         for sleeper in node.done:
             tried |= 1 << sleeper
@@ -155,6 +169,41 @@ class Dpor:
                 return
             nodes.pop()
         self.exhausted = True
+
+
+class _Wait(NamedTuple):
+    """A wait, or an operation that was never done because its task was blocked for ever, and the events that it races with."""
+
+    position: int
+    task: int
+    looks: list[Look]
+    races: list[int]
+    clock: Clock
+    """After everything that writes to what it has seen, in vain or not: who may begin is not to be taken for a task that could
+    not, had the wait read something else."""
+
+    def look_at(self, earlier: int) -> Look | None:
+        """How it had looked in the state before event `earlier`; None if its task had not come to it."""
+        return next((look for look in reversed(self.looks) if look[0] <= earlier and look[2]), None)
+
+    def writers(self, look: Look, earlier: int, order: Order, writes: dict[int, list[int]]) -> list[int]:
+        """The events, not ordered after `earlier` nor after the wait, that write after `earlier` to what this look has read."""
+        trace, numbers, clocks = order.trace, order.numbers, order.clocks
+        after = [(trace[earlier][0], numbers[earlier])]
+        if self.position < len(trace):
+            after.append((self.task, numbers[self.position]))
+        found = {at for _, word in look[2] for at in writes.get(word, ()) if at > earlier}
+        return sorted(at for at in found if all(clocks[at][owner] < number for owner, number in after))
+
+
+def _wait(order: Order, position: int, looks: list[Look], task: int, kind: int, touched: list[Access]) -> _Wait:
+    return _Wait(position, task, looks, _races(order, task, kind, touched), order.clock_of(task, touched))
+
+
+def _note_writes(writes: dict[int, list[int]], position: int, touched: list[Access]) -> None:
+    for kind, word in touched:
+        if GROUP[kind] != LOADS:
+            writes.setdefault(word, []).append(position)
 
 
 def _still_asleep(node: _Node, scheduler: Scheduler, position: int) -> dict[int, list[Access]]:
@@ -208,25 +257,21 @@ def _group_of(order: Order, position: int, word: int) -> int:
     return min(GROUP[kind] for kind, where in order.touched(position) if where == word)
 
 
-def _initials(order: Order, earlier: int, later: int, task: int) -> int:
+def _initials(order: Order, earlier: int, later: int, task: int, last: Clock, *, past: bool = False) -> int:
     """Who can begin (a bit each) what follows the state before `earlier`, without `earlier` and what depends on it, up to the
-    operation `later` of `task`."""
+    operation `later` of `task`, which has the clock `last`; with `past` only what comes before that by its clock."""
     trace, clocks, numbers = order.trace, order.clocks, order.numbers
     owner, number = trace[earlier][0], numbers[earlier]
     firsts: dict[int, int] = {}
     initials = 0
     for position in range(earlier + 1, later):
         clock = clocks[position]
-        if clock[owner] >= number:
-            continue
         who = trace[position][0]
-        if who in firsts:
+        if clock[owner] >= number or who in firsts or (past and last[who] < numbers[position]):
             continue
         if all(clock[other] < first for other, first in firsts.items()):
             initials |= 1 << who
         firsts[who] = numbers[position]
-    if task not in firsts:
-        clock = clocks[later] if later < len(clocks) else order.current[task]
-        if all(clock[other] < first for other, first in firsts.items()):
-            initials |= 1 << task
+    if task not in firsts and all(last[other] < first for other, first in firsts.items()):
+        initials |= 1 << task
     return initials

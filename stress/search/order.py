@@ -113,7 +113,7 @@ class _Word:
 
     `base` is the clock of everything before the current group of commuting operations, `gathered` that of the group itself;
     `base_task` and `gathered_task` are the one task whose own clock that is, or `MANY`. `history` are the events, of a group
-    only the last of each task and kind. In a weak order `loads` is the clock of all loads before the current group,
+    of loads only the last of each task and kind. In a weak order `loads` is the clock of all loads before the current group,
     `old_loads` of those before the last write, and `everything` that of whoever has touched the word; there is no history.
     """
 
@@ -168,13 +168,15 @@ class _Word:
             self.everything, self.toucher = join(self.everything, clock), MANY
 
     def note(self, position: int, trace: list[Event]) -> None:
-        """Remember the event; one of the same task and kind in the same group makes an earlier one superfluous."""
+        """Remember the event; a load makes an earlier one superfluous that is of the same task and kind, and in the same group.
+        Of what changes the word none is: somebody may have been able to go on between two of them only."""
         history = self.history
-        same = trace[position][:2]
-        for index in range(self.starts, len(history)):
-            if trace[history[index]][:2] == same:
-                del history[index]
-                break
+        if self.group == LOADS:
+            same = trace[position][:2]
+            for index in range(self.starts, len(history)):
+                if trace[history[index]][:2] == same:
+                    del history[index]
+                    break
         history.append(position)
 
 
@@ -237,6 +239,16 @@ class Order:
         self.current[task] = clock
         self.clocks.append(clock)
         self.numbers.append(clock[task])
+        return clock
+
+    def clock_of(self, task: int, touched: list[Access]) -> Clock:
+        """The clock of an operation that `task` would do now, without taking it in; its own event not counted."""
+        clock = self.current[task]
+        for kind, word in touched:
+            record = self.words.get(word)
+            if record is not None:
+                group = GROUP[kind]
+                clock = join(clock, record.base if group and group == record.group else join(record.base, record.gathered))
         return clock
 
     def before(self, first: int, second: int) -> bool:

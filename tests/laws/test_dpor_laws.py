@@ -12,6 +12,7 @@ from mmu.report import Report
 from stress.engines.carrier import pinned
 from stress.engines.controlled import ControlledRuntime
 from stress.engines.program import Executor, Part, Strategy
+from stress.engines.program import Program as AnyProgram
 from stress.litmus.base import LitmusProgram
 from stress.litmus.registry import LITMUS
 from stress.search.bounded import DepthFirst
@@ -107,15 +108,18 @@ class Program:
         return Chance(runtime, seed)
 
 
-def everything(strategy: Strategy, number: int) -> tuple[dict[int, Hashable], int] | None:
-    """Every class with its outcome, deadlocks as their report; and how many executions that took."""
-    executor = Executor(Program(), keep_extras=True)
+Everything = tuple[dict[int, Hashable], int]
+
+
+def everything(strategy: Strategy, number: int, program: AnyProgram | None = None, most: int = 0) -> Everything | None:
+    """Every class with its outcome, deadlocks as their report; and how many executions that took. None: more than `most`."""
+    executor = Executor(program or Program(), keep_extras=True)
     classes: dict[int, Hashable] = {}
     executions = 0
     while not strategy.exhausted:
         run = executor.execute(strategy, number)
         executions += 1
-        if executions > MOST:
+        if executions > (most or MOST):
             return None
         assert not run.errors
         if not run.cut:

@@ -213,6 +213,18 @@ def test_a_wait_ends_when_another_thread_makes_it_true(runtime: Runtime) -> None
     assert waiter.waiting_for == ""
 
 
+def test_a_wait_for_flags_ends_with_the_last(runtime: Runtime) -> None:
+    one, other = runtime.cell("one", False), runtime.cell("other", False)
+    waiter = blocked(runtime, lambda: runtime.wait_for_all("both", one, other))
+    one.store(True)
+    waiting = blocked(runtime, lambda: runtime.wait_for_all("the other", other))
+    assert (waiter.waiting_for, waiting.waiting_for) == ("both", "the other")
+    other.store(True)
+    finish(runtime, waiter)
+    finish(runtime, waiting)
+    runtime.wait_for_all("both, which are set", one, other)
+
+
 def test_a_wait_that_is_left_by_an_exception_waits_for_nothing(runtime: Runtime) -> None:
     def fail() -> bool:
         if current.task.waiting_for:

@@ -69,7 +69,7 @@ def account_of(run: Run) -> dict[str, Any]:
         "steps": named_steps(run),
         "trace": run.trace,
         "extras": run.extras,
-        "looked": run.looked,
+        "looks": run.looks,
         "blocked": run.blocked,
         "reports": [report.render() for report in run.reports],
         "signature": run.signature,
