@@ -3,8 +3,8 @@
 Source sets with sleep sets (Abdulla, Aronis, Jonsson, Sagonas, "Optimal dynamic partial order reduction", POPL 2014):
 after each execution every race in it - two conflicting events of different tasks with nothing ordered in between - asks
 for an execution in which the second comes first, unless one that is equivalent has been or will be explored. A lock that
-is held and a wait that is false are races with whatever closed them, not with what opens them: what had to come first is known
-where the wait had looked before in vain (`_Wait.needs`), and of a latched wait.
+is held and a wait that is false are races with whatever closed them, not with what opens them. What has opened a wait is known
+where it had looked in vain before (`Dpor._find_sooner`), and of a latched wait, which is no race at all.
 """
 
 from __future__ import annotations
