@@ -4,11 +4,10 @@ that trying every interleaving sees. What opens a wait is no race with it, unles
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 
-from mmu.report import Report
 from mmu.runtime import Counter as Word
 from stress.engines.carrier import pinned
 from stress.engines.controlled import ControlledRuntime
@@ -17,7 +16,7 @@ from stress.search.bounded import DepthFirst
 from stress.search.dpor import Dpor
 from stress.search.order import class_of
 from stress.search.walk import RandomWalk
-from tests.laws.test_dpor_laws import everything
+from tests.laws.test_dpor_laws import Drawn, everything
 from tests.unit.search.programs import Body, Small
 
 OPERATIONS = ("load", "store", "store", "add", "xchg", "branch", "flag", "wait for all", "wait", "wait")
@@ -34,10 +33,8 @@ PREDICATES: tuple[Callable[[Word, Word], bool], ...] = (
 """What is waited for, of two words: some need both, some only one, and look at the other only if they must."""
 
 
-class Waits:
-    """A program of two or three tasks that write to two or three words, wait for each other's writes, and set their flags."""
-
-    has_start = False
+class Waits(Drawn):
+    """Two or three tasks that write to two or three words, wait for each other's writes, and set their flags."""
 
     def __init__(self, runtime: ControlledRuntime, number: int) -> None:
         self._dice = dice = random.Random(number)
@@ -86,20 +83,6 @@ class Waits:
             case _:
                 holds = self._dice.choice(PREDICATES)
                 return lambda: runtime.wait_until("something", lambda: holds(word, other))
-
-    def start(self) -> None: ...
-
-    def closing(self) -> Sequence[Part]:
-        return ()
-
-    def reports(self) -> Sequence[Report]:
-        return ()
-
-    def errors(self) -> Sequence[str]:
-        return ()
-
-    def outcome(self) -> Hashable:
-        return tuple(tuple(seen) for seen in self._seen)
 
 
 class Program:
