@@ -90,8 +90,8 @@ def living_tasks() -> list[Task]:
 
 
 def is_time_to_tidy(count: int) -> bool:
-    """Whether to look through a list of `count` threads' records for those that have ended: only when it has become twice as
-    long since the last time, so that it costs each newcomer no more the more there are."""
+    """Whether to look through a list of `count` threads' records for those that have ended: at powers of two only, so that a
+    newcomer costs no more the more there are."""
     return not count & (count - 1)
 
 

@@ -70,7 +70,7 @@ class Fingerprint:
         for position, (task, kind, word) in enumerate(trace[self._taken :] if self._taken else trace, self._taken):
             if extras and position in extras:
                 mark = self._take_many(task, kind, word, accesses((task, kind, word), extras[position]))
-            elif (mine := GROUP[kind]) >= 0 and word:
+            elif (mine := GROUP[kind]) >= 0 and word:  # `_enter`, without the call: most events are of this kind
                 state = words.get(word)
                 if state is None:
                     state = words[word] = [mine, FIRST, 0]

@@ -30,7 +30,7 @@ def other():
             time.sleep(0.001)
 
 
-others = [threading.Thread(target=other) for _ in range(3)]
+others = [threading.Thread(target=other, daemon=True) for _ in range(3)]
 for thread in others:
     thread.start()
 while not starved.is_set():
