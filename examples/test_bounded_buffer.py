@@ -1,9 +1,11 @@
-"""Two small concurrent programs under the fixture `explore`: one that is right, and one that is not.
+"""Two small concurrent programs under the fixture `explore`: one that is right, and one that is
+not.
 
     pytest examples
 
-Each `program` is called once for every schedule. It makes everything that tasks share from `sync`, spawns the tasks, and
-returns what has to hold at the end. Every operation on what `sync` has made is a point at which another task may go on.
+Each `program` is called once for every schedule. It makes everything that tasks share from `sync`,
+spawns the tasks, and returns what has to hold at the end. Every operation on what `sync` has made
+is a point at which another task may go on.
 """
 
 import pytest
@@ -12,7 +14,8 @@ from stress.testing import ScheduleFailed
 
 
 class BoundedBuffer:
-    """At most `size` items. Whoever finds it full or empty waits outside the lock, and looks again inside."""
+    """At most `size` items. Whoever finds it full or empty waits outside the lock, and looks again
+    inside."""
 
     def __init__(self, sync, size):
         self._sync = sync
@@ -42,7 +45,8 @@ class BoundedBuffer:
 
 
 def test_everything_that_is_put_is_taken_once(explore):
-    """Two producers, one consumer, room for one item: in every schedule, each producer's items arrive in their order."""
+    """Two producers, one consumer, room for one item: in every schedule, each producer's items
+    arrive in their order."""
 
     def program(sync):
         buffer = BoundedBuffer(sync, size=1)
@@ -82,10 +86,12 @@ def test_one_producer_and_one_consumer_are_proved(explore):
     assert explore(program, exhaustive=True).exhausted
 
 
-@pytest.mark.xfail(raises=ScheduleFailed, strict=True, reason="the two accounts are locked in both orders")
+@pytest.mark.xfail(
+    raises=ScheduleFailed, strict=True, reason="the two accounts are locked in both orders"
+)
 def test_transfers_in_both_directions(explore):
-    """Each transfer locks where the money comes from, then where it goes. Lockdep reports the inversion in the first schedule
-    in which both transfers run, whether or not they meet."""
+    """Each transfer locks where the money comes from, then where it goes. Lockdep reports the
+    inversion in the first schedule in which both transfers run, whether or not they meet."""
 
     def program(sync):
         locks = {name: sync.mutex(f"account {name}") for name in "AB"}

@@ -1,7 +1,9 @@
-"""A model of KVM's x86 TDP MMU with an exported root, its locking and RCU rules enforced. Knows nothing of the harness.
+"""A model of KVM's x86 TDP MMU with an exported root, its locking and RCU rules enforced. Knows
+nothing of the harness.
 
-The public API reads like KVM's: a `VirtualMachine` with the operations of the ioctls, vCPUs, TDP FDs. Everything that
-two threads share is made by a `Runtime`; broken rules are `Report` values that a `Reporter` collects.
+The public API reads like KVM's: a `VirtualMachine` with the operations of the ioctls, vCPUs, TDP
+FDs. Everything that two threads share is made by a `Runtime`; broken rules are `Report` values that
+a `Reporter` collects.
 
 Names are imported when they are first used, so that `mmu.sync` on its own does not load the model.
 """

@@ -1,7 +1,8 @@
 """What must be true of a VM when nobody is inside it (appendix A of the reference).
 
-`check(vm)` is called at a quiescent point: every vCPU outside guest mode, no call in progress. Each invariant is a
-function of its own that yields what is wrong; the names are the reference's I-numbers.
+`check(vm)` is called at a quiescent point: every vCPU outside guest mode, no call in progress. Each
+invariant is a function of its own that yields what is wrong; the names are the reference's
+I-numbers.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ MOST_SHOWN = 20
 
 @frozen
 class Violation:
-    """One thing that is wrong: the invariant's number, what was found, and the guest frame it is about, if any."""
+    """One thing that is wrong: the invariant's number, what was found, and the guest frame it is
+    about, if any."""
 
     invariant: str
     found: str
@@ -46,7 +48,7 @@ class Violation:
 
 
 @frozen
-class _Entry:
+class _CheckedEntry:
     """A non-zero SPTE met by the full walk."""
 
     sp: ShadowPage
@@ -55,14 +57,14 @@ class _Entry:
     spte: int
 
 
-class Tree:
+class CheckedTree:
     """One full walk of a root: its tables and its non-zero entries."""
 
     def __init__(self, vm: VirtualMachine, root: RootPage) -> None:
         self.root = root
         self.tables: list[tuple[ShadowPage, ShadowPage, int]] = []
-        self.leaves: list[_Entry] = []
-        self.others: list[_Entry] = []
+        self.leaves: list[_CheckedEntry] = []
+        self.others: list[_CheckedEntry] = []
         self._vm = vm
         self._walk(root)
 
@@ -72,13 +74,14 @@ class Tree:
         for index, spte in enumerate(sp.spt):
             if not spte:
                 continue
-            entry = _Entry(sp, index, sp.gfn + index * step, spte)
+            entry = _CheckedEntry(sp, index, sp.gfn + index * step, spte)
             if layout.is_leaf(spte, sp.level):
                 self.leaves.append(entry)
             elif layout.is_table(spte, sp.level):
                 child = self._vm.kvm.tables.at(spte & ADDR_MASK)
                 self.tables.append((child, sp, index))
-                if not is_poisoned(child) and child.level < sp.level:  # else I6 reports it, and it may lead round in a circle
+                # else I6 reports it, and it may lead round in a circle
+                if not is_poisoned(child) and child.level < sp.level:
                     self._walk(child)
             else:
                 self.others.append(entry)
@@ -90,7 +93,7 @@ class State:
     def __init__(self, vm: VirtualMachine) -> None:
         self.vm = vm
         self.roots = vm.roots.snapshot()
-        self.trees = [Tree(vm, root) for root in self.roots]
+        self.trees = [CheckedTree(vm, root) for root in self.roots]
 
     def slots(self, as_id: int) -> tuple[Memslot, ...]:
         """The active slots of an address space."""
@@ -100,7 +103,7 @@ class State:
         """The slot that covers `gfn`."""
         return self.vm.memslots.peek(as_id).at(gfn)
 
-    def pages(self, leaf: _Entry) -> int:
+    def pages(self, leaf: _CheckedEntry) -> int:
         """How many frames a leaf maps."""
         return self.vm.kvm.geometry.pages(leaf.sp.level)
 
@@ -113,7 +116,8 @@ def i1_roots_are_referenced(state: State) -> Iterator[Found]:
 
 
 def i3_refcounts_are_exact(state: State) -> Iterator[Found]:
-    """Refcount = the TDP MMU's own (until zapped) + one a vCPU that has it loaded + the exporter's."""
+    """Refcount = the TDP MMU's own (until zapped) + one a vCPU that has it loaded + the
+    exporter's."""
     for root in state.roots:
         own, loaded, exporters = _holders(state, root)
         if root.refcount.read() != own + loaded + exporters:
@@ -159,11 +163,15 @@ def i6_tables_hang_together(state: State) -> Iterator[Found]:
             placed = (child.parent, child.parent_index, child.level, child.gfn, child.root)
             gfn = parent.gfn + index * state.vm.kvm.geometry.pages(parent.level)
             if placed != (parent, index, parent.level - 1, gfn, tree.root):
-                yield f"{child.describe()} is linked at entry {index} of {parent.describe()} but says otherwise"
+                yield (
+                    f"{child.describe()} is linked at entry {index} of {parent.describe()} but "
+                    "says otherwise"
+                )
 
 
 def i7_leaves_are_right(state: State) -> Iterator[Found]:
-    """A leaf is aligned and maps the frames that the host maps there now, with no more rights than host and slot give."""
+    """A leaf is aligned and maps the frames that the host maps there now, with no more rights than
+    host and slot give."""
     host = state.vm.host
     for tree in state.trees:
         as_id = tree.root.role.as_id
@@ -171,17 +179,33 @@ def i7_leaves_are_right(state: State) -> Iterator[Found]:
             pages = state.pages(leaf)
             pfn = pfn_of(leaf.spte)
             if leaf.gfn & (pages - 1) or pfn & (pages - 1):
-                yield f"leaf at gfn {leaf.gfn:#x} level {leaf.sp.level} maps frame {pfn:#x}: not aligned", leaf.gfn
+                yield (
+                    f"leaf at gfn {leaf.gfn:#x} level {leaf.sp.level} maps frame {pfn:#x}: not "
+                    "aligned",
+                    leaf.gfn,
+                )
             for offset in range(pages):
-                if pfn + offset >= host.frames or host.stamp[pfn + offset] not in (tag_of(as_id, leaf.gfn + offset), MOVING):
+                if pfn + offset >= host.frames or host.stamp[pfn + offset] not in (
+                    tag_of(as_id, leaf.gfn + offset),
+                    MOVING,
+                ):
                     where = f"gfn {leaf.gfn + offset:#x} maps frame {pfn + offset:#x}"
-                    yield f"leaf of {tree.root.describe()} at {where}, which is not its own", leaf.gfn + offset
+                    yield (
+                        f"leaf of {tree.root.describe()} at {where}, which is not its own",
+                        leaf.gfn + offset,
+                    )
                     break
             slot = state.slot(as_id, leaf.gfn)
             if leaf.spte & SPTE_W and slot is not None and not slot.host_writable:
                 yield f"leaf at gfn {leaf.gfn:#x} is writable, {slot.describe()} is not", leaf.gfn
-            if (leaf.spte & SPTE_W and not leaf.spte & MMU_WRITABLE) or (leaf.spte & MMU_WRITABLE and not leaf.spte & HOST_WRITABLE):
-                yield f"leaf at gfn {leaf.gfn:#x}: W without MMU-writable, or MMU-writable without host-writable", leaf.gfn
+            if (leaf.spte & SPTE_W and not leaf.spte & MMU_WRITABLE) or (
+                leaf.spte & MMU_WRITABLE and not leaf.spte & HOST_WRITABLE
+            ):
+                yield (
+                    f"leaf at gfn {leaf.gfn:#x}: W without MMU-writable, or MMU-writable without "
+                    "host-writable",
+                    leaf.gfn,
+                )
 
 
 def i8_leaves_have_slots(state: State) -> Iterator[Found]:
@@ -190,12 +214,20 @@ def i8_leaves_have_slots(state: State) -> Iterator[Found]:
         slots = state.slots(tree.root.role.as_id)
         for leaf in tree.leaves:
             end = leaf.gfn + state.pages(leaf)
-            if not any(slot.base_gfn <= leaf.gfn and end <= slot.end_gfn and not slot.invalid for slot in slots):
-                yield f"leaf of {tree.root.describe()} at gfn {leaf.gfn:#x} level {leaf.sp.level} has no memslot", leaf.gfn
+            if not any(
+                slot.base_gfn <= leaf.gfn and end <= slot.end_gfn and not slot.invalid
+                for slot in slots
+            ):
+                yield (
+                    f"leaf of {tree.root.describe()} at gfn {leaf.gfn:#x} level {leaf.sp.level} "
+                    "has no memslot",
+                    leaf.gfn,
+                )
 
 
 def i10_pages_are_balanced(state: State) -> Iterator[Found]:
-    """Every table page is linked, in somebody's cache, given to RCU, or was discarded unseen; none is lost."""
+    """Every table page is linked, in somebody's cache, given to RCU, or was discarded unseen; none
+    is lost."""
     # RCU's own task is never at rest, so nothing is compared that it changes.
     vm = state.vm
     tables = vm.kvm.tables
@@ -205,21 +237,30 @@ def i10_pages_are_balanced(state: State) -> Iterator[Found]:
     lost = tables.allocated.value - linked - cached - retired - discarded
     if lost:
         made = f"{tables.allocated.value} page-table pages were made"
-        yield f"{made}: {linked} linked, {cached} in caches, {retired} given to RCU, {discarded} discarded, {lost} lost"
+        yield (
+            f"{made}: {linked} linked, {cached} in caches, {retired} given to RCU, {discarded} "
+            f"discarded, {lost} lost"
+        )
 
 
 def i11_nothing_is_frozen(state: State) -> Iterator[Found]:
-    """At rest no entry is frozen, and nothing but present entries, MMIO entries of 4 KiB and zeros is left."""
+    """At rest no entry is frozen, and nothing but present entries, MMIO entries of 4 KiB and zeros
+    is left."""
     for tree in state.trees:
         for entry in tree.others:
             if entry.spte & SPTE_MMIO and entry.sp.level == 1:
                 continue
             what = "frozen" if entry.spte == REMOVED_SPTE else f"{entry.spte:#x}"
-            yield f"entry of {tree.root.describe()} at gfn {entry.gfn:#x} level {entry.sp.level} is {what} at rest", entry.gfn
+            yield (
+                f"entry of {tree.root.describe()} at gfn {entry.gfn:#x} level {entry.sp.level} is "
+                f"{what} at rest",
+                entry.gfn,
+            )
 
 
 def i12_no_invalidation_is_left(state: State) -> Iterator[Found]:
-    """At rest no mmu_notifier invalidation is in progress: every start had its end, on the same slots."""
+    """At rest no mmu_notifier invalidation is in progress: every start had its end, on the same
+    slots."""
     kvm = state.vm.kvm
     if kvm.invalidation.in_progress.value:
         yield f"mmu_invalidate_in_progress is {kvm.invalidation.in_progress.value} at rest"
@@ -240,7 +281,8 @@ def i13_statistics_agree(state: State) -> Iterator[Found]:
 
 
 def i14_nx_list_is_linked(state: State) -> Iterator[Found]:
-    """possible_nx_huge_pages holds linked tables whose flag is set, each once, and nx_lpage_splits counts them."""
+    """possible_nx_huge_pages holds linked tables whose flag is set, each once, and nx_lpage_splits
+    counts them."""
     linked = {id(child) for tree in state.trees for child, _, _ in tree.tables}
     listed = state.vm.kvm.possible_nx_huge_pages.pages()
     splits = state.vm.kvm.stat.nx_lpage_splits.value
@@ -254,7 +296,8 @@ def i14_nx_list_is_linked(state: State) -> Iterator[Found]:
 
 
 def i15_dirty_bits_are_kept(state: State) -> Iterator[Found]:
-    """A D bit that a CPU has set is still in an SPTE, or the host was told that the frame is dirty."""
+    """A D bit that a CPU has set is still in an SPTE, or the host was told that the frame is
+    dirty."""
     kvm = state.vm.kvm
     dirty: set[int] = set()
     for tree in state.trees:
@@ -264,24 +307,40 @@ def i15_dirty_bits_are_kept(state: State) -> Iterator[Found]:
     for vcpu in state.vm.vcpus():
         for pfn, tick in vcpu.dirtied.items():
             if pfn not in dirty and kvm.pfn_dirtied[pfn] < tick:
-                yield f"{vcpu} has set the D bit of frame {pfn:#x}; no SPTE has it, and the host was never told"
+                yield (
+                    f"{vcpu} has set the D bit of frame {pfn:#x}; no SPTE has it, and the host was "
+                    "never told"
+                )
 
 
 def i16_mmio_sptes_are_stale_or_right(state: State) -> Iterator[Found]:
-    """An MMIO SPTE that a fault would honour, because its generation is the current one, stands where no slot is."""
+    """An MMIO SPTE that a fault would honour, because its generation is the current one, stands
+    where no slot is."""
     kvm = state.vm.kvm
     mask = (1 << kvm.config.mmio_gen_bits) - 1
     for tree in state.trees:
         as_id = tree.root.role.as_id
         generation = state.vm.memslots.peek(as_id).generation.value
         for entry in tree.others if not tree.root.invalid.value else ():
-            current = entry.spte & SPTE_MMIO and kvm.layout.mmio_generation(entry.spte) == generation & mask
-            if current and not generation & GEN_UPDATE_IN_PROGRESS and state.slot(as_id, entry.gfn) is not None:
-                yield f"MMIO SPTE of {tree.root.describe()} at gfn {entry.gfn:#x} is current although a memslot covers the gfn", entry.gfn
+            current = (
+                entry.spte & SPTE_MMIO
+                and kvm.layout.mmio_generation(entry.spte) == generation & mask
+            )
+            if (
+                current
+                and not generation & GEN_UPDATE_IN_PROGRESS
+                and state.slot(as_id, entry.gfn) is not None
+            ):
+                yield (
+                    f"MMIO SPTE of {tree.root.describe()} at gfn {entry.gfn:#x} is current "
+                    "although a memslot covers the gfn",
+                    entry.gfn,
+                )
 
 
 def i17_nx_policy_holds(state: State) -> Iterator[Found]:
-    """While the NX huge page mitigation is on, no root that a vCPU can run on has an executable huge leaf."""
+    """While the NX huge page mitigation is on, no root that a vCPU can run on has an executable
+    huge leaf."""
     if not state.vm.kvm.nx_huge_pages.value:
         return
     for tree in state.trees:
@@ -289,7 +348,11 @@ def i17_nx_policy_holds(state: State) -> Iterator[Found]:
             continue
         for leaf in tree.leaves:
             if leaf.sp.level > 1 and leaf.spte & SPTE_X:
-                yield f"executable huge leaf of {tree.root.describe()} at gfn {leaf.gfn:#x} level {leaf.sp.level}", leaf.gfn
+                yield (
+                    f"executable huge leaf of {tree.root.describe()} at gfn {leaf.gfn:#x} level "
+                    f"{leaf.sp.level}",
+                    leaf.gfn,
+                )
 
 
 def i18_importers_are_bound_to_what_they_walk(state: State) -> Iterator[Found]:
@@ -298,15 +361,23 @@ def i18_importers_are_bound_to_what_they_walk(state: State) -> Iterator[Found]:
         root = device.root.value
         if root is None:
             continue
-        exported = next((item for item in state.vm.exported_tdps.all() if item.root.value is root), None)
+        exported = next(
+            (item for item in state.vm.exported_tdps.all() if item.root.value is root), None
+        )
         if exported is None:
             yield f"{device.name} walks a root that is not exported"
-        elif not any(getattr(importer, "device", None) is device for importer in exported.importers()):
-            yield f"{device.name} walks {root.describe()}, but is not registered to hear of its flushes"
+        elif not any(
+            getattr(importer, "device", None) is device for importer in exported.importers()
+        ):
+            yield (
+                f"{device.name} walks {root.describe()}, but is not registered to hear of its "
+                "flushes"
+            )
 
 
 def i19_io_faults_were_answered_truly(state: State) -> Iterator[Found]:
-    """Every IO fault so far was answered SUCCESS if and only if its gfn could be mapped with the rights asked for."""
+    """Every IO fault so far was answered SUCCESS if and only if its gfn could be mapped with the
+    rights asked for."""
     wrong = state.vm.exporter.wrong_answers.value
     if wrong:
         yield f"{wrong} IO page faults were answered wrongly"
@@ -320,14 +391,19 @@ def i20_no_lock_is_held(state: State) -> Iterator[Found]:
 
 
 def i2_zapped_roots_are_empty(state: State) -> Iterator[Found]:
-    """A root whose scheduled zap is complete holds nothing: what is there was left by the zap, or put there behind it."""
+    """A root whose scheduled zap is complete holds nothing: what is there was left by the zap, or
+    put there behind it."""
     for tree in state.trees:
         if tree.root.zapped.value and (tree.leaves or tree.tables):
-            yield f"{tree.root.describe()} was zapped but holds {len(tree.leaves)} leaves and {len(tree.tables)} tables"
+            yield (
+                f"{tree.root.describe()} was zapped but holds {len(tree.leaves)} leaves and "
+                f"{len(tree.tables)} tables"
+            )
 
 
 def i9_caches_are_justified(state: State) -> Iterator[Found]:
-    """A cached translation, whole or partial, that will be used without a flush is still what the tables say."""
+    """A cached translation, whole or partial, that will be used without a flush is still what the
+    tables say."""
     for vcpu in state.vm.vcpus() if not state.vm.kvm.mm_gone.value else ():
         if vcpu.root is not None and not vcpu.state.requests.value:
             yield from _stale_caches(state, str(vcpu), vcpu.tlb, vcpu.root)
@@ -337,7 +413,9 @@ def i9_caches_are_justified(state: State) -> Iterator[Found]:
             yield from _stale_caches(state, device.name, device.iotlb, root)
 
 
-def _stale_caches(state: State, who: str, cache: TranslationCache, root: RootPage) -> Iterator[Found]:
+def _stale_caches(
+    state: State, who: str, cache: TranslationCache, root: RootPage
+) -> Iterator[Found]:
     layout = state.vm.kvm.layout
     walker = HardwareWalker(state.vm.kvm)
     for table in cache.tables.values():
@@ -347,9 +425,14 @@ def _stale_caches(state: State, who: str, cache: TranslationCache, root: RootPag
     for gfn, spte in cache.entries.items():
         now = walker.walk(TranslationCache(), root, gfn)
         same = layout.is_present(now) and not (now ^ spte) & ADDR_MASK
-        rights = SPTE_W | SPTE_D if layout.ad_bits or not now & MMU_WRITABLE else 0  # ageing takes W without a flush
+        # ageing takes W without a flush
+        rights = SPTE_W | SPTE_D if layout.ad_bits or not now & MMU_WRITABLE else 0
         if not same or spte & ~now & rights:
-            yield f"{who} caches gfn {gfn:#x} -> {spte:#x}, no flush is pending, and the tables say {now:#x}", gfn
+            yield (
+                f"{who} caches gfn {gfn:#x} -> {spte:#x}, no flush is pending, and the tables say "
+                f"{now:#x}",
+                gfn,
+            )
             return
 
 
@@ -375,7 +458,8 @@ INVARIANTS: dict[str, Callable[[State], Iterator[Found]]] = {
     "I19": i19_io_faults_were_answered_truly,
     "I20": i20_no_lock_is_held,
 }
-"""Each invariant as it can be read off a VM at rest. Several are judged as events happen, too, by the model or by oracles."""
+"""Each invariant as it can be read off a VM at rest. Several are judged as events happen, too, by
+the model or by oracles."""
 
 RULE_OF = {"I13": "O9", "I14": "O9", "I12": "O9", "I15": "O8", "I16": "O13", "I17": "O14"}
 """The oracle rule that an invariant is reported as; the others are reported as INV."""
@@ -391,8 +475,8 @@ STANDS_FOR = {
     "I11": "O7",
     "I20": "O5",
 }
-"""For those: the oracle whose rule is broken somewhere before such a state is reached. What a zapped root holds (I2) is
-never zapped again: it leaks."""
+"""For those: the oracle whose rule is broken somewhere before such a state is reached. What a
+zapped root holds (I2) is never zapped again: it leaks."""
 
 PAUSED = "while all tasks were paused outside KVM"
 ENDED = "after all tasks had ended"
@@ -414,12 +498,17 @@ def violations(vm: VirtualMachine) -> list[Violation]:
 
 
 def _violations(state: State) -> list[Violation]:
-    wrong = ((name, found if isinstance(found, tuple) else (found, None)) for name, holds in INVARIANTS.items() for found in holds(state))
+    wrong = (
+        (name, found if isinstance(found, tuple) else (found, None))
+        for name, holds in INVARIANTS.items()
+        for found in holds(state)
+    )
     return [Violation(name, text, gfn) for name, (text, gfn) in wrong]
 
 
 def check(vm: VirtualMachine, when: str = PAUSED) -> int:
-    """Report every violation through the VM's reporter; returns how many there were. `when` says why nobody is inside the VM."""
+    """Report every violation through the VM's reporter; returns how many there were. `when` says
+    why nobody is inside the VM."""
     state = State(vm)
     found = _violations(state)
     by_name: dict[str, list[Violation]] = {}
@@ -438,12 +527,15 @@ def _report(state: State, name: str, wrong: list[Violation], when: str) -> Repor
     return Report(
         rule,
         name,
-        f"WARNING: invariant {name} ({stands_for or rule} {word}) does not hold at rest: {wrong[0].found}",
+        f"WARNING: invariant {name} ({stands_for or rule} {word}) does not hold at rest: "
+        f"{wrong[0].found}",
         (INVARIANTS[name].__doc__ or "").strip(),
         f"reference, appendix A {name}",
         subject=name,
         sections=(
-            section("found at rest", [f"{when}: no stack shows who did it, because it was over by then"]),
+            section(
+                "found at rest", [f"{when}: no stack shows who did it, because it was over by then"]
+            ),
             section(f"{len(wrong)} found", [violation.found for violation in wrong[:MOST_SHOWN]]),
             *_evidence(state, name),
         ),

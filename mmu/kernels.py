@@ -1,4 +1,5 @@
-"""Which upstream kernel surrounds the series: behaviour that changed over time, as variants (reference 2.15)."""
+"""Which upstream kernel surrounds the series: behaviour that changed over time, as variants
+(reference 2.15)."""
 
 from __future__ import annotations
 
@@ -7,7 +8,16 @@ from mmu.memory.memslots import Memslot
 from mmu.memory.requests import Requests
 from mmu.memory.tlb import RemoteTlb
 from mmu.paging.geometry import PG_LEVEL_1G, PG_LEVEL_4K
-from mmu.paging.spte import MISCONFIG, PFN_SHIFT, REMOVED_SPTE, SPTE_D, SPTE_PS, SPTE_R, SPTE_W, SPTE_X
+from mmu.paging.spte import (
+    MISCONFIG,
+    PFN_SHIFT,
+    REMOVED_SPTE,
+    SPTE_D,
+    SPTE_PS,
+    SPTE_R,
+    SPTE_W,
+    SPTE_X,
+)
 from mmu.paging.table import RootPage, RootRole, ShadowPage
 from mmu.runtime import Cell
 from mmu.sync.lockdep import WRITE
@@ -23,10 +33,18 @@ from mmu.variant import Variant
 
 
 class ZapByWorkqueue(Zapper):
-    """tdp_mmu_zap_wq: an invalidated root's reference is gifted to a work item; its zap is waited for, by whoever must."""
+    """tdp_mmu_zap_wq: an invalidated root's reference is gifted to a work item; its zap is waited
+    for, by whoever must."""
 
     def __init__(
-        self, kvm: Kvm, roots: Roots, writer: SpteWriter, tlb: RemoteTlb, requests: Requests, yielding: Yielding, exports: Exports
+        self,
+        kvm: Kvm,
+        roots: Roots,
+        writer: SpteWriter,
+        tlb: RemoteTlb,
+        requests: Requests,
+        yielding: Yielding,
+        exports: Exports,
     ) -> None:
         super().__init__(kvm, roots, writer, tlb, requests, yielding, exports)
         self._work = kvm.runtime.queue("zap workqueue")
@@ -53,7 +71,9 @@ class ZapByWorkqueue(Zapper):
         """Wait for all work queued so far."""
         target = self._queued.value
         self.kvm.sync.might_sleep("flush_workqueue")
-        self.kvm.runtime.wait_until("flush_workqueue(tdp_mmu_zap_wq)", lambda: self._done.value >= target)
+        self.kvm.runtime.wait_until(
+            "flush_workqueue(tdp_mmu_zap_wq)", lambda: self._done.value >= target
+        )
 
     def stop(self) -> None:
         """destroy_workqueue()."""
@@ -67,7 +87,9 @@ class ZapByWorkqueue(Zapper):
     def _run(self) -> None:
         runtime = self.kvm.runtime
         while True:
-            runtime.wait_until("tdp_mmu_zap_wq", lambda: len(self._work) > 0 or self._stopping.value, patience=2e-3)
+            runtime.wait_until(
+                "tdp_mmu_zap_wq", lambda: len(self._work) > 0 or self._stopping.value, patience=2e-3
+            )
             root = self._work.take()
             if root is None:
                 if self._stopping.value:
@@ -95,7 +117,8 @@ class RootsUnderReadLock(Roots):
         self.put_root(root, shared=True)
 
     def get_vcpu_root(self, role: RootRole) -> RootPage:
-        """Look, then look again under tdp_mmu_pages_lock, so that two vCPUs do not make one root each."""
+        """Look, then look again under tdp_mmu_pages_lock, so that two vCPUs do not make one root
+        each."""
         kvm = self.kvm
         known = self.look_for_root(role)
         if known is not None:
@@ -111,13 +134,22 @@ class RootsUnderReadLock(Roots):
         return root
 
     def look_for_root(self, role: RootRole) -> RootPage | None:
-        """The valid root of this role with a reference of the walk, which takes and drops one for every root on its way."""
+        """The valid root of this role with a reference of the walk, which takes and drops one for
+        every root on its way."""
         shared = self.kvm.mmu_lock.held_mode() != WRITE
-        return next((root for root in self.each_yield_safe(shared, only_valid=True, as_id=role.as_id) if root.role == role), None)
+        return next(
+            (
+                root
+                for root in self.each_yield_safe(shared, only_valid=True, as_id=role.as_id)
+                if root.role == role
+            ),
+            None,
+        )
 
 
 class SmallZapsFirst(Zapper):
-    """Invalid roots are zapped at 4 KiB granularity first, to cut the jitter of large removals (6.9)."""
+    """Invalid roots are zapped at 4 KiB granularity first, to cut the jitter of large removals
+    (6.9)."""
 
     def zap_levels(self, root: RootPage) -> tuple[int, ...]:
         """A pass for every size of page, smallest first, then the root."""
@@ -125,19 +157,26 @@ class SmallZapsFirst(Zapper):
 
 
 class LookBeforeLocking(FaultHandler):
-    """A fault whose mapping is changing, or has changed, does not even take mmu_lock (6.8, d02c357e5bfa)."""
+    """A fault whose mapping is changing, or has changed, does not even take mmu_lock (6.8,
+    d02c357e5bfa)."""
 
     def faultin_pfn(self, fault: Fault) -> RetPf:
-        """Retry at once if an invalidation of this page is in progress, or any has ended since the fault began."""
+        """Retry at once if an invalidation of this page is in progress, or any has ended since the
+        fault began."""
         result = super().faultin_pfn(fault)
         if result is not CONTINUE or fault.slot is None:
             return result
-        return RETRY if self.kvm.invalidation.retry_unsafe(fault.mmu_seq, fault.slot.hva(fault.gfn)) else CONTINUE
+        return (
+            RETRY
+            if self.kvm.invalidation.retry_unsafe(fault.mmu_seq, fault.slot.hva(fault.gfn))
+            else CONTINUE
+        )
 
 
 class DirtyUnlessWritable(FaultHandler):
-    """Before 6.13 a leaf that replaces a last-level entry with the W bit gets no D bit: make_spte() leaves early for it. An
-    MMIO SPTE has that bit, so the first mapping after a slot came is clean (cc7ed3358e41)."""
+    """Before 6.13 a leaf that replaces a last-level entry with the W bit gets no D bit: make_spte()
+    leaves early for it. An MMIO SPTE has that bit, so the first mapping after a slot came is clean
+    (cc7ed3358e41)."""
 
     def make_leaf(self, fault: Fault, old: int) -> int:
         """make_spte(): `goto out` when is_last_spte(old_spte) && is_writable_pte(old_spte)."""
@@ -147,9 +186,10 @@ class DirtyUnlessWritable(FaultHandler):
 
 
 class UpstreamMmio(FaultHandler):
-    """MMIO SPTEs keep the access that was tried beside the reserved bits (make_mmio_spte(); the series must not, R18), and are
-    installed while memslots are in flux, too: only the vCPU's own cache of the last MMIO access is not filled then
-    (ddfd1730fd82). What they say is never believed in that window, and their generation is out of date after it."""
+    """MMIO SPTEs keep the access that was tried beside the reserved bits (make_mmio_spte(); the
+    series must not, R18), and are installed while memslots are in flux, too: only the vCPU's own
+    cache of the last MMIO access is not filled then (ddfd1730fd82). What they say is never believed
+    in that window, and their generation is out of date after it."""
 
     def mmio_rights(self) -> int:
         """Writable and executable: a misconfiguration for EPT; ACC_ALL is kept on NPT."""
@@ -173,7 +213,9 @@ KERNELS: dict[str, tuple[Variant, ...]] = {
     "6.12": (
         Variant(
             name="kernel-6.12",
-            title="6.12: roots under the read lock, small zaps first, a look before mmu_lock is taken",
+            title=(
+                "6.12: roots under the read lock, small zaps first, a look before mmu_lock is taken"
+            ),
             parts=(RootsUnderReadLock, SmallZapsFirst, LookBeforeLocking),
             origin="8ca983631f3c..576a15de8d29, d02c357e5bfa",
         ),
@@ -183,8 +225,8 @@ KERNELS: dict[str, tuple[Variant, ...]] = {
 
 
 class FlushBeforeBookkeeping(SpteWriter):
-    """An entry that is zapped atomically is accounted for, and told of, after its flush (6.10): until then it is frozen, and
-    nothing but the compare-exchange has happened."""
+    """An entry that is zapped atomically is accounted for, and told of, after its flush (6.10):
+    until then it is frozen, and nothing but the compare-exchange has happened."""
 
     def zap_spte_atomic(self, it: TdpIter) -> bool:
         """tdp_mmu_zap_spte_atomic(): freeze, flush, clear, then handle_changed_spte()."""
@@ -200,7 +242,8 @@ class FlushBeforeBookkeeping(SpteWriter):
 
 
 class NoFlushForInvalidRoots(Zapper):
-    """Leaves that are zapped in an invalid root are not flushed for: whoever had it loaded flushes when it drops it (6.9)."""
+    """Leaves that are zapped in an invalid root are not flushed for: whoever had it loaded flushes
+    when it drops it (6.9)."""
 
     def owes_flush(self, root: RootPage) -> bool:
         """Only where vCPUs may still use the root."""
@@ -216,7 +259,8 @@ class ExclusiveAtTheEnd(Zapper):
 
 
 class RemovesTablesFirst(SpteWriter):
-    """The change of an entry that pointed to a table is told after the changes in that table (7.x)."""
+    """The change of an entry that pointed to a table is told after the changes in that table
+    (7.x)."""
 
     def removes_first(self) -> bool:
         """Children before parents."""
@@ -224,7 +268,8 @@ class RemovesTablesFirst(SpteWriter):
 
 
 class SpuriousIfAllowed(FaultHandler):
-    """A fault whose access the entry allows by now is spurious: the leaf is not written again (6.14)."""
+    """A fault whose access the entry allows by now is spurious: the leaf is not written again
+    (6.14)."""
 
     def map_handle_target_level(self, sp: ShadowPage, index: int, fault: Fault, old: int) -> RetPf:
         """is_access_allowed() before make_spte()."""
@@ -235,7 +280,8 @@ class SpuriousIfAllowed(FaultHandler):
 
 
 class RecoverHugePages(HugePages):
-    """After dirty logging went off a huge leaf takes the place of the table at once; one flush a root (6.13)."""
+    """After dirty logging went off a huge leaf takes the place of the table at once; one flush a
+    root (6.13)."""
 
     def _zap_collapsible_range(self, root: RootPage, slot: Memslot) -> None:
         """recover_huge_pages_range()."""
@@ -258,7 +304,8 @@ class RecoverHugePages(HugePages):
         kvm.rcu.read_unlock()
 
     def make_huge_spte(self, it: TdpIter) -> int | None:
-        """make_huge_spte(): a leaf with the rights of the first one below, and the frame that the whole block begins with."""
+        """make_huge_spte(): a leaf with the rights of the first one below, and the frame that the
+        whole block begins with."""
         kvm = self.kvm
         below = TdpIter(kvm, it.root, PG_LEVEL_4K, it.gfn, it.gfn + kvm.geometry.pages(it.level))
         while below.valid and not kvm.layout.is_leaf(below.old_spte, below.level):
@@ -270,11 +317,25 @@ class RecoverHugePages(HugePages):
 
 
 def _plain(name: str, base: tuple[Variant, ...], title: str, *parts: type) -> tuple[Variant, ...]:
-    return (*base, Variant(name=f"kernel-{name}-plain", title=title, parts=parts, origin="arch/x86/kvm/mmu of that kernel"))
+    return (
+        *base,
+        Variant(
+            name=f"kernel-{name}-plain",
+            title=title,
+            parts=parts,
+            origin="arch/x86/kvm/mmu of that kernel",
+        ),
+    )
 
 
 UPSTREAM: dict[str, tuple[Variant, ...]] = {
-    "6.1": _plain("6.1", (), "6.1.y: two recursive passes, as in 6.6, which it took over from", DirtyUnlessWritable, UpstreamMmio),
+    "6.1": _plain(
+        "6.1",
+        (),
+        "6.1.y: two recursive passes, as in 6.6, which it took over from",
+        DirtyUnlessWritable,
+        UpstreamMmio,
+    ),
     "6.6": _plain("6.6", (), "6.6", DirtyUnlessWritable, UpstreamMmio),
     "6.12": _plain(
         "6.12",
@@ -288,7 +349,8 @@ UPSTREAM: dict[str, tuple[Variant, ...]] = {
     "7.2": _plain(
         "7.2",
         KERNELS["6.12"],
-        "7.2: huge pages recovered in place, tables told after their entries, an exclusive zap at the end",
+        "7.2: huge pages recovered in place, tables told after their entries, an exclusive zap at "
+        "the end",
         UpstreamMmio,
         NoFlushForInvalidRoots,
         ExclusiveAtTheEnd,

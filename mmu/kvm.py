@@ -1,4 +1,5 @@
-"""`struct kvm`: what every part of a VM shares - its locks, RCU and SRCU domains, sequence counts and statistics."""
+"""`struct kvm`: what every part of a VM shares - its locks, RCU and SRCU domains, sequence counts
+and statistics."""
 
 from __future__ import annotations
 
@@ -26,21 +27,24 @@ NOT_INVALIDATED = (0, 0)
 """The empty range of host page numbers."""
 
 FailFunction = Callable[[str], bool]
-"""Fault injection (fail_function): asked with the name of a step that may fail; true makes it fail."""
+"""Fault injection (fail_function): asked with the name of a step that may fail; true makes it
+fail."""
 
 
 @frozen
 class VmConfig:
     """How a VM is built. The two bounds are in seconds.
 
-    `frames` is the size of host memory in 4 KiB frames, of which `huge_2m` and `huge_1g` blocks are set aside for huge
-    host pages; `max_level` is the largest leaf that KVM may install. `mmu_lock` picks `readerwriterlock`'s class (fair,
-    reader, writer). `have_exported_tdp` builds the exported-root feature in. `ad_bits` says whether SPTEs have accessed
-    and dirty bits (without them accesses are tracked by making leaves non-present), `pml` whether dirty bits are logged
-    by hardware. `mmio_gen_bits` is how much of the memslot generation an MMIO SPTE keeps (19 in the kernel);
-    `nx_huge_pages`, `eager_page_split`, `manual_protect` and `dirty_initially_set` (KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, and
-    its KVM_DIRTY_LOG_INITIALLY_SET) and `nx_recovery_ratio` are the kernel's knobs. `poisoning` turns freed pages into
-    reporters; `checked` false leaves out every rule of `mmu.sync`, to measure what they cost.
+    `frames` is the size of host memory in 4 KiB frames, of which `huge_2m` and `huge_1g` blocks are
+    set aside for huge host pages; `max_level` is the largest leaf that KVM may install. `mmu_lock`
+    picks `readerwriterlock`'s class (fair, reader, writer). `have_exported_tdp` builds the
+    exported-root feature in. `ad_bits` says whether SPTEs have accessed and dirty bits (without
+    them accesses are tracked by making leaves non-present), `pml` whether dirty bits are logged by
+    hardware. `mmio_gen_bits` is how much of the memslot generation an MMIO SPTE keeps (19 in the
+    kernel); `nx_huge_pages`, `eager_page_split`, `manual_protect` and `dirty_initially_set`
+    (KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, and its KVM_DIRTY_LOG_INITIALLY_SET) and `nx_recovery_ratio`
+    are the kernel's knobs. `poisoning` turns freed pages into reporters; `checked` false leaves out
+    every rule of `mmu.sync`, to measure what they cost.
     """
 
     geometry: Geometry = field(factory=Geometry)
@@ -70,7 +74,8 @@ class VmConfig:
 
 
 class VmStats:
-    """KVM's binary statistics of a VM that this model keeps (reference 3.2), all shared counters."""
+    """KVM's binary statistics of a VM that this model keeps (reference 3.2), all shared
+    counters."""
 
     def __init__(self, runtime: Runtime) -> None:
         self.pages_4k = runtime.per_thread_counter("pages_4k")
@@ -88,19 +93,24 @@ class VmStats:
 
 
 class Invalidation:
-    """What mmu_notifier invalidations leave behind for faults: the sequence, those in progress, and their range.
+    """What mmu_notifier invalidations leave behind for faults: the sequence, those in progress, and
+    their range.
 
-    `seq` and `in_progress` change under mmu_lock(write); the range is in host page numbers, [start, end).
+    `seq` and `in_progress` change under mmu_lock(write); the range is in host page numbers, [start,
+    end).
     """
 
     def __init__(self, kvm: Kvm) -> None:
         self._kvm = kvm
         self.seq = kvm.runtime.counter("mmu_invalidate_seq")
         self.in_progress = kvm.runtime.counter("mmu_invalidate_in_progress")
-        self.range: Cell[tuple[int, int]] = kvm.runtime.cell("mmu_invalidate_range", NOT_INVALIDATED)
+        self.range: Cell[tuple[int, int]] = kvm.runtime.cell(
+            "mmu_invalidate_range", NOT_INVALIDATED
+        )
 
     def begin(self, start: int, end: int) -> None:
-        """kvm_mmu_invalidate_begin(): faults in the range are stale from now on; the first sets it, others widen it."""
+        """kvm_mmu_invalidate_begin(): faults in the range are stale from now on; the first sets it,
+        others widen it."""
         self._kvm.mmu_lock.assert_held_write()
         if self.in_progress.fetch_add(1) == 0:
             self.range.value = (start, end)
@@ -109,7 +119,8 @@ class Invalidation:
             self.range.value = (min(first, start), max(last, end))
 
     def end(self) -> None:
-        """kvm_mmu_invalidate_end(): the sequence goes up first, so that no fault slips through between the two."""
+        """kvm_mmu_invalidate_end(): the sequence goes up first, so that no fault slips through
+        between the two."""
         self._kvm.mmu_lock.assert_held_write()
         self.seq.add(1)
         if self.in_progress.fetch_add(-1) < 1:
@@ -122,23 +133,27 @@ class Invalidation:
             )
 
     def retry(self, seq: int, hva: int) -> bool:
-        """mmu_invalidate_retry_hva(): whether a fault that took `seq` before its pfn look-up may be out of date; needs
-        mmu_lock. (is_page_fault_stale() has the same two comparisons in line.)"""
+        """mmu_invalidate_retry_hva(): whether a fault that took `seq` before its pfn look-up may be
+        out of date; needs mmu_lock. (is_page_fault_stale() has the same two comparisons in
+        line.)"""
         self._kvm.mmu_lock.assert_held()
         return (self.in_progress.value > 0 and self.in_range(hva)) or self.seq.value != seq
 
     def retry_unsafe(self, seq: int, hva: int) -> bool:
-        """mmu_invalidate_retry_gfn_unsafe(): the same question without mmu_lock, as a hint that saves taking it."""
+        """mmu_invalidate_retry_gfn_unsafe(): the same question without mmu_lock, as a hint that
+        saves taking it."""
         return self.in_range(hva) or self.seq.value != seq
 
     def in_range(self, hva: int) -> bool:
-        """Whether an invalidation of this host page is in progress; without mmu_lock it is only a hint."""
+        """Whether an invalidation of this host page is in progress; without mmu_lock it is only a
+        hint."""
         first, last = self.range.value
         return self.in_progress.value > 0 and first <= hva < last
 
 
 class Kvm:
-    """The VM's shared state. Parts get it first in their constructor and find each other through their own arguments."""
+    """The VM's shared state. Parts get it first in their constructor and find each other through
+    their own arguments."""
 
     def __init__(
         self,
@@ -174,14 +189,24 @@ class Kvm:
         self.nx_huge_pages: Cell[bool] = runtime.cell("nx_huge_pages", config.nx_huge_pages)
         self.dirty_clock = runtime.counter("dirty_clock", 1)
         self.pfn_dirtied = runtime.table(config.frames, "pfn_dirtied")
-        """When a frame was last reported dirty to the host (kvm_set_pfn_dirty), in ticks of `dirty_clock`: hardware ticks
-        before it sets a D bit, software reads the clock after it has taken one away."""
+        """When a frame was last reported dirty to the host (kvm_set_pfn_dirty), in ticks of
+        `dirty_clock`: hardware ticks before it sets a D bit, software reads the clock after it has
+        taken one away."""
         self.fail_function = fail_function
-        self.possible_nx_huge_pages = PossibleNxHugePages(runtime, reporter, self.stat.nx_lpage_splits)
+        self.possible_nx_huge_pages = PossibleNxHugePages(
+            runtime, reporter, self.stat.nx_lpage_splits
+        )
         self.mm_users = sync.refcount("mm->mm_users", 1)
         self.mm_gone: Cell[bool] = runtime.cell("kvm.mm_gone", False)
         self.dying: Cell[bool] = runtime.cell("kvm.dying", False)
-        self.tables = table_memory(runtime, self.rcu, reporter, config.layout, config.geometry.entries, poisoning=config.poisoning)
+        self.tables = table_memory(
+            runtime,
+            self.rcu,
+            reporter,
+            config.layout,
+            config.geometry.entries,
+            poisoning=config.poisoning,
+        )
 
     def should_fail(self, step: str) -> bool:
         """should_fail(): whether fault injection makes this step fail."""
@@ -211,6 +236,21 @@ class Kvm:
     ) -> None:
         """WARN_ON: report a broken rule with the caller's stack and go on."""
         here = capture(2)
-        parts = [section("call trace", render(here)), *(section(title, lines) for title, lines in extra)]
+        parts = [
+            section("call trace", render(here)),
+            *(section(title, lines) for title, lines in extra),
+        ]
         parts.append(section(f"locks held by {current.task}", describe_held(current.task)))
-        self.reporter.emit(Report(rule, code, headline, sentence, source, str(current.task), subject or innermost(here), tuple(parts), gfn))
+        self.reporter.emit(
+            Report(
+                rule,
+                code,
+                headline,
+                sentence,
+                source,
+                str(current.task),
+                subject or innermost(here),
+                tuple(parts),
+                gfn,
+            )
+        )

@@ -1,8 +1,8 @@
 """The lock order of KVM as it is documented (reference 2.1; Documentation/virt/kvm/locking.rst).
 
-lockdep learns it when a VM is made, as the kernel teaches its own in places with might_lock(): an acquisition in the wrong
-order is reported the first time, although nobody has taken the locks in the right one. Locks that the model has not
-(kvm->lock, vcpu->mutex, irq_lock) are left out.
+lockdep learns it when a VM is made, as the kernel teaches its own in places with might_lock(): an
+acquisition in the wrong order is reported the first time, although nobody has taken the locks in
+the right one. Locks that the model has not (kvm->lock, vcpu->mutex, irq_lock) are left out.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Whether the process was served: time in which its threads got their turns.
 
-A bound on how long something may take is meant for a process that runs. On a stopped or overloaded machine nobody gets
-anywhere, and that is nobody's fault. So a thread of its own beats fifty times a second, and the time between two beats
-counts only as far as the second one came about when it was due: if this thread gets its turns, so do the others.
+A bound on how long something may take is meant for a process that runs. On a stopped or overloaded
+machine nobody gets anywhere, and that is nobody's fault. So a thread of its own beats fifty times a
+second, and the time between two beats counts only as far as the second one came about when it was
+due: if this thread gets its turns, so do the others.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ SLACK_NS: Final = 2 * WORTH_NS
 
 
 class Pulse:
-    """Counts the time in which the process was served. The thread that beats is started by whoever first asks."""
+    """Counts the time in which the process was served. The thread that beats is started by whoever
+    first asks."""
 
     def __init__(self, clock: Callable[[], int] = time.perf_counter_ns) -> None:
         self._clock = clock
@@ -82,7 +84,8 @@ class TwoClocks(Protocol):
 
 
 class Stopwatch:
-    """How long something has lasted by the runtime's clock, but for time in which the process was not served."""
+    """How long something has lasted by the runtime's clock, but for time in which the process was
+    not served."""
 
     __slots__ = ("_clocks", "_now", "_served")
 

@@ -1,7 +1,8 @@
 """Reports of broken rules: values that look like the kernel's own splats.
 
-A report is not an exception. The model goes on where a kernel with `WARN_ON` would go on, so that one run can show
-what a first mistake leads to. Equal reports (same `signature`) are counted, not repeated.
+A report is not an exception. The model goes on where a kernel with `WARN_ON` would go on, so that
+one run can show what a first mistake leads to. Equal reports (same `signature`) are counted, not
+repeated.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from collections.abc import Callable, Iterable
 from attrs import evolve, frozen
 
 WIDTH = 100
-"""Columns of a splat; its headline is one line whatever its length, so that it can be searched for."""
+"""Columns of a splat; its headline is one line whatever its length, so that it can be searched
+for."""
 
 RULES = {
     "O1": "STALE-TLB: a translation was used after the flush that had to remove it",
@@ -25,16 +27,25 @@ RULES = {
     "O6": "STALE-MAP: a present leaf maps memory that the slot layout no longer has",
     "O7": "SPTE-TRANSITION: an SPTE changed in a way that is never legal",
     "O8": "LOST-BITS: a written page is in no dirty log, no SPTE and no dirty frame",
-    "O9": "ACCOUNTING: a count or list disagrees with the tables, or an invalidation is out of balance",
+    "O9": (
+        "ACCOUNTING: a count or list disagrees with the tables, or an invalidation is out of "
+        "balance"
+    ),
     "O10": "LIVENESS: no progress, or a bound on holding a lock or a read section exceeded",
     "O11": "TEARDOWN-LEAK: something outlived the VM",
     "O12": "ROOT-VALIDITY: an obsolete root was used, or an exported root became invalid",
     "O13": "MMIO-GEN: a stale MMIO SPTE was honoured although a memslot covers the gfn",
     "O14": "NX-POLICY: an executable huge leaf exists while the NX huge page mitigation is on",
-    "O15": "ITER: an entry that was present during a whole walk was not visited, or a walk lost its place",
+    "O15": (
+        "ITER: an entry that was present during a whole walk was not visited, or a walk lost its "
+        "place"
+    ),
     "O16": "NOTIFY: an importer was not told, told too late, or an IO fault was answered wrongly",
     "O17": "LIST: a page was added twice or after its end, or a stranger removed",
-    "INV": "INVARIANT: at rest the state is wrong: a rule was broken before (appendix A of the reference)",
+    "INV": (
+        "INVARIANT: at rest the state is wrong: a rule was broken before (appendix A of the "
+        "reference)"
+    ),
 }
 """The oracle catalogue: what each rule that can be reported means."""
 
@@ -51,11 +62,12 @@ class Section:
 class Report:
     """One broken rule with its evidence.
 
-    `rule` is a number from `RULES`; `code` names the check; `headline` is what the kernel would print after
-    `WARNING:` or `BUG:`; `sentence` states the rule; `source` the kernel text, commit or section it comes from;
-    `subject` (lock names, function) tells apart two reports of the same check. `gfn` is the guest frame it is about,
-    where there is one, so that an observer can add what happened to it. `stands_for` is the rule that was broken somewhere
-    before, where what is reported is only the state that it led to.
+    `rule` is a number from `RULES`; `code` names the check; `headline` is what the kernel would
+    print after `WARNING:` or `BUG:`; `sentence` states the rule; `source` the kernel text, commit
+    or section it comes from; `subject` (lock names, function) tells apart two reports of the same
+    check. `gfn` is the guest frame it is about, where there is one, so that an observer can add
+    what happened to it. `stands_for` is the rule that was broken somewhere before, where what is
+    reported is only the state that it led to.
     """
 
     rule: str
@@ -76,7 +88,8 @@ class Report:
         return f"{self.rule}/{self.code}/{self.subject}"
 
     def names(self) -> set[str]:
-        """Every name that the report answers to: its rule, its code, and the rule that it stands for."""
+        """Every name that the report answers to: its rule, its code, and the rule that it stands
+        for."""
         return {self.rule, self.code, self.stands_for or self.rule}
 
     def render(self) -> str:
@@ -88,14 +101,18 @@ class Report:
             lines += _wrapped(f"stands for {self.stands_for} {RULES[self.stands_for]}")
         lines += _wrapped(f"source: {self.source}")
         if self.task:
-            lines.append(f"task: {self.task}" + (f"   seen {self.count} times" if self.count > 1 else ""))
+            lines.append(
+                f"task: {self.task}" + (f"   seen {self.count} times" if self.count > 1 else "")
+            )
         for section in self.sections:
             lines += ["", f"{section.title}:", *(f" {line}" for line in section.lines)]
         return "\n".join([*lines, bar])
 
 
 def _wrapped(line: str) -> list[str]:
-    return textwrap.wrap(line, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+    return textwrap.wrap(
+        line, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+    )
 
 
 def section(title: str, lines: Iterable[str]) -> Section:
@@ -141,14 +158,19 @@ class Reporter:
         return before
 
     def _enriched(self, report: Report) -> Report:
-        """The report with what the enricher adds; a report must get through whatever happens to its decoration."""
+        """The report with what the enricher adds; a report must get through whatever happens to its
+        decoration."""
         assert self.enrich is not None
         try:
             richer = self.enrich(report)
         except Exception as error:
-            richer = evolve(report, sections=(*report.sections, section("could not be enriched", [repr(error)])))
+            richer = evolve(
+                report, sections=(*report.sections, section("could not be enriched", [repr(error)]))
+            )
         with self._lock:
-            self._found[report.signature] = evolve(richer, count=self._found[report.signature].count)
+            self._found[report.signature] = evolve(
+                richer, count=self._found[report.signature].count
+            )
         return richer
 
     @property

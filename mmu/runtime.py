@@ -1,14 +1,17 @@
-"""The seam between the model and an engine: where shared words, locks, waits, threads and the clock come from.
+"""The seam between the model and an engine: where shared words, locks, waits, threads and the clock
+come from.
 
-Everything that two threads touch is made by a `Runtime`. The classes here are the thread runtime: plain and fast, for
-real OS threads. Another engine subclasses them so that every operation becomes a scheduling point; the choice is made
-when an object is made, so a hot path pays nothing for the engine it does not run on.
+Everything that two threads touch is made by a `Runtime`. The classes here are the thread runtime:
+plain and fast, for real OS threads. Another engine subclasses them so that every operation becomes
+a scheduling point; the choice is made when an object is made, so a hot path pays nothing for the
+engine it does not run on.
 
-Memory order. A word's plain load and store are single attribute or list operations, which CPython makes atomic with
-and without the GIL; on a free-threaded build the store takes the object's lock, which on every supported machine is a
-full barrier, so "store mine, then load yours" (Dekker, RCU readers, the guest-mode handshake) is safe. Operations that
-read *and* write take a small lock of the word; a word on which they are used is stored with `store`, never by
-assignment, so that no store is lost inside somebody's read-modify-write.
+Memory order. A word's plain load and store are single attribute or list operations, which CPython
+makes atomic with and without the GIL; on a free-threaded build the store takes the object's lock,
+which on every supported machine is a full barrier, so "store mine, then load yours" (Dekker, RCU
+readers, the guest-mode handshake) is safe. Operations that read *and* write take a small lock of
+the word; a word on which they are used is stored with `store`, never by assignment, so that no
+store is lost inside somebody's read-modify-write.
 """
 
 from __future__ import annotations
@@ -35,11 +38,13 @@ RWLOCKS: dict[str, type[rwlock.RWLockFair | rwlock.RWLockRead | rwlock.RWLockWri
     "reader": rwlock.RWLockRead,
     "writer": rwlock.RWLockWrite,
 }
-"""`readerwriterlock`'s classes by preference; the D (downgradable) twins are left out: their downgrade is not atomic."""
+"""`readerwriterlock`'s classes by preference; the D (downgradable) twins are left out: their
+downgrade is not atomic."""
 
 
 class Cell(Generic[T]):
-    """One shared word. `cell.value` is READ_ONCE, assignment WRITE_ONCE; the methods are atomic read-modify-writes."""
+    """One shared word. `cell.value` is READ_ONCE, assignment WRITE_ONCE; the methods are atomic
+    read-modify-writes."""
 
     __slots__ = ("_lock", "name", "value")
 
@@ -49,7 +54,8 @@ class Cell(Generic[T]):
         self._lock = threading.Lock()
 
     def store(self, value: T) -> None:
-        """Store with a full barrier (smp_store_mb), ordered against every read-modify-write of this word."""
+        """Store with a full barrier (smp_store_mb), ordered against every read-modify-write of this
+        word."""
         with self._lock:
             self.value = value
 
@@ -60,7 +66,8 @@ class Cell(Generic[T]):
         return old
 
     def cmpxchg(self, old: T, new: T) -> T:
-        """Store `new` if the word equals `old`; return what was there, so success is `result == old`."""
+        """Store `new` if the word equals `old`; return what was there, so success is `result ==
+        old`."""
         with self._lock:
             seen = self.value
             if seen == old:
@@ -131,16 +138,19 @@ class Local(Protocol[T_co]):
 
 
 class ThreadLocal(threading.local, Generic[T]):
-    """Where a task is a thread, its records are the thread's. Looking one up is slow: on a hot path once does."""
+    """Where a task is a thread, its records are the thread's. Looking one up is slow: on a hot path
+    once does."""
 
     def __init__(self, make: Callable[[], T]) -> None:
         self.mine = make()
 
 
 class PerThreadCounter:
-    """A statistic that is written often and read rarely (percpu_counter): each thread adds to a share of its own.
+    """A statistic that is written often and read rarely (percpu_counter): each thread adds to a
+    share of its own.
 
-    The sum is exact whenever the writers are quiet. `local.mine.n += 1` is the hot path's way to add.
+    The sum is exact whenever the writers are quiet. `local.mine.n += 1` is the hot path's way to
+    add.
     """
 
     __slots__ = ("_lock", "_shards", "local", "name")
@@ -169,7 +179,8 @@ class PerThreadCounter:
 
 
 class Table(list[int]):
-    """`size` shared words, such as a page-table page. `table[i]` is READ_ONCE; writes go through the methods."""
+    """`size` shared words, such as a page-table page. `table[i]` is READ_ONCE; writes go through
+    the methods."""
 
     __slots__ = ("_lock", "name", "note")
 
@@ -182,7 +193,8 @@ class Table(list[int]):
         self._lock = threading.Lock()
 
     def end(self) -> None:
-        """The memory is being freed: whoever touches the words from now on, or without an order before, is wrong."""
+        """The memory is being freed: whoever touches the words from now on, or without an order
+        before, is wrong."""
 
     def store(self, index: int, value: int) -> None:
         """WRITE_ONCE, ordered against the read-modify-writes of this table."""
@@ -251,7 +263,8 @@ class Queue(Generic[T]):
 
 
 class RawLock(Protocol):
-    """What a runtime gives as a mutual-exclusion lock, and what a read or write handle looks like."""
+    """What a runtime gives as a mutual-exclusion lock, and what a read or write handle looks
+    like."""
 
     def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
         """Take it; false only when not blocking or timed out."""
@@ -300,8 +313,8 @@ class Runtime:
         return PerThreadCounter(name)
 
     def per_thread_counters(self, names: Iterable[str]) -> Mapping[str, PerThreadCounter]:
-        """A statistic for each of `names`. A mapping that has not all of them yet makes what is asked for; what was never asked
-        for is 0."""
+        """A statistic for each of `names`. A mapping that has not all of them yet makes what is
+        asked for; what was never asked for is 0."""
         return {name: self.per_thread_counter(name) for name in names}
 
     def table(self, size: int, name: str = "words") -> Table:
@@ -325,15 +338,17 @@ class Runtime:
         return None
 
     def ending(self, *pointers: Cell[Any]) -> None:
-        """An object is about to be freed that could once be found through `pointers`: whoever has read one of them before its
-        last store, and has not been waited for, may still use the object. For engines that check that."""
+        """An object is about to be freed that could once be found through `pointers`: whoever has
+        read one of them before its last store, and has not been waited for, may still use the
+        object. For engines that check that."""
 
     def now(self) -> int:
         """Nanoseconds on a clock that never goes back."""
         return time.perf_counter_ns()
 
     def served(self) -> int:
-        """Nanoseconds in which the process got its turns: what a bound on anything's duration is measured by, see `mmu.pulse`."""
+        """Nanoseconds in which the process got its turns: what a bound on anything's duration is
+        measured by, see `mmu.pulse`."""
         return PULSE.served()
 
     def sleep(self, seconds: float) -> None:
@@ -341,8 +356,8 @@ class Runtime:
         time.sleep(seconds)
 
     def relax(self) -> None:
-        """cpu_relax(): one step of a spin. What the caller has read since the last one, or some of it, has to change before
-        the next step can end otherwise."""
+        """cpu_relax(): one step of a spin. What the caller has read since the last one, or some of
+        it, has to change before the next step can end otherwise."""
         time.sleep(0)
 
     def resched(self) -> None:
@@ -357,10 +372,12 @@ class Runtime:
         on_late: Callable[[float], None] | None = None,
         patience: float = 2e-4,
     ) -> None:
-        """Wait for a predicate over shared words (cpu_relax loop, rcuwait). `what` is shown by the watchdog.
+        """Wait for a predicate over shared words (cpu_relax loop, rcuwait). `what` is shown by the
+        watchdog.
 
-        `on_late(seconds)` is called four times a second while the wait goes on, for stall warnings, with how long it has
-        lasted, time aside in which the process was not served; `patience` is the longest pause between two looks, in seconds.
+        `on_late(seconds)` is called four times a second while the wait goes on, for stall warnings,
+        with how long it has lasted, time aside in which the process was not served; `patience` is
+        the longest pause between two looks, in seconds.
         """
         if predicate():
             return
@@ -380,11 +397,13 @@ class Runtime:
             task.waiting_for = before
 
     def wait_for_all(self, what: str, *flags: Cell[Any]) -> None:
-        """Wait until each of `flags` is set; they are set once and never cleared (wait_for_completion())."""
+        """Wait until each of `flags` is set; they are set once and never cleared
+        (wait_for_completion())."""
         self.wait_until(what, lambda: all(flag.value for flag in flags))
 
     def at_task_exit(self, check: Callable[[Task], None]) -> None:
-        """Run `check` in every spawned thread as its last act, such as lockdep's held-locks check."""
+        """Run `check` in every spawned thread as its last act, such as lockdep's held-locks
+        check."""
         self._exit_checks.append(check)
 
     def spawn(self, name: str, body: Callable[[], None]) -> Task:

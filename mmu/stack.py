@@ -6,6 +6,7 @@ import gc
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from types import CodeType, FrameType
 from typing import TYPE_CHECKING
 
@@ -13,11 +14,13 @@ if TYPE_CHECKING:
     from mmu.task import Task
 
 Stack = tuple[CodeType | int, ...]
-"""Innermost frame first: of each its code object, and next to it the offset of the instruction that it was executing. A flat
-tuple is one object to make, to keep and to collect, and an offset costs less to take than a line: stacks are taken at every lock."""
+"""Innermost frame first: of each its code object, and next to it the offset of the instruction that
+it was executing. A flat tuple is one object to make, to keep and to collect, and an offset costs
+less to take than a line: stacks are taken at every lock."""
 
 NO_FRAMES = ["(no frames)"]
-"""What `render` makes of a stack in which there is nothing to show, such as that of a thread that is ending."""
+"""What `render` makes of a stack in which there is nothing to show, such as that of a thread that
+is ending."""
 
 _HIDDEN = (
     "mmu/report.py",
@@ -33,14 +36,28 @@ _HIDDEN = (
     "mmu/stack.py",
     "mmu/task.py",
     "mmu/probe.py",
-    "stress/actors/base.py",
 )
-_HIDDEN_FOLDERS = ("stress/oracles/", "stress/engines/")
-_PACKAGES = ("mmu/", "stress/", "tests/")
+"""This package's own machinery, which no report shows."""
+
+_folders: tuple[str, ...] = (f"{Path(__file__).parent}/",)
+_plumbing: tuple[str, ...] = _HIDDEN
+
+
+def register_package(folder: Path, plumbing: tuple[str, ...] = ()) -> None:
+    """Show paths of the package in `folder` from its name on, and leave `plumbing` out of stacks.
+
+    `plumbing` are paths of files, or of folders with a slash at the end, that begin with the
+    package's name. Lambdas of a package with plumbing are left out, too. Call it from the package's
+    `__init__`.
+    """
+    global _folders, _plumbing  # noqa: PLW0603 - changes while packages are imported, read by reports
+    _folders = tuple(dict.fromkeys((*_folders, f"{folder}/")))
+    _plumbing = tuple(dict.fromkeys((*_plumbing, *plumbing)))
 
 
 def capture(skip: int = 1, limit: int = 12) -> Stack:
-    """The caller's stack, innermost first, without the `skip` youngest frames; at most `limit` frames."""
+    """The caller's stack, innermost first, without the `skip` youngest frames; at most `limit`
+    frames."""
     return of_frame(sys._getframe(skip), limit)
 
 
@@ -86,8 +103,9 @@ _collector = threading.Lock()
 
 
 def frames_of_threads() -> dict[int, FrameType]:
-    """`sys._current_frames()`, without a garbage collection in the middle of it: up to CPython 3.11 that hangs the process,
-    if it frees a `threading.local`, on a lock of the interpreter that the call holds (python/cpython#106883)."""
+    """`sys._current_frames()`, without a garbage collection in the middle of it: up to CPython 3.11
+    that hangs the process, if it frees a `threading.local`, on a lock of the interpreter that the
+    call holds (python/cpython#106883)."""
     with _collector:
         enabled = gc.isenabled()
         gc.disable()
@@ -100,20 +118,22 @@ def frames_of_threads() -> dict[int, FrameType]:
 
 def short_path(filename: str) -> str:
     """`filename` from the package directory on, so that reports read the same on every machine."""
-    for package in _PACKAGES:
-        start = filename.rfind("/" + package)
-        if start >= 0:
-            return filename[start + 1 :]
+    for folder in _folders:
+        if filename.startswith(folder):
+            return filename[folder.rindex("/", 0, -1) + 1 :]
     return filename.rsplit("/", 1)[-1]
 
 
 def render(stack: Stack) -> list[str]:
-    """One line a frame, `Class.function (file:line)`; the machinery that took the stack is left out."""
+    """One line a frame, `Class.function (file:line)`; the machinery that took the stack is left
+    out."""
     lines = []
     for code, line in frames(stack):
         path = short_path(code.co_filename)
-        plumbing = "<lambda>" in code.co_qualname and path.startswith("stress/")
-        if not plumbing and path not in _HIDDEN and not path.startswith(_HIDDEN_FOLDERS):
+        if not (
+            path.startswith(_plumbing)
+            or ("<lambda>" in code.co_qualname and not path.startswith("mmu/"))
+        ):
             lines.append(f"{code.co_qualname.replace('<locals>.', '')} ({path}:{line})")
     return lines or NO_FRAMES
 

@@ -18,15 +18,28 @@ _ids_lock = threading.Lock()
 
 
 class Task:
-    """A thread's own state. Written only by that thread; others read it for reports and the watchdog.
+    """A thread's own state. Written only by that thread; others read it for reports and the
+    watchdog.
 
     `chain` is lockdep's position (the classes held, in order), `held` those of the locks that
-    remember where they were taken, `waiting_for` a text that says what the thread blocks on, `blocked_on` the lock itself
-    where the thread waits for it without end and its holder is known. `find_frame` finds the innermost frame of a task that
-    does not have a thread to itself.
+    remember where they were taken, `waiting_for` a text that says what the thread blocks on,
+    `blocked_on` the lock itself where the thread waits for it without end and its holder is known.
+    `find_frame` finds the innermost frame of a task that does not have a thread to itself.
     """
 
-    __slots__ = ("blocked_on", "chain", "error", "find_frame", "held", "ident", "locals", "name", "number", "thread", "waiting_for")
+    __slots__ = (
+        "blocked_on",
+        "chain",
+        "error",
+        "find_frame",
+        "held",
+        "ident",
+        "locals",
+        "name",
+        "number",
+        "thread",
+        "waiting_for",
+    )
 
     def __init__(self, name: str) -> None:
         with _ids_lock:
@@ -53,7 +66,8 @@ class Task:
 
 
 class _Leaver:
-    """Lives in its thread's local storage and nowhere else, so it is dropped, by that thread, when the thread ends."""
+    """Lives in its thread's local storage and nowhere else, so it is dropped, by that thread, when
+    the thread ends."""
 
     __slots__ = ("task",)
 
@@ -70,7 +84,8 @@ class _Leaver:
 
 
 class _Current(threading.local):
-    """Makes a task for any thread the first time it asks, so plain Python threads can use `mmu.sync` too."""
+    """Makes a task for any thread the first time it asks, so plain Python threads can use
+    `mmu.sync` too."""
 
     def __init__(self) -> None:
         self.task = Task(threading.current_thread().name)
@@ -90,11 +105,12 @@ def living_tasks() -> list[Task]:
 
 
 def is_time_to_tidy(count: int) -> bool:
-    """Whether to look through a list of `count` threads' records for those that have ended: at powers of two only, so that a
-    newcomer costs no more the more there are."""
+    """Whether to look through a list of `count` threads' records for those that have ended: at
+    powers of two only, so that a newcomer costs no more the more there are."""
     return not count & (count - 1)
 
 
 def at_thread_exit(check: Callable[[Task], None]) -> None:
-    """Run `check` as the last act of every thread that has a task, whoever started it; it must not ask for `current`."""
+    """Run `check` as the last act of every thread that has a task, whoever started it; it must not
+    ask for `current`."""
     _exit_checks.append(check)

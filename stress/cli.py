@@ -1,6 +1,7 @@
 """The command line: which verbs there are, and what every one of them ends with.
 
-A verb is imported when it is asked for: `stress list` has no use for what `stress run` needs, which is most of the start.
+A verb is imported when it is asked for: `stress list` has no use for what `stress run` needs, which
+is most of the start.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ from typing import Final
 import click
 from attrs import frozen
 
-from stress.engines.carriers import AUTO, carrier_for
-from stress.errors import StressError
-from stress.verdict import ExitCode
+from stress.engines.carrier_choice import AUTO, carrier_for
+from stress.results.verdict import ExitCode
+from stress.scenario.errors import StressError
 
 
 @frozen
-class Verb:
+class Command:
     """Where a command is, and what it does in the few words that `stress --help` has room for."""
 
     module: str
@@ -35,24 +36,62 @@ class Verb:
 
 
 VERBS: Final = {
-    "run": Verb("stress.commands.runs", "run", "Run a scenario on real threads and judge it."),
-    "campaign": Verb("stress.commands.runs", "campaign", "Run a scenario with many seeds."),
-    "explore": Verb("stress.commands.explorations", "explore_scenario", "Explore a scenario under a controlled scheduler."),
-    "replay": Verb("stress.commands.schedules", "replay", "Run a recorded schedule again, step by step."),
-    "minimise": Verb("stress.commands.schedules", "minimise", "Make a failing schedule as small as it gets."),
-    "explain": Verb("stress.commands.schedules", "explain", "Say why a schedule fails, or what a variant breaks."),
-    "crosscheck": Verb("stress.commands.explorations", "crosscheck_engines", "Compare what both engines have shown of a scenario."),
-    "selftest": Verb("stress.zoo.command", "command", "Prove that the harness detects: every mutant must die."),
-    "litmus": Verb("stress.commands.litmus", "litmus", "Explore litmus programs and grade their outcomes."),
-    "study": Verb("stress.study.command", "command", "Say what a delete costs, under which policy and where."),
-    "compare": Verb("stress.compare.command", "command", "Compare runs, or groups of runs, of one scenario."),
-    "results": Verb("stress.results.command", "group", "List, show and prune stored results."),
-    "report": Verb("stress.report.command", "report_command", "Rebuild the reports of a stored result."),
-    "again": Verb("stress.again", "again_command", "Make a stored run or exploration again, exactly."),
-    "schema": Verb("stress.report.command", "schema_command", "Print the JSON Schema of a file that stress writes."),
-    "trace": Verb("stress.trace.cli", "trace", "Record real kernels, and hold the model against them."),
-    "list": Verb("stress.commands.listing", "list_things", "List scenarios, policies, variants, oracles and more."),
-    "bench": Verb("stress.commands.bench", "bench", "Measure what checking costs."),
+    "run": Command("stress.commands.run", "run", "Run a scenario on real threads and judge it."),
+    "campaign": Command("stress.commands.campaign", "campaign", "Run a scenario with many seeds."),
+    "explore": Command(
+        "stress.commands.explore",
+        "explore_scenario",
+        "Explore a scenario under a controlled scheduler.",
+    ),
+    "replay": Command(
+        "stress.commands.replay", "replay", "Run a recorded schedule again, step by step."
+    ),
+    "minimise": Command(
+        "stress.commands.minimise", "minimise", "Make a failing schedule as small as it gets."
+    ),
+    "explain": Command(
+        "stress.commands.explain", "explain", "Say why a schedule fails, or what a variant breaks."
+    ),
+    "crosscheck": Command(
+        "stress.commands.crosscheck",
+        "crosscheck_engines",
+        "Compare what both engines have shown of a scenario.",
+    ),
+    "selftest": Command(
+        "stress.commands.selftest",
+        "command",
+        "Prove that the harness detects: every mutant must die.",
+    ),
+    "litmus": Command(
+        "stress.commands.litmus", "litmus", "Explore litmus programs and grade their outcomes."
+    ),
+    "study": Command(
+        "stress.commands.study", "command", "Say what a delete costs, under which policy and where."
+    ),
+    "compare": Command(
+        "stress.commands.compare", "command", "Compare runs, or groups of runs, of one scenario."
+    ),
+    "results": Command("stress.commands.results", "group", "List, show and prune stored results."),
+    "report": Command(
+        "stress.commands.report", "report_command", "Rebuild the reports of a stored result."
+    ),
+    "again": Command(
+        "stress.commands.again", "again_command", "Make a stored run or exploration again, exactly."
+    ),
+    "schema": Command(
+        "stress.commands.schema_command",
+        "schema_command",
+        "Print the JSON Schema of a file that stress writes.",
+    ),
+    "trace": Command(
+        "stress.commands.trace", "trace", "Record real kernels, and hold the model against them."
+    ),
+    "list": Command(
+        "stress.commands.list",
+        "list_things",
+        "List scenarios, policies, variants, oracles and more.",
+    ),
+    "bench": Command("stress.commands.bench", "bench", "Measure what checking costs."),
 }
 """Every command, in the order of its use."""
 
@@ -79,10 +118,11 @@ class Verbs(click.Group):
 def cli() -> None:
     """Stress KVM's TDP MMU model with an exported root, and judge it.
 
-    Exit codes: 0 PASS, 1 FAIL, 2 INCONCLUSIVE, 3 HARNESS_ERROR, 4 usage or configuration, 5 regression.
+    Exit codes: 0 PASS, 1 FAIL, 2 INCONCLUSIVE, 3 HARNESS_ERROR, 4 usage or configuration, 5
+    regression.
 
-    The environment variable STRESS_CARRIER (auto, threads or greenlets) says what the tasks of an exploration run on; the
-    schedules are the same.
+    The environment variable STRESS_CARRIER (auto, threads or greenlets) says what the tasks of an
+    exploration run on; the schedules are the same.
     """
     carrier_for(AUTO, "atomic")  # a wrong one is said here, before anybody else comes upon it
 
@@ -92,10 +132,13 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _interrupt)
     signal.signal(signal.SIGHUP, _interrupt)
     code = invoke(sys.argv[1:])
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the verdict is known: an impatient Ctrl-C must not replace its code
+    # the verdict is known: an impatient Ctrl-C must not replace its code
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         sys.stdout.flush()
-    except OSError as error:  # a closed pipe or a full disk: the verdict stands, but nobody has read it
+    except (
+        OSError
+    ) as error:  # a closed pipe or a full disk: the verdict stands, but nobody has read it
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - for the interpreter's own last flush
         if not isinstance(error, BrokenPipeError):
             click.echo(f"stress: cannot write the output: {error.strerror}", err=True)

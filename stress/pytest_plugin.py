@@ -13,7 +13,8 @@
 
         explore(program)
 
-The test fails with what went wrong, the interleaving that did it, and a command that runs just that one again.
+The test fails with what went wrong, the interleaving that did it, and a command that runs just that
+one again.
 """
 
 from __future__ import annotations
@@ -26,14 +27,15 @@ from typing import Any, Final
 
 import pytest
 
-from stress.errors import StressError
+from stress.scenario.errors import StressError
 from stress.search.schedule import Schedule, ScheduleError
 from stress.testing import explorer
 from stress.testing.explorer import Explored, ReplayDiverged, ScheduleFailed, Settings
 from stress.testing.program import NothingExplored, ProgramFunction
 
 REMEMBERED: Final = "tdp-stress/steps"
-"""Where the cache keeps the steps of failing schedules, so that a replay can say which step is another one."""
+"""Where the cache keeps the steps of failing schedules, so that a replay can say which step is
+another one."""
 MOST_REMEMBERED: Final = 50
 EXPLORER: Final = pytest.StashKey["Explorer"]()
 PASSED: Final = pytest.StashKey[bool]()
@@ -46,10 +48,19 @@ DEFAULTS: Final = {
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """`--replay`, and a default for each bound as an option and as an ini value."""
-    group = parser.getgroup("explore", "exploring the schedules of concurrent programs (tdp-stress)")
+    group = parser.getgroup(
+        "explore", "exploring the schedules of concurrent programs (tdp-stress)"
+    )
     for name, (text, metavar, kind) in DEFAULTS.items():
-        group.addoption(f"--explore-{name}", type=kind, metavar=metavar, help=f"{text}, unless the test says otherwise")
-        parser.addini(f"explore_{name}", f"{text}, unless the test or the command line says otherwise")
+        group.addoption(
+            f"--explore-{name}",
+            type=kind,
+            metavar=metavar,
+            help=f"{text}, unless the test says otherwise",
+        )
+        parser.addini(
+            f"explore_{name}", f"{text}, unless the test or the command line says otherwise"
+        )
     text = "run only this schedule of the one selected test, exactly: a string from a failure"
     try:
         group.addoption("--explore-replay", "--replay", metavar="STRING", help=text)
@@ -74,18 +85,27 @@ def pytest_collection_modifyitems(config: pytest.Config, items: Sequence[pytest.
         exploring = [item for item in items if "explore" in getattr(item, "fixturenames", ())]
         if len(exploring) != 1:
             raise pytest.UsageError(
-                f"--replay is for one test that uses the fixture explore, and {len(exploring)} are selected: "
+                f"--replay is for one test that uses the fixture explore, and {len(exploring)} are "
+                "selected: "
                 "give its path, as in the failure"
             )
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """An exploration that did not happen is no expected failure: a mark for those does not cover it."""
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """An exploration that did not happen is no expected failure: a mark for those does not cover
+    it."""
     report = yield
     if call.when == "call":
         item.stash[PASSED] = report.passed
-        if call.excinfo is not None and isinstance(call.excinfo.value, StressError) and EXPLORER in item.stash and report.skipped:
+        if (
+            call.excinfo is not None
+            and isinstance(call.excinfo.value, StressError)
+            and EXPLORER in item.stash
+            and report.skipped
+        ):
             report.outcome = "failed"
             report.longrepr = item.repr_failure(call.excinfo)
             vars(report).pop("wasxfail", None)
@@ -109,7 +129,9 @@ class Explorer:
         self._item = item
         self._config = item.config
         self._calls = 0
-        self._replay = parse_replay(text) if (text := item.config.getoption("explore_replay")) else None
+        self._replay = (
+            parse_replay(text) if (text := item.config.getoption("explore_replay")) else None
+        )
         self._slot = worker_number(item.config)
 
     def __call__(
@@ -124,12 +146,14 @@ class Explorer:
         seed: int = 0,
         limit: int = 20_000,
     ) -> Explored:
-        """Run `program` once for each schedule, until one fails or a bound is reached: 1,000 schedules unless something else is
-        said here, on the command line or in the ini file. Raises `ScheduleFailed` for the failing one.
+        """Run `program` once for each schedule, until one fails or a bound is reached: 1,000
+        schedules unless something else is said here, on the command line or in the ini file. Raises
+        `ScheduleFailed` for the failing one.
 
-        `exhaustive=True` asks for all schedules that differ for any task (or, with a bounded strategy, all within its bound)
-        and is inconclusive, which fails, if the bounds come first. `granularity="library"` goes inside reader-writer locks.
-        `limit` bounds the steps of one schedule."""
+        `exhaustive=True` asks for all schedules that differ for any task (or, with a bounded
+        strategy, all within its bound) and is inconclusive, which fails, if the bounds come first.
+        `granularity="library"` goes inside reader-writer locks. `limit` bounds the steps of one
+        schedule."""
         __tracebackhide__ = True
         self._calls += 1
         settings = chosen(
@@ -145,9 +169,14 @@ class Explorer:
     def finish(self) -> None:
         """The test has passed: it must have explored something."""
         if not self._calls:
-            raise NothingExplored("the test uses the fixture explore and never calls it: it has tested nothing")
+            raise NothingExplored(
+                "the test uses the fixture explore and never calls it: it has tested nothing"
+            )
         if self._replay is not None and self._replay[0] > self._calls:
-            raise ReplayDiverged(f"the schedule is for explore() call {self._replay[0]}, and the test makes {self._calls}")
+            raise ReplayDiverged(
+                f"the schedule is for explore() call {self._replay[0]}, and the test makes "
+                f"{self._calls}"
+            )
 
     def _explore(self, program: ProgramFunction, settings: Settings) -> Explored:
         __tracebackhide__ = True
@@ -162,7 +191,9 @@ class Explorer:
     def _again(self, program: ProgramFunction, settings: Settings, string: str) -> Explored:
         __tracebackhide__ = True
         steps = [(str(task), str(what)) for task, what in self._remembered().get(string, [])]
-        return explorer.replay(program, string, settings, steps=steps, slot=self._slot, command=self._command)
+        return explorer.replay(
+            program, string, settings, steps=steps, slot=self._slot, command=self._command
+        )
 
     def _command(self, string: str) -> str:
         prefix = f"{self._calls}:" if self._calls > 1 else ""
@@ -189,14 +220,16 @@ def defaults(config: pytest.Config) -> Settings:
             try:
                 value = kind(text)
             except ValueError:
-                raise pytest.UsageError(f"explore_{name} = {text!r} in the ini file: a number is needed") from None
+                raise pytest.UsageError(
+                    f"explore_{name} = {text!r} in the ini file: a number is needed"
+                ) from None
         values[name] = value
     return Settings(**values)
 
 
 def chosen(general: Settings, own: Settings) -> Settings:
-    """A test's own settings, and the general ones where it has none. A bound of its own replaces both general bounds, and an
-    exhaustive search keeps its own strategy."""
+    """A test's own settings, and the general ones where it has none. A bound of its own replaces
+    both general bounds, and an exhaustive search keeps its own strategy."""
     bounded = own.schedules is not None or own.seconds is not None
     return Settings(
         own.strategy or (None if own.exhaustive else general.strategy),

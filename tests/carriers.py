@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from stress.engines.carriers import GREENLETS, THREADS, missing
+from stress.engines.carrier_choice import GREENLETS, THREADS, missing
 
 needs_greenlets = pytest.mark.skipif(missing() is not None, reason=f"no greenlets: {missing()}")
 

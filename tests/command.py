@@ -27,7 +27,8 @@ class Done(NamedTuple):
 
 
 class Stress:
-    """The command line in this process: all of it but the handlers of signals and the last flush."""
+    """The command line in this process: all of it but the handlers of signals and the last
+    flush."""
 
     def __init__(self, printed: Out) -> None:
         self._printed = printed
@@ -41,15 +42,25 @@ class Stress:
 
 
 def environment(**more: str) -> dict[str, str]:
-    """For a Python that a test starts: with these packages, which are compiled once and not by each process anew."""
-    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    """For a Python that a test starts: with these packages, which are compiled once and not by each
+    process anew."""
+    inherited = {
+        name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"
+    }
     return {**inherited, "PYTHONPATH": str(ROOT), **more}
 
 
 def start(*arguments: object) -> subprocess.Popen[str]:
     """The real command, started."""
     command = [sys.executable, "-m", "stress", *map(str, arguments)]
-    return subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def real(*arguments: object) -> Done:
@@ -65,5 +76,13 @@ def python(*arguments: object, **more: str) -> Done:
 def run(interpreter: str, *arguments: object, **more: str) -> Done:
     """Likewise, of another Python."""
     command = [interpreter, *map(str, arguments)]
-    done = subprocess.run(command, cwd=ROOT, env=environment(**more), capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env=environment(**more),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
     return Done(done.returncode, done.stdout, done.stderr)

@@ -1,7 +1,9 @@
-"""What the tests share: a silent reporter, checked locks, and threads that stand exactly where a test wants them.
+"""What the tests share: a silent reporter, checked locks, and threads that stand exactly where a
+test wants them.
 
-No test sleeps to order threads. A thread is parked inside a section by `elsewhere`, awaited at the lock it blocks on
-by `blocked`, and ended by `finish`, which raises what the thread raised. `PATIENCE` only bounds a wait that is broken.
+No test sleeps to order threads. A thread is parked inside a section by `elsewhere`, awaited at the
+lock it blocks on by `blocked`, and ended by `finish`, which raises what the thread raised.
+`PATIENCE` only bounds a wait that is broken.
 """
 
 from __future__ import annotations
@@ -20,30 +22,39 @@ from mmu.report import Report, Reporter
 from mmu.runtime import Runtime
 from mmu.sync import Rcu, RwLock, Srcu, Sync
 from mmu.task import Task, current
-from stress.engines.carriers import VARIABLE
+from stress.engines.carrier_choice import VARIABLE
 from tests.carriers import CARRIERS
 
 PATIENCE = 60.0
 """Seconds after which a test gives up on a wait."""
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # the tests run in the background of a shell; some are about Ctrl-C
+# the tests run in the background of a shell; some are about Ctrl-C
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile(
-    "laws", deadline=None, database=None, derandomize=True, max_examples=80, suppress_health_check=[HealthCheck.too_slow]
+    "laws",
+    deadline=None,
+    database=None,
+    derandomize=True,
+    max_examples=80,
+    suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("laws")
-"""How laws are tried: the same examples everywhere and always, and no clock. A law that needs more examples says so."""
+"""How laws are tried: the same examples everywhere and always, and no clock. A law that needs more
+examples says so."""
 
 
 class MakeSync(Protocol):
-    """The fixture `make_sync`: `Sync` with options, all on the test's reporter, tidied up after the test."""
+    """The fixture `make_sync`: `Sync` with options, all on the test's reporter, tidied up after the
+    test."""
 
     def __call__(self, **options: Any) -> Sync: ...
 
 
 class BoundedRuntime(Runtime):
-    """The thread runtime, but a wait that outlasts the patience of a test is an error in its thread, so nothing hangs."""
+    """The thread runtime, but a wait that outlasts the patience of a test is an error in its
+    thread, so nothing hangs."""
 
     def wait_until(self, what: str, predicate: Callable[[], bool], **options: Any) -> None:
         """Wait as ever, and look at the clock beside."""
@@ -86,7 +97,12 @@ def make_sync(reporter: Reporter) -> Iterator[MakeSync]:
     forget_held_locks()
     for sync in made:
         sync.rcu.shutdown()
-    stuck = [str(task) for sync in made for task in sync.runtime.tasks() if not sync.runtime.join(task, PATIENCE)]
+    stuck = [
+        str(task)
+        for sync in made
+        for task in sync.runtime.tasks()
+        if not sync.runtime.join(task, PATIENCE)
+    ]
     assert not stuck, f"threads still run after the test: {stuck}"
 
 
@@ -103,7 +119,8 @@ def runtime() -> Runtime:
 
 
 def forget_held_locks() -> None:
-    """A test that failed inside a lock must not hand it to the next test: both run on the same thread."""
+    """A test that failed inside a lock must not hand it to the next test: both run on the same
+    thread."""
     current.task.chain = None
     current.task.held.clear()
 
@@ -142,19 +159,25 @@ def eventually(condition: Callable[[], object], what: str) -> None:
 def finish(runtime: Runtime, *tasks: Task) -> None:
     """Wait for `tasks` to end and raise the first error among theirs."""
     for task in tasks:
-        assert runtime.join(task, PATIENCE), f"{task} does not end; it waits for {task.waiting_for or 'something unnamed'}"
+        assert runtime.join(task, PATIENCE), (
+            f"{task} does not end; it waits for {task.waiting_for or 'something unnamed'}"
+        )
     for task in tasks:
         if task.error is not None:
             raise task.error
 
 
 def together(runtime: Runtime, *bodies: Callable[[], None]) -> None:
-    """Run each of `bodies` in a thread of its own, all at once; wait for all and raise the first error."""
+    """Run each of `bodies` in a thread of its own, all at once; wait for all and raise the first
+    error."""
     finish(runtime, *[runtime.spawn(body.__name__, body) for body in bodies])
 
 
-def blocked(runtime: Runtime, body: Callable[[], None], at: Callable[[Task], object] | None = None) -> Task:
-    """A new thread that runs `body` and has come to where it blocks: at a wait that it names, or where `at` says."""
+def blocked(
+    runtime: Runtime, body: Callable[[], None], at: Callable[[Task], object] | None = None
+) -> Task:
+    """A new thread that runs `body` and has come to where it blocks: at a wait that it names, or
+    where `at` says."""
     is_there = at or (lambda task: task.waiting_for)
     task = runtime.spawn(body.__name__, body)
     eventually(lambda: is_there(task) or runtime.join(task, 0), f"{task} to block")
@@ -165,7 +188,9 @@ def blocked(runtime: Runtime, body: Callable[[], None], at: Callable[[Task], obj
 
 
 @contextmanager
-def elsewhere(runtime: Runtime, section: AbstractContextManager[object], name: str = "elsewhere") -> Iterator[Task]:
+def elsewhere(
+    runtime: Runtime, section: AbstractContextManager[object], name: str = "elsewhere"
+) -> Iterator[Task]:
     """While the block runs, another thread is inside `section`; it leaves when the block ends."""
     entered, leave = threading.Event(), threading.Event()
 
@@ -176,7 +201,9 @@ def elsewhere(runtime: Runtime, section: AbstractContextManager[object], name: s
 
     task = runtime.spawn(name, stay_inside)
     try:
-        eventually(lambda: entered.is_set() or runtime.join(task, 0), f"{task} to enter its section")
+        eventually(
+            lambda: entered.is_set() or runtime.join(task, 0), f"{task} to enter its section"
+        )
         yield task
     finally:
         leave.set()

@@ -9,18 +9,34 @@ from attrs import evolve
 
 from mmu.runtime import Runtime
 from stress.engines.session import Session
-from stress.engines.threads import Outcome, ThreadEngine
-from stress.fanout.spread import Where
+from stress.engines.threads import RunOutcome, ThreadEngine
+from stress.mutants.case import Case
 from stress.observe.close_calls import CLOSE_CALLS
 from stress.observe.resources import Resources
-from stress.scenario.types import Budget, Count, Disturbances, Memory, Positive, Scenario, Seconds, Vm
-from stress.zoo.attempt import Attempt
-from stress.zoo.jobs import Job, run_jobs
-from stress.zoo.mutant import Case
+from stress.runs.fanout.spread import FanoutPlace
+from stress.scenario.types import (
+    Budget,
+    Count,
+    Disturbances,
+    Memory,
+    Positive,
+    Scenario,
+    Seconds,
+    VmSettings,
+)
+from stress.selftest.attempt import Attempt
+from stress.selftest.jobs import Job, run_jobs
 
 MEETINGS = {
     *CLOSE_CALLS,
-    *("stale_faults", "stale_io_faults", "io_faults_retried", "rcu_waits_with_reader", "srcu_waits_with_reader", "yields"),
+    *(
+        "stale_faults",
+        "stale_io_faults",
+        "io_faults_retried",
+        "rcu_waits_with_reader",
+        "srcu_waits_with_reader",
+        "yields",
+    ),
     *("flushes_mid_dma", "exports_refused", "vcpu_kicks", "fast_faults", "frozen_met"),
 }
 """Counters that move only when two tasks have met, which few schedules may bring about."""
@@ -29,8 +45,13 @@ MEETINGS = {
 def small(**changes: Any) -> Scenario:
     """A scenario of half a second with everything in it, at real geometry."""
     base = Scenario(
-        vm=Vm(vcpus=Positive(2), frames=Positive(1 << 12)),
-        memory=Memory(fixed_pages=Positive(64), churn_pages=Positive(32), smm_pages=Count(16), smm_churn_pages=Count(16)),
+        vm=VmSettings(vcpus=Positive(2), frames=Positive(1 << 12)),
+        memory=Memory(
+            fixed_pages=Positive(64),
+            churn_pages=Positive(32),
+            smm_pages=Count(16),
+            smm_churn_pages=Count(16),
+        ),
         disturbances=Disturbances(stutter_every_s=Seconds(0.3)),
         budget=Budget(duration_s=Seconds(0.8), settle_s=Seconds(0.1)),
     )
@@ -48,16 +69,18 @@ class Watchful(ThreadEngine):
         return super()._found_enough() or self._enough(self.session)
 
 
-def run_scenario(scenario: Scenario, seed: int = 1, until: Callable[[Session], bool] = lambda _: False) -> tuple[Session, Outcome]:
+def run_scenario(
+    scenario: Scenario, seed: int = 1, until: Callable[[Session], bool] = lambda _: False
+) -> tuple[Session, RunOutcome]:
     """Run to the end, or `until` enough has happened; the session holds what was found."""
     session = Session(scenario, seed, Runtime())
     return session, Watchful(session, until).run()
 
 
 def broken_run(scenario: Scenario, seed: int = 1) -> Attempt:
-    """A run that has to find something, in a process of its own: what it breaks may leave threads that never end, and those
-    would slow down every test after it."""
+    """A run that has to find something, in a process of its own: what it breaks may leave threads
+    that never end, and those would slow down every test after it."""
     made: list[Attempt] = []
     job = Job("", Case(""), scenario, "threads", seed, scenario.budget.duration_s)
-    run_jobs([job], Where(1), lambda _, attempt: made.append(attempt))
+    run_jobs([job], FanoutPlace(1), lambda _, attempt: made.append(attempt))
     return made[0]

@@ -1,7 +1,8 @@
-"""A VM small enough to look at: the VMM's duties done for it, its guests scripted, and nothing it reports overlooked.
+"""A VM small enough to look at: the VMM's duties done for it, its guests scripted, and nothing it
+reports overlooked.
 
-`Machine` wraps a `VirtualMachine`. A test says what it provokes with `expect`; whatever else the VM reports, and every
-access that met the wrong memory, fails the test when the machine is closed.
+`Machine` wraps a `VirtualMachine`. A test says what it provokes with `expect`; whatever else the VM
+reports, and every access that met the wrong memory, fails the test when the machine is closed.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 
 from mmu.export.iommu import Device, KvmHwpt
 from mmu.export.tdp_fd import TdpFd
-from mmu.invariants import Tree, violations
+from mmu.invariants import CheckedTree, violations
 from mmu.kvm import VmConfig
 from mmu.machine.vcpu import FETCH, Exit, Vcpu
 from mmu.machine.vm import VirtualMachine
@@ -40,7 +41,8 @@ REAL = Geometry()
 
 
 class Recorder:
-    """An observer that writes down what happens, in order, as (hook, arguments). By default it listens to every hook."""
+    """An observer that writes down what happens, in order, as (hook, arguments). By default it
+    listens to every hook."""
 
     def __init__(self, *hooks: str) -> None:
         assert set(hooks) <= set(HOOKS), f"no such hook: {set(hooks) - set(HOOKS)}"
@@ -61,7 +63,8 @@ class Recorder:
 
 
 class Script:
-    """A guest that makes the given accesses, one after the other: a gfn to read, `w(gfn)` to write, `x(gfn)` to execute."""
+    """A guest that makes the given accesses, one after the other: a gfn to read, `w(gfn)` to write,
+    `x(gfn)` to execute."""
 
     def __init__(self, *accesses: int) -> None:
         self._left = iter(accesses)
@@ -85,7 +88,8 @@ def x(gfn: int) -> int:
 
 
 class ParkedGuest:
-    """A guest that stands still in guest mode: `inside` is set when it is there, `leave` lets its access to `gfn` go on."""
+    """A guest that stands still in guest mode: `inside` is set when it is there, `leave` lets its
+    access to `gfn` go on."""
 
     def __init__(self, gfn: int = 0) -> None:
         self.gfn = gfn
@@ -100,9 +104,17 @@ class ParkedGuest:
 
 
 class Machine:
-    """A VM with the VMM around it. `close` takes everything down and complains about what was not expected."""
+    """A VM with the VMM around it. `close` takes everything down and complains about what was not
+    expected."""
 
-    def __init__(self, geometry: Geometry = SMALL, variants: Iterable[Variant] = (), *, frames: int = 256, **config: Any) -> None:
+    def __init__(
+        self,
+        geometry: Geometry = SMALL,
+        variants: Iterable[Variant] = (),
+        *,
+        frames: int = 256,
+        **config: Any,
+    ) -> None:
         self.reporter = Reporter(sink=None)
         self.probe = Probe()
         config.setdefault("rcu_stall_seconds", 10 * PATIENCE)
@@ -118,10 +130,13 @@ class Machine:
         self.runtime = self.kvm.runtime
         self.mmu_lock = self.kvm.mmu_lock
         self.wrong: list[tuple[Any, ...]] = []
-        """Every access that reached memory that is not the gfn's, as the hook `bad_translation` tells it."""
+        """Every access that reached memory that is not the gfn's, as the hook `bad_translation`
+        tells it."""
         self.regions: dict[tuple[int, int], Region] = {}
         self._deadlines: dict[Vcpu, float] = {}
-        self.on(bad_translation=lambda *args: self.wrong.append(args), guest_enter=self._check_progress)
+        self.on(
+            bad_translation=lambda *args: self.wrong.append(args), guest_enter=self._check_progress
+        )
         self._cache = PageCache(self.kvm)
         self._fds: list[TdpFd] = []
         self._hwpts: list[KvmHwpt] = []
@@ -165,9 +180,12 @@ class Machine:
         max_level: int = PG_LEVEL_4K,
         userfaults: Queue[Any] | None = None,
     ) -> Region:
-        """Map fresh memory, aligned as the gfn is where huge pages are wanted, and give it to the VM as a memslot."""
+        """Map fresh memory, aligned as the gfn is where huge pages are wanted, and give it to the
+        VM as a memslot."""
         offset = gfn % self.kvm.geometry.pages(PG_LEVEL_1G) if max_level > PG_LEVEL_4K else 0
-        region = self.vm.host.mmap(npages, writable=writable, max_level=max_level, offset=offset, userfaults=userfaults)
+        region = self.vm.host.mmap(
+            npages, writable=writable, max_level=max_level, offset=offset, userfaults=userfaults
+        )
         self.vm.host.assign(region, tag_of(as_id, gfn))
         self.vm.set_user_memory_region(MemoryRegion(slot, gfn, npages, region, flags, as_id))
         self.regions[as_id, slot] = region
@@ -183,14 +201,18 @@ class Machine:
         """Move a memslot to `gfn`."""
         region = self.regions[as_id, slot]
         self.vm.host.begin_move(region, tag_of(as_id, gfn))
-        change = self.vm.set_user_memory_region(MemoryRegion(slot, gfn, region.pages, region, as_id=as_id))
+        change = self.vm.set_user_memory_region(
+            MemoryRegion(slot, gfn, region.pages, region, as_id=as_id)
+        )
         self.vm.host.end_move(region)
         return change
 
     def set_flags(self, flags: int, slot: int = 0, as_id: int = 0) -> Change:
         """Change the flags of a memslot."""
         found = self.slot(slot, as_id)
-        return self.vm.set_user_memory_region(MemoryRegion(slot, found.base_gfn, found.npages, found.region, flags, as_id))
+        return self.vm.set_user_memory_region(
+            MemoryRegion(slot, found.base_gfn, found.npages, found.region, flags, as_id)
+        )
 
     def log_dirty_pages(self, slot: int = 0, as_id: int = 0) -> Change:
         """Switch dirty logging on."""
@@ -218,7 +240,9 @@ class Machine:
     # What the host does.
 
     @contextmanager
-    def invalidating(self, region: Region, first: int = 0, last: int | None = None) -> Iterator[None]:
+    def invalidating(
+        self, region: Region, first: int = 0, last: int | None = None
+    ) -> Iterator[None]:
         """Between the start and the end of an mmu_notifier invalidation of pages [first, last)."""
         last = region.pages if last is None else last
         self.vm.notifier.invalidate_range_start(region, first, last)
@@ -238,7 +262,15 @@ class Machine:
         vcpu.load_root()
         return vcpu
 
-    def fault(self, vcpu: Vcpu, gfn: int, write: bool = False, *, present: bool = False, fetch: bool = False) -> RetPf:
+    def fault(
+        self,
+        vcpu: Vcpu,
+        gfn: int,
+        write: bool = False,
+        *,
+        present: bool = False,
+        fetch: bool = False,
+    ) -> RetPf:
         """One EPT violation, handled."""
         with srcu_section(self.kvm.srcu):
             return vcpu.page_fault(gfn, write, present, fetch)
@@ -250,19 +282,23 @@ class Machine:
 
     def _check_progress(self, vcpu: Vcpu) -> None:
         """A guest that faults for ever ends the test that runs it, instead of all tests."""
-        assert time.monotonic() < self._deadlines.get(vcpu, math.inf), f"{vcpu} makes no progress: {vcpu.stat.pf_taken} faults"
+        assert time.monotonic() < self._deadlines.get(vcpu, math.inf), (
+            f"{vcpu} makes no progress: {vcpu.stat.pf_taken} faults"
+        )
 
     # The tables, by hand and by eye.
 
     def root(self, as_id: int = 0) -> RootPage:
-        """The valid root of an address space, made if needed. Nobody keeps the reference: the TDP MMU's own is enough."""
+        """The valid root of an address space, made if needed. Nobody keeps the reference: the TDP
+        MMU's own is enough."""
         with writing(self.mmu_lock):
             root = self.vm.roots.get_vcpu_root(RootRole(as_id))
             self.vm.roots.put_root(root, shared=False)
         return root
 
     def plant(self, root: RootPage, *gfns: int, pfn: int | None = None) -> None:
-        """Map each gfn, to a frame of the same number unless `pfn` says otherwise: slots and host are not asked."""
+        """Map each gfn, to a frame of the same number unless `pfn` says otherwise: slots and host
+        are not asked."""
         for gfn in gfns:
             self._cache.topup()
             fault = Fault()
@@ -272,11 +308,11 @@ class Machine:
 
     def leaves(self, root: RootPage) -> dict[int, int]:
         """What a root maps: gfn to frame."""
-        return {leaf.gfn: pfn_of(leaf.spte) for leaf in Tree(self.vm, root).leaves}
+        return {leaf.gfn: pfn_of(leaf.spte) for leaf in CheckedTree(self.vm, root).leaves}
 
     def tables(self, root: RootPage) -> list[tuple[int, int]]:
         """The linked tables below a root as (gfn, level), in pre-order."""
-        return [(child.gfn, child.level) for child, _, _ in Tree(self.vm, root).tables]
+        return [(child.gfn, child.level) for child, _, _ in CheckedTree(self.vm, root).tables]
 
     def entry(self, root: RootPage, gfn: int, level: int = 1) -> tuple[Any, int]:
         """The table and index of the SPTE for `gfn` at `level`; the tables above must be there."""
@@ -293,7 +329,11 @@ class Machine:
 
     def huge_leaves(self, root: RootPage | None = None) -> list[tuple[int, int]]:
         """The leaves above 4 KiB as (gfn, level)."""
-        return [(leaf.gfn, leaf.sp.level) for leaf in Tree(self.vm, root or self.root()).leaves if leaf.sp.level > PG_LEVEL_4K]
+        return [
+            (leaf.gfn, leaf.sp.level)
+            for leaf in CheckedTree(self.vm, root or self.root()).leaves
+            if leaf.sp.level > PG_LEVEL_4K
+        ]
 
     def spare_tables(self) -> list[Any]:
         """The pages that `plant` has set aside and not used."""
@@ -329,7 +369,8 @@ class Machine:
     # The end.
 
     def abandon(self) -> None:
-        """The test broke the VM on purpose: do not take it down, and let its wrong accesses pass."""
+        """The test broke the VM on purpose: do not take it down, and let its wrong accesses
+        pass."""
         self._abandoned = True
         self.wrong.clear()
 
@@ -358,7 +399,9 @@ class Machine:
 
 
 @contextmanager
-def machine_of(geometry: Geometry = SMALL, variants: Iterable[Variant] = (), **config: Any) -> Iterator[Machine]:
+def machine_of(
+    geometry: Geometry = SMALL, variants: Iterable[Variant] = (), **config: Any
+) -> Iterator[Machine]:
     """A machine for the block. When the block fails, its own error is what is seen."""
     forget_held_locks()
     machine = Machine(geometry, variants, **config)

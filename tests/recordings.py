@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 
 from stress.trace.checker import Checker, CheckResult
-from stress.trace.reader import Reader
+from stress.trace.reader import TraceReader
 
 DATA = Path(__file__).parent / "data" / "traces"
 NAMES = sorted(path.name.removesuffix(".trace.xz") for path in DATA.glob("*.trace.xz"))
@@ -32,7 +32,7 @@ def lines_of(name: str) -> list[str]:
 def judge(lines: list[str], **options: str) -> CheckResult:
     """What `check` says to these lines."""
     checker = Checker(**options)
-    reader = Reader.of_lines(lines)
+    reader = TraceReader.of_lines(lines)
     for event in reader:
         checker.world.skewed = reader.counts.skewed > 0
         if not checker.feed(event):
@@ -76,7 +76,10 @@ def leaf_revived(lines: list[str], seed: int) -> tuple[list[str], int]:
     call = random.Random(seed).choice(deletes)
     gfn = int(re.search(r"old_gfn=0x([0-9a-f]+)", lines[call])[1], 16)  # type: ignore[index]
     ret = find(lines, r" set_memslot_ret: ", call)[0]
-    change = f"kvm_tdp_mmu_spte_changed: as id 0 gfn {gfn:x} level 1 old_spte 8000000000000000 new_spte 2402e67"
+    change = (
+        f"kvm_tdp_mmu_spte_changed: as id 0 gfn {gfn:x} level 1 old_spte 8000000000000000 new_spte "
+        "2402e67"
+    )
     revived = re.sub(r"set_memslot_ret: .*", change, lines[ret])
     return [*lines[: ret + 1], revived, *lines[ret + 1 :]], ret + 2
 
@@ -85,15 +88,23 @@ def reload_dropped(lines: list[str], seed: int) -> tuple[list[str], int]:
     """A vCPU's kvm_mmu_load() never happened; the line of its next entry to the guest."""
     begin = random.Random(seed).choice(find(lines, r" mmu_load: ")[1:])
     pid = pid_of(lines[begin])
-    end = next(index for index in find(lines, r" mmu_load_ret: ", begin) if pid_of(lines[index]) == pid)
-    left = without(lines, {index for index in range(begin - 1, end + 1) if pid_of(lines[index]) == pid})
-    return left, next(index + 1 for index in find(left, r" kvm_entry: ", begin - 1) if pid_of(left[index]) == pid)
+    end = next(
+        index for index in find(lines, r" mmu_load_ret: ", begin) if pid_of(lines[index]) == pid
+    )
+    left = without(
+        lines, {index for index in range(begin - 1, end + 1) if pid_of(lines[index]) == pid}
+    )
+    return left, next(
+        index + 1 for index in find(left, r" kvm_entry: ", begin - 1) if pid_of(left[index]) == pid
+    )
 
 
 def request_dropped(lines: list[str], seed: int) -> tuple[list[str], int]:
     """Nobody was asked to drop the obsolete roots; the line where their zap begins."""
     at = pick(lines, r" make_all_req: .*req=0x327", seed)
-    return without(lines, {at - 1, at, at + 1}), find(lines, r" zap_invalidated_roots: ", at)[0] + 1 - 3
+    return without(lines, {at - 1, at, at + 1}), find(lines, r" zap_invalidated_roots: ", at)[
+        0
+    ] + 1 - 3
 
 
 def spte_altered(lines: list[str], seed: int, which: str = "old_spte") -> tuple[list[str], int]:
@@ -104,7 +115,11 @@ def spte_altered(lines: list[str], seed: int, which: str = "old_spte") -> tuple[
     assert found is not None
     place = chance.randrange(*found.span(1))
     digit = chance.choice([digit for digit in "0123456789abcdef" if digit != lines[at][place]])
-    return [*lines[:at], lines[at][:place] + digit + lines[at][place + 1 :], *lines[at + 1 :]], at + 1
+    return [
+        *lines[:at],
+        lines[at][:place] + digit + lines[at][place + 1 :],
+        *lines[at + 1 :],
+    ], at + 1
 
 
 def shuffled(lines: list[str], seed: int) -> list[str]:
@@ -124,7 +139,10 @@ def header_for(lines: list[str]) -> list[str]:
 
 def as_kernel_6_1(lines: list[str]) -> list[str]:
     """The SPTE values that 6.1 writes for the same changes."""
-    return [re.sub(r"_spte 8000000000000000", "_spte 0", line).replace("80000000000005a0", "5a0") for line in lines]
+    return [
+        re.sub(r"_spte 8000000000000000", "_spte 0", line).replace("80000000000005a0", "5a0")
+        for line in lines
+    ]
 
 
 def as_kernel_7_2(lines: list[str]) -> list[str]:
@@ -134,17 +152,28 @@ def as_kernel_7_2(lines: list[str]) -> list[str]:
 
 
 def parents_last(lines: list[str]) -> list[str]:
-    """7.2 reports that a table was let go of after what was in it, where the lines of one task stand together."""
+    """7.2 reports that a table was let go of after what was in it, where the lines of one task
+    stand together."""
     out = list(lines)
     at = 0
     while at < len(out):
         end = at + 1
         if re.search(r"spte_changed: .* level [2-4] old_spte \w{4,9}827 new_spte", out[at]):
-            while end < len(out) and (_frozen(out[end]) or ("prepare_zap_page" in out[end] and (end == at + 1 or _frozen(out[end - 1])))):
+            while end < len(out) and (
+                _frozen(out[end])
+                or ("prepare_zap_page" in out[end] and (end == at + 1 or _frozen(out[end - 1])))
+            ):
                 end += 1
-            moved = [*out[at + 1 : at + 2], *parents_last(out[at + 2 : end]), out[at]] if end > at + 1 else out[at:end]
+            moved = (
+                [*out[at + 1 : at + 2], *parents_last(out[at + 2 : end]), out[at]]
+                if end > at + 1
+                else out[at:end]
+            )
             stamps = [re.search(r" (\d+): ", line)[1] for line in out[at:end]]  # type: ignore[index]
-            out[at:end] = [re.sub(r" \d+: ", f" {stamp}: ", line, count=1) for stamp, line in zip(stamps, moved, strict=True)]
+            out[at:end] = [
+                re.sub(r" \d+: ", f" {stamp}: ", line, count=1)
+                for stamp, line in zip(stamps, moved, strict=True)
+            ]
         at = end
     return out
 
@@ -160,7 +189,11 @@ def _role_of_7_2(found: re.Match[str]) -> str:
 
 def as_intel(lines: list[str]) -> list[str]:
     """EPT: the same tables in Intel's bits, and Intel's functions."""
-    changed = [re.sub(r"((?:old|new)_spte|spte) ([0-9a-f]+)( |$)", _ept, line) for line in lines if "mmio_spte" not in line]
+    changed = [
+        re.sub(r"((?:old|new)_spte|spte) ([0-9a-f]+)( |$)", _ept, line)
+        for line in lines
+        if "mmio_spte" not in line
+    ]
     return [line.replace("svm_", "vmx_") for line in changed]
 
 

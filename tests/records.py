@@ -5,10 +5,10 @@ from __future__ import annotations
 from mmu.report import Report, section
 from stress.observe.histograms import Latency
 from stress.observe.resources import Sample
-from stress.results.record import SCHEMA, Environment, RunRecord, StoredFinding
+from stress.results.run_record import SCHEMA, Environment, RunRecord, StoredFinding
+from stress.results.verdict import Obligation
 from stress.scenario.load import unstructure
 from stress.scenario.types import Scenario
-from stress.verdict import Obligation
 
 ENVIRONMENT = Environment(
     version="0.1.0",
@@ -34,7 +34,10 @@ def finding(number: int) -> StoredFinding:
         "reference O1",
         "device0/7",
         str(number),
-        (section("call trace", ["Device.transact (mmu/export/iommu.py:61)"]), section("locks held by device0/7", ["no locks held"])),
+        (
+            section("call trace", ["Device.transact (mmu/export/iommu.py:61)"]),
+            section("locks held by device0/7", ["no locks held"]),
+        ),
     )
     return StoredFinding(
         rule=report.rule,

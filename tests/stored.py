@@ -8,36 +8,42 @@ from typing import Any
 
 from attrs import evolve
 
-from stress.campaign.runs import Made
-from stress.campaign.summary import CampaignRecord
-from stress.campaign.summary import record_of as campaign_of
-from stress.explore import Explored, ExploreRequest, judgement_of, record_of
-from stress.quality.detectors import SELF_TESTS, Result
+from stress.commands import selftest as zoo_command
 from stress.report.publish import publish_exploration, publish_run
-from stress.results.exploration import ExplorationRecord
-from stress.results.exploration import as_data as exploration_data
-from stress.results.record import RunRecord, to_json
+from stress.results.exploration_record import ExplorationRecord
+from stress.results.exploration_record import as_data as exploration_data
+from stress.results.run_record import RunRecord, to_json
 from stress.results.store import RunDirectory
+from stress.runs.campaign import Made
+from stress.runs.campaign_summary import CampaignRecord
+from stress.runs.campaign_summary import record_of as campaign_of
+from stress.runs.explore import ExplorationResult, ExploreRequest, judgement_of, record_of
 from stress.scenario.load import load
-from stress.search.campaign import Failure, Tally
+from stress.search.exploration import ExplorationTally, Failure
 from stress.search.schedule import Schedule
-from stress.zoo import command as zoo_command
-from stress.zoo import stored as selftests
-from stress.zoo.attempt import Attempt, Fired
-from stress.zoo.selftest import Options, Row, Selftest
+from stress.selftest import stored as selftests
+from stress.selftest.attempt import Attempt, Fired
+from stress.selftest.detectors.detectors import SELF_TESTS, Result
+from stress.selftest.selftest import MatrixRow, Options, Selftest
 from tests.records import ENVIRONMENT, record
-from tests.unit.search.programs import broken
+from tests.unit.stress.search.programs import broken
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 SCENARIOS = sorted(path for path in CONFIGS.rglob("*.toml") if "studies" not in path.parts)
 SCENARIO = load(CONFIGS / "explore" / "fault-vs-delete.toml")
 
 
-def exploration(*, failures: int = 0, variant_files: tuple[str, ...] = (), **changes: Any) -> ExplorationRecord:
+def exploration(
+    *, failures: int = 0, variant_files: tuple[str, ...] = (), **changes: Any
+) -> ExplorationRecord:
     """An exploration of ten schedules with so many failures."""
     found = {
         f"O1/stale-tlb/{number}": Failure(
-            evolve(broken("O1", "stale-tlb"), subject=str(number), headline=f"BUG: stale | <translation> {number}"),
+            evolve(
+                broken("O1", "stale-tlb"),
+                subject=str(number),
+                headline=f"BUG: stale | <translation> {number}",
+            ),
             (broken("O4", "else"),),
             Schedule(3, (1, 2, 2, 1), 77),
             (("vcpu0", "start"),) * 4,
@@ -47,35 +53,97 @@ def exploration(*, failures: int = 0, variant_files: tuple[str, ...] = (), **cha
         )
         for number in range(failures)
     }
-    tally = Tally(schedules=10, steps=100, counters=dict.fromkeys(SCENARIO.obligations, 10), failures=found, failing=failures)
+    tally = ExplorationTally(
+        schedules=10,
+        steps=100,
+        counters=dict.fromkeys(SCENARIO.obligations, 10),
+        failures=found,
+        failing=failures,
+    )
     tally.members = {"pct:3": {"schedules": 10, "classes": 4}}
     tally.curve = [(1, 1), (10, 4)]
     tally.judged = {"O1": 12}
     tally.points = {"P1"}
-    request = ExploreRequest(SCENARIO, "fault-vs-delete", 1, "portfolio", variant_files, schedules=10)
-    made = record_of(Explored(request, tally, judgement_of(request, tally), 1.5, started="2026-11-22T12:00:00Z"))
-    return evolve(made, id="made-up", command="stress explore -c x.toml", environment=ENVIRONMENT, **changes)
+    request = ExploreRequest(
+        SCENARIO, "fault-vs-delete", 1, "portfolio", variant_files, schedules=10
+    )
+    made = record_of(
+        ExplorationResult(
+            request, tally, judgement_of(request, tally), 1.5, started="2026-11-22T12:00:00Z"
+        )
+    )
+    return evolve(
+        made, id="made-up", command="stress explore -c x.toml", environment=ENVIRONMENT, **changes
+    )
 
 
 def campaign() -> CampaignRecord:
     """A campaign of two runs that came to an end, one that did not, and one that was not made."""
-    made = (Made(1, record(), "results/1"), Made(2, record(findings=2), "results/2"), Made(3, trouble="exit code 9"))
+    made = (
+        Made(1, record(), "results/1"),
+        Made(2, record(findings=2), "results/2"),
+        Made(3, trouble="exit code 9"),
+    )
     return campaign_of("quick", (1, 2, 3, 4), made, "interrupted")
 
 
 def selftest(*, alive: bool = False) -> selftests.SelftestRecord:
     """A selftest of one mutant on both engines, one control and one correct case."""
     fired = Fired("O12", "stale-root", "BUG: a stale root", ("O12",))
-    kill = Attempt("stale-check-skipped", "controlled", 1, not alive, 0.5, 12, "pct", () if alive else (fired,), (), 40)
+    kill = Attempt(
+        "stale-check-skipped",
+        "controlled",
+        1,
+        not alive,
+        0.5,
+        12,
+        "pct",
+        () if alive else (fired,),
+        (),
+        40,
+    )
     rows = [
-        Row("mutant", "stale-check-skipped", "controlled", "explore/obsolete-root", "", ("O12",), 1, [kill]),
-        Row("mutant", "stale-check-skipped", "threads", "quick", "", ("O12",), 2, []),
-        Row("control", "harmless", "controlled", "explore/two-vcpus", "", (), 1, [Attempt("harmless", "controlled", 1, False, done=9)]),
-        Row("correct", "keep-valid", "controlled", "explore/move", "", (), 1, [Attempt("", "controlled", 1, False, done=7)]),
+        MatrixRow(
+            "mutant",
+            "stale-check-skipped",
+            "controlled",
+            "explore/obsolete-root",
+            "",
+            ("O12",),
+            1,
+            [kill],
+        ),
+        MatrixRow("mutant", "stale-check-skipped", "threads", "quick", "", ("O12",), 2, []),
+        MatrixRow(
+            "control",
+            "harmless",
+            "controlled",
+            "explore/two-vcpus",
+            "",
+            (),
+            1,
+            [Attempt("harmless", "controlled", 1, False, done=9)],
+        ),
+        MatrixRow(
+            "correct",
+            "keep-valid",
+            "controlled",
+            "explore/move",
+            "",
+            (),
+            1,
+            [Attempt("", "controlled", 1, False, done=7)],
+        ),
     ]
-    detectors = tuple(Result(test, (), ("nothing was reported",) if alive else ()) for test in SELF_TESTS[:2])
+    detectors = tuple(
+        Result(test, (), ("nothing was reported",) if alive else ()) for test in SELF_TESTS[:2]
+    )
     date = "2026-11-22T13:00:00Z"
-    return selftests.record_of(Selftest(Options(seeds=1), rows, {"other": "needs luck"}, date, 12.0, 0, ENVIRONMENT, detectors))
+    return selftests.record_of(
+        Selftest(
+            Options(seeds=1), rows, {"other": "needs luck"}, date, 12.0, 0, ENVIRONMENT, detectors
+        )
+    )
 
 
 def keep_run(results: Path, kept: RunRecord | None = None, *, reports: bool = False) -> Path:
@@ -89,7 +157,9 @@ def keep_run(results: Path, kept: RunRecord | None = None, *, reports: bool = Fa
     return directory.path
 
 
-def keep_exploration(results: Path, kept: ExplorationRecord | None = None, *, reports: bool = False) -> Path:
+def keep_exploration(
+    results: Path, kept: ExplorationRecord | None = None, *, reports: bool = False
+) -> Path:
     """A directory with an exploration in it."""
     kept = kept or exploration()
     directory = RunDirectory.create(results, f"explore-{kept.name}", kept.seed)
@@ -99,7 +169,9 @@ def keep_exploration(results: Path, kept: ExplorationRecord | None = None, *, re
     return directory.path
 
 
-def keep_selftest(results: Path, kept: selftests.SelftestRecord | None = None, *, reports: bool = False) -> Path:
+def keep_selftest(
+    results: Path, kept: selftests.SelftestRecord | None = None, *, reports: bool = False
+) -> Path:
     """A directory with a selftest in it."""
     kept = kept or selftest()
     directory = RunDirectory.create(results, "selftest", 1)

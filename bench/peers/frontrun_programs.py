@@ -1,8 +1,9 @@
 """The four programs for frontrun: plain objects, every attribute access a step.
 
-It refuses to explore with locks that it has not patched, hence the first two statements. Input and output are not looked
-for, and what is found is not replayed: both would only cost it time. The thing that the writer of (d) publishes is made by
-the writer, which costs frontrun's search 1,161 executions; made beforehand, 151.
+It refuses to explore with locks that it has not patched, hence the first two statements. Input and
+output are not looked for, and what is found is not replayed: both would only cost it time. The
+thing that the writer of (d) publishes is made by the writer, which costs frontrun's search 1,161
+executions; made beforehand, 151.
 """
 
 # ruff: noqa: E402 - the locks have to be patched before anything else is imported
@@ -79,7 +80,8 @@ def replace(state):
 
 
 class Protocol:
-    """(d): 20 accesses to what is shared, 6 + 6 + 8. What the writer does to a thing of its own does not count."""
+    """(d): 20 accesses to what is shared, 6 + 6 + 8. What the writer does to a thing of its own
+    does not count."""
 
     def __init__(self):
         self.ptr = Thing(0)
@@ -152,14 +154,18 @@ def good(state):
 
 def find(setup, workers, invariant, **options):
     """How many schedules it takes to find the bug."""
-    result = frontrun.explore(setup, workers, invariant, detect_io=False, reproduce_on_failure=0, **options)
+    result = frontrun.explore(
+        setup, workers, invariant, detect_io=False, reproduce_on_failure=0, **options
+    )
     assert result.property_holds is False, "the bug was not found"
     return result.num_explored
 
 
 def hunt(setup, workers, invariant):
     """Random schedules until the bug is found."""
-    return lambda seed: find(setup, workers, invariant, strategy="random", seed=seed, max_attempts=2000)
+    return lambda seed: find(
+        setup, workers, invariant, strategy="random", seed=seed, max_attempts=2000
+    )
 
 
 def systematic(setup, workers, invariant):
@@ -170,7 +176,13 @@ def systematic(setup, workers, invariant):
 def walk(seed):
     """Random schedules of (d)."""
     result = frontrun.explore(
-        Protocol, [reader0, reader1, write], good, strategy="random", seed=seed, max_attempts=RANDOM_SCHEDULES, detect_io=False
+        Protocol,
+        [reader0, reader1, write],
+        good,
+        strategy="random",
+        seed=seed,
+        max_attempts=RANDOM_SCHEDULES,
+        detect_io=False,
     )
     assert result.property_holds is not False
     return result.num_explored
@@ -180,7 +192,9 @@ def prove(writer):
     """Every class of schedules of (d), without a bound."""
 
     def run(_):
-        result = frontrun.explore(Protocol, [reader0, reader1, writer], good, preemption_bound=None, detect_io=False)
+        result = frontrun.explore(
+            Protocol, [reader0, reader1, writer], good, preemption_bound=None, detect_io=False
+        )
         assert result.property_holds is True, "the protocol was not proved"
         return result.num_explored
 

@@ -1,6 +1,8 @@
-"""The four programs for interleave-test: plain objects, every line a step, which is its fastest setting.
+"""The four programs for interleave-test: plain objects, every line a step, which is its fastest
+setting.
 
-It has no partial-order reduction; its exhaustive search is up to a number of preemptions, so (d) is not proved by it.
+It has no partial-order reduction; its exhaustive search is up to a number of preemptions, so (d) is
+not proved by it.
 """
 
 from __future__ import annotations
@@ -131,7 +133,8 @@ RANDOM_SCHEDULES = 300
 
 
 def model(setup, workers, invariant):
-    """A program in the shape that the tool wants: one function that makes everything, runs the tasks and judges."""
+    """A program in the shape that the tool wants: one function that makes everything, runs the
+    tasks and judges."""
 
     def run():
         state = setup()
@@ -146,7 +149,13 @@ def model(setup, workers, invariant):
 def explore(program, seed, strategy, schedules, **options):
     """What the tool says."""
     return interleave_test.explore(
-        model(*program), iterations=schedules, seed=seed, strategy=strategy, granularity="line", raise_on_failure=False, **options
+        model(*program),
+        iterations=schedules,
+        seed=seed,
+        strategy=strategy,
+        granularity="line",
+        raise_on_failure=False,
+        **options,
     )
 
 

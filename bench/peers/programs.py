@@ -1,4 +1,5 @@
-"""The four programs for this project's explorer: shared words and locks from `sync`, every operation on one a step."""
+"""The four programs for this project's explorer: shared words and locks from `sync`, every
+operation on one a step."""
 
 from __future__ import annotations
 
@@ -9,9 +10,9 @@ from stress.engines.carrier import pinned
 from stress.engines.program import Executor
 from stress.engines.steps import START
 from stress.search import garbage
-from stress.search.campaign import Budget, Campaign
 from stress.search.dpor import Dpor
-from stress.search.walk import RandomWalk
+from stress.search.exploration import Exploration, SearchBudget
+from stress.search.random_walk import RandomWalk
 
 RANDOM_SCHEDULES = 5_000
 PROOFS = 20
@@ -19,7 +20,8 @@ PROOFS = 20
 
 
 class Plain:
-    """A program in the engine's own terms: a function that makes everything from the runtime and starts the tasks."""
+    """A program in the engine's own terms: a function that makes everything from the runtime and
+    starts the tasks."""
 
     parts = ()
     has_start = False
@@ -147,7 +149,11 @@ def protocol(runtime):
     runtime.start("write", write)
 
 
-PROGRAMS = {"a": Plain("lost update", lost_update), "b": Plain("deadlock", deadlock), "c": Plain("use after free", use_after_free)}
+PROGRAMS = {
+    "a": Plain("lost update", lost_update),
+    "b": Plain("deadlock", deadlock),
+    "c": Plain("use after free", use_after_free),
+}
 PROTOCOL = Plain("protocol", protocol)
 
 
@@ -179,7 +185,7 @@ def walk(seed):
 
 def campaign(seed):
     """The same as the command line and the plugin do it: classes counted, races predicted."""
-    tally = Campaign(PROTOCOL, RandomWalk(seed)).run(Budget(schedules=RANDOM_SCHEDULES))
+    tally = Exploration(PROTOCOL, RandomWalk(seed)).run(SearchBudget(schedules=RANDOM_SCHEDULES))
     assert not tally.failures
     return tally.schedules
 

@@ -1,4 +1,5 @@
-"""Two threads that take two locks in both orders, one after the other: it never deadlocks, and is reported all the same.
+"""Two threads that take two locks in both orders, one after the other: it never deadlocks, and is
+reported all the same.
 
 python examples/sync/inversion.py
 """

@@ -1,4 +1,5 @@
-"""What checking costs: an uncontended acquire and release, as a ratio to the same without checks, taken in turn.
+"""What checking costs: an uncontended acquire and release, as a ratio to the same without checks,
+taken in turn.
 
 python examples/sync/overhead.py
 """
@@ -41,4 +42,7 @@ print(f"CPython {sys.version.split()[0]}, {'GIL' if gil else 'free-threaded'}")
 for name, (ours, theirs) in pairs.items():
     rounds = [(sections(ours), sections(theirs)) for _ in range(7)]
     ratio = statistics.median(one / two for one, two in rounds)
-    print(f"{name:<34} {ratio:5.1f}   {min(one for one, _ in rounds):6.0f} ns / {min(two for _, two in rounds):5.0f} ns")
+    print(
+        f"{name:<34} {ratio:5.1f}   {min(one for one, _ in rounds):6.0f} ns / "
+        f"{min(two for _, two in rounds):5.0f} ns"
+    )

@@ -1,4 +1,5 @@
-"""A lookup table that readers use without a lock, and a reader that keeps what it found for too long.
+"""A lookup table that readers use without a lock, and a reader that keeps what it found for too
+long.
 
 python examples/sync/rcu_table.py
 """
@@ -11,7 +12,8 @@ rcu = default_sync().rcu
 
 
 class Route(RcuHead):
-    """Where to send what. `RcuHead` lets it be freed through RCU; any touch after that is a report."""
+    """Where to send what. `RcuHead` lets it be freed through RCU; any touch after that is a
+    report."""
 
     def __init__(self, target, port):
         self.target = target
@@ -19,14 +21,16 @@ class Route(RcuHead):
 
 
 class RoutingTable:
-    """Readers follow one pointer; writers publish a new dict under a lock, and free what they took out after a grace period."""
+    """Readers follow one pointer; writers publish a new dict under a lock, and free what they took
+    out after a grace period."""
 
     def __init__(self):
         self._lock = Lock()
         self._routes = rcu.pointer("routes", {})
 
     def find(self, name):
-        """The route called `name`; only inside a read section, and only good as long as that lasts."""
+        """The route called `name`; only inside a read section, and only good as long as that
+        lasts."""
         return self._routes.dereference().get(name)
 
     def replace(self, name, route):
@@ -47,7 +51,9 @@ with rcu.read():
     print("inside the section:", table.find("db").target)
     kept = table.find("db")  # the mistake: it is used after the section
 
-updater = threading.Thread(target=table.replace, args=("db", Route("db2.example", 5432)), name="updater")
+updater = threading.Thread(
+    target=table.replace, args=("db", Route("db2.example", 5432)), name="updater"
+)
 updater.start()
 updater.join()
 rcu.barrier()  # in a program that runs long enough, this is only a matter of time

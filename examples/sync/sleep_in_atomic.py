@@ -5,13 +5,15 @@ python examples/sync/sleep_in_atomic.py
 
 from mmu.sync import Lock, default_sync, might_sleep
 
-ticks = Lock("ticks", atomic=True)  # taken by the timer: whoever holds it lets the whole program wait
+# taken by the timer: whoever holds it lets the whole program wait
+ticks = Lock("ticks", atomic=True)
 config = Lock("config")
 rcu = default_sync().rcu
 
 
 def save(value):
-    """Writes to a disk, now and then: so it says that it may block, and is checked even when it does not."""
+    """Writes to a disk, now and then: so it says that it may block, and is checked even when it
+    does not."""
     might_sleep("save()")
     return value
 

@@ -1,4 +1,5 @@
-"""Exported TDPs and their importers: who must be told when a translation goes away (reference 1.4, 1.8)."""
+"""Exported TDPs and their importers: who must be told when a translation goes away (reference 1.4,
+1.8)."""
 
 from __future__ import annotations
 
@@ -12,28 +13,32 @@ from mmu.runtime import Cell
 
 
 class ImporterOps(Protocol):
-    """kvm_tdp_importer_ops. `invalidate` is called under spinlocks, usually under mmu_lock: it must not sleep nor call KVM.
-    The other two are what the republish policy needs beyond the series; they are called without spinning locks."""
+    """kvm_tdp_importer_ops. `invalidate` is called under spinlocks, usually under mmu_lock: it must
+    not sleep nor call KVM. The other two are what the republish policy needs beyond the series;
+    they are called without spinning locks."""
 
     def invalidate(self, gfn: int, pages: int) -> None:
-        """Stop using translations of `pages` frames from `gfn` on (`tlb.WHOLE`: all) before returning."""
+        """Stop using translations of `pages` frames from `gfn` on (`tlb.WHOLE`: all) before
+        returning."""
         ...
 
     def switch_root(self, root: RootPage) -> bool:
-        """Walk `root` from now on and drop every translation of the one before. May sleep; true acknowledges, false is a
-        failure or a timeout, after which `revoke` follows."""
+        """Walk `root` from now on and drop every translation of the one before. May sleep; true
+        acknowledges, false is a failure or a timeout, after which `revoke` follows."""
         ...
 
     def revoke(self) -> None:
-        """Stop walking any root, at once and without fail: every access is blocked until the importer comes back."""
+        """Stop walking any root, at once and without fail: every access is blocked until the
+        importer comes back."""
         ...
 
 
 class ExportedTdp:
-    """struct kvm_exported_tdp: one exported address space with its root and the importers bound to it.
+    """struct kvm_exported_tdp: one exported address space with its root and the importers bound to
+    it.
 
-    `bind_lock` makes registering an importer and programming the root into its hardware one step, against a switch of
-    the root and against un-export.
+    `bind_lock` makes registering an importer and programming the root into its hardware one step,
+    against a switch of the root and against un-export.
     """
 
     def __init__(self, kvm: Kvm, as_id: int) -> None:
@@ -55,7 +60,9 @@ class ExportedTdp:
     def unregister(self, ops: ImporterOps) -> None:
         """unregister_importer(): on return no callback of `ops` is running and none will run."""
         with self.importer_lock:
-            self._importers.value = tuple(other for other in self._importers.value if other is not ops)
+            self._importers.value = tuple(
+                other for other in self._importers.value if other is not ops
+            )
 
     def unregister_all(self) -> None:
         """At release."""
@@ -88,7 +95,8 @@ class ExportedTdps:
         self._claims: Cell[tuple[ExportedTdp, ...]] = kvm.runtime.cell("exported_tdp_claims", ())
 
     def reserve(self, exported: ExportedTdp) -> None:
-        """Check and insert in one critical section (the mend of R1): -EEXIST when the address space is exported."""
+        """Check and insert in one critical section (the mend of R1): -EEXIST when the address space
+        is exported."""
         with self.exported_tdplist_lock:
             self.refuse_second(exported)
             self.claim(exported)
@@ -108,7 +116,10 @@ class ExportedTdps:
     def refuse_second(self, exported: ExportedTdp) -> None:
         """-EEXIST when the address space is exported; exported_tdplist_lock is held."""
         if any(other.as_id == exported.as_id for other in (*self._claims.value, *self._list.value)):
-            raise KvmError(errno.EEXIST, f"address space {exported.as_id} is exported already: close that TDP FD first")
+            raise KvmError(
+                errno.EEXIST,
+                f"address space {exported.as_id} is exported already: close that TDP FD first",
+            )
 
     def insert(self, exported: ExportedTdp) -> None:
         """list_add(); exported_tdplist_lock is held."""
@@ -123,7 +134,9 @@ class ExportedTdps:
             if exported not in self._list.value:
                 self._corrupt("an exported TDP is removed that was never added")
             self._list.value = tuple(other for other in self._list.value if other is not exported)
-            self._claims.value = tuple(other for other in self._claims.value if other is not exported)
+            self._claims.value = tuple(
+                other for other in self._claims.value if other is not exported
+            )
 
     def all(self) -> tuple[ExportedTdp, ...]:
         """What is exported now."""

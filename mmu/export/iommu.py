@@ -1,7 +1,9 @@
-"""The outside walker: an IOMMU domain whose stage-2 root is KVM's, and a device that does DMA through it.
+"""The outside walker: an IOMMU domain whose stage-2 root is KVM's, and a device that does DMA
+through it.
 
-The hardware is modelled as hardware: it looks at R and W bits of the words it finds, caches what it walked, and an
-invalidation is complete only when accesses in flight have drained (reference 1.8, 1.11 R18, 2.16 P16).
+The hardware is modelled as hardware: it looks at R and W bits of the words it finds, caches what it
+walked, and an invalidation is complete only when accesses in flight have drained (reference 1.8,
+1.11 R18, 2.16 P16).
 """
 
 from __future__ import annotations
@@ -30,8 +32,9 @@ class Dma(Enum):
 class Device:
     """A DMA-capable device with its IOTLB and the walker in front of it.
 
-    `hardware` makes each transaction (translate and access) one unit, which is how invalidation completion sees it: an
-    invalidate waits for the transaction in flight and no later one can use what it removed.
+    `hardware` makes each transaction (translate and access) one unit, which is how invalidation
+    completion sees it: an invalidate waits for the transaction in flight and no later one can use
+    what it removed.
     """
 
     def __init__(self, kvm: Kvm, host: HostMemory, name: str) -> None:
@@ -61,7 +64,9 @@ class Device:
             if self.host.access(pfn, tag_of(0, gfn), write):
                 return Dma.DONE
             if self.kvm.probe.bad_translation is not None:
-                self.kvm.probe.bad_translation(self.name, gfn, pfn, write, self._walker.look(self.root.value, gfn))
+                self.kvm.probe.bad_translation(
+                    self.name, gfn, pfn, write, self._walker.look(self.root.value, gfn)
+                )
             return Dma.WRONG
         finally:
             if self.kvm.probe.dma_end is not None:
@@ -69,7 +74,8 @@ class Device:
             hardware.release()
 
     def invalidate(self, gfn: int, pages: int) -> None:
-        """IOTLB invalidation with drain: returns when no access uses the removed translations any more."""
+        """IOTLB invalidation with drain: returns when no access uses the removed translations any
+        more."""
         hardware = self.hardware
         hardware.acquire()
         if pages == WHOLE:
@@ -108,7 +114,8 @@ class Device:
 
 
 class KvmHwpt:
-    """IOMMUFD's KVM HWPT: holds a TDP FD, programs its root into a device, hears of flushes, answers IO page faults."""
+    """IOMMUFD's KVM HWPT: holds a TDP FD, programs its root into a device, hears of flushes,
+    answers IO page faults."""
 
     def __init__(self, kvm: Kvm, fd: TdpFd, device: Device) -> None:
         self.kvm = kvm
@@ -123,7 +130,9 @@ class KvmHwpt:
             with fd.exported.bind_lock:
                 fd.register_importer(self)
                 if kvm.should_fail("hwpt_attach"):
-                    raise KvmError(errno.ENOMEM, "the IOMMU domain could not be attached (injected)")
+                    raise KvmError(
+                        errno.ENOMEM, "the IOMMU domain could not be attached (injected)"
+                    )
                 device.attach(fd.metadata().root)
         except KvmError:
             self.abort_alloc()
@@ -138,11 +147,13 @@ class KvmHwpt:
     # What KVM calls.
 
     def invalidate(self, gfn: int, pages: int) -> None:
-        """The importer callback: KVM removed or changed translations (VT-d cache_invalidate_kvm)."""
+        """The importer callback: KVM removed or changed translations (VT-d
+        cache_invalidate_kvm)."""
         self.device.invalidate(gfn, pages)
 
     def switch_root(self, root: RootPage) -> bool:
-        """The republish policy's callback: walk another root. The IOTLB is drained before it is acknowledged."""
+        """The republish policy's callback: walk another root. The IOTLB is drained before it is
+        acknowledged."""
         self.kvm.sync.might_sleep("switch_root")
         if self.kvm.should_fail("switch_root"):
             return False
@@ -174,7 +185,8 @@ class KvmHwpt:
         return self.io_fault_group([(gfn, write)])
 
     def io_fault_group(self, group: list[tuple[int, bool]]) -> bool:
-        """A whole iopf group: one response for all; after the first failure the rest is not handled (reference 1.7)."""
+        """A whole iopf group: one response for all; after the first failure the rest is not handled
+        (reference 1.7)."""
         return all(self._handle(gfn, write) for gfn, write in group)
 
     def _handle(self, gfn: int, write: bool) -> bool:
@@ -183,15 +195,19 @@ class KvmHwpt:
             probe.io_fault_begin(self.device, gfn, write)
         start = self.kvm.runtime.now()
         self._in_flight.add(1)
-        ok = not self._draining.value and (not self.revoked.value or self.reattach()) and self.fd.fault(gfn, write)
+        ok = (
+            not self._draining.value
+            and (not self.revoked.value or self.reattach())
+            and self.fd.fault(gfn, write)
+        )
         self._in_flight.add(-1)
         if probe.io_fault_end is not None:
             probe.io_fault_end(self.device, gfn, write, ok, self.kvm.runtime.now() - start)
         return ok
 
     def destroy(self) -> None:
-        """HWPT destroy: detach the hardware, unregister, and only then free the domain and give up the TDP FD (the mend of
-        R14)."""
+        """HWPT destroy: detach the hardware, unregister, and only then free the domain and give up
+        the TDP FD (the mend of R14)."""
         self.drain()
         self.unbind()
         self.free_domain()
@@ -203,7 +219,8 @@ class KvmHwpt:
         self.kvm.runtime.wait_until("IO page faults in flight", lambda: self._in_flight.value == 0)
 
     def unbind(self) -> None:
-        """Block the hardware and unregister: on return no callback runs, none will, and no root is walked."""
+        """Block the hardware and unregister: on return no callback runs, none will, and no root is
+        walked."""
         with self.fd.exported.bind_lock:
             self.device.detach()
             self.fd.unregister_importer(self)

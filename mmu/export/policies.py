@@ -1,4 +1,5 @@
-"""What KVM does with an exported root when memslots change (reference 5.2): five policies, and one that is wrong."""
+"""What KVM does with an exported root when memslots change (reference 5.2): five policies, and one
+that is wrong."""
 
 from __future__ import annotations
 
@@ -12,14 +13,18 @@ from mmu.variant import Variant
 
 KEEP_VALID = Variant(
     name="keep-valid",
-    title="A, the seed: the exported root stays valid, all its leaves are zapped under mmu_lock(write)",
+    title=(
+        "A, the seed: the exported root stays valid, all its leaves are zapped under "
+        "mmu_lock(write)"
+    ),
     parts=(),
     origin="RFC PATCH 36/42, reference 1.9",
 )
 
 
 class _YieldingExportedZap(Zapper):
-    """The exported zap pins each root, so it may yield; what it owes is flushed before every yield."""
+    """The exported zap pins each root, so it may yield; what it owes is flushed before every
+    yield."""
 
     def zap_exported_roots(self) -> None:
         """Every exported root, with a reference held on it."""
@@ -37,7 +42,10 @@ class _YieldingExportedZap(Zapper):
 
 KEEP_VALID_YIELDING = Variant(
     name="keep-valid-yielding",
-    title="A', the seed with yielding: each exported root is pinned, and flushed before mmu_lock is dropped",
+    title=(
+        "A', the seed with yielding: each exported root is pinned, and flushed before mmu_lock is "
+        "dropped"
+    ),
     parts=(_YieldingExportedZap,),
     origin="reference 5.2 A'",
 )
@@ -88,12 +96,23 @@ class _SlotLeavesOnly(Zapper):
 
 SLOT_LEAVES = Variant(
     name="slot-leaves",
-    title="D: roots stay valid, only the slot's leaves are zapped (the slot-zap quirk of 6.12 switched off)",
+    title=(
+        "D: roots stay valid, only the slot's leaves are zapped (the slot-zap quirk of 6.12 "
+        "switched off)"
+    ),
     parts=(_SlotLeavesOnly,),
     origin="aa8d1f48d353, reference 5.2 D",
 )
 
 POLICIES: dict[str, Variant] = {
-    policy.name: policy for policy in (KEEP_VALID, KEEP_VALID_YIELDING, REPUBLISH, INVALIDATE_IN_PLACE, SLOT_LEAVES, SEPARATE_ROOT)
+    policy.name: policy
+    for policy in (
+        KEEP_VALID,
+        KEEP_VALID_YIELDING,
+        REPUBLISH,
+        INVALIDATE_IN_PLACE,
+        SLOT_LEAVES,
+        SEPARATE_ROOT,
+    )
 }
 """Every policy by name."""

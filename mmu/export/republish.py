@@ -1,4 +1,5 @@
-"""Policy B: allocate a new root, switch every importer to it, and only then make the old one invalid (reference 1.10)."""
+"""Policy B: allocate a new root, switch every importer to it, and only then make the old one
+invalid (reference 1.10)."""
 
 from __future__ import annotations
 
@@ -10,13 +11,16 @@ from mmu.variant import Variant
 
 
 class RepublishExported(Zapper):
-    """The order is the point: new root findable; importers switched, drained, acknowledged; old root invalid.
+    """The order is the point: new root findable; importers switched, drained, acknowledged; old
+    root invalid.
 
-    A memslot update waits for all of it, because until the importers have switched a device can reach the old slot.
+    A memslot update waits for all of it, because until the importers have switched a device can
+    reach the old slot.
     """
 
     def zap_all_fast(self) -> None:
-        """kvm_mmu_zap_all_fast() with the switch between two write-held sections; importers may sleep in it."""
+        """kvm_mmu_zap_all_fast() with the switch between two write-held sections; importers may
+        sleep in it."""
         kvm = self.kvm
         kvm.slots_lock.assert_held()
         kvm.rcu.forbid_sleep("kvm_mmu_zap_all_fast")
@@ -37,8 +41,8 @@ class RepublishExported(Zapper):
         self.zap_invalidated_roots()
 
     def allocate_fresh(self, export: Export | None) -> RootPage | None:
-        """A new root of the same role, at the head of the list, so that vCPUs that load one find it; None if nothing is
-        exported (any more)."""
+        """A new root of the same role, at the head of the list, so that vCPUs that load one find
+        it; None if nothing is exported (any more)."""
         old = export.root.value if export is not None else None
         if old is None:
             return None
@@ -47,11 +51,16 @@ class RepublishExported(Zapper):
         return fresh
 
     def zap_latecomers(self, export: Export | None) -> None:
-        """A root that was exported after we looked: its importers cannot be switched under mmu_lock, so its leaves go."""
+        """A root that was exported after we looked: its importers cannot be switched under
+        mmu_lock, so its leaves go."""
         known = export.root.value if export is not None else None
         self.kvm.rcu.read_lock()
         for root in self.roots.each_rcu():
-            if root.exported.value and root is not known and any(other.root.value is root for other in self.exports.all()):
+            if (
+                root.exported.value
+                and root is not known
+                and any(other.root.value is root for other in self.exports.all())
+            ):
                 self.zap_exported_root(root)
         self.kvm.rcu.read_unlock()
 
@@ -83,7 +92,10 @@ class RepublishExported(Zapper):
 
 REPUBLISH = Variant(
     name="republish",
-    title="B: a new root is allocated, every importer switches and acknowledges, then the old one becomes invalid",
+    title=(
+        "B: a new root is allocated, every importer switches and acknowledges, then the old one "
+        "becomes invalid"
+    ),
     parts=(RepublishExported,),
     origin="reference 1.10, 5.2 B",
 )

@@ -1,4 +1,5 @@
-"""Policy E: KVM keeps a second set of tables that only the importer walks (reference 5.1, 5.2 E)."""
+"""Policy E: KVM keeps a second set of tables that only the importer walks (reference 5.1, 5.2
+E)."""
 
 from __future__ import annotations
 
@@ -18,8 +19,8 @@ class ExportOwnRoot(Exporter):
 
 
 class ZapSeparately(Zapper):
-    """vCPU roots are dropped as ever; the importer's root stays and loses the slot's leaves only. No vCPU walks it, so only
-    importers have to be told."""
+    """vCPU roots are dropped as ever; the importer's root stays and loses the slot's leaves only.
+    No vCPU walks it, so only importers have to be told."""
 
     def flush_shadow_memslot(self, slot: Memslot) -> None:
         """The slot's leaves in the importer's root, then everything in the vCPUs' roots."""
@@ -27,7 +28,9 @@ class ZapSeparately(Zapper):
         kvm.mmu_lock.write_lock()
         before = kvm.stat.leaves()
         for root in self.roots.each_yield_safe(shared=False, as_id=slot.as_id):
-            if root.role.iommu and self.zap_leafs(root, slot.base_gfn, slot.end_gfn, can_yield=False, flush=False):
+            if root.role.iommu and self.zap_leafs(
+                root, slot.base_gfn, slot.end_gfn, can_yield=False, flush=False
+            ):
                 self.tlb.notify_importers(slot.base_gfn, slot.npages)
                 self.exported_zapped(root, before)
         kvm.mmu_lock.write_unlock()

@@ -26,8 +26,9 @@ TYPE_EPT = "ept"
 
 @frozen(eq=False)
 class TdpMetadata:
-    """kvm_exported_tdp_meta_vmx: what an IOMMU driver needs to program the root. `root` stands for root_hpa;
-    `reserved_bits` are bits that are never set in a present entry, for leaves by level (index 0 unused)."""
+    """kvm_exported_tdp_meta_vmx: what an IOMMU driver needs to program the root. `root` stands for
+    root_hpa; `reserved_bits` are bits that are never set in a present entry, for leaves by level
+    (index 0 unused)."""
 
     type: str
     root: RootPage
@@ -37,7 +38,8 @@ class TdpMetadata:
 
 
 class TdpFd:
-    """A reference-counted TDP FD. `count` is the file's: 1 for user space, 1 for each `get`; release runs at 0.
+    """A reference-counted TDP FD. `count` is the file's: 1 for user space, 1 for each `get`;
+    release runs at 0.
 
     `number` is what user space sees, 0 until it is installed in its file table.
     """
@@ -77,7 +79,8 @@ class TdpFd:
 
 
 class Exporter:
-    """Creates, serves and releases exported TDPs (arch/x86/kvm, patches 04-08 and 35-38, with the mends of `hardened`)."""
+    """Creates, serves and releases exported TDPs (arch/x86/kvm, patches 04-08 and 35-38, with the
+    mends of `hardened`)."""
 
     def __init__(
         self,
@@ -141,7 +144,8 @@ class Exporter:
         return fd
 
     def get_vm(self) -> bool:
-        """kvm_get_kvm_safe(): a TDP FD keeps the VM, whose tables its importers walk, for as long as it is open."""
+        """kvm_get_kvm_safe(): a TDP FD keeps the VM, whose tables its importers walk, for as long
+        as it is open."""
         return self.kvm.users_count.inc_not_zero()
 
     def put_vm(self) -> None:
@@ -154,7 +158,8 @@ class Exporter:
         self.fd_install(fd)
 
     def abandon(self, fd: TdpFd) -> None:
-        """Creation failed after the file exists: its release undoes everything, once (the mend of R4)."""
+        """Creation failed after the file exists: its release undoes everything, once (the mend of
+        R4)."""
         fd.put()
 
     def fd_install(self, fd: TdpFd) -> None:
@@ -166,7 +171,8 @@ class Exporter:
                 return
 
     def close(self, fd: TdpFd) -> bool:
-        """close(): drop user space's own reference; false when somebody has closed that fd before."""
+        """close(): drop user space's own reference; false when somebody has closed that fd
+        before."""
         while True:
             seen = self.files.value
             if fd not in seen:
@@ -177,8 +183,8 @@ class Exporter:
         return True
 
     def get_exported_tdp(self, exported: ExportedTdp) -> bool:
-        """kvm_mmu_get_exported_tdp(): find or make the root of the address space and mark it exported; not once the process
-        is gone, whose memory is being unmapped."""
+        """kvm_mmu_get_exported_tdp(): find or make the root of the address space and mark it
+        exported; not once the process is gone, whose memory is being unmapped."""
         kvm = self.kvm
         token = kvm.srcu.read_lock()
         with self.cache_lock:
@@ -199,17 +205,23 @@ class Exporter:
         return alive
 
     def export_role(self, as_id: int) -> RootRole:
-        """The role of the root that is exported: the one that vCPUs use, outside SMM and nested guests."""
+        """The role of the root that is exported: the one that vCPUs use, outside SMM and nested
+        guests."""
         return RootRole(as_id)
 
     def metadata(self, exported: ExportedTdp) -> TdpMetadata:
         """kvm_arch_exported_tdp_get_metadata()."""
         root = exported.root.value
         if root is None:
-            raise KvmError(errno.ENODEV, "the TDP FD was released: its root is not exported any more")
+            raise KvmError(
+                errno.ENODEV, "the TDP FD was released: its root is not exported any more"
+            )
         geometry = self.kvm.geometry
         largest = min(self.kvm.config.max_level, geometry.levels)
-        reserved = tuple((geometry.pages(level) - 1) << PFN_SHIFT if level <= largest else SPTE_PS for level in range(1, root.level + 1))
+        reserved = tuple(
+            (geometry.pages(level) - 1) << PFN_SHIFT if level <= largest else SPTE_PS
+            for level in range(1, root.level + 1)
+        )
         return TdpMetadata(TYPE_EPT, root, root.level, largest, (0, *reserved))
 
     def _warn_exported_twice(self, root: RootPage) -> None:
@@ -217,7 +229,8 @@ class Exporter:
             "O12",
             "exported-twice",
             f"WARNING: {root.describe()} is exported already",
-            "one flag stands for one exporter: the first to close would un-export the root under the other's importer",
+            "one flag stands for one exporter: the first to close would un-export the root under "
+            "the other's importer",
             "kvm_mmu_get_exported_tdp() WARN; reference 1.5, R1 double export race, invariant I5",
         )
 
@@ -230,9 +243,10 @@ class Exporter:
     def release(self, exported: ExportedTdp) -> None:
         """kvm_tdp_fd_release(): the last file reference is gone.
 
-        Importers that never unregistered hear of the un-export's flush, so they go after it. The object leaves the list
-        last: as long as it is there nobody can export the same root again, and have the `exported` flag cleared behind
-        his back (the other half of the mend of R1; the posted order is list first).
+        Importers that never unregistered hear of the un-export's flush, so they go after it. The
+        object leaves the list last: as long as it is there nobody can export the same root again,
+        and have the `exported` flag cleared behind his back (the other half of the mend of R1; the
+        posted order is list first).
         """
         with exported.bind_lock:
             self.put_exported_tdp(exported)
@@ -242,7 +256,8 @@ class Exporter:
         self.put_vm()
 
     def put_exported_tdp(self, exported: ExportedTdp) -> None:
-        """kvm_mmu_put_exported_tdp(): un-export; what the device used is zapped and flushed before the reference goes."""
+        """kvm_mmu_put_exported_tdp(): un-export; what the device used is zapped and flushed before
+        the reference goes."""
         kvm = self.kvm
         if kvm.probe.point is not None:
             kvm.probe.point("P17")
@@ -258,16 +273,20 @@ class Exporter:
             self._cache.drain()
 
     def zap_unexported(self, root: RootPage) -> None:
-        """Zap the leaves and flush. The root stays valid and loaded, so a zap of its tables without a flush (R5) would
-        leave vCPUs with translations, and partial walks, into freed memory. It may yield: the exporter's reference pins the
-        root, and what vCPUs map behind it is theirs."""
-        if self.zapper.zap_leafs(root, 0, self.kvm.geometry.max_gfn + 1, can_yield=True, flush=False):
+        """Zap the leaves and flush. The root stays valid and loaded, so a zap of its tables without
+        a flush (R5) would leave vCPUs with translations, and partial walks, into freed memory. It
+        may yield: the exporter's reference pins the root, and what vCPUs map behind it is
+        theirs."""
+        if self.zapper.zap_leafs(
+            root, 0, self.kvm.geometry.max_gfn + 1, can_yield=True, flush=False
+        ):
             self.tlb.flush("un-export")
 
     # IO page faults.
 
     def fault(self, exported: ExportedTdp, gfn: int, write: bool) -> bool:
-        """kvm_tdp_fault(): on behalf of the VM's process, which must still exist; tried until it is decided."""
+        """kvm_tdp_fault(): on behalf of the VM's process, which must still exist; tried until it is
+        decided."""
         if not self.kvm.mm_users.inc_not_zero():
             return False
         try:
@@ -277,16 +296,22 @@ class Exporter:
                 if ok is not None:
                     return ok
         except KvmError:
-            return False  # the host has no memory left: the fault cannot be served, whatever the slots say
+            # the host has no memory left: the fault cannot be served, whatever the slots say
+            return False
         finally:
             self._mmput()
 
     def prefault(self, exported: ExportedTdp, gfn: int) -> None:
-        """Bring the page in before any of KVM's locks is taken (the mend of R17): whoever must provide it, such as a
-        userfaultfd handler, may need slots_lock itself, or a memslot update that waits for SRCU readers."""
+        """Bring the page in before any of KVM's locks is taken (the mend of R17): whoever must
+        provide it, such as a userfaultfd handler, may need slots_lock itself, or a memslot update
+        that waits for SRCU readers."""
         token = self.kvm.srcu.read_lock()
         slot = self.memslots.gfn_to_memslot(exported.as_id, gfn)
-        region, index = (slot.region, gfn - slot.base_gfn) if slot is not None and not slot.invalid else (None, 0)
+        region, index = (
+            (slot.region, gfn - slot.base_gfn)
+            if slot is not None and not slot.invalid
+            else (None, 0)
+        )
         self.kvm.srcu.read_unlock(token)
         if region is None or region.ptes[index] or region.dead.value:
             return
@@ -294,7 +319,9 @@ class Exporter:
             self.faults.host.fault_in(region, index)
         except KvmError:
             if not region.dead.value:
-                raise  # no memory left; a region that has gone is the memslots' business, which are looked at next
+                # no memory left; a region that has gone is the memslots' business, which are looked
+                # at next
+                raise
 
     def may_sleep(self) -> bool:
         """Whether the host may be waited for with slots_lock held (R17)."""
@@ -339,11 +366,13 @@ class Exporter:
             self.kvm.runtime.relax()
 
     def next_fault(self, previous: Fault | None) -> Fault:  # noqa: ARG002 - nothing is taken over
-        """Every attempt starts from a fresh fault, so nothing stale is carried over (the mend of R8)."""
+        """Every attempt starts from a fresh fault, so nothing stale is carried over (the mend of
+        R8)."""
         return Fault()
 
     def answer(self, result: RetPf) -> bool:
-        """What the importer is told: SPURIOUS means that a vCPU mapped the page first, which is a success (the mend of R7)."""
+        """What the importer is told: SPURIOUS means that a vCPU mapped the page first, which is a
+        success (the mend of R7)."""
         return result in (RetPf.FIXED, RetPf.SPURIOUS)
 
     def mappable(self, exported: ExportedTdp, gfn: int, write: bool) -> bool:
@@ -366,7 +395,9 @@ class Exporter:
                 result = RetPf.EMULATE
             elif self.faults.is_page_fault_stale(root, fault):
                 if kvm.probe.fault_stale is not None:
-                    kvm.probe.fault_stale(None, fault.gfn, "root" if root.invalid.value else "notifier")
+                    kvm.probe.fault_stale(
+                        None, fault.gfn, "root" if root.invalid.value else "notifier"
+                    )
                 result = RetPf.RETRY
             else:
                 result = self.faults.map(root, self._cache, fault)

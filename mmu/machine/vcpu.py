@@ -1,4 +1,5 @@
-"""A vCPU: the run loop, requests, guest mode, its TLB, and the roots it holds (arch/x86/kvm/x86.c, mmu.c)."""
+"""A vCPU: the run loop, requests, guest mode, its TLB, and the roots it holds (arch/x86/kvm/x86.c,
+mmu.c)."""
 
 from __future__ import annotations
 
@@ -25,7 +26,17 @@ from mmu.paging.geometry import PG_LEVEL_4K
 from mmu.paging.spte import ADDR_MASK, PFN_SHIFT, SPTE_D, SPTE_MMIO, SPTE_R, SPTE_W, SPTE_X
 from mmu.paging.table import RootPage, RootRole
 from mmu.sync.lockdep import Hold
-from mmu.tdp.fault import EMULATE, FIXED, INVALID, RETRY, SPURIOUS, Fault, FaultHandler, PageCache, RetPf
+from mmu.tdp.fault import (
+    EMULATE,
+    FIXED,
+    INVALID,
+    RETRY,
+    SPURIOUS,
+    Fault,
+    FaultHandler,
+    PageCache,
+    RetPf,
+)
 from mmu.tdp.roots import Roots
 
 NO_ACCESS = -1
@@ -46,7 +57,8 @@ class Exit(Enum):
 
 
 class Guest(Protocol):
-    """What runs in the guest: the next memory access, as gfn << 1 | is_write, with `FETCH` added for an instruction."""
+    """What runs in the guest: the next memory access, as gfn << 1 | is_write, with `FETCH` added
+    for an instruction."""
 
     def next_access(self) -> int:
         """Decide on the next access."""
@@ -96,10 +108,18 @@ class VcpuStats:
 
 
 class Vcpu:
-    """One virtual CPU, run by one thread. `state` is what other threads see of it; the rest is the thread's own."""
+    """One virtual CPU, run by one thread. `state` is what other threads see of it; the rest is the
+    thread's own."""
 
     def __init__(
-        self, kvm: Kvm, number: int, requests: Requests, roots: Roots, faults: FaultHandler, host: HostMemory, mmput: Callable[[], None]
+        self,
+        kvm: Kvm,
+        number: int,
+        requests: Requests,
+        roots: Roots,
+        faults: FaultHandler,
+        host: HostMemory,
+        mmput: Callable[[], None],
     ) -> None:
         self.kvm = kvm
         self.number = number
@@ -110,7 +130,8 @@ class Vcpu:
         self.prev_roots: list[RootPage] = []
         self.role = RootRole(0)
         self.dirtied: dict[int, int] = {}
-        """Frames whose D bit this CPU has set, with the dirty clock's time before it did: somebody must have kept it."""
+        """Frames whose D bit this CPU has set, with the dirty clock's time before it did: somebody
+        must have kept it."""
         self.cache = PageCache(kvm)
         self.immediate_exit = kvm.runtime.cell("vcpu.immediate_exit", False)
         self._requests = requests
@@ -135,9 +156,13 @@ class Vcpu:
     # KVM_RUN.
 
     def run(self, guest: Guest, accesses: int = 64) -> Exit:
-        """KVM_RUN: let the guest make up to `accesses` memory accesses. SRCU is held except while in the guest."""
+        """KVM_RUN: let the guest make up to `accesses` memory accesses. SRCU is held except while
+        in the guest."""
         if not self.kvm.mm_users.inc_not_zero():
-            raise KvmError(errno.EIO, "the process that owns the VM has exited: KVM_RUN is not possible any more")
+            raise KvmError(
+                errno.EIO,
+                "the process that owns the VM has exited: KVM_RUN is not possible any more",
+            )
         self.vcpu_load()
         srcu = self.kvm.srcu
         left = accesses
@@ -155,7 +180,8 @@ class Vcpu:
         return Exit.INTR
 
     def _enter_guest(self, guest: Guest, left: int) -> tuple[int, Miss | None]:
-        """vcpu_enter_guest(): announce guest mode, look at the requests once more, run, and leave - whatever happens."""
+        """vcpu_enter_guest(): announce guest mode, look at the requests once more, run, and leave -
+        whatever happens."""
         if self.kvm.probe.point is not None:
             self.kvm.probe.point("P20")
         self.state.mode.store(IN_GUEST_MODE)
@@ -171,7 +197,8 @@ class Vcpu:
                 self.flush_pml_buffer()
 
     def interrupt(self) -> None:
-        """A signal for the thread that runs the vCPU: KVM_RUN returns soon, also from inside the guest."""
+        """A signal for the thread that runs the vCPU: KVM_RUN returns soon, also from inside the
+        guest."""
         self.immediate_exit.store(True)
         self.state.mode.cmpxchg(IN_GUEST_MODE, EXITING_GUEST_MODE)
 
@@ -214,7 +241,8 @@ class Vcpu:
     # In the guest.
 
     def _run_guest(self, guest: Guest, left: int) -> tuple[int, Miss | None]:
-        """Accesses until the budget ends, a kick arrives, or a translation is missing: (budget left, the miss)."""
+        """Accesses until the budget ends, a kick arrives, or a translation is missing: (budget
+        left, the miss)."""
         stat = self.stat
         stat.entries += 1
         probe = self.kvm.probe
@@ -247,7 +275,9 @@ class Vcpu:
             stat.accesses += 1
             pfn = (spte & ADDR_MASK) >> PFN_SHIFT
             if not access(pfn, as_tag | gfn, bool(write)) and probe.bad_translation is not None:
-                probe.bad_translation(str(self), gfn, pfn, bool(write), self._walker.look(self.root, gfn))
+                probe.bad_translation(
+                    str(self), gfn, pfn, bool(write), self._walker.look(self.root, gfn)
+                )
         return left, None
 
     def walk(self, gfn: int, write: bool = False) -> int:
@@ -256,13 +286,15 @@ class Vcpu:
         return self._walker.walk(self.tlb, self.root, gfn, write)
 
     def _set_dirty_bit(self, gfn: int, pfn: int, tick: int) -> None:
-        """The walker has set a D bit: page modification logging, but for a nested guest, whose addresses it would get wrong."""
+        """The walker has set a D bit: page modification logging, but for a nested guest, whose
+        addresses it would get wrong."""
         self.dirtied[pfn] = tick
         if self._logs and not self.role.guest_mode:
             self.pml.append(gfn)
 
     def unlogged(self) -> list[int]:
-        """Gfns whose write is on its way into the dirty log: logged by hardware, or being made writable just now."""
+        """Gfns whose write is on its way into the dirty log: logged by hardware, or being made
+        writable just now."""
         return [*self.pml, self._fault.fixing]
 
     def flush_pml_buffer(self) -> None:
@@ -275,7 +307,8 @@ class Vcpu:
     # Exits.
 
     def _handle_violation(self, wanted: int, spte: int) -> bool:
-        """An EPT violation or misconfiguration. False when user space must emulate the access (it is then done with)."""
+        """An EPT violation or misconfiguration. False when user space must emulate the access (it
+        is then done with)."""
         probe = self.kvm.probe
         timed = probe.fault_done is not None
         start = self.kvm.runtime.now() if timed else 0
@@ -295,11 +328,12 @@ class Vcpu:
         return True
 
     def handle_mmio_page_fault(self, gfn: int) -> RetPf:
-        """handle_mmio_page_fault(): EMULATE without a look-up when the MMIO SPTE still holds, INVALID when it is out of date
-        and a page fault must find out what is there now, RETRY when it is no MMIO SPTE any more.
+        """handle_mmio_page_fault(): EMULATE without a look-up when the MMIO SPTE still holds,
+        INVALID when it is out of date and a page fault must find out what is there now, RETRY when
+        it is no MMIO SPTE any more.
 
-        The entry is read again (get_mmio_spte): what the walk has met was read outside SRCU, and the generation may have gone
-        all the way round since.
+        The entry is read again (get_mmio_spte): what the walk has met was read outside SRCU, and
+        the generation may have gone all the way round since.
         """
         assert self.root is not None
         spte = self._faults.get_mmio_spte(self.root, gfn)
@@ -310,8 +344,11 @@ class Vcpu:
         self.stat.pf_mmio += 1
         return EMULATE
 
-    def page_fault(self, gfn: int, write: bool, present: bool = False, fetch: bool = False) -> RetPf:
-        """kvm_mmu_do_page_fault() with its statistics; the caller holds SRCU for read and has a root loaded."""
+    def page_fault(
+        self, gfn: int, write: bool, present: bool = False, fetch: bool = False
+    ) -> RetPf:
+        """kvm_mmu_do_page_fault() with its statistics; the caller holds SRCU for read and has a
+        root loaded."""
         stat = self.stat
         stat.pf_taken += 1
         root = self.root
@@ -356,8 +393,8 @@ class Vcpu:
         self.flush_local()
 
     def switch_role(self, role: RootRole) -> None:
-        """kvm_mmu_new_pgd(): run on another root, one from the cache of previous roots if it is there and still valid; the
-        current one goes into the cache."""
+        """kvm_mmu_new_pgd(): run on another root, one from the cache of previous roots if it is
+        there and still valid; the current one goes into the cache."""
         if role == self.role:
             return
         if self.root is not None:
@@ -372,7 +409,8 @@ class Vcpu:
         self.flush_local()
 
     def cached_root(self, role: RootRole) -> RootPage | None:
-        """cached_root_find_without_current(): an invalid root never matches, because `invalid` is part of a role."""
+        """cached_root_find_without_current(): an invalid root never matches, because `invalid` is
+        part of a role."""
         for root in self.prev_roots:
             if root.role == role and not root.invalid.value:
                 self.prev_roots.remove(root)
@@ -380,7 +418,8 @@ class Vcpu:
         return None
 
     def free_obsolete_roots(self) -> None:
-        """kvm_mmu_free_obsolete_roots(): drop the current and every previous root that was invalidated (B26)."""
+        """kvm_mmu_free_obsolete_roots(): drop the current and every previous root that was
+        invalidated (B26)."""
         obsolete = [root for root in self.prev_roots if root.invalid.value]
         self.prev_roots = [root for root in self.prev_roots if root not in obsolete]
         if self.root is not None and self.root.invalid.value:
@@ -409,7 +448,8 @@ class Vcpu:
             self._roots.load_unlock()
 
     def set_smm(self, smm: bool) -> None:
-        """Enter or leave system management mode: another address space, hence another root (kvm_mmu_reset_context)."""
+        """Enter or leave system management mode: another address space, hence another root
+        (kvm_mmu_reset_context)."""
         self.unload()
         self.role = RootRole(1 if smm else 0)
         self._pending = NO_ACCESS

@@ -79,7 +79,8 @@ class MemslotHooks:
 class VirtualMachine:
     """A VM: parts assembled for `variants` (policies, mutants, a user's own) around one `Kvm`.
 
-    Every method may be called from any thread, as ioctls may; each vCPU is run by one thread at a time.
+    Every method may be called from any thread, as ioctls may; each vCPU is run by one thread at a
+    time.
     """
 
     def __init__(
@@ -101,11 +102,17 @@ class VirtualMachine:
             sync = Sync(runtime, reporter, probe, config.rcu_stall_seconds, parts[Rcu], parts[Srcu])
         else:
             sync = BareSync(runtime, reporter, probe)
-        self.kvm = kvm = Kvm(config, runtime, reporter, probe, sync, parts[PageTableMemory], fail_function)
+        self.kvm = kvm = Kvm(
+            config, runtime, reporter, probe, sync, parts[PageTableMemory], fail_function
+        )
         self.requests = parts[Requests](kvm)
-        self.host = parts[HostMemory](runtime, sync, probe, config.frames, config.geometry, (config.huge_2m, config.huge_1g))
+        self.host = parts[HostMemory](
+            runtime, sync, probe, config.frames, config.geometry, (config.huge_2m, config.huge_1g)
+        )
         self.exported_tdps = parts[ExportedTdps](kvm)
-        self.tlb = parts[RemoteTlb](kvm, self.requests, self.exported_tdps if config.have_exported_tdp else None)
+        self.tlb = parts[RemoteTlb](
+            kvm, self.requests, self.exported_tdps if config.have_exported_tdp else None
+        )
         self._assemble_mmu()
         self.exporter = parts[Exporter](
             kvm,
@@ -130,9 +137,13 @@ class VirtualMachine:
         self.roots = parts[Roots](kvm)
         self.writer = parts[SpteWriter](kvm, self.tlb)
         self.yielding = parts[Yielding](kvm, self.tlb)
-        self.zapper = parts[Zapper](kvm, self.roots, self.writer, self.tlb, self.requests, self.yielding, self.exported_tdps)
+        self.zapper = parts[Zapper](
+            kvm, self.roots, self.writer, self.tlb, self.requests, self.yielding, self.exported_tdps
+        )
         self.huge = parts[HugePages](kvm, self.roots, self.writer, self.tlb, self.yielding)
-        self.dirty = parts[DirtyLog](kvm, self.roots, self.writer, self.tlb, self.huge, self.requests, self.yielding)
+        self.dirty = parts[DirtyLog](
+            kvm, self.roots, self.writer, self.tlb, self.huge, self.requests, self.yielding
+        )
         self.ageing = parts[Ageing](kvm, self.roots, self.writer)
         self.memslots = parts[Memslots](kvm, MemslotHooks(self.zapper, self.dirty))
         self.faults = parts[FaultHandler](kvm, self.memslots, self.host, self.writer, self.huge)
@@ -146,18 +157,22 @@ class VirtualMachine:
     def create_vcpu(self) -> Vcpu:
         """KVM_CREATE_VCPU."""
         number = self.kvm.created_vcpus.fetch_add(1)
-        vcpu = self.parts[Vcpu](self.kvm, number, self.requests, self.roots, self.faults, self.host, self.mmput)
+        vcpu = self.parts[Vcpu](
+            self.kvm, number, self.requests, self.roots, self.faults, self.host, self.mmput
+        )
         while True:
             seen = self._vcpus.value
             if self._vcpus.cmpxchg(seen, (*seen, vcpu)) == seen:
                 return vcpu
 
     def set_user_memory_region(self, region: MemoryRegion) -> Change:
-        """KVM_SET_USER_MEMORY_REGION: create, delete (npages 0), move or change the flags of a memslot."""
+        """KVM_SET_USER_MEMORY_REGION: create, delete (npages 0), move or change the flags of a
+        memslot."""
         return self.memslots.set_region(region)
 
     def get_dirty_log(self, slot: int, as_id: int = 0) -> set[int]:
-        """KVM_GET_DIRTY_LOG: pages of the slot, relative to it, that were written since the last call."""
+        """KVM_GET_DIRTY_LOG: pages of the slot, relative to it, that were written since the last
+        call."""
         return self.dirty.get(self.memslots, slot, as_id)
 
     def clear_dirty_log(self, slot: int, pages: Iterable[int], as_id: int = 0) -> None:
@@ -173,7 +188,8 @@ class VirtualMachine:
         return self.nx.recover()
 
     def change_attributes(self, start: int, end: int) -> None:
-        """An attribute of guest frames [start, end) changed, such as their memory type: kvm_zap_gfn_range()."""
+        """An attribute of guest frames [start, end) changed, such as their memory type:
+        kvm_zap_gfn_range()."""
         self.zapper.zap_gfn_range(start, end)
 
     def create_tdp_fd(self, as_id: int = 0) -> TdpFd:
@@ -181,7 +197,8 @@ class VirtualMachine:
         return self.exporter.create(as_id)
 
     def close_tdp_fd(self, fd: TdpFd) -> bool:
-        """close() of a TDP FD; false when it has been closed before. The last reference un-exports the root."""
+        """close() of a TDP FD; false when it has been closed before. The last reference un-exports
+        the root."""
         return self.exporter.close(fd)
 
     def create_device(self, name: str = "device0") -> Device:
@@ -205,18 +222,21 @@ class VirtualMachine:
         self.mmput()
 
     def mmput(self) -> None:
-        """mmput(): the last user of the address space tears it down (exit_mmap): notifier release, then the frames."""
+        """mmput(): the last user of the address space tears it down (exit_mmap): notifier release,
+        then the frames."""
         if self.kvm.mm_users.put():
             self.notifier.release()
             self.host.exit_mmap()
 
     def put(self) -> None:
-        """kvm_put_kvm(): close the VM fd, or drop a TDP FD's reference; the last one destroys the VM."""
+        """kvm_put_kvm(): close the VM fd, or drop a TDP FD's reference; the last one destroys the
+        VM."""
         if self.kvm.users_count.put():
             self._destroy()
 
     def _destroy(self) -> None:
-        """kvm_destroy_vm() (reference 2.13): mappings, vCPUs, TDP MMU, then everything that RCU still holds."""
+        """kvm_destroy_vm() (reference 2.13): mappings, vCPUs, TDP MMU, then everything that RCU
+        still holds."""
         kvm = self.kvm
         kvm.dying.store(True)
         for vcpu in self._vcpus.value:
@@ -246,16 +266,28 @@ class VirtualMachine:
             self._leak("tdp-mmu-pages", f"{pages} linked page-table pages left at VM destroy")
         if not self.roots.empty():
             names = ", ".join(root.describe() for root in self.roots.snapshot())
-            self._leak("roots", f"TDP MMU roots left at VM destroy: {names}", tuple(self._references()))
+            self._leak(
+                "roots", f"TDP MMU roots left at VM destroy: {names}", tuple(self._references())
+            )
         if kvm.tables.live():
-            self._leak("page-table-memory", f"{kvm.tables.live()} page-table pages were never freed")
+            self._leak(
+                "page-table-memory", f"{kvm.tables.live()} page-table pages were never freed"
+            )
         if kvm.rcu.pending():
-            self._leak("rcu-callbacks", f"{kvm.rcu.pending()} RCU callbacks left after the last barrier", tuple(kvm.rcu.outstanding()[:5]))
+            self._leak(
+                "rcu-callbacks",
+                f"{kvm.rcu.pending()} RCU callbacks left after the last barrier",
+                tuple(kvm.rcu.outstanding()[:5]),
+            )
         for counter in (kvm.stat.pages_4k, kvm.stat.pages_2m, kvm.stat.pages_1g):
             if counter.value:
                 self._leak("page-stats", f"{counter.name} is {counter.value} at VM destroy, not 0")
         if kvm.possible_nx_huge_pages.pages():
-            self._leak("nx-list", f"{len(kvm.possible_nx_huge_pages.pages())} pages left on possible_nx_huge_pages at VM destroy")
+            self._leak(
+                "nx-list",
+                f"{len(kvm.possible_nx_huge_pages.pages())} pages left on possible_nx_huge_pages "
+                "at VM destroy",
+            )
 
     def _references(self) -> Iterator[tuple[str, list[str]]]:
         """Who holds on to the roots that are left."""
@@ -263,7 +295,9 @@ class VirtualMachine:
             for title, lines in root.refcount.history():
                 yield f"references to {root.describe()}, {title}", lines
 
-    def _leak(self, code: str, headline: str, extra: tuple[tuple[str, list[str]], ...] = ()) -> None:
+    def _leak(
+        self, code: str, headline: str, extra: tuple[tuple[str, list[str]], ...] = ()
+    ) -> None:
         self.kvm.warn(
             "O11",
             f"leak-{code}",

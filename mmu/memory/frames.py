@@ -1,4 +1,5 @@
-"""The host's page allocator: single frames, and aligned blocks for huge pages; everything is reused oldest first."""
+"""The host's page allocator: single frames, and aligned blocks for huge pages; everything is reused
+oldest first."""
 
 from __future__ import annotations
 
@@ -7,12 +8,16 @@ from mmu.runtime import Queue, Runtime
 
 
 class FrameAllocator:
-    """Frames 1 to `frames` - 1: a pool of single ones, and `huge` = (2 MiB, 1 GiB) blocks at the end of memory.
+    """Frames 1 to `frames` - 1: a pool of single ones, and `huge` = (2 MiB, 1 GiB) blocks at the
+    end of memory.
 
-    A block whose frames come back one by one is whole again when the last of them is back. Callers hold mmap_lock.
+    A block whose frames come back one by one is whole again when the last of them is back. Callers
+    hold mmap_lock.
     """
 
-    def __init__(self, runtime: Runtime, geometry: Geometry, frames: int, huge: tuple[int, int] = (0, 0)) -> None:
+    def __init__(
+        self, runtime: Runtime, geometry: Geometry, frames: int, huge: tuple[int, int] = (0, 0)
+    ) -> None:
         self._frames = frames
         self._single: Queue[int] = runtime.queue("free frames")
         self._whole: dict[int, Queue[int]] = {}
@@ -26,11 +31,15 @@ class FrameAllocator:
             for _ in range(count if pages else 0):
                 end = (end - pages) & -pages
                 if end <= 0:
-                    raise ValueError(f"{frames} frames have no room for {huge[0]} huge blocks of 2 MiB and {huge[1]} of 1 GiB")
+                    raise ValueError(
+                        f"{frames} frames have no room for {huge[0]} huge blocks of 2 MiB and "
+                        f"{huge[1]} of 1 GiB"
+                    )
                 self._blocks.append((end, end + pages, level))
                 self._whole[level].put(len(self._blocks) - 1)
         self._lowest = end if self._blocks else frames
-        for pfn in range(1, frames):  # frame 0 stays unused: a page-table entry that lost its frame points there
+        # frame 0 stays unused: a page-table entry that lost its frame points there
+        for pfn in range(1, frames):
             if self._block_of(pfn) < 0:
                 self._single.put(pfn)
 

@@ -1,10 +1,12 @@
-"""Host memory: frames with a ground truth that every access by a vCPU or a device is checked against.
+"""Host memory: frames with a ground truth that every access by a vCPU or a device is checked
+against.
 
-Each frame carries a *stamp*: the tag (address space and gfn) that may use it now, set by whoever owns the memory and
-never by the MMU. An access through a stale or wrong translation meets the wrong stamp, whoever makes it. Each frame
-also has one data *word* with the tag its last writer believed in (plus one; 0 is untouched), so that a write through
-a stale translation is found even when only its victim notices, and with the *epoch* in which it was written, which is
-the ground truth of dirty logging. Frames are reused oldest first, so a freed frame stays recognisable for long.
+Each frame carries a *stamp*: the tag (address space and gfn) that may use it now, set by whoever
+owns the memory and never by the MMU. An access through a stale or wrong translation meets the wrong
+stamp, whoever makes it. Each frame also has one data *word* with the tag its last writer believed
+in (plus one; 0 is untouched), so that a write through a stale translation is found even when only
+its victim notices, and with the *epoch* in which it was written, which is the ground truth of dirty
+logging. Frames are reused oldest first, so a freed frame stays recognisable for long.
 
 What is wrong goes to the probe (`bad_translation`): without an observer nobody hears of it.
 """
@@ -37,16 +39,36 @@ def tag_of(as_id: int, gfn: int) -> int:
 class Region:
     """A piece of the VMM's own address space (a VMA), from host page number `hva` on.
 
-    `ptes` maps page index to frame, 0 where none is yet; `levels` says how large the host's mapping of each page is.
-    `base` is the tag of page 0 as the VMM has told KVM; `moving_to` a second base that is legal while a memslot is
-    being moved; None outside a move. A region backs one memslot at a time: two would disagree on whose it is. `dead`
-    is set by munmap. `max_level` is the largest page that first touch may bring in; `userfaults`, where there is one,
-    gets (region, index) of every page that is missing (userfaultfd), and whoever touched it waits for `resolve`.
+    `ptes` maps page index to frame, 0 where none is yet; `levels` says how large the host's mapping
+    of each page is. `base` is the tag of page 0 as the VMM has told KVM; `moving_to` a second base
+    that is legal while a memslot is being moved; None outside a move. A region backs one memslot at
+    a time: two would disagree on whose it is. `dead` is set by munmap. `max_level` is the largest
+    page that first touch may bring in; `userfaults`, where there is one, gets (region, index) of
+    every page that is missing (userfaultfd), and whoever touched it waits for `resolve`.
     """
 
-    __slots__ = ("base", "dead", "hva", "levels", "max_level", "moving_to", "pages", "ptes", "userfaults", "writable")
+    __slots__ = (
+        "base",
+        "dead",
+        "hva",
+        "levels",
+        "max_level",
+        "moving_to",
+        "pages",
+        "ptes",
+        "userfaults",
+        "writable",
+    )
 
-    def __init__(self, runtime: Runtime, hva: int, pages: int, writable: bool, max_level: int, userfaults: Queue[Any] | None) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        hva: int,
+        pages: int,
+        writable: bool,
+        max_level: int,
+        userfaults: Queue[Any] | None,
+    ) -> None:
         self.hva = hva
         self.pages = pages
         self.writable = writable
@@ -60,10 +82,11 @@ class Region:
 
 
 class HostMemory:
-    """All frames of the host, and the VMM's mappings of them. `mmap_lock` guards every change of a mapping.
+    """All frames of the host, and the VMM's mappings of them. `mmap_lock` guards every change of a
+    mapping.
 
-    What takes frames away from under a mapping that KVM may know has to be done between an mmu_notifier's range start
-    and range end; this class does the host's part only.
+    What takes frames away from under a mapping that KVM may know has to be done between an
+    mmu_notifier's range start and range end; this class does the host's part only.
     """
 
     def __init__(
@@ -99,7 +122,13 @@ class HostMemory:
     # The VMM's calls.
 
     def mmap(
-        self, pages: int, *, writable: bool = True, max_level: int = PG_LEVEL_4K, offset: int = 0, userfaults: Queue[Any] | None = None
+        self,
+        pages: int,
+        *,
+        writable: bool = True,
+        max_level: int = PG_LEVEL_4K,
+        offset: int = 0,
+        userfaults: Queue[Any] | None = None,
     ) -> Region:
         """A fresh mapping of `pages` pages, without frames until somebody touches them.
 
@@ -107,13 +136,21 @@ class HostMemory:
         """
         unit = self._geometry.pages(PG_LEVEL_1G)
         span = (pages + offset + unit - 1) // unit * unit
-        region = Region(self._runtime, self._next_hva.fetch_add(span) + offset, pages, writable, max_level, userfaults)
+        region = Region(
+            self._runtime,
+            self._next_hva.fetch_add(span) + offset,
+            pages,
+            writable,
+            max_level,
+            userfaults,
+        )
         with self.mmap_lock:
             self._regions[region.hva] = region
         return region
 
     def munmap(self, region: Region) -> int:
-        """Release the region's frames at once; returns how many. Any later access to them is a finding."""
+        """Release the region's frames at once; returns how many. Any later access to them is a
+        finding."""
         with self.mmap_lock:
             region.dead.value = True
             self._regions.pop(region.hva, None)
@@ -126,7 +163,8 @@ class HostMemory:
         return sum(self.munmap(region) for region in regions)
 
     def assign(self, region: Region, base: int) -> None:
-        """The VMM is about to give the region to KVM at tag `base`: stamp what is there, and what comes later."""
+        """The VMM is about to give the region to KVM at tag `base`: stamp what is there, and what
+        comes later."""
         with self.mmap_lock:
             old = region.base.value
             region.base.value = base
@@ -135,7 +173,8 @@ class HostMemory:
                 self.stamp.store(pfn, base + index)
 
     def begin_move(self, region: Region, base: int) -> None:
-        """From now until `end_move` the pages may be used at the old tags and at those from `base`."""
+        """From now until `end_move` the pages may be used at the old tags and at those from
+        `base`."""
         with self.mmap_lock:
             region.moving_to.value = base
             for _, pfn in self._mapped(region):
@@ -162,14 +201,17 @@ class HostMemory:
     # What KVM asks for.
 
     def fault_in(self, region: Region, index: int) -> int:
-        """get_user_pages(): the frame behind a page of the region, allocated on first touch. May sleep."""
+        """get_user_pages(): the frame behind a page of the region, allocated on first touch. May
+        sleep."""
         pfn = region.ptes[index]
         if pfn:
             return pfn
         self._sync.might_sleep("get_user_pages")
         if region.userfaults is not None:
             region.userfaults.put((region, index))
-            self._runtime.wait_until("userfaultfd", lambda: bool(region.ptes[index]) or region.dead.value)
+            self._runtime.wait_until(
+                "userfaultfd", lambda: bool(region.ptes[index]) or region.dead.value
+            )
         with self.mmap_lock:
             pfn = region.ptes[index]
             if not pfn:
@@ -182,13 +224,18 @@ class HostMemory:
             if not region.ptes[index] and not region.dead.value:
                 self._populate(region, index)
 
-    # What the host's memory management does, between range_start and range_end of pages [first, last). A huge page of the
-    # host that sticks out of the range is left alone: whoever takes it apart has to invalidate all of it.
+    # What the host's memory management does, between range_start and range_end of pages [first,
+    # last). A huge page of the host that sticks out of the range is left alone: whoever takes it
+    # apart has to invalidate all of it.
 
     def discard(self, region: Region, first: int, last: int) -> int:
-        """MADV_DONTNEED or reclaim: the frames are free, the next touch brings new ones; returns how many there were."""
+        """MADV_DONTNEED or reclaim: the frames are free, the next touch brings new ones; returns
+        how many there were."""
         with self.mmap_lock:
-            return sum(self._drop(region, index, index + 1) for index in self._changeable(region, first, last))
+            return sum(
+                self._drop(region, index, index + 1)
+                for index in self._changeable(region, first, last)
+            )
 
     def migrate(self, region: Region, first: int, last: int) -> int:
         """Move pages to other frames with their contents; returns how many were moved."""
@@ -207,10 +254,15 @@ class HostMemory:
         """Split huge pages into small ones, same frames; returns how many small pages they are."""
         with self.mmap_lock:
             huge = [index for index in range(first, last) if region.levels[index] > PG_LEVEL_4K]
-            return sum(region.levels[index] == PG_LEVEL_4K for index in self._changeable(region, first, last) if index in huge)
+            return sum(
+                region.levels[index] == PG_LEVEL_4K
+                for index in self._changeable(region, first, last)
+                if index in huge
+            )
 
     def collapse(self, region: Region, index: int, level: int) -> bool:
-        """khugepaged: move a whole aligned run of small pages into one huge page; whether it could be done."""
+        """khugepaged: move a whole aligned run of small pages into one huge page; whether it could
+        be done."""
         pages = self._geometry.pages(level)
         first = self._first_of(region, index, level)
         with self.mmap_lock:
@@ -233,7 +285,8 @@ class HostMemory:
     # What hardware does.
 
     def access(self, pfn: int, tag: int, write: bool) -> bool:
-        """One load or store by a vCPU or device that translated `tag` to `pfn`; whether the translation is right."""
+        """One load or store by a vCPU or device that translated `tag` to `pfn`; whether the
+        translation is right."""
         epoch = self.epoch.value
         if pfn >= self.frames:
             return False
@@ -247,7 +300,8 @@ class HostMemory:
         return seen in (tag + 1, 0) or stamp == MOVING or self.stamp[pfn] == MOVING
 
     def written_since(self, region: Region, epoch: int) -> Iterator[int]:
-        """The page indices whose last write was in `epoch` or later: the ground truth of dirty logging."""
+        """The page indices whose last write was in `epoch` or later: the ground truth of dirty
+        logging."""
         for index, pfn in self._mapped(region):
             if self.word[pfn] >> EPOCH_SHIFT >= epoch:
                 yield index
@@ -262,9 +316,12 @@ class HostMemory:
         return ((region.hva + index) & -self._geometry.pages(level)) - region.hva
 
     def _populate(self, region: Region, index: int) -> int:
-        """First touch: the largest page that fits, else a small one; returns the frame of `index`."""
+        """First touch: the largest page that fits, else a small one; returns the frame of
+        `index`."""
         if region.dead.value:
-            raise KvmError(errno.EFAULT, "the memory behind this slot was unmapped: delete the slot first")
+            raise KvmError(
+                errno.EFAULT, "the memory behind this slot was unmapped: delete the slot first"
+            )
         for level in range(region.max_level, PG_LEVEL_4K, -1):
             first = self._first_of(region, index, level)
             last = first + self._geometry.pages(level)
@@ -278,7 +335,9 @@ class HostMemory:
                 return block + index - first
         pfn = self._allocator.take()
         if pfn is None:
-            raise KvmError(errno.ENOMEM, f"all {self.frames} host frames are in use: give the VM more memory")
+            raise KvmError(
+                errno.ENOMEM, f"all {self.frames} host frames are in use: give the VM more memory"
+            )
         self._install(region, index, pfn, 0)
         return pfn
 
@@ -298,15 +357,16 @@ class HostMemory:
         self._owners[pfn] = region
 
     def _publish(self, region: Region, pages: range, pfn: int, level: int) -> None:
-        """Map frames from `pfn` on. Faults look at `ptes` without a lock, and then at the level of what they found there, so
-        nothing of a huge page may be seen before all of it is right."""
+        """Map frames from `pfn` on. Faults look at `ptes` without a lock, and then at the level of
+        what they found there, so nothing of a huge page may be seen before all of it is right."""
         for page in pages:
             region.levels.store(page, level)
         for offset, page in enumerate(pages):
             region.ptes.store(page, pfn + offset)
 
     def _changeable(self, region: Region, first: int, last: int) -> list[int]:
-        """The pages of [first, last) that may be changed one by one: huge pages inside the range are split for that."""
+        """The pages of [first, last) that may be changed one by one: huge pages inside the range
+        are split for that."""
         changeable = []
         for index in range(first, last if not region.dead.value else first):
             level = region.levels[index]

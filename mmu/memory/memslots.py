@@ -16,7 +16,7 @@ from mmu.memory.host import Region
 from mmu.paging.geometry import Geometry
 from mmu.runtime import Cell, Table
 from mmu.sync.poison import RcuHead, poison
-from mmu.sync.rcu import Reader
+from mmu.sync.rcu import RcuReader
 
 KVM_MEM_LOG_DIRTY_PAGES: Final = 1 << 0
 KVM_MEM_READONLY: Final = 1 << 1
@@ -34,13 +34,31 @@ class Change(Enum):
 
 
 class Memslot(RcuHead):
-    """`npages` guest frames from `base_gfn` on, backed by `region` from its page 0. Never changed once it is visible,
-    but for the words of `dirty_bitmap`, one a page, which is there while dirty pages are logged."""
+    """`npages` guest frames from `base_gfn` on, backed by `region` from its page 0. Never changed
+    once it is visible, but for the words of `dirty_bitmap`, one a page, which is there while dirty
+    pages are logged."""
 
-    __slots__ = ("as_id", "base_gfn", "dirty_bitmap", "end_gfn", "flags", "host_writable", "id", "npages", "region")
+    __slots__ = (
+        "as_id",
+        "base_gfn",
+        "dirty_bitmap",
+        "end_gfn",
+        "flags",
+        "host_writable",
+        "id",
+        "npages",
+        "region",
+    )
 
     def __init__(
-        self, slot_id: int, as_id: int, base_gfn: int, npages: int, flags: int, region: Region, dirty_bitmap: Table | None = None
+        self,
+        slot_id: int,
+        as_id: int,
+        base_gfn: int,
+        npages: int,
+        flags: int,
+        region: Region,
+        dirty_bitmap: Table | None = None,
     ) -> None:
         self.obituary = None
         self.id = slot_id
@@ -55,7 +73,9 @@ class Memslot(RcuHead):
 
     def copy(self, *, flags: int) -> Memslot:
         """A new slot object that differs in its flags."""
-        return Memslot(self.id, self.as_id, self.base_gfn, self.npages, flags, self.region, self.dirty_bitmap)
+        return Memslot(
+            self.id, self.as_id, self.base_gfn, self.npages, flags, self.region, self.dirty_bitmap
+        )
 
     @property
     def invalid(self) -> bool:
@@ -72,23 +92,31 @@ class Memslot(RcuHead):
             self.dirty_bitmap.store(gfn - self.base_gfn, 1)
 
     def allows(self, gfn: int, level: int, geometry: Geometry) -> bool:
-        """Whether a leaf of `level` may stand at `gfn` (lpage_info): it lies inside the slot, and guest and host
-        addresses have the same offset in it."""
+        """Whether a leaf of `level` may stand at `gfn` (lpage_info): it lies inside the slot, and
+        guest and host addresses have the same offset in it."""
         pages = geometry.pages(level)
         first = gfn & -pages
-        return first >= self.base_gfn and first + pages <= self.end_gfn and not (self.base_gfn ^ self.region.hva) & (pages - 1)
+        return (
+            first >= self.base_gfn
+            and first + pages <= self.end_gfn
+            and not (self.base_gfn ^ self.region.hva) & (pages - 1)
+        )
 
     def describe(self) -> str:
         """The slot in a report."""
         flags = " INVALID" if self.flags & KVM_MEMSLOT_INVALID else ""
-        return f"memslot {self.id} (as{self.as_id}, gfns {self.base_gfn:#x}..{self.end_gfn - 1:#x}{flags})"
+        return (
+            f"memslot {self.id} (as{self.as_id}, gfns "
+            f"{self.base_gfn:#x}..{self.end_gfn - 1:#x}{flags})"
+        )
 
 
 Index = tuple[tuple[int, ...], tuple[Memslot, ...]]
 
 
 class MemslotSet:
-    """`struct kvm_memslots`: one copy of an address space's slots, sorted by gfn, with its generation."""
+    """`struct kvm_memslots`: one copy of an address space's slots, sorted by gfn, with its
+    generation."""
 
     __slots__ = ("as_id", "generation", "index")
 
@@ -121,18 +149,21 @@ class MemslotSet:
 
 
 class MemslotListener(Protocol):
-    """What a memslot update needs of the architecture's MMU. All are called with slots_lock held."""
+    """What a memslot update needs of the architecture's MMU. All are called with slots_lock
+    held."""
 
     def flush_shadow_memslot(self, slot: Memslot) -> None:
         """kvm_arch_flush_shadow_memslot(): unmap the slot everywhere, now."""
         ...
 
     def memslots_updated(self, generation: int) -> None:
-        """kvm_arch_memslots_updated(): `generation` is about to become current; old MMIO SPTEs must not match it."""
+        """kvm_arch_memslots_updated(): `generation` is about to become current; old MMIO SPTEs must
+        not match it."""
         ...
 
     def commit_memory_region(self, old: Memslot | None, new: Memslot | None) -> None:
-        """kvm_arch_commit_memory_region(): the new slot is in force; dirty logging goes on or off."""
+        """kvm_arch_commit_memory_region(): the new slot is in force; dirty logging goes on or
+        off."""
         ...
 
 
@@ -154,9 +185,12 @@ class Memslots:
     def __init__(self, kvm: Kvm, listener: MemslotListener) -> None:
         self.kvm = kvm
         self.listener = listener
-        self._sets = tuple((MemslotSet(kvm, as_id), MemslotSet(kvm, as_id)) for as_id in range(ADDRESS_SPACES))
+        self._sets = tuple(
+            (MemslotSet(kvm, as_id), MemslotSet(kvm, as_id)) for as_id in range(ADDRESS_SPACES)
+        )
         self._active: tuple[Cell[MemslotSet], ...] = tuple(
-            kvm.runtime.cell(f"kvm->memslots[{as_id}]", sets[0]) for as_id, sets in enumerate(self._sets)
+            kvm.runtime.cell(f"kvm->memslots[{as_id}]", sets[0])
+            for as_id, sets in enumerate(self._sets)
         )
 
     def active(self, as_id: int) -> MemslotSet:
@@ -165,18 +199,24 @@ class Memslots:
             self.kvm.warn(
                 "O3",
                 "suspicious-srcu-usage",
-                "WARNING: suspicious RCU usage: memslots looked up without srcu_read_lock() and without slots_lock",
-                "memslots may be looked at only inside an SRCU read section or with slots_lock held",
+                "WARNING: suspicious RCU usage: memslots looked up without srcu_read_lock() and "
+                "without slots_lock",
+                "memslots may be looked at only inside an SRCU read section or with slots_lock "
+                "held",
                 "__kvm_memslots() srcu_dereference_check(); B69 (4bcdd831d9d0)",
             )
         return self._active[as_id].value
 
     def peek(self, as_id: int) -> MemslotSet:
-        """The active set for a check at a quiescent point, where no rule protects it because nobody changes it."""
+        """The active set for a check at a quiescent point, where no rule protects it because nobody
+        changes it."""
         return self._active[as_id].value
 
-    def gfn_to_memslot(self, as_id: int, gfn: int, reader: Reader | None = None) -> Memslot | None:
-        """kvm_vcpu_gfn_to_memslot(): the slot that covers `gfn`, INVALID ones included; same rule as `active`.
+    def gfn_to_memslot(
+        self, as_id: int, gfn: int, reader: RcuReader | None = None
+    ) -> Memslot | None:
+        """kvm_vcpu_gfn_to_memslot(): the slot that covers `gfn`, INVALID ones included; same rule
+        as `active`.
 
         `reader` is the calling thread's own SRCU record, if the caller has it at hand.
         """
@@ -191,18 +231,33 @@ class Memslots:
         return None
 
     def slots_of(self, region: Region) -> list[Memslot]:
-        """kvm_for_each_memslot_in_hva_range(): the slots that a host mapping backs, INVALID ones included."""
-        return [slot for as_id in range(ADDRESS_SPACES) for slot in self.active(as_id).index.value[1] if slot.region is region]
+        """kvm_for_each_memslot_in_hva_range(): the slots that a host mapping backs, INVALID ones
+        included."""
+        return [
+            slot
+            for as_id in range(ADDRESS_SPACES)
+            for slot in self.active(as_id).index.value[1]
+            if slot.region is region
+        ]
 
     def set_region(self, wanted: MemoryRegion) -> Change:
-        """kvm_set_memory_region(): takes slots_lock, classifies the call, does it. Errors are `KvmError`."""
+        """kvm_set_memory_region(): takes slots_lock, classifies the call, does it. Errors are
+        `KvmError`."""
         kvm = self.kvm
         if not 0 <= wanted.as_id < ADDRESS_SPACES:
-            raise KvmError(errno.EINVAL, f"address space {wanted.as_id} does not exist: 0 (normal) and 1 (SMM) do")
+            raise KvmError(
+                errno.EINVAL,
+                f"address space {wanted.as_id} does not exist: 0 (normal) and 1 (SMM) do",
+            )
         if wanted.flags & ~(KVM_MEM_LOG_DIRTY_PAGES | KVM_MEM_READONLY):
-            raise KvmError(errno.EINVAL, f"flags {wanted.flags:#x}: user space has LOG_DIRTY_PAGES (1) and READONLY (2)")
+            raise KvmError(
+                errno.EINVAL,
+                f"flags {wanted.flags:#x}: user space has LOG_DIRTY_PAGES (1) and READONLY (2)",
+            )
         if wanted.npages < 0:
-            raise KvmError(errno.EINVAL, f"slot {wanted.slot} cannot have {wanted.npages} pages; 0 deletes it")
+            raise KvmError(
+                errno.EINVAL, f"slot {wanted.slot} cannot have {wanted.npages} pages; 0 deletes it"
+            )
         with kvm.slots_lock:
             old = self.active(wanted.as_id).by_id(wanted.slot)
             change, new = self._classify(wanted, old)
@@ -222,22 +277,41 @@ class Memslots:
             self._retire(change, old)
         return change
 
-    def _classify(self, wanted: MemoryRegion, old: Memslot | None) -> tuple[Change | None, Memslot | None]:
+    def _classify(
+        self, wanted: MemoryRegion, old: Memslot | None
+    ) -> tuple[Change | None, Memslot | None]:
         """KVM_MR_* of the call and the slot to come; (None, None) when nothing would change."""
         if wanted.npages == 0:
             if old is None:
-                raise KvmError(errno.EINVAL, f"slot {wanted.slot} does not exist, so it cannot be deleted")
+                raise KvmError(
+                    errno.EINVAL, f"slot {wanted.slot} does not exist, so it cannot be deleted"
+                )
             return Change.DELETE, None
         if wanted.region is None or wanted.npages > wanted.region.pages:
-            raise KvmError(errno.EINVAL, f"slot {wanted.slot} needs a region of at least {wanted.npages} pages")
+            raise KvmError(
+                errno.EINVAL, f"slot {wanted.slot} needs a region of at least {wanted.npages} pages"
+            )
         if wanted.guest_gfn < 0 or wanted.guest_gfn + wanted.npages - 1 > self.kvm.geometry.max_gfn:
-            raise KvmError(errno.EINVAL, f"slot {wanted.slot} lies outside the guest's {self.kvm.geometry.max_gfn + 1} frames")
-        new = Memslot(wanted.slot, wanted.as_id, wanted.guest_gfn, wanted.npages, wanted.flags, wanted.region)
+            raise KvmError(
+                errno.EINVAL,
+                f"slot {wanted.slot} lies outside the guest's {self.kvm.geometry.max_gfn + 1} "
+                "frames",
+            )
+        new = Memslot(
+            wanted.slot, wanted.as_id, wanted.guest_gfn, wanted.npages, wanted.flags, wanted.region
+        )
         if old is None:
             self._refuse_overlap(new)
             return Change.CREATE, new
-        if old.npages != new.npages or old.region is not new.region or (old.flags ^ new.flags) & KVM_MEM_READONLY:
-            raise KvmError(errno.EINVAL, f"slot {wanted.slot} exists: its size, backing and READONLY flag cannot change")
+        if (
+            old.npages != new.npages
+            or old.region is not new.region
+            or (old.flags ^ new.flags) & KVM_MEM_READONLY
+        ):
+            raise KvmError(
+                errno.EINVAL,
+                f"slot {wanted.slot} exists: its size, backing and READONLY flag cannot change",
+            )
         if old.base_gfn != new.base_gfn:
             self._refuse_overlap(new)
             return Change.MOVE, new
@@ -248,7 +322,9 @@ class Memslots:
             if slot.id != new.id and slot.base_gfn < new.end_gfn and new.base_gfn < slot.end_gfn:
                 raise KvmError(errno.EEXIST, f"slot {new.id} would overlap {slot.describe()}")
 
-    def _set_memslot(self, change: Change, old: Memslot | None, new: Memslot | None, parts: dict[str, int]) -> None:
+    def _set_memslot(
+        self, change: Change, old: Memslot | None, new: Memslot | None, parts: dict[str, int]
+    ) -> None:
         """kvm_set_memslot()."""
         self.kvm.slots_arch_lock.acquire()
         doomed: Memslot | None = None
@@ -276,18 +352,26 @@ class Memslots:
             raise KvmError(errno.ENOMEM, "no memory for the new slot (injected)")
         if new is not None and new.flags & KVM_MEM_LOG_DIRTY_PAGES:
             keeps = old is not None and old.dirty_bitmap is not None
-            new.dirty_bitmap = old.dirty_bitmap if keeps and old is not None else self.alloc_dirty_bitmap(new.npages)
+            new.dirty_bitmap = (
+                old.dirty_bitmap
+                if keeps and old is not None
+                else self.alloc_dirty_bitmap(new.npages)
+            )
 
     def alloc_dirty_bitmap(self, npages: int) -> Table:
-        """kvm_alloc_dirty_bitmap(): one word a page here; all set with KVM_DIRTY_LOG_INITIALLY_SET."""
+        """kvm_alloc_dirty_bitmap(): one word a page here; all set with
+        KVM_DIRTY_LOG_INITIALLY_SET."""
         bitmap = self.kvm.runtime.table(npages, "dirty bitmap")
         if self.kvm.config.dirty_initially_set:
             for page in range(npages):
                 bitmap.store(page, 1)
         return bitmap
 
-    def _activate_again(self, doomed: Memslot | None, old: Memslot | None, parts: dict[str, int]) -> None:
-        """kvm_activate_memslot(): prepare failed; the old slot, if it was made INVALID, comes back."""
+    def _activate_again(
+        self, doomed: Memslot | None, old: Memslot | None, parts: dict[str, int]
+    ) -> None:
+        """kvm_activate_memslot(): prepare failed; the old slot, if it was made INVALID, comes
+        back."""
         if doomed is None or old is None:
             self.kvm.slots_arch_lock.release()
             return
@@ -297,7 +381,8 @@ class Memslots:
         self._discard(doomed)
 
     def _invalidate(self, old: Memslot, parts: dict[str, int]) -> Memslot:
-        """kvm_invalidate_memslot(): publish an INVALID copy, wait for SRCU, unmap; slots_arch_lock is held again after."""
+        """kvm_invalidate_memslot(): publish an INVALID copy, wait for SRCU, unmap; slots_arch_lock
+        is held again after."""
         kvm = self.kvm
         doomed = old.copy(flags=old.flags | KVM_MEMSLOT_INVALID)
         self._inactive(old.as_id).replace(old, doomed)
@@ -311,7 +396,8 @@ class Memslots:
         return doomed
 
     def _swap_active(self, as_id: int, parts: dict[str, int]) -> None:
-        """kvm_swap_active_memslots(): publish the inactive set; releases slots_arch_lock before the SRCU wait."""
+        """kvm_swap_active_memslots(): publish the inactive set; releases slots_arch_lock before the
+        SRCU wait."""
         kvm = self.kvm
         kvm.slots_lock.assert_held()
         kvm.slots_arch_lock.assert_held()
@@ -328,15 +414,16 @@ class Memslots:
         self.advance_generation(new, generation + ADDRESS_SPACES)
 
     def advance_generation(self, new: MemslotSet, generation: int) -> None:
-        """The architecture drops what could match the new generation *before* it becomes current (152482580a1b)."""
+        """The architecture drops what could match the new generation *before* it becomes current
+        (152482580a1b)."""
         self.listener.memslots_updated(generation)
         if self.kvm.probe.point is not None:
             self.kvm.probe.point("P13")
         new.generation.value = generation
 
     def wait_for_invalidations(self, then: Callable[[], None]) -> None:
-        """Wait until no mmu_notifier invalidation is between its start and its end, and do `then` before one can start:
-        start and end of an invalidation must see the same slots (B64)."""
+        """Wait until no mmu_notifier invalidation is between its start and its end, and do `then`
+        before one can start: start and end of an invalidation must see the same slots (B64)."""
         kvm = self.kvm
         active = kvm.mn_active_invalidate_count
         while True:
@@ -345,7 +432,9 @@ class Memslots:
                 break
             kvm.mn_invalidate_lock.release()
             kvm.sync.might_sleep("waiting for mn_active_invalidate_count")
-            kvm.runtime.wait_until("the end of all mmu_notifier invalidations", lambda: not active.value)
+            kvm.runtime.wait_until(
+                "the end of all mmu_notifier invalidations", lambda: not active.value
+            )
         then()
         kvm.mn_invalidate_lock.release()
 
@@ -353,8 +442,8 @@ class Memslots:
         self._active[as_id].value = new
 
     def synchronize_srcu(self) -> None:
-        """synchronize_srcu_expedited(&kvm->srcu): after it nobody uses the set that was active before. Readers may take
-        slots_arch_lock, so it is not held meanwhile."""
+        """synchronize_srcu_expedited(&kvm->srcu): after it nobody uses the set that was active
+        before. Readers may take slots_arch_lock, so it is not held meanwhile."""
         self.kvm.slots_arch_lock.assert_not_held()
         self.kvm.srcu.synchronize()
 

@@ -1,4 +1,5 @@
-"""vCPU requests, guest mode and kicks: how one task makes every running vCPU notice something (virt/kvm/kvm_main.c)."""
+"""vCPU requests, guest mode and kicks: how one task makes every running vCPU notice something
+(virt/kvm/kvm_main.c)."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ KVM_REQ_MMU_FREE_OBSOLETE_ROOTS: Final = 1 << 31
 
 
 class RunState:
-    """What others may see and set of a vCPU: pending request bits, its mode, and how often it has left the guest."""
+    """What others may see and set of a vCPU: pending request bits, its mode, and how often it has
+    left the guest."""
 
     __slots__ = ("exits", "mode", "name", "requests")
 
@@ -46,14 +48,18 @@ class Requests:
         """A vCPU is destroyed."""
         while True:
             seen = self._vcpus.value
-            if self._vcpus.cmpxchg(seen, tuple(other for other in seen if other is not state)) == seen:
+            if (
+                self._vcpus.cmpxchg(seen, tuple(other for other in seen if other is not state))
+                == seen
+            ):
                 return
 
     def make_all_cpus_request(self, bit: int) -> int:
-        """Set `bit` on every vCPU and wait until those in guest mode have left it (KVM_REQUEST_WAIT, NO_WAKEUP).
+        """Set `bit` on every vCPU and wait until those in guest mode have left it
+        (KVM_REQUEST_WAIT, NO_WAKEUP).
 
-        Returns how many had to be kicked. A vCPU that is not in guest mode is not waited for: it looks at its requests
-        after it has announced guest mode, so it cannot miss this one.
+        Returns how many had to be kicked. A vCPU that is not in guest mode is not waited for: it
+        looks at its requests after it has announced guest mode, so it cannot miss this one.
         """
         kicked = []
         for state in self._vcpus.value:
@@ -77,4 +83,7 @@ class Requests:
     def _wait_for_exit(self, state: RunState, before: int) -> None:
         """The IPI's acknowledgement."""
         mode, exits = state.mode, state.exits
-        self._kvm.runtime.wait_until(f"{state.name} to leave guest mode", lambda: exits.value != before or mode.value == OUTSIDE_GUEST_MODE)
+        self._kvm.runtime.wait_until(
+            f"{state.name} to leave guest mode",
+            lambda: exits.value != before or mode.value == OUTSIDE_GUEST_MODE,
+        )

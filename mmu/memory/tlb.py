@@ -7,7 +7,16 @@ from typing import Protocol
 
 from mmu.kvm import Kvm
 from mmu.memory.requests import KVM_REQ_TLB_FLUSH, Requests
-from mmu.paging.spte import ADDR_MASK, PFN_SHIFT, SPTE_A, SPTE_D, SPTE_MMIO, SPTE_PS, SPTE_RWX, SPTE_W
+from mmu.paging.spte import (
+    ADDR_MASK,
+    PFN_SHIFT,
+    SPTE_A,
+    SPTE_D,
+    SPTE_MMIO,
+    SPTE_PS,
+    SPTE_RWX,
+    SPTE_W,
+)
 from mmu.paging.table import ShadowPage
 
 WHOLE = -1
@@ -15,10 +24,11 @@ WHOLE = -1
 
 
 class TranslationCache:
-    """A TLB with its paging-structure cache. Owned by one vCPU, or by a device's hardware under its transaction lock.
+    """A TLB with its paging-structure cache. Owned by one vCPU, or by a device's hardware under its
+    transaction lock.
 
-    `entries` maps gfn to the leaf SPTE that was walked, `tables` maps an aligned gfn to the last-level table (a partial
-    walk), as real hardware caches them.
+    `entries` maps gfn to the leaf SPTE that was walked, `tables` maps an aligned gfn to the
+    last-level table (a partial walk), as real hardware caches them.
     """
 
     __slots__ = ("entries", "tables")
@@ -49,9 +59,10 @@ class TranslationCache:
 class HardwareWalker:
     """What walks page tables without software: a CPU's or an IOMMU's page walker.
 
-    It looks at the R, W and X bits, whatever KVM means by an entry (reference 1.11 R18), takes no lock and no RCU
-    section, and caches partial walks. A CPU's walker also sets accessed and dirty bits, atomically; `on_dirty(gfn, pfn,
-    tick)` hears of every D bit it sets, `tick` being the dirty clock's time before it did.
+    It looks at the R, W and X bits, whatever KVM means by an entry (reference 1.11 R18), takes no
+    lock and no RCU section, and caches partial walks. A CPU's walker also sets accessed and dirty
+    bits, atomically; `on_dirty(gfn, pfn, tick)` hears of every D bit it sets, `tick` being the
+    dirty clock's time before it did.
     """
 
     def __init__(self, kvm: Kvm, on_dirty: Callable[[int, int, int], None] | None = None) -> None:
@@ -65,8 +76,11 @@ class HardwareWalker:
         self._clock = kvm.dirty_clock
         self._on_dirty = on_dirty if kvm.layout.ad_bits else None
 
-    def walk(self, cache: TranslationCache, root: ShadowPage | None, gfn: int, write: bool = False) -> int:
-        """The leaf's word for `gfn`, or 0: beyond the tables, without a root, or where an entry on the way is empty.
+    def walk(
+        self, cache: TranslationCache, root: ShadowPage | None, gfn: int, write: bool = False
+    ) -> int:
+        """The leaf's word for `gfn`, or 0: beyond the tables, without a root, or where an entry on
+        the way is empty.
 
         Of a huge leaf it is the word that a 4 KiB leaf for `gfn` would have, large bit aside.
         """
@@ -86,7 +100,8 @@ class HardwareWalker:
                         spte = self._set_bits(sp, index, spte, gfn, shift, write)
                     return spte and spte + ((gfn & ((1 << shift) - 1)) << PFN_SHIFT)
                 sp = self._tables.at(spte & ADDR_MASK)
-            if sp.root is not None:  # a pointer to no table is followed anew: an EPT violation drops what led to it
+            # a pointer to no table is followed anew: an EPT violation drops what led to it
+            if sp.root is not None:
                 cache.tables[key] = sp
         index = gfn & self._mask
         spte = sp.spt[index]
@@ -98,8 +113,11 @@ class HardwareWalker:
         """What the tables say now, for a report: nothing is cached, and no bit is set."""
         return HardwareWalker(self._kvm).walk(TranslationCache(), root, gfn)
 
-    def _set_bits(self, sp: ShadowPage, index: int, spte: int, gfn: int, shift: int, write: bool) -> int:
-        """Set A, and D for a write that the entry allows; gives up, without a translation, when the entry changes meanwhile."""
+    def _set_bits(
+        self, sp: ShadowPage, index: int, spte: int, gfn: int, shift: int, write: bool
+    ) -> int:
+        """Set A, and D for a write that the entry allows; gives up, without a translation, when the
+        entry changes meanwhile."""
         wanted = SPTE_A | SPTE_D if write and spte & SPTE_W else SPTE_A
         if spte & wanted == wanted:
             return spte
@@ -123,7 +141,8 @@ class FlushListener(Protocol):
 
 
 class RemoteTlb:
-    """kvm_flush_remote_tlbs*(): vCPUs first (waiting for those in guest mode), then the importers (reference 1.8)."""
+    """kvm_flush_remote_tlbs*(): vCPUs first (waiting for those in guest mode), then the importers
+    (reference 1.8)."""
 
     def __init__(self, kvm: Kvm, requests: Requests, listener: FlushListener | None) -> None:
         self.kvm = kvm

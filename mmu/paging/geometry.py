@@ -1,4 +1,5 @@
-"""The shape of the page tables: how many levels, how many entries, and the arithmetic on guest frame numbers."""
+"""The shape of the page tables: how many levels, how many entries, and the arithmetic on guest
+frame numbers."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ PG_LEVEL_1G = 3
 class Geometry:
     """`levels` of tables (level 1 holds 4 KiB leaves), each with `entries` words, a power of two.
 
-    The real one is 4 x 512; small ones are for exhaustive exploration. A table at level L maps `pages(L + 1)` frames.
+    The real one is 4 x 512; small ones are for exhaustive exploration. A table at level L maps
+    `pages(L + 1)` frames.
     """
 
     levels: int = field(default=4)

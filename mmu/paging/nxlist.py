@@ -1,4 +1,5 @@
-"""kvm->arch.possible_nx_huge_pages: tables that stand for a huge page only because of the NX mitigation (reference 2.12)."""
+"""kvm->arch.possible_nx_huge_pages: tables that stand for a huge page only because of the NX
+mitigation (reference 2.12)."""
 
 from __future__ import annotations
 
@@ -11,9 +12,11 @@ from mmu.task import current
 
 
 class PossibleNxHugePages:
-    """The list, oldest first, and the count of `nx_lpage_splits`. Guarded by tdp_mmu_pages_lock, or mmu_lock for write.
+    """The list, oldest first, and the count of `nx_lpage_splits`. Guarded by tdp_mmu_pages_lock, or
+    mmu_lock for write.
 
-    Misuse is reported as DEBUG_LIST would: an entry added twice, a freed page added, a stranger removed (O17).
+    Misuse is reported as DEBUG_LIST would: an entry added twice, a freed page added, a stranger
+    removed (O17).
     """
 
     def __init__(self, runtime: Runtime, reporter: Reporter, splits: Counter) -> None:
@@ -22,7 +25,8 @@ class PossibleNxHugePages:
         self._pages: Cell[tuple[ShadowPage, ...]] = runtime.cell("possible_nx_huge_pages", ())
 
     def track(self, sp: ShadowPage) -> None:
-        """track_possible_nx_huge_page(): only while the page's flag is still set; it may have been zapped meanwhile."""
+        """track_possible_nx_huge_page(): only while the page's flag is still set; it may have been
+        zapped meanwhile."""
         if is_poisoned(sp):
             self._report("a freed page is added")
             return
@@ -35,7 +39,8 @@ class PossibleNxHugePages:
         self._splits.add(1)
 
     def untrack(self, sp: ShadowPage) -> None:
-        """untrack_possible_nx_huge_page() with the flag: the page is no longer kept small for the mitigation's sake."""
+        """untrack_possible_nx_huge_page() with the flag: the page is no longer kept small for the
+        mitigation's sake."""
         flag = sp.nx_disallowed
         if flag is None or not flag.value:
             return

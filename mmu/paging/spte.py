@@ -1,7 +1,9 @@
-"""SPTE encoding: 64-bit words in EPT's layout, the kernel's software bits, and the values that map nothing.
+"""SPTE encoding: 64-bit words in EPT's layout, the kernel's software bits, and the values that map
+nothing.
 
-Source: arch/x86/kvm/mmu/spte.h as reference 0.1, 1.2 (patch 24) and 2.6 give it: KVM's MMU-present bit is bit 11
-upstream and bit 59 when tables are shared with VT-d, which reserves bit 11. Hardware looks at the R, W and X bits only.
+Source: arch/x86/kvm/mmu/spte.h as reference 0.1, 1.2 (patch 24) and 2.6 give it: KVM's MMU-present
+bit is bit 11 upstream and bit 59 when tables are shared with VT-d, which reserves bit 11. Hardware
+looks at the R, W and X bits only.
 """
 
 from __future__ import annotations
@@ -24,11 +26,13 @@ MMU_WRITABLE: Final = 1 << 58
 SPTE_MMIO: Final = 1 << 63
 """Software's mark of an MMIO SPTE (suppress #VE, which hardware ignores here)."""
 MISCONFIG: Final = SPTE_W | SPTE_X
-"""The rights of an MMIO SPTE that a CPU reports as an EPT misconfiguration; an IOMMU may read them as "writable" (R18)."""
+"""The rights of an MMIO SPTE that a CPU reports as an EPT misconfiguration; an IOMMU may read them
+as "writable" (R18)."""
 PFN_SHIFT: Final = 12
 ADDR_MASK: Final = ((1 << 52) - 1) & ~((1 << PFN_SHIFT) - 1)
 REMOVED_SPTE: Final = 0x5A0
-"""The frozen value: no R, W, X, no frame, not MMU-present. Whoever writes it owns the entry until he replaces it."""
+"""The frozen value: no R, W, X, no frame, not MMU-present. Whoever writes it owns the entry until
+he replaces it."""
 
 MMIO_GEN_BITS: Final = 19
 _SAVED_SHIFT = 54
@@ -38,8 +42,9 @@ _GEN_HIGH = ((3, 9), (52, 7), (60, 3))
 
 @frozen
 class SpteLayout:
-    """Where things are in an SPTE. `present` is the mask of the MMU-present bit, `gen_fields` the (shift, width) pieces
-    of an MMIO SPTE's generation, lowest first, `ad_bits` says whether leaves have accessed and dirty bits."""
+    """Where things are in an SPTE. `present` is the mask of the MMU-present bit, `gen_fields` the
+    (shift, width) pieces of an MMIO SPTE's generation, lowest first, `ad_bits` says whether leaves
+    have accessed and dirty bits."""
 
     present: int
     gen_fields: tuple[tuple[int, int], ...] = field(default=_GEN_HIGH)
@@ -57,8 +62,11 @@ class SpteLayout:
         """A present entry that points to a lower table."""
         return bool(spte & self.present) and level > 1 and not spte & SPTE_PS
 
-    def leaf(self, pfn: int, level: int, *, writable: bool, host_writable: bool, executable: bool = True) -> int:
-        """make_spte(): a leaf for `pfn`; MMU-writable only where the host allows writing (reference 2.6)."""
+    def leaf(
+        self, pfn: int, level: int, *, writable: bool, host_writable: bool, executable: bool = True
+    ) -> int:
+        """make_spte(): a leaf for `pfn`; MMU-writable only where the host allows writing (reference
+        2.6)."""
         spte = self.present | SPTE_R | (pfn << PFN_SHIFT)
         if executable:
             spte |= SPTE_X
@@ -75,7 +83,8 @@ class SpteLayout:
         return spte
 
     def table(self, address: int) -> int:
-        """make_nonleaf_spte(): an entry that points to the table page at `address`. One value a table."""
+        """make_nonleaf_spte(): an entry that points to the table page at `address`. One value a
+        table."""
         return self.present | SPTE_RWX | SPTE_A | address
 
     # Accessed, dirty, writable.
@@ -89,11 +98,13 @@ class SpteLayout:
         return bool(spte & (SPTE_D if self.ad_bits else SPTE_W))
 
     def is_access_tracked(self, spte: int) -> bool:
-        """is_access_track_spte(): present to KVM, but hardware faults, so that the next access is noticed."""
+        """is_access_track_spte(): present to KVM, but hardware faults, so that the next access is
+        noticed."""
         return not self.ad_bits and bool(spte & self.present) and not spte & SPTE_RWX
 
     def mark_for_access_track(self, spte: int) -> int:
-        """mark_spte_for_access_track(): make the leaf old. Without A bits its R and X are saved and all rights removed."""
+        """mark_spte_for_access_track(): make the leaf old. Without A bits its R and X are saved and
+        all rights removed."""
         if self.ad_bits:
             return spte & ~SPTE_A
         if self.is_access_tracked(spte):
@@ -105,7 +116,8 @@ class SpteLayout:
         return spte & ~(SAVED_R | SAVED_X) | spte >> _SAVED_SHIFT & (SPTE_R | SPTE_X)
 
     def has_volatile_bits(self, spte: int, level: int) -> bool:
-        """spte_has_volatile_bits(): whether the CPU or the lockless fault path can change this leaf outside mmu_lock."""
+        """spte_has_volatile_bits(): whether the CPU or the lockless fault path can change this leaf
+        outside mmu_lock."""
         if not spte & self.present or not (level == 1 or spte & SPTE_PS):
             return False
         if spte & (SPTE_W | MMU_WRITABLE) == MMU_WRITABLE or self.is_access_tracked(spte):
@@ -115,7 +127,8 @@ class SpteLayout:
     # MMIO.
 
     def mmio(self, gfn: int, generation: int, rights: int = 0) -> int:
-        """make_mmio_spte(): remembers that no slot covers `gfn`, and under which memslot generation that was known."""
+        """make_mmio_spte(): remembers that no slot covers `gfn`, and under which memslot generation
+        that was known."""
         spte = SPTE_MMIO | rights | gfn << PFN_SHIFT
         for shift, width in self.gen_fields:
             spte |= (generation & ((1 << width) - 1)) << shift
@@ -141,7 +154,8 @@ def pfn_of(spte: int) -> int:
 
 
 def describe(spte: int, layout: SpteLayout, level: int = 1) -> str:
-    """An SPTE of a table of `level` for people: value, state, frame and rights, or the table that it points to."""
+    """An SPTE of a table of `level` for people: value, state, frame and rights, or the table that
+    it points to."""
     if spte == REMOVED_SPTE:
         return f"{spte:#x} (frozen)"
     if spte & SPTE_MMIO:
@@ -150,6 +164,9 @@ def describe(spte: int, layout: SpteLayout, level: int = 1) -> str:
         return f"{spte:#x} (not present)"
     if layout.is_table(spte, level):
         return f"{spte:#x} (table at {spte & ADDR_MASK:#x})"
-    rights = "".join(letter if spte & bit else "-" for letter, bit in (("r", SPTE_R), ("w", SPTE_W), ("x", SPTE_X)))
+    rights = "".join(
+        letter if spte & bit else "-"
+        for letter, bit in (("r", SPTE_R), ("w", SPTE_W), ("x", SPTE_X))
+    )
     huge = " huge" if spte & SPTE_PS else ""
     return f"{spte:#x} ({rights}{huge} frame {pfn_of(spte):#x})"

@@ -17,15 +17,26 @@ from mmu.task import current
 
 
 class ShadowPage(RcuHead):
-    """A table page. `spt` holds the SPTEs; the rest is set before the page becomes visible and never changes.
+    """A table page. `spt` holds the SPTEs; the rest is set before the page becomes visible and
+    never changes.
 
-    `gfn` is the first frame it maps, `level` the level of its entries, `parent` and `parent_index` the entry that
-    points to it, `root` the root of its tree, `address` its own physical address (what a parent SPTE holds).
-    `nx_disallowed` is there for a page that stands for a huge page only because of the NX mitigation, and true until it
-    is unaccounted (nx_huge_page_disallowed, under tdp_mmu_pages_lock).
+    `gfn` is the first frame it maps, `level` the level of its entries, `parent` and `parent_index`
+    the entry that points to it, `root` the root of its tree, `address` its own physical address
+    (what a parent SPTE holds). `nx_disallowed` is there for a page that stands for a huge page only
+    because of the NX mitigation, and true until it is unaccounted (nx_huge_page_disallowed, under
+    tdp_mmu_pages_lock).
     """
 
-    __slots__ = ("address", "gfn", "level", "nx_disallowed", "parent", "parent_index", "root", "spt")
+    __slots__ = (
+        "address",
+        "gfn",
+        "level",
+        "nx_disallowed",
+        "parent",
+        "parent_index",
+        "root",
+        "spt",
+    )
 
     def __init__(self, address: int, spt: Table) -> None:
         self.obituary = None
@@ -39,7 +50,8 @@ class ShadowPage(RcuHead):
         self.nx_disallowed: Cell[bool] | None = None
 
     def place(self, root: RootPage, parent: ShadowPage, index: int, gfn: int, level: int) -> None:
-        """tdp_mmu_init_child_sp(): say where in the tree this page will stand; before anybody can see it."""
+        """tdp_mmu_init_child_sp(): say where in the tree this page will stand; before anybody can
+        see it."""
         self.root = root
         self.parent = parent
         self.parent_index = index
@@ -52,8 +64,8 @@ class ShadowPage(RcuHead):
 
 
 class RootRole:
-    """The part of `union kvm_mmu_page_role` that tells roots apart: address space, guest (nested) mode, and whether the
-    root is one that KVM keeps for an IOMMU alone (policy E)."""
+    """The part of `union kvm_mmu_page_role` that tells roots apart: address space, guest (nested)
+    mode, and whether the root is one that KVM keeps for an IOMMU alone (policy E)."""
 
     __slots__ = ("as_id", "guest_mode", "iommu")
 
@@ -69,19 +81,30 @@ class RootRole:
         return hash(self._key())
 
     def __str__(self) -> str:
-        return f"as{self.as_id}{' nested' if self.guest_mode else ''}{' iommu' if self.iommu else ''}"
+        return (
+            f"as{self.as_id}{' nested' if self.guest_mode else ''}{' iommu' if self.iommu else ''}"
+        )
 
     def _key(self) -> tuple[int, bool, bool]:
         return self.as_id, self.guest_mode, self.iommu
 
 
 class RootPage(ShadowPage):
-    """A root. `invalid` is role.invalid (monotonic), `scheduled` is tdp_mmu_scheduled_root_to_zap, `next` the RCU list
-    link of `tdp_mmu_roots`, `zapped` says that a scheduled zap is complete (reference 2.2)."""
+    """A root. `invalid` is role.invalid (monotonic), `scheduled` is tdp_mmu_scheduled_root_to_zap,
+    `next` the RCU list link of `tdp_mmu_roots`, `zapped` says that a scheduled zap is complete
+    (reference 2.2)."""
 
     __slots__ = ("exported", "invalid", "next", "refcount", "role", "scheduled", "zapped")
 
-    def __init__(self, address: int, spt: Table, runtime: Runtime, reporter: Reporter, role: RootRole, level: int) -> None:
+    def __init__(
+        self,
+        address: int,
+        spt: Table,
+        runtime: Runtime,
+        reporter: Reporter,
+        role: RootRole,
+        level: int,
+    ) -> None:
         super().__init__(address, spt)
         self.role = role
         self.level = level
@@ -95,20 +118,32 @@ class RootPage(ShadowPage):
 
     def describe(self) -> str:
         """The root in a report."""
-        flags = "".join(f" {name}" for name in ("exported", "invalid", "zapped") if getattr(self, name).value)
+        flags = "".join(
+            f" {name}" for name in ("exported", "invalid", "zapped") if getattr(self, name).value
+        )
         return f"root {self.address:#x} ({self.role}{flags}, refcount {self.refcount.read()})"
 
 
 class PageTableMemory:
-    """The physical memory that holds page tables: allocation, look-up by address, and poisoned quarantine.
+    """The physical memory that holds page tables: allocation, look-up by address, and poisoned
+    quarantine.
 
-    Frees go through RCU: `free` reports when it is called outside a callback, because a page that was ever visible
-    may still have a reader in it (reference 2.6, B31).
+    Frees go through RCU: `free` reports when it is called outside a callback, because a page that
+    was ever visible may still have a reader in it (reference 2.6, B31).
     """
 
     QUARANTINE = 1024
 
-    def __init__(self, runtime: Runtime, rcu: Rcu, reporter: Reporter, layout: SpteLayout, entries: int, *, poisoning: bool = True) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        rcu: Rcu,
+        reporter: Reporter,
+        layout: SpteLayout,
+        entries: int,
+        *,
+        poisoning: bool = True,
+    ) -> None:
         self._runtime = runtime
         self._rcu = rcu
         self._reporter = reporter
@@ -117,8 +152,8 @@ class PageTableMemory:
         self._poisoning = poisoning
         self._next = runtime.counter("page_table_memory.next", 0x100)
         self.by_spte: dict[int, ShadowPage] = {}
-        """Every page by the non-leaf SPTE that points to it (their value is canonical): one look-up tells whether an
-        entry is a table and which."""
+        """Every page by the non-leaf SPTE that points to it (their value is canonical): one look-up
+        tells whether an entry is a table and which."""
         self._freed: deque[ShadowPage] = deque()
         self._freed_lock = threading.Lock()
         self.retired = runtime.counter("page_table_pages.retired")
@@ -136,17 +171,31 @@ class PageTableMemory:
 
     def allocate_root(self, role: RootRole, level: int) -> RootPage:
         """A zeroed root page with two references: the caller's and the TDP MMU's own."""
-        root = RootPage(self._address(), self._runtime.table(self._entries, "SPTE"), self._runtime, self._reporter, role, level)
+        root = RootPage(
+            self._address(),
+            self._runtime.table(self._entries, "SPTE"),
+            self._runtime,
+            self._reporter,
+            role,
+            level,
+        )
         self._enter(root)
         return root
 
     def at(self, address: int) -> ShadowPage:
-        """spte_to_child_sp(): the page at `address`; a freed one comes back poisoned, so that its use is reported."""
+        """spte_to_child_sp(): the page at `address`; a freed one comes back poisoned, so that its
+        use is reported."""
         page = self.by_spte.get(self._layout.table(address))
         if page is None:
-            self._report("wild-pointer", "O2", f"page-table address {address:#x} holds no page", "whatever was there")
+            self._report(
+                "wild-pointer",
+                "O2",
+                f"page-table address {address:#x} holds no page",
+                "whatever was there",
+            )
             page = ShadowPage(address, self._runtime.table(self._entries, "SPTE"))
-            page.level = PG_LEVEL_4K  # empty, and nothing is below it: whoever walks on finds an end
+            # empty, and nothing is below it: whoever walks on finds an end
+            page.level = PG_LEVEL_4K
         return page
 
     def discard(self, page: ShadowPage) -> None:
@@ -162,7 +211,8 @@ class PageTableMemory:
         self._rcu.call(lambda: self.free(page))
 
     def free(self, page: ShadowPage) -> None:
-        """tdp_mmu_free_sp(), from its RCU callback: the page is poisoned and kept for a while to catch late touches."""
+        """tdp_mmu_free_sp(), from its RCU callback: the page is poisoned and kept for a while to
+        catch late touches."""
         if is_poisoned(page):
             self._report_double_free(page)
             return
@@ -198,11 +248,18 @@ class PageTableMemory:
         return page
 
     def _report_unprotected_free(self, page: ShadowPage) -> None:
-        self._report("free-without-rcu", "O3", f"{page.describe()} freed without waiting for a grace period", page.describe())
+        self._report(
+            "free-without-rcu",
+            "O3",
+            f"{page.describe()} freed without waiting for a grace period",
+            page.describe(),
+        )
 
     def _report_double_free(self, page: ShadowPage) -> None:
         note = obituary_of(page)
-        self._report("double-free", "O2", f"{note.what if note else 'a page'} freed twice", "page-table page")
+        self._report(
+            "double-free", "O2", f"{note.what if note else 'a page'} freed twice", "page-table page"
+        )
 
     def _report(self, code: str, rule: str, headline: str, what: str) -> None:
         here = capture(3)
@@ -211,7 +268,8 @@ class PageTableMemory:
                 rule,
                 code,
                 f"BUG: {headline}",
-                f"{what} was visible to walkers: it may be freed only from a call_rcu() callback, and once",
+                f"{what} was visible to walkers: it may be freed only from a call_rcu() callback, "
+                "and once",
                 "tdp_mmu_free_sp_rcu_callback(); reference 2.6, B31 (7cca2d0b7e7d)",
                 str(current.task),
                 innermost(here),

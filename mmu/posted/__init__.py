@@ -1,7 +1,9 @@
-"""The series as posted: each defect of reference 1.11 that is model-level, as a variant that takes one mend out again.
+"""The series as posted: each defect of reference 1.11 that is model-level, as a variant that takes
+one mend out again.
 
-`POSTED` has them by name; profile `rfc-v1` is all of them together, `hardened` none. One defect a file; defects that
-are figures by nature (R13 beyond its bound, R16, R21) need no part: they are measured.
+`POSTED` has them by name; profile `rfc-v1` is all of them together, `hardened` none. One defect a
+file; defects that are figures by nature (R13 beyond its bound, R16, R21) need no part: they are
+measured.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""R1: the check for an existing export and the insertion into the list are two critical sections."""
+"""R1: the check for an existing export and the insertion into the list are two critical
+sections."""
 
 from mmu.export.importer import ExportedTdp, ExportedTdps
 from mmu.export.tdp_fd import Exporter

@@ -37,8 +37,10 @@ VARIANT = Variant(
     origin="reference 1.11 R3, kvm_create_tdp_fd() (patches 03, 04)",
     story=(
         "creator: fd_install",
-        "second thread: guesses the fd and closes it: release deletes a list entry that was never added, and frees the object",
+        "second thread: guesses the fd and closes it: release deletes a list entry that was never "
+        "added, and frees the object",
         "creator: adds the freed object to the list",
-        "creator: (or alone, where no fd number is left) fput runs the same release, of an object that is on no list",
+        "creator: (or alone, where no fd number is left) fput runs the same release, of an object "
+        "that is on no list",
     ),
 )

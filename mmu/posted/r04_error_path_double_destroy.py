@@ -8,8 +8,8 @@ class UndoTwice(Exporter):
     """The error path does by hand what fput() has done already."""
 
     def abandon(self, fd: TdpFd) -> None:
-        """fput, then destroy again. (The posted path puts the VM twice as well: that would free it under everybody's feet, and
-        end the run without explaining it.)"""
+        """fput, then destroy again. (The posted path puts the VM twice as well: that would free it
+        under everybody's feet, and end the run without explaining it.)"""
         root = fd.exported.root.value
         fd.put()
         self.kvm.mmu_lock.write_lock()
@@ -20,7 +20,10 @@ class UndoTwice(Exporter):
 
 VARIANT = Variant(
     name="r4-error-path-double-destroy",
-    title="R4 error path double destroy: a failed creation is undone by the file's release and again by hand",
+    title=(
+        "R4 error path double destroy: a failed creation is undone by the file's release and again "
+        "by hand"
+    ),
     parts=(UndoTwice,),
     expects=("O4",),
     rule="each reference is put once",

@@ -1,4 +1,5 @@
-"""R5: un-export zaps all levels of a live root and issues no TLB flush (with R6: the zap may yield)."""
+"""R5: un-export zaps all levels of a live root and issues no TLB flush (with R6: the zap may
+yield)."""
 
 from mmu.export.tdp_fd import Exporter
 from mmu.paging.table import RootPage
@@ -15,10 +16,16 @@ class ZapLiveRoot(Exporter):
 
 VARIANT = Variant(
     name="r5-unexport-without-flush",
-    title="R5 un-export zaps a live root without flushing: vCPUs keep translations and partial walks into freed memory",
+    title=(
+        "R5 un-export zaps a live root without flushing: vCPUs keep translations and partial walks "
+        "into freed memory"
+    ),
     parts=(ZapLiveRoot,),
     expects=("O1", "O2"),
-    rule="the no-flush rule holds for invalid roots that every vCPU must drop, not for a root that stays loaded",
+    rule=(
+        "the no-flush rule holds for invalid roots that every vCPU must drop, not for a root that "
+        "stays loaded"
+    ),
     origin="reference 1.11 R5, kvm_mmu_put_exported_tdp() (patch 35)",
     story=(
         "vCPU: runs on the exported root, its TLB and paging-structure cache are warm",

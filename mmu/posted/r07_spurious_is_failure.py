@@ -15,10 +15,16 @@ class FixedOnly(Exporter):
 
 VARIANT = Variant(
     name="r7-spurious-is-failure",
-    title="R7 spurious IO fault is failed: a vCPU mapped the page first, and the whole fault group is answered FAILURE",
+    title=(
+        "R7 spurious IO fault is failed: a vCPU mapped the page first, and the whole fault group "
+        "is answered FAILURE"
+    ),
     parts=(FixedOnly,),
     expects=("O16",),
-    rule="an IO fault is answered SUCCESS if and only if the gfn can be mapped with the rights asked for (I19)",
+    rule=(
+        "an IO fault is answered SUCCESS if and only if the gfn can be mapped with the rights "
+        "asked for (I19)"
+    ),
     origin="reference 1.11 R7, kvm_mmu_fault_exported_tdp() (patch 37)",
     story=(
         "device: DMA to gfn g faults, the request is queued",

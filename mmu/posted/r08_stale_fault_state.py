@@ -1,4 +1,5 @@
-"""R8: one fault structure serves all attempts of an IO fault, so a goal level outlives its reason."""
+"""R8: one fault structure serves all attempts of an IO fault, so a goal level outlives its
+reason."""
 
 from mmu.export.tdp_fd import Exporter
 from mmu.tdp.fault import Fault
@@ -15,7 +16,9 @@ class OneFault(Exporter):
 
 VARIANT = Variant(
     name="r8-stale-fault-state",
-    title="R8 stale fault state across retry: a 2 MiB goal level survives the split of the host page",
+    title=(
+        "R8 stale fault state across retry: a 2 MiB goal level survives the split of the host page"
+    ),
     parts=(OneFault,),
     expects=("O7", "O6"),
     rule="a leaf's level and frame follow from one and the same look at the host",
@@ -23,6 +26,7 @@ VARIANT = Variant(
     story=(
         "iopf worker: attempt 1 chooses 2M, then loses the compare-exchange",
         "host: splits the huge page and moves its pieces",
-        "iopf worker: attempt 2 gets a 4K frame, the goal level is still 2M: a huge leaf with an unaligned frame",
+        "iopf worker: attempt 2 gets a 4K frame, the goal level is still 2M: a huge leaf with an "
+        "unaligned frame",
     ),
 )

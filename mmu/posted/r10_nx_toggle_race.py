@@ -14,7 +14,10 @@ class PolicyNeverStale(FaultHandler):
 
 VARIANT = Variant(
     name="r10-nx-toggle-race",
-    title="R10 NX toggle race: a fault in flight installs an executable huge leaf after the mitigation was switched on",
+    title=(
+        "R10 NX toggle race: a fault in flight installs an executable huge leaf after the "
+        "mitigation was switched on"
+    ),
     parts=(PolicyNeverStale,),
     expects=("O14",),
     rule="while the NX huge page mitigation is on, no executable huge leaf exists (I17)",

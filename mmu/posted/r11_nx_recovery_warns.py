@@ -17,8 +17,10 @@ class SlotExpected(NxHugePages):
                 "O9",
                 "nx-recovery-no-slot",
                 f"WARNING: no memslot covers {sp.describe()}, which is on possible_nx_huge_pages",
-                "the recovery worker takes for granted that a memslot covers every page on the list, and looks it up",
-                "kvm_recover_nx_huge_pages() WARN_ON_ONCE(!slot); reference 1.11 R11 (tables of deleted slots), B30 (address spaces)",
+                "the recovery worker takes for granted that a memslot covers every page on the "
+                "list, and looks it up",
+                "kvm_recover_nx_huge_pages() WARN_ON_ONCE(!slot); reference 1.11 R11 (tables of "
+                "deleted slots), B30 (address spaces)",
                 gfn=sp.gfn,
             )
         return slot
@@ -26,7 +28,10 @@ class SlotExpected(NxHugePages):
 
 VARIANT = Variant(
     name="r11-nx-recovery-warns",
-    title="R11 empty tables confuse NX recovery: it looks up the slot of a table whose memslot is gone, and warns",
+    title=(
+        "R11 empty tables confuse NX recovery: it looks up the slot of a table whose memslot is "
+        "gone, and warns"
+    ),
     parts=(SlotExpected,),
     expects=("O9",),
     rule="what a leaf-only zap leaves behind must not be taken for memory of a live slot",
@@ -34,6 +39,7 @@ VARIANT = Variant(
     story=(
         "vCPU: fetches from a huge page under the mitigation: a table on possible_nx_huge_pages",
         "memslot worker: deletes the slot: leaves go, the table stays on the list",
-        "recovery worker: another slot logs dirty pages, so it looks for this table's slot, and finds none",
+        "recovery worker: another slot logs dirty pages, so it looks for this table's slot, and "
+        "finds none",
     ),
 )

@@ -22,7 +22,8 @@ VARIANT = Variant(
     origin="reference 1.11 R12, kvm_mmu_zap_all() from mmu_notifier release",
     story=(
         "device: DMA through the exported root, IOTLB warm",
-        "exiting process: exit_mmap runs notifier release: zap_all without a flush; the pages are freed; files are still open",
+        "exiting process: exit_mmap runs notifier release: zap_all without a flush; the pages are "
+        "freed; files are still open",
         "device: its next DMA reaches a freed page",
     ),
 )

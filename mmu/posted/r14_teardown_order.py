@@ -19,7 +19,10 @@ class DomainFirst(KvmHwpt):
 
 VARIANT = Variant(
     name="r14-teardown-order",
-    title="R14 teardown order: the domain is freed first, and a concurrent flush calls invalidate on the freed domain",
+    title=(
+        "R14 teardown order: the domain is freed first, and a concurrent flush calls invalidate on "
+        "the freed domain"
+    ),
     parts=(DomainFirst,),
     expects=("O16",),
     rule="a callback is unregistered before what it works on is freed (I18)",

@@ -18,7 +18,10 @@ class SleepUnderSlotsLock(Exporter):
 
 VARIANT = Variant(
     name="r17-gup-under-slots-lock",
-    title="R17 IO fault holds slots_lock across GUP: a userfaultfd handler that needs a memslot ioctl deadlocks with it",
+    title=(
+        "R17 IO fault holds slots_lock across GUP: a userfaultfd handler that needs a memslot "
+        "ioctl deadlocks with it"
+    ),
     parts=(SleepUnderSlotsLock,),
     expects=("O10",),
     rule="nothing that a page may wait for is locked while it is waited for",

@@ -15,14 +15,20 @@ class DevicesForgotten(DirtyLog):
 
 VARIANT = Variant(
     name="r19-device-writes-not-logged",
-    title="R19 dirty logging by D-bit/PML does not see device writes through an already writable SPTE",
+    title=(
+        "R19 dirty logging by D-bit/PML does not see device writes through an already writable SPTE"
+    ),
     parts=(DevicesForgotten,),
     expects=("O8",),
-    rule="when the log is read, every page written since the previous read is in it or still flagged (I15)",
+    rule=(
+        "when the log is read, every page written since the previous read is in it or still "
+        "flagged (I15)"
+    ),
     origin="reference 1.11 R19",
     story=(
         "dirty logger: logging goes on: D is cleared, W stays",
-        "device: writes through the writable leaf; an IOMMU's walker sets no D bit, PML logs nothing",
+        "device: writes through the writable leaf; an IOMMU's walker sets no D bit, PML logs "
+        "nothing",
         "dirty logger: reads the log: the page is not in it",
     ),
 )

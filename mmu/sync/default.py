@@ -1,4 +1,5 @@
-"""The `Sync` that a whole program shares when it does not make its own, and what is done with what it reports."""
+"""The `Sync` that a whole program shares when it does not make its own, and what is done with what
+it reports."""
 
 from __future__ import annotations
 
@@ -15,11 +16,13 @@ from mmu.sync.lockdep import NOTHING_HELD, describe_held
 from mmu.task import Task, at_thread_exit, living_tasks
 
 Handler = Literal["print", "raise"] | Callable[[Report], object]
-"""What to do with a report: a splat on stderr, an exception in the thread that broke the rule, or a function of yours."""
+"""What to do with a report: a splat on stderr, an exception in the thread that broke the rule, or a
+function of yours."""
 
 
 class ThreadSync(Sync):
-    """A `Sync` for threads that the program starts itself: their ends are watched, whoever started them."""
+    """A `Sync` for threads that the program starts itself: their ends are watched, whoever started
+    them."""
 
     def watch_exits(self, *checks: Callable[[Task], None]) -> None:
         """Every thread's."""
@@ -28,13 +31,17 @@ class ThreadSync(Sync):
 
 
 def raise_report(report: Report) -> None:
-    """A sink that raises `BrokenRule` in the thread that broke the rule, before it has taken, released or waited for anything."""
+    """A sink that raises `BrokenRule` in the thread that broke the rule, before it has taken,
+    released or waited for anything."""
     raise BrokenRule(report)
 
 
 def _task_failed(task: Task, error: BaseException) -> None:
-    """A thread of the library's own, such as the one that runs RCU callbacks, has failed in the user's code."""
-    threading.excepthook(threading.ExceptHookArgs((type(error), error, error.__traceback__, task.thread)))
+    """A thread of the library's own, such as the one that runs RCU callbacks, has failed in the
+    user's code."""
+    threading.excepthook(
+        threading.ExceptHookArgs((type(error), error, error.__traceback__, task.thread))
+    )
 
 
 def _make() -> ThreadSync:
@@ -47,7 +54,8 @@ _default = _make()
 
 
 def default_sync() -> Sync:
-    """The process's own: what `Lock()` and its relatives belong to when they are not told otherwise."""
+    """The process's own: what `Lock()` and its relatives belong to when they are not told
+    otherwise."""
     return _default
 
 
@@ -59,14 +67,17 @@ def sink_of(handler: Handler) -> Callable[[Report], object]:
         return raise_report
     if callable(handler):
         return handler
-    raise ValueError(f"handler is {handler!r}; expected 'print', 'raise' or a function of one report")
+    raise ValueError(
+        f"handler is {handler!r}; expected 'print', 'raise' or a function of one report"
+    )
 
 
 def on_report(handler: Handler) -> None:
     """What happens to every new report of the default `Sync` from now on; the default is "print".
 
-    Printing lets the program go on, as the kernel does: an order that could deadlock some day has not done so today. In
-    tests use "raise". What can never be granted raises `SelfDeadlock` in any case, after its report.
+    Printing lets the program go on, as the kernel does: an order that could deadlock some day has
+    not done so today. In tests use "raise". What can never be granted raises `SelfDeadlock` in any
+    case, after its report.
     """
     _default.reporter.redirect(sink_of(handler))
 
@@ -78,7 +89,8 @@ def reports() -> tuple[Report, ...]:
 
 @contextmanager
 def collect() -> Iterator[list[Report]]:
-    """While the block runs, reports go into the list it is given, from whatever thread, and nowhere else."""
+    """While the block runs, reports go into the list it is given, from whatever thread, and nowhere
+    else."""
     found: list[Report] = []
     before = _default.reporter.redirect(found.append)
     try:
@@ -88,7 +100,8 @@ def collect() -> Iterator[list[Report]]:
 
 
 def show_locks() -> str:
-    """Every lock held and every wait, by thread: the kernel's "Showing all locks held in the system" (SysRq d)."""
+    """Every lock held and every wait, by thread: the kernel's "Showing all locks held in the
+    system" (SysRq d)."""
     lines = []
     for task in living_tasks():
         waits = task.waiting_for
@@ -99,5 +112,6 @@ def show_locks() -> str:
 
 
 def might_sleep(doing: str) -> None:
-    """Declare that the caller may block now: a report in atomic context or inside an RCU read section."""
+    """Declare that the caller may block now: a report in atomic context or inside an RCU read
+    section."""
     _default.might_sleep(doing)

@@ -1,4 +1,5 @@
-"""`Sync`: one lockdep validator, one RCU domain, one reporter, and everything that is made from them."""
+"""`Sync`: one lockdep validator, one RCU domain, one reporter, and everything that is made from
+them."""
 
 from __future__ import annotations
 
@@ -17,8 +18,8 @@ from mmu.task import Task
 class Sync:
     """Factory of checked locks that share one lockdep validator and one RCU domain.
 
-    A grace period that takes longer than `stall_seconds`, and a wait for a `Lock` or a reader-writer lock of this package
-    that takes longer than `hung_seconds`, are reports.
+    A grace period that takes longer than `stall_seconds`, and a wait for a `Lock` or a
+    reader-writer lock of this package that takes longer than `hung_seconds`, are reports.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class Sync:
         return Refcount(self.runtime, self.reporter, name, value)
 
     def might_sleep(self, doing: str) -> None:
-        """Declare that the caller may block now: a report in atomic context or inside an RCU read section."""
+        """Declare that the caller may block now: a report in atomic context or inside an RCU read
+        section."""
         self.lockdep.might_sleep(doing)
         self.rcu.forbid_sleep(doing)

@@ -1,11 +1,14 @@
-"""lockdep: the rules of locking, checked at every acquisition, whether or not anything goes wrong this time.
+"""lockdep: the rules of locking, checked at every acquisition, whether or not anything goes wrong
+this time.
 
-Locks belong to *classes*. Each thread's position is a node in a tree of validated chains (the classes it holds, in
-order and with modes): a chain that was seen before costs one dictionary look-up. Only a new chain is checked: every
-edge "held, then taken" goes into a graph over classes, and a cycle in it is reported the first time both orders were
-ever seen. An order can be documented, too, and then one wrong order is a cycle although nobody has taken the locks in the
-right one. Modes follow the kernel's rules: two readers do not block each other, a non-recursive read is blocked by a
-waiting writer, a recursive read (SRCU, a reader-preferring lock) is not. Source: Documentation/locking/lockdep-design.
+Locks belong to *classes*. Each thread's position is a node in a tree of validated chains (the
+classes it holds, in order and with modes): a chain that was seen before costs one dictionary
+look-up. Only a new chain is checked: every edge "held, then taken" goes into a graph over classes,
+and a cycle in it is reported the first time both orders were ever seen. An order can be documented,
+too, and then one wrong order is a cycle although nobody has taken the locks in the right one. Modes
+follow the kernel's rules: two readers do not block each other, a non-recursive read is blocked by a
+waiting writer, a recursive read (SRCU, a reader-preferring lock) is not. Source:
+Documentation/locking/lockdep-design.
 """
 
 from __future__ import annotations
@@ -29,8 +32,9 @@ MODES = {0: "none", READ: "read", WRITE: "write"}
 
 @frozen(eq=False)
 class LockClass:
-    """What kind of lock: `sleeping` ones may block, so they are not taken in atomic context; `recursive_read` says
-    that a read is granted even while a writer waits; `index` tells it apart from every other class of the process."""
+    """What kind of lock: `sleeping` ones may block, so they are not taken in atomic context;
+    `recursive_read` says that a read is granted even while a writer waits; `index` tells it apart
+    from every other class of the process."""
 
     name: str
     index: int
@@ -38,15 +42,16 @@ class LockClass:
     recursive_read: bool = False
 
     def key(self, mode: int, trylock: bool = False) -> int:
-        """The name of (class, mode) in a chain node. A trylock has a name of its own: it cannot block, so no order was
-        checked for it."""
+        """The name of (class, mode) in a chain node. A trylock has a name of its own: it cannot
+        block, so no order was checked for it."""
         return self.index * 8 + (mode + 4 if trylock else mode)
 
 
 class Hold:
-    """One thread's relation to one lock: mode held, depth, and where it was taken. Private to the thread that made it,
-    but for `mode`, which others read as a hint (contention, watchdog): READ or WRITE while held, the same negated while
-    waiting for it, 0 otherwise. `site` is where it was taken, except for a read of a rwlock."""
+    """One thread's relation to one lock: mode held, depth, and where it was taken. Private to the
+    thread that made it, but for `mode`, which others read as a hint (contention, watchdog): READ or
+    WRITE while held, the same negated while waiting for it, 0 otherwise. `site` is where it was
+    taken, except for a read of a rwlock."""
 
     __slots__ = ("depth", "lock_class", "mode", "site", "task")
 
@@ -68,11 +73,14 @@ def _next_index() -> int:
 
 
 class ChainNode:
-    """A validated sequence of held classes; `spinning` is the innermost lock that forbids sleeping, or None."""
+    """A validated sequence of held classes; `spinning` is the innermost lock that forbids sleeping,
+    or None."""
 
     __slots__ = ("children", "key", "lock_class", "mode", "parent", "spinning")
 
-    def __init__(self, parent: ChainNode | None, lock_class: LockClass | None, mode: int, key: int = 0) -> None:
+    def __init__(
+        self, parent: ChainNode | None, lock_class: LockClass | None, mode: int, key: int = 0
+    ) -> None:
         self.parent = parent
         self.key = key
         self.lock_class = lock_class
@@ -94,8 +102,8 @@ class ChainNode:
 
 @frozen
 class _Edge:
-    """First sight of "`before` held in `before_mode`, then `after` taken in `after_mode`"; with `source`, nobody has seen it, but
-    that says that it is right."""
+    """First sight of "`before` held in `before_mode`, then `after` taken in `after_mode`"; with
+    `source`, nobody has seen it, but that says that it is right."""
 
     before: LockClass
     before_mode: int
@@ -107,10 +115,14 @@ class _Edge:
 
     def describe(self) -> str:
         """Which lock comes after which."""
-        return f"{self.before.name} ({MODES[self.before_mode]}) then {self.after.name} ({MODES[self.after_mode]})"
+        return (
+            f"{self.before.name} ({MODES[self.before_mode]}) then {self.after.name} "
+            f"({MODES[self.after_mode]})"
+        )
 
     def joins(self, following: _Edge) -> bool:
-        """Whether this edge and the next can block each other at the lock between them (a strong path)."""
+        """Whether this edge and the next can block each other at the lock between them (a strong
+        path)."""
         shared_hold = following.before_mode == READ
         recursive_wait = self.after_mode == READ and self.after.recursive_read
         return not (recursive_wait and shared_hold)
@@ -126,7 +138,9 @@ class LockDep:
         self._classes: dict[Hashable, LockClass] = {}
         self._edges: dict[LockClass, dict[tuple[LockClass, int, int], _Edge]] = {}
 
-    def register(self, name: str, *, sleeping: bool, recursive_read: bool = False, key: Hashable = None) -> LockClass:
+    def register(
+        self, name: str, *, sleeping: bool, recursive_read: bool = False, key: Hashable = None
+    ) -> LockClass:
         """The class called `name`, made on first use; locks with one name share their rules.
 
         With a `key` it is the key that decides, and the name is only what reports call it.
@@ -142,10 +156,13 @@ class LockDep:
         """The class known by `key`, if there is one."""
         return self._classes.get(key)
 
-    def document(self, outer: LockClass, outer_mode: int, inner: LockClass, inner_mode: int, source: str) -> None:
-        """`source` says that `inner` may be taken in this mode while `outer` is held in that one: the opposite order is reported
-        from now on, whether or not anybody takes them in this one (might_lock(), fs_reclaim). Raises ValueError when that
-        contradicts what was seen or documented before."""
+    def document(
+        self, outer: LockClass, outer_mode: int, inner: LockClass, inner_mode: int, source: str
+    ) -> None:
+        """`source` says that `inner` may be taken in this mode while `outer` is held in that one:
+        the opposite order is reported from now on, whether or not anybody takes them in this one
+        (might_lock(), fs_reclaim). Raises ValueError when that contradicts what was seen or
+        documented before."""
         edge = _Edge(outer, outer_mode, inner, inner_mode, "", (), source)
         with self._lock:
             path = self._path_back(edge)
@@ -153,16 +170,21 @@ class LockDep:
                 self._edges.setdefault(outer, {}).setdefault((inner, outer_mode, inner_mode), edge)
         if path is not None:
             known = ", ".join(each.describe() for each in path)
-            raise ValueError(f"{source} says {edge.describe()}, but {known} was seen or documented before")
+            raise ValueError(
+                f"{source} says {edge.describe()}, but {known} was seen or documented before"
+            )
 
     def chain_of(self, task: Task) -> ChainNode:
         """Where `task` stands."""
         return task.chain or self.root
 
-    def extend(self, task: Task, lock_class: LockClass, mode: int, trylock: bool = False) -> ChainNode:
+    def extend(
+        self, task: Task, lock_class: LockClass, mode: int, trylock: bool = False
+    ) -> ChainNode:
         """The slow path of an acquisition: check the new chain, remember it, return its node.
 
-        A trylock waits for nobody: it comes after nothing, but what is taken while it is held comes after it.
+        A trylock waits for nobody: it comes after nothing, but what is taken while it is held comes
+        after it.
         """
         key = lock_class.key(mode, trylock)
         node = self.settle(task)
@@ -185,14 +207,15 @@ class LockDep:
             return node.children.setdefault(key, ChainNode(node, lock_class, mode, key))
 
     def settle(self, task: Task) -> ChainNode:
-        """Where `task` stands once the locks are gone that others have released for it (`Hold.mode` is 0); its own thread
-        alone moves it, so that is made good here, when it matters."""
+        """Where `task` stands once the locks are gone that others have released for it (`Hold.mode`
+        is 0); its own thread alone moves it, so that is made good here, when it matters."""
         for hold in [hold for hold in task.held if not hold.mode]:
             self.leave(hold)
         return task.chain or self.root
 
     def leave(self, hold: Hold) -> None:
-        """A release: take `hold` off its thread's stack of held locks and step the thread's chain back."""
+        """A release: take `hold` off its thread's stack of held locks and step the thread's chain
+        back."""
         task = hold.task
         held = task.held
         if held and held[-1] is hold:
@@ -206,7 +229,8 @@ class LockDep:
             self.retreat(task, hold.lock_class)
 
     def retreat(self, task: Task, lock_class: LockClass) -> None:
-        """Leave `lock_class` although it is not the innermost lock held: rebuild the chain without it."""
+        """Leave `lock_class` although it is not the innermost lock held: rebuild the chain without
+        it."""
         kept = self.chain_of(task).path()
         for position in range(len(kept) - 1, -1, -1):
             if kept[position].lock_class is lock_class:
@@ -219,7 +243,8 @@ class LockDep:
         task.chain = node
 
     def might_sleep(self, doing: str, node: ChainNode | None = None) -> None:
-        """Report when the caller may not sleep because it holds a spinning lock (might_sleep, DEBUG_ATOMIC_SLEEP)."""
+        """Report when the caller may not sleep because it holds a spinning lock (might_sleep,
+        DEBUG_ATOMIC_SLEEP)."""
         task = current.task
         spinning = (node or self.chain_of(task)).spinning
         if spinning is not None and node is None:
@@ -229,13 +254,15 @@ class LockDep:
             self.report(
                 "sleep-in-atomic",
                 f"BUG: sleeping function called from invalid context: {doing}",
-                f"{doing} may sleep, which is forbidden while {spinning.lock_class.name} (a spinning lock) is held",
+                f"{doing} may sleep, which is forbidden while {spinning.lock_class.name} (a "
+                "spinning lock) is held",
                 "include/linux/kernel.h might_sleep(); reference 2.1 rule 6",
                 subject=f"{doing} in {spinning.lock_class.name}",
             )
 
     def sync(self, lock_class: LockClass) -> None:
-        """A wait for every holder of `lock_class` (synchronize_srcu): as if it was taken and released at once."""
+        """A wait for every holder of `lock_class` (synchronize_srcu): as if it was taken and
+        released at once."""
         task = current.task
         node = self.chain_of(task)
         if lock_class.key(WRITE) not in node.children:
@@ -245,7 +272,8 @@ class LockDep:
         """A thread ends: nothing may be held any more (debug_check_no_locks_held)."""
         held = self.chain_of(task).path()
         mine = set(self._classes.values()) if held else set()
-        held = [link for link in held if link.lock_class in mine]  # another validator sees to its own
+        # another validator sees to its own
+        held = [link for link in held if link.lock_class in mine]
         if held:
             names = ", ".join(link.lock_class.name for link in held if link.lock_class is not None)
             self.report(
@@ -260,8 +288,12 @@ class LockDep:
     def orders(self) -> list[tuple[str, str, str, str]]:
         """Every order seen, as (outer, mode, inner, mode); the lock-order graph of a report."""
         with self._lock:
-            edges = [edge for group in self._edges.values() for edge in group.values() if not edge.source]
-        return sorted((e.before.name, MODES[e.before_mode], e.after.name, MODES[e.after_mode]) for e in edges)
+            edges = [
+                edge for group in self._edges.values() for edge in group.values() if not edge.source
+            ]
+        return sorted(
+            (e.before.name, MODES[e.before_mode], e.after.name, MODES[e.after_mode]) for e in edges
+        )
 
     def report(
         self,
@@ -275,15 +307,20 @@ class LockDep:
         task: Task | None = None,
         rule: str = "O5",
     ) -> None:
-        """Emit a report with the caller's stack and the locks it holds; `task` is the caller's, if that is known."""
+        """Emit a report with the caller's stack and the locks it holds; `task` is the caller's, if
+        that is known."""
         task = task or current.task
         here = stacks.render(stacks.capture(2))
         parts = [section("call trace", here)] if here != stacks.NO_FRAMES else []
         parts += [section(title, lines) for title, lines in extra]
         parts.append(section(f"locks held by {task}", describe_held(task)))
-        self.reporter.emit(Report(rule, code, headline, sentence, source, str(task), subject, tuple(parts)))
+        self.reporter.emit(
+            Report(rule, code, headline, sentence, source, str(task), subject, tuple(parts))
+        )
 
-    def _add_edges(self, task: Task, held: list[ChainNode], lock_class: LockClass, mode: int) -> None:
+    def _add_edges(
+        self, task: Task, held: list[ChainNode], lock_class: LockClass, mode: int
+    ) -> None:
         here: stacks.Stack = ()
         for link in held:
             assert link.lock_class is not None
@@ -303,7 +340,8 @@ class LockDep:
                 self._report_cycle(edge, path)
 
     def _path_back(self, new: _Edge) -> list[_Edge] | None:
-        """The shortest strong path from `new.after` back to `new.before`, or None. Called with `_lock` held."""
+        """The shortest strong path from `new.after` back to `new.before`, or None. Called with
+        `_lock` held."""
         following = self._edges.get(new.after)
         if following is None:
             return None
@@ -329,23 +367,43 @@ class LockDep:
         for depth, edge in enumerate(reversed(path)):
             number = f"-> #{len(path) - depth}"
             if edge.source:
-                extra.append((f"{number} documented dependency: {edge.describe()}", [edge.source, "nobody was seen to do so until now"]))
+                extra.append(
+                    (
+                        f"{number} documented dependency: {edge.describe()}",
+                        [edge.source, "nobody was seen to do so until now"],
+                    )
+                )
             else:
-                title = f"{number} existing dependency: {edge.describe()}, first seen in {edge.task}"
+                title = (
+                    f"{number} existing dependency: {edge.describe()}, first seen in {edge.task}"
+                )
                 extra.append((title, stacks.render(edge.stack)))
         width = max(len(new.before.name), len(new.after.name)) + 14
         scenario = [f"{'CPU0':<{width}}CPU1", f"{'----':<{width}}----", f"lock({new.before.name});"]
-        scenario += [f"{'':<{width}}lock({path[0].before.name});", f"{'':<{width}}lock({path[-1].after.name});"]
-        extra.append(("possible unsafe locking scenario", [*scenario, f"lock({new.after.name});", "*** DEADLOCK ***"]))
+        scenario += [
+            f"{'':<{width}}lock({path[0].before.name});",
+            f"{'':<{width}}lock({path[-1].after.name});",
+        ]
+        extra.append(
+            (
+                "possible unsafe locking scenario",
+                [*scenario, f"lock({new.after.name});", "*** DEADLOCK ***"],
+            )
+        )
         pair = " / ".join(sorted((new.before.name, new.after.name)))
         documented = [bool(edge.source) for edge in path]
         known = (
-            "is documented" if all(documented) else "was seen in part, and in part is documented" if any(documented) else "was seen before"
+            "is documented"
+            if all(documented)
+            else "was seen in part, and in part is documented"
+            if any(documented)
+            else "was seen before"
         )
         self.report(
             "circular-dependency",
             "WARNING: possible circular locking dependency detected",
-            f"{new.task} takes {new.after.name} while it holds {new.before.name}, and the opposite order {known}",
+            f"{new.task} takes {new.after.name} while it holds {new.before.name}, and the opposite "
+            f"order {known}",
             "Documentation/locking/lockdep-design; reference 2.1",
             subject=pair,
             extra=tuple(extra),
@@ -355,7 +413,8 @@ class LockDep:
         self.report(
             "recursive-class",
             "WARNING: possible recursive locking detected",
-            f"{task} takes {lock_class.name} ({MODES[mode]}) although it already holds a lock of that class",
+            f"{task} takes {lock_class.name} ({MODES[mode]}) although it already holds a lock of "
+            "that class",
             "kernel/locking/lockdep.c check_deadlock()",
             subject=lock_class.name,
         )
@@ -375,7 +434,8 @@ def held_path(task: Task, pending: str = "") -> list[ChainNode]:
 
 
 def describe_held(task: Task, pending: str = "") -> list[str]:
-    """The kernel's "locks held by" block for `task`: class and mode from its chain, the place where it is known."""
+    """The kernel's "locks held by" block for `task`: class and mode from its chain, the place where
+    it is known."""
     sites = {hold.lock_class: hold.site for hold in list(task.held)}
     lines = []
     for depth, node in enumerate(held_path(task, pending)):
@@ -388,5 +448,9 @@ def describe_held(task: Task, pending: str = "") -> list[str]:
 
 
 def holds_class(task: Task, name: str, pending: str = "") -> bool:
-    """Whether `task` holds a lock of the class called `name`; `pending` is what it waits for, if that is known."""
-    return any(node.lock_class is not None and node.lock_class.name == name for node in held_path(task, pending))
+    """Whether `task` holds a lock of the class called `name`; `pending` is what it waits for, if
+    that is known."""
+    return any(
+        node.lock_class is not None and node.lock_class.name == name
+        for node in held_path(task, pending)
+    )

@@ -1,7 +1,8 @@
 """Mutex, spinlock and `mmu_lock`: raw locks of the runtime with lockdep's rules on top.
 
-Misuse is reported and does no harm: a release without an acquire is ignored after its report, a read inside a read is
-counted, and a request that could never be granted raises `SelfDeadlock` instead of hanging.
+Misuse is reported and does no harm: a release without an acquire is ignored after its report, a
+read inside a read is counted, and a request that could never be granted raises `SelfDeadlock`
+instead of hanging.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ class Mutex:
 
     sleeping = True
 
-    def __init__(self, runtime: Runtime, lockdep: LockDep, name: str, rcu: Rcu | None = None) -> None:
+    def __init__(
+        self, runtime: Runtime, lockdep: LockDep, name: str, rcu: Rcu | None = None
+    ) -> None:
         self.name = name
         self.lock_class = lockdep.register(name, sleeping=self.sleeping)
         self._lockdep = lockdep
@@ -59,7 +62,8 @@ class Mutex:
         task.held.append(hold)
 
     def release(self) -> None:
-        """Give the lock back; by a thread that does not hold it, this is a report and nothing else."""
+        """Give the lock back; by a thread that does not hold it, this is a report and nothing
+        else."""
         hold = self._local.mine
         if not hold.mode:
             report_bad_unlock(self._lockdep, self.name)
@@ -86,17 +90,25 @@ class Mutex:
         self._lockdep.report(
             "recursive-lock",
             f"WARNING: possible recursive locking detected: {self.name}",
-            f"{hold.task} takes {self.name}, which it already holds; it would wait for itself for ever",
+            f"{hold.task} takes {self.name}, which it already holds; it would wait for itself for "
+            "ever",
             "kernel/locking/lockdep.c check_deadlock()",
             subject=self.name,
         )
-        raise SelfDeadlock(f"{hold.task} already holds {self.name}: release it first, or pass the lock held")
+        raise SelfDeadlock(
+            f"{hold.task} already holds {self.name}: release it first, or pass the lock held"
+        )
 
     def __enter__(self) -> Mutex:
         self.acquire()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.release()
 
 
@@ -124,7 +136,8 @@ class RwHold(Hold):
 
 
 class RwLock:
-    """`mmu_lock`: a spinning reader-writer lock over `readerwriterlock` (`preference`: fair, reader or writer)."""
+    """`mmu_lock`: a spinning reader-writer lock over `readerwriterlock` (`preference`: fair, reader
+    or writer)."""
 
     def __init__(
         self,
@@ -139,7 +152,9 @@ class RwLock:
         self.preference = preference
         self.raw: RawRwLock = runtime.rwlock(preference, name)
         self._contended = runtime.contention_of(self.raw)
-        self.lock_class = lockdep.register(name, sleeping=False, recursive_read=preference == "reader")
+        self.lock_class = lockdep.register(
+            name, sleeping=False, recursive_read=preference == "reader"
+        )
         self._lockdep = lockdep
         self._probe = probe or Probe()
         self._rcu = rcu
@@ -152,7 +167,8 @@ class RwLock:
         """`local.mine` is the calling thread's record."""
 
     def _enlist(self) -> RwHold:
-        """The calling thread's record, which `needbreak` looks at, too; those of threads that have ended are forgotten."""
+        """The calling thread's record, which `needbreak` looks at, too; those of threads that have
+        ended are forgotten."""
         hold = RwHold(self)
         with self._holds_lock:
             holds = self._holds
@@ -251,7 +267,8 @@ class RwLock:
         return [(hold.task, MODES[-hold.mode]) for hold in self._holds if hold.mode < 0]
 
     def cond_resched(self, shared: bool) -> bool:
-        """cond_resched_rwlock_read/write(): when contended, drop the lock, let others run, take it again."""
+        """cond_resched_rwlock_read/write(): when contended, drop the lock, let others run, take it
+        again."""
         if not self.needbreak():
             return False
         if self._rcu is not None:
@@ -290,19 +307,32 @@ class RwLock:
             report_not_held(self._lockdep, self.name, "not held", self.local.mine.mode)
 
     def _nested(self, hold: RwHold, wanted: int) -> None:
-        """The thread already holds the lock: count a read in a read, refuse what can never be granted."""
+        """The thread already holds the lock: count a read in a read, refuse what can never be
+        granted."""
         if hold.mode == READ and wanted == READ:
             if self.preference != "reader":
-                self._report_nesting(hold, wanted, "a waiting writer blocks the inner read, and the outer read blocks the writer")
+                self._report_nesting(
+                    hold,
+                    wanted,
+                    "a waiting writer blocks the inner read, and the outer read blocks the writer",
+                )
             hold.depth += 1
             return
-        self._report_nesting(hold, wanted, "the thread would wait for itself for ever; there is no upgrade and no downgrade")
-        raise SelfDeadlock(f"{hold.task} holds {self.name} for {MODES[hold.mode]} and asks for {MODES[wanted]}: release it first")
+        self._report_nesting(
+            hold,
+            wanted,
+            "the thread would wait for itself for ever; there is no upgrade and no downgrade",
+        )
+        raise SelfDeadlock(
+            f"{hold.task} holds {self.name} for {MODES[hold.mode]} and asks for {MODES[wanted]}: "
+            "release it first"
+        )
 
     def _report_nesting(self, hold: RwHold, wanted: int, why: str) -> None:
         self._lockdep.report(
             f"{MODES[wanted]}-in-{MODES[hold.mode]}",
-            f"WARNING: possible recursive locking detected: {self.name} ({MODES[wanted]} inside {MODES[hold.mode]})",
+            f"WARNING: possible recursive locking detected: {self.name} ({MODES[wanted]} inside "
+            f"{MODES[hold.mode]})",
             f"{self.name} is not recursive: {why}",
             "reference 2.1 rule 8; Documentation/locking/lockdep-design (recursive read locks)",
             subject=self.name,

@@ -1,7 +1,8 @@
 """Use-after-free detection: a freed object changes its class, so the live path pays nothing for it.
 
-`poison(obj)` turns an instance of a class that inherits `RcuHead` into an instance of a generated subclass whose every
-access is a report (who freed it, who queued the free, who touches it). The idea is KASAN's, the means is Python's.
+`poison(obj)` turns an instance of a class that inherits `RcuHead` into an instance of a generated
+subclass whose every access is a report (who freed it, who queued the free, who touches it). The
+idea is KASAN's, the means is Python's.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ class Obituary:
 
 
 class RcuHead:
-    """What a class inherits so that its objects can be retired through RCU or SRCU and poisoned afterwards."""
+    """What a class inherits so that its objects can be retired through RCU or SRCU and poisoned
+    afterwards."""
 
     __slots__ = ("obituary",)
 
@@ -51,7 +53,8 @@ _freed_words: dict[type, type] = {}
 
 def poison(obj: RcuHead, reporter: Reporter) -> None:
     """Free `obj`: from now on every touch of it is an O2 report."""
-    note: Obituary | None = getattr(obj, "obituary", None)  # a class that is only freed never sets it
+    # a class that is only freed never sets it
+    note: Obituary | None = getattr(obj, "obituary", None)
     if note is None:
         note = Obituary(type(obj).__name__, reporter)
         obj.obituary = note
@@ -60,7 +63,11 @@ def poison(obj: RcuHead, reporter: Reporter) -> None:
     live = type(obj)
     dead = _poisoned.get(live)
     if dead is None:
-        members = {"__slots__": (), "__getattribute__": _touch_attribute, "__setattr__": _touch_by_setting}
+        members = {
+            "__slots__": (),
+            "__getattribute__": _touch_attribute,
+            "__setattr__": _touch_by_setting,
+        }
         dead = type("Freed" + live.__name__, (live,), members)
         _dead_types.add(dead)
         _poisoned[live] = dead
@@ -79,7 +86,8 @@ def obituary_of(obj: RcuHead) -> Obituary | None:
 
 
 class _FreedWords(Table):
-    """What a freed table does instead of its class: every load or store is a report, and reads as non-present."""
+    """What a freed table does instead of its class: every load or store is a report, and reads as
+    non-present."""
 
     __slots__ = ()
 
@@ -142,7 +150,10 @@ def report_touch(note: Obituary, how: str, skip: int = 2) -> None:
             (
                 section(f"touched by {current.task}", render(here)),
                 section(f"freed by {note.freed_by}", render(note.freed_stack)),
-                section(f"retired by {note.retired_by or '(freed directly)'}", render(note.retired_stack)),
+                section(
+                    f"retired by {note.retired_by or '(freed directly)'}",
+                    render(note.retired_stack),
+                ),
             ),
         )
     )

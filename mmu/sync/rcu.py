@@ -1,15 +1,17 @@
 """RCU and SRCU by epochs.
 
-A reader announces the current epoch in a word of its own and clears it when it leaves; a grace period advances the
-epoch and waits until every announced epoch is gone or newer. Entering and leaving cost a few attribute operations and
-touch nothing that readers share. Source: Documentation/RCU; the discipline is reference 2.1 and 2.6.
+A reader announces the current epoch in a word of its own and clears it when it leaves; a grace
+period advances the epoch and waits until every announced epoch is gone or newer. Entering and
+leaving cost a few attribute operations and touch nothing that readers share. Source:
+Documentation/RCU; the discipline is reference 2.1 and 2.6.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import TypeVar
+from types import TracebackType
+from typing import Generic, TypeVar
 
 from mmu import stack as stacks
 from mmu.probe import Probe
@@ -17,20 +19,21 @@ from mmu.report import Report, section
 from mmu.runtime import Cell, Runtime
 from mmu.sync.lockdep import READ, Hold, LockClass, LockDep, describe_held
 from mmu.sync.poison import RcuHead, poison
-from mmu.sync.sections import RcuPointer, RcuSection, SrcuSection
 from mmu.task import Task, current, is_time_to_tidy
 
 T = TypeVar("T")
 
 IDLE = 0
 LOOKS = 2
-"""How often a barrier must miss a callback before it says so: one look may fall between the queue and the batch."""
-Snapshot = tuple[tuple["Reader", int], ...]
+"""How often a barrier must miss a callback before it says so: one look may fall between the queue
+and the batch."""
+Snapshot = tuple[tuple["RcuReader", int], ...]
 
 
-class Reader:
-    """One thread's read-side state in one domain. Only `epoch` is read by others; `depth` and `sections` are its own.
-    `site` is where a section was entered by `with rcu.read()`; the bare `read_lock` is too hot to note that."""
+class RcuReader:
+    """One thread's read-side state in one domain. Only `epoch` is read by others; `depth` and
+    `sections` are its own. `site` is where a section was entered by `with rcu.read()`; the bare
+    `read_lock` is too hot to note that."""
 
     __slots__ = ("depth", "epoch", "sections", "site", "task")
 
@@ -47,7 +50,14 @@ class Reader:
 class EpochDomain:
     """What RCU and SRCU share: readers, epochs and the wait for a grace period."""
 
-    def __init__(self, runtime: Runtime, lockdep: LockDep, name: str, stall_seconds: float, probe: Probe | None = None) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        lockdep: LockDep,
+        name: str,
+        stall_seconds: float,
+        probe: Probe | None = None,
+    ) -> None:
         self.probe = probe or Probe()
         self.runtime = runtime
         self.name = name
@@ -55,16 +65,20 @@ class EpochDomain:
         self.lockdep = lockdep
         self.reporter = lockdep.reporter
         self.gp_seq = runtime.counter(f"{name}.gp_seq", 1)
-        self._readers: Cell[tuple[Reader, ...]] = runtime.cell(f"{name}.readers", ())
-        self.local = runtime.local(functools.partial(Reader, self))
+        self._readers: Cell[tuple[RcuReader, ...]] = runtime.cell(f"{name}.readers", ())
+        self.local = runtime.local(functools.partial(RcuReader, self))
 
-    def enlist(self, reader: Reader) -> None:
-        """A thread uses the domain for the first time; readers of threads that have ended, outside, are forgotten whenever there
-        are twice as many."""
+    def enlist(self, reader: RcuReader) -> None:
+        """A thread uses the domain for the first time; readers of threads that have ended, outside,
+        are forgotten whenever there are twice as many."""
         while True:
             kept = seen = self._readers.value
             if is_time_to_tidy(len(seen)):
-                kept = tuple(other for other in seen if other.task.thread.is_alive() or other.epoch.value != IDLE)
+                kept = tuple(
+                    other
+                    for other in seen
+                    if other.task.thread.is_alive() or other.epoch.value != IDLE
+                )
             if self._readers.cmpxchg(seen, (*kept, reader)) == seen:
                 return
 
@@ -74,14 +88,16 @@ class EpochDomain:
             self.report(
                 "exit-in-section",
                 f"WARNING: {task} ends inside a {self.name} read section",
-                "a read section must be left before its thread ends: no grace period can end before that",
+                "a read section must be left before its thread ends: no grace period can end "
+                "before that",
                 "exit_rcu(); kernel/rcu/tree_plugin.h",
                 task.name.rstrip("0123456789"),
             )
 
     def _depth_of(self, task: Task) -> int:
-        """How many sections the task is inside; one that has never entered any is not made known for being asked."""
-        reader: Reader | None = task.locals.get(self)
+        """How many sections the task is inside; one that has never entered any is not made known
+        for being asked."""
+        reader: RcuReader | None = task.locals.get(self)
         return reader.depth if reader is not None else 0
 
     def read_held(self) -> bool:
@@ -95,14 +111,15 @@ class EpochDomain:
     def inside(self) -> Snapshot:
         """The readers inside a section now, each with the number of its section.
 
-        The number is read before the epoch: a section that is only about to be announced is not "inside", and a grace
-        period need not wait for it.
+        The number is read before the epoch: a section that is only about to be announced is not
+        "inside", and a grace period need not wait for it.
         """
         numbered = [(reader, reader.sections) for reader in self._readers.value]
         return tuple((reader, number) for reader, number in numbered if reader.epoch.value != IDLE)
 
     def wait_for_readers(self) -> None:
-        """Wait until every section that was open when the call began is closed: the heart of a grace period."""
+        """Wait until every section that was open when the call began is closed: the heart of a
+        grace period."""
         target = self.gp_seq.fetch_add(1) + 1
         for reader in self._readers.value:
             epoch = reader.epoch
@@ -110,17 +127,19 @@ class EpochDomain:
                 self._wait_for(reader, target)
 
     def check_outlasted(self, snapshot: Snapshot, what: str) -> None:
-        """Report any section of `snapshot` that is still open: the grace period was too short for it.
+        """Report any section of `snapshot` that is still open: the grace period was too short for
+        it.
 
-        The epoch is read before the number: the other way round, a section that begins in between would be taken for
-        the old one.
+        The epoch is read before the number: the other way round, a section that begins in between
+        would be taken for the old one.
         """
         for reader, number in snapshot:
             if reader.epoch.value != IDLE and reader.sections == number:
                 self.report(
                     "grace-period-too-short",
                     f"WARNING: {self.name} grace period ended with a pre-existing reader inside",
-                    f"{what} must wait for every reader that was inside when it was asked for; {reader.task} still is",
+                    f"{what} must wait for every reader that was inside when it was asked for; "
+                    f"{reader.task} still is",
                     "Documentation/RCU/whatisRCU (grace-period guarantee); invariant I10",
                     str(reader.task),
                     (f"stack of reader {reader.task}", stacks.render(stacks.of_task(reader.task))),
@@ -141,9 +160,11 @@ class EpochDomain:
         if extra is not None:
             parts.append(section(*extra))
         parts.append(section(f"locks held by {current.task}", describe_held(current.task)))
-        self.reporter.emit(Report(rule, code, headline, sentence, source, str(current.task), subject, tuple(parts)))
+        self.reporter.emit(
+            Report(rule, code, headline, sentence, source, str(current.task), subject, tuple(parts))
+        )
 
-    def _wait_for(self, reader: Reader, target: int) -> None:
+    def _wait_for(self, reader: RcuReader, target: int) -> None:
         epoch = reader.epoch
         self.runtime.wait_until(
             f"{self.name} grace period, reader {reader.task}",
@@ -153,12 +174,13 @@ class EpochDomain:
         if self.probe.grace_period_waited is not None:
             self.probe.grace_period_waited(self.name)
 
-    def _late(self, reader: Reader, seconds: float) -> None:
+    def _late(self, reader: RcuReader, seconds: float) -> None:
         if seconds < self.stall_seconds:
             return
         self.report(
             "rcu-stall",
-            f"INFO: {self.name} detected a stall: {reader.task} has been inside its read section for {seconds:.1f} s",
+            f"INFO: {self.name} detected a stall: {reader.task} has been inside its read section "
+            f"for {seconds:.1f} s",
             f"a read section must end within {self.stall_seconds:g} s",
             "kernel/rcu/tree_stall.h; reference O10",
             str(reader.task),
@@ -177,11 +199,14 @@ class EpochDomain:
 
 
 class Callback:
-    """One `call_rcu`: what to run, whom to wait for, and who asked. `taken` by the callback task; `missed` by a barrier."""
+    """One `call_rcu`: what to run, whom to wait for, and who asked. `taken` by the callback task;
+    `missed` by a barrier."""
 
     __slots__ = ("function", "missed", "snapshot", "stack", "taken", "task")
 
-    def __init__(self, function: Callable[[], None], snapshot: Snapshot, stack: stacks.Stack) -> None:
+    def __init__(
+        self, function: Callable[[], None], snapshot: Snapshot, stack: stacks.Stack
+    ) -> None:
         self.function = function
         self.snapshot = snapshot
         self.stack = stack
@@ -191,10 +216,16 @@ class Callback:
 
 
 class Rcu(EpochDomain):
-    """RCU: read sections nest and may not sleep; `call_rcu` callbacks run after a grace period in a task of their own."""
+    """RCU: read sections nest and may not sleep; `call_rcu` callbacks run after a grace period in a
+    task of their own."""
 
     def __init__(
-        self, runtime: Runtime, lockdep: LockDep, probe: Probe | None = None, stall_seconds: float = 10.0, name: str = "rcu"
+        self,
+        runtime: Runtime,
+        lockdep: LockDep,
+        probe: Probe | None = None,
+        stall_seconds: float = 10.0,
+        name: str = "rcu",
     ) -> None:
         super().__init__(runtime, lockdep, name, stall_seconds, probe)
         self._queue = runtime.queue("rcu callbacks")
@@ -203,13 +234,15 @@ class Rcu(EpochDomain):
         self._stop = runtime.cell("rcu.stop", False)
         self._callback_task: Cell[Task | None] = runtime.cell("rcu.callback_task", None)
         self._outstanding: dict[Callback, None] = {}
-        """What was queued and has not run; added and removed by single dict operations, read for reports only."""
+        """What was queued and has not run; added and removed by single dict operations, read for
+        reports only."""
         self._worker: Task | None = None
         self._has_worker: Cell[bool] = runtime.cell("rcu.has_worker", False)
         self.grace_periods = runtime.counter("rcu.grace_periods")
 
-    def read_lock(self, reader: Reader | None = None) -> None:
-        """rcu_read_lock(). `reader` is the calling thread's own record, `local.mine`, if the caller has it at hand."""
+    def read_lock(self, reader: RcuReader | None = None) -> None:
+        """rcu_read_lock(). `reader` is the calling thread's own record, `local.mine`, if the caller
+        has it at hand."""
         if reader is None:
             reader = self.local.mine
         depth = reader.depth
@@ -218,7 +251,7 @@ class Rcu(EpochDomain):
             reader.epoch.value = self.gp_seq.value
         reader.depth = depth + 1
 
-    def read_unlock(self, reader: Reader | None = None) -> None:
+    def read_unlock(self, reader: RcuReader | None = None) -> None:
         """rcu_read_unlock(); `reader` as in `read_lock`."""
         if reader is None:
             reader = self.local.mine
@@ -242,7 +275,8 @@ class Rcu(EpochDomain):
         self.report(
             "suspicious-rcu-usage",
             f"WARNING: suspicious RCU usage: {what} without rcu_read_lock()",
-            f"{what} is protected by RCU and may be dereferenced only inside a read section, whatever locks are held",
+            f"{what} is protected by RCU and may be dereferenced only inside a read section, "
+            "whatever locks are held",
             "rcu_dereference_check(); reference 2.4, B31, B32",
             f"{what} in {stacks.innermost(stacks.capture(2, 1))}",
         )
@@ -253,8 +287,10 @@ class Rcu(EpochDomain):
             site = self.local.mine.site
             self.report(
                 "sleep-in-rcu",
-                f"WARNING: suspicious RCU usage: illegal context switch in RCU read-side critical section ({doing})",
-                f"{doing} may block or let others run, which is forbidden inside an RCU read section",
+                "WARNING: suspicious RCU usage: illegal context switch in RCU read-side critical "
+                f"section ({doing})",
+                f"{doing} may block or let others run, which is forbidden inside an RCU read "
+                "section",
                 "rcu_note_context_switch(); reference 2.1 rule 6",
                 f"{doing} in {stacks.caller()}",
                 ("section entered at", stacks.render(site)) if site else None,
@@ -271,12 +307,14 @@ class Rcu(EpochDomain):
         self.check_outlasted(snapshot, "synchronize_rcu")
 
     def call(self, callback: Callable[[], None]) -> None:
-        """call_rcu(): run `callback` after a grace period. May be called anywhere, but not after `shutdown`."""
+        """call_rcu(): run `callback` after a grace period. May be called anywhere, but not after
+        `shutdown`."""
         if self._stop.value:
             self.report(
                 "call-after-shutdown",
                 "BUG: call_rcu() after the last callback was to have run",
-                "nothing may be queued once the RCU domain is shut down: the callback would never run",
+                "nothing may be queued once the RCU domain is shut down: the callback would never "
+                "run",
                 "rcu_barrier() on module exit; Documentation/RCU/rcubarrier",
                 stacks.caller(),
             )
@@ -289,7 +327,8 @@ class Rcu(EpochDomain):
             self._worker = self.runtime.spawn("rcu_gp", self._work)
 
     def free(self, obj: RcuHead, what: str = "") -> None:
-        """kfree_rcu(): `obj` was taken out of sight; after a grace period it is dead, and every touch of it a report."""
+        """kfree_rcu(): `obj` was taken out of sight; after a grace period it is dead, and every
+        touch of it a report."""
         obj.retire(what or f"a {type(obj).__name__}", self.reporter)
         self.call(lambda: poison(obj, self.reporter))
 
@@ -302,15 +341,22 @@ class Rcu(EpochDomain):
         self.lockdep.might_sleep("rcu_barrier")
         self.forbid_sleep("rcu_barrier")
         target = self._queued.value
-        self.runtime.wait_until("rcu_barrier", lambda: self._done.value >= target, on_late=self._barrier_late)
+        self.runtime.wait_until(
+            "rcu_barrier", lambda: self._done.value >= target, on_late=self._barrier_late
+        )
 
     def outstanding(self) -> list[tuple[str, list[str]]]:
-        """The callbacks that were queued and have not run, oldest first: who queued each, and the stack."""
-        return [(f"queued by {entry.task}", stacks.render(entry.stack)) for entry in list(self._outstanding)]
+        """The callbacks that were queued and have not run, oldest first: who queued each, and the
+        stack."""
+        return [
+            (f"queued by {entry.task}", stacks.render(entry.stack))
+            for entry in list(self._outstanding)
+        ]
 
     def _barrier_late(self, seconds: float) -> None:
-        """A barrier waits for long. Behind a reader that stays inside, the callbacks wait in the queue or in their batch,
-        and the stall is that reader's; callbacks that are in neither, or have no task to run them, never will run."""
+        """A barrier waits for long. Behind a reader that stays inside, the callbacks wait in the
+        queue or in their batch, and the stall is that reader's; callbacks that are in neither, or
+        have no task to run them, never will run."""
         if seconds < self.stall_seconds:
             return
         worker = self._worker
@@ -325,7 +371,8 @@ class Rcu(EpochDomain):
         lines = stacks.render(entry.stack)
         self.report(
             "callback-lost",
-            f"WARNING: a callback given to call_rcu() by {entry.task} was lost; rcu_barrier() has waited {seconds:.1f} s for it",
+            f"WARNING: a callback given to call_rcu() by {entry.task} was lost; rcu_barrier() has "
+            f"waited {seconds:.1f} s for it",
             "every callback runs, once, after a grace period",
             "rcutorture, rcu_barrier(); Documentation/RCU/rcubarrier",
             lines[0].split(" (")[0],
@@ -333,7 +380,8 @@ class Rcu(EpochDomain):
         )
 
     def in_callback(self) -> bool:
-        """Whether the calling task is running `call_rcu` callbacks, a grace period after they were queued."""
+        """Whether the calling task is running `call_rcu` callbacks, a grace period after they were
+        queued."""
         return current.task is self._callback_task.value
 
     def pending(self) -> int:
@@ -345,9 +393,12 @@ class Rcu(EpochDomain):
         self._stop.store(True)
 
     def _work(self) -> None:
-        """The task that waits for grace periods (rcu_gp_kthread and its callback offload in one)."""
+        """The task that waits for grace periods (rcu_gp_kthread and its callback offload in
+        one)."""
         while True:
-            self.runtime.wait_until("rcu callbacks", lambda: len(self._queue) > 0 or self._stop.value, patience=2e-3)
+            self.runtime.wait_until(
+                "rcu callbacks", lambda: len(self._queue) > 0 or self._stop.value, patience=2e-3
+            )
             batch = self._queue.drain()
             if not batch and self._stop.value:
                 return
@@ -364,7 +415,8 @@ class Rcu(EpochDomain):
                 self.probe.grace_period(self.runtime.now() - start, len(batch))
 
     def _run(self, entry: Callback) -> None:
-        """One callback; one that raises must not keep the others, and everybody who waits for them, for ever."""
+        """One callback; one that raises must not keep the others, and everybody who waits for them,
+        for ever."""
         try:
             self.check_outlasted(entry.snapshot, "call_rcu")
             entry.function()
@@ -378,10 +430,13 @@ class Rcu(EpochDomain):
 
 
 class Srcu(EpochDomain):
-    """SRCU: a domain whose readers may sleep. To lockdep, a read section is a recursive read lock of the domain and
-    `synchronize` a write lock taken and released, so a cycle through both is found like any other."""
+    """SRCU: a domain whose readers may sleep. To lockdep, a read section is a recursive read lock
+    of the domain and `synchronize` a write lock taken and released, so a cycle through both is
+    found like any other."""
 
-    def __init__(self, runtime: Runtime, lockdep: LockDep, name: str, rcu: Rcu, stall_seconds: float = 30.0) -> None:
+    def __init__(
+        self, runtime: Runtime, lockdep: LockDep, name: str, rcu: Rcu, stall_seconds: float = 30.0
+    ) -> None:
         super().__init__(runtime, lockdep, name, stall_seconds, rcu.probe)
         self.lock_class: LockClass = lockdep.register(name, sleeping=True, recursive_read=True)
         self._key = self.lock_class.key(READ)
@@ -420,7 +475,8 @@ class Srcu(EpochDomain):
         return SrcuSection(self)
 
     def synchronize(self) -> None:
-        """synchronize_srcu(): return when every section that was open is closed. May not be called inside one."""
+        """synchronize_srcu(): return when every section that was open is closed. May not be called
+        inside one."""
         self.lockdep.might_sleep(f"synchronize_srcu({self.name})")
         self._rcu.forbid_sleep(f"synchronize_srcu({self.name})")
         if self.local.mine.depth:
@@ -436,3 +492,77 @@ class Srcu(EpochDomain):
         snapshot = self.inside()
         self.wait_for_readers()
         self.check_outlasted(snapshot, f"synchronize_srcu({self.name})")
+
+
+class RcuSection:
+    """An RCU read section as a context."""
+
+    __slots__ = ("_rcu",)
+
+    def __init__(self, rcu: Rcu) -> None:
+        self._rcu = rcu
+
+    def __enter__(self) -> None:
+        reader = self._rcu.local.mine
+        if not reader.depth:
+            reader.site = stacks.capture(2, 1)
+        self._rcu.read_lock(reader)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        reader = self._rcu.local.mine
+        if reader.depth == 1:
+            reader.site = ()
+        self._rcu.read_unlock(reader)
+
+
+class SrcuSection:
+    """An SRCU read section as a context; keeps the token."""
+
+    __slots__ = ("_hold", "_srcu")
+
+    def __init__(self, srcu: Srcu) -> None:
+        self._srcu = srcu
+        self._hold: Hold | None = None
+
+    def __enter__(self) -> None:
+        self._hold = self._srcu.read_lock()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        assert self._hold is not None
+        self._srcu.read_unlock(self._hold)
+
+
+class RcuPointer(Generic[T]):
+    """A published reference: readers follow it inside a read section, an updater, who has a lock of
+    his own, replaces it."""
+
+    __slots__ = ("_rcu", "_word", "name")
+
+    def __init__(self, rcu: Rcu, name: str, value: T) -> None:
+        self.name = name
+        self._rcu = rcu
+        self._word: Cell[T] = rcu.runtime.cell(name, value)
+
+    def dereference(self) -> T:
+        """rcu_dereference(): outside a read section a report."""
+        self._rcu.assert_held(self.name)
+        return self._word.value
+
+    def peek(self) -> T:
+        """rcu_dereference_protected(): for the updater, whose lock keeps it from changing."""
+        return self._word.value
+
+    def replace(self, value: T) -> T:
+        """rcu_replace_pointer(): publish `value`; returns the old one, which readers may still use
+        for a grace period."""
+        return self._word.xchg(value)

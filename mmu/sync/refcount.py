@@ -1,8 +1,10 @@
-"""Reference counts that notice what `refcount_t` notices - underflow, get on zero, put after the last put - and who did it.
+"""Reference counts that notice what `refcount_t` notices - underflow, get on zero, put after the
+last put - and who did it.
 
-Each thread keeps a ledger of its own: the places where it took a reference and has not given one back, and those where it
-gave back one that it had not taken. References that are handed from thread to thread leave a line on both sides; what a
-leak or a double put leaves over is on one side only (the kernel's ref_tracker asks for a tracker a reference instead).
+Each thread keeps a ledger of its own: the places where it took a reference and has not given one
+back, and those where it gave back one that it had not taken. References that are handed from thread
+to thread leave a line on both sides; what a leak or a double put leaves over is on one side only
+(the kernel's ref_tracker asks for a tracker a reference instead).
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ KEPT = 8
 
 
 class Ledger:
-    """What one thread took and gave back of one count. Written by its thread; the tuples are replaced, never changed."""
+    """What one thread took and gave back of one count. Written by its thread; the tuples are
+    replaced, never changed."""
 
     __slots__ = ("gets", "got", "put", "puts")
 
@@ -44,7 +47,8 @@ class Ledger:
 
 
 class Refcount:
-    """A counted lifetime. Misuse is an O4 report with the stacks of the caller, of who reached zero, and of who holds on."""
+    """A counted lifetime. Misuse is an O4 report with the stacks of the caller, of who reached
+    zero, and of who holds on."""
 
     __slots__ = ("_count", "_last_put", "_ledgers", "_made", "_reporter", "name")
 
@@ -65,7 +69,11 @@ class Refcount:
         """refcount_inc(): the caller knows that the object is alive."""
         if self._count.fetch_add(1) <= 0:
             self._count.fetch_add(-1)
-            self._report("get-on-zero", "refcount_t: addition on 0; use-after-free", "a reference may be taken only on a live object")
+            self._report(
+                "get-on-zero",
+                "refcount_t: addition on 0; use-after-free",
+                "a reference may be taken only on a live object",
+            )
             return
         self._ledger().take(capture(2, FRAMES))
 
@@ -77,11 +85,16 @@ class Refcount:
         return True
 
     def put(self) -> bool:
-        """refcount_dec_and_test(): drop a reference; true for the last one. An underflow is reported, never true."""
+        """refcount_dec_and_test(): drop a reference; true for the last one. An underflow is
+        reported, never true."""
         before = self._count.fetch_add(-1)
         if before <= 0:
             self._count.fetch_add(1)
-            self._report("underflow", "refcount_t: underflow; use-after-free", "every put needs its own get; this one is a double put")
+            self._report(
+                "underflow",
+                "refcount_t: underflow; use-after-free",
+                "every put needs its own get; this one is a double put",
+            )
             return False
         here = capture(2, FRAMES)
         self._ledger().give(here)
@@ -90,7 +103,8 @@ class Refcount:
         return before == 1
 
     def check_released(self) -> bool:
-        """Report a leak unless the count is zero; for the end of whatever the references were to. Whether it was zero."""
+        """Report a leak unless the count is zero; for the end of whatever the references were to.
+        Whether it was zero."""
         left = self._count.value
         if not left:
             return True
@@ -103,13 +117,20 @@ class Refcount:
         return False
 
     def history(self) -> list[tuple[str, list[str]]]:
-        """Who made the count, and thread by thread what was taken and not given back, or given back and not taken."""
+        """Who made the count, and thread by thread what was taken and not given back, or given back
+        and not taken."""
         value, task, place = self._made
         parts = [(f"made with {value} by {task}", render(place))]
         for owner, ledger in list(self._ledgers.items()):
             got, put = ledger.got, ledger.put
-            parts += [(f"got and not put by {owner}{_of(ledger.gets, number)}", render(at)) for number, at in enumerate(got, 1)]
-            parts += [(f"put but not got by {owner}{_of(ledger.puts, number)}", render(at)) for number, at in enumerate(put, 1)]
+            parts += [
+                (f"got and not put by {owner}{_of(ledger.gets, number)}", render(at))
+                for number, at in enumerate(got, 1)
+            ]
+            parts += [
+                (f"put but not got by {owner}{_of(ledger.puts, number)}", render(at))
+                for number, at in enumerate(put, 1)
+            ]
         return parts
 
     def _ledger(self) -> Ledger:

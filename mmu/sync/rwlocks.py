@@ -1,7 +1,9 @@
-"""`readerwriterlock` with its traps closed: the same classes and handles, each misuse a report instead of a hang.
+"""`readerwriterlock` with its traps closed: the same classes and handles, each misuse a report
+instead of a hang.
 
-The locks below are `readerwriterlock`'s own. Its state is in handles and none of it in threads, so it cannot notice what
-goes wrong: here every acquisition gets a fresh handle, the thread that made it is its owner, and lockdep knows the modes.
+The locks below are `readerwriterlock`'s own. Its state is in handles and none of it in threads, so
+it cannot notice what goes wrong: here every acquisition gets a fresh handle, the thread that made
+it is its owner, and lockdep knows the modes.
 
     table_lock = RWLockFair()
     with table_lock.read(): ...     # or gen_rlock(), as in readerwriterlock
@@ -30,7 +32,8 @@ from mmu.sync.waiting import Part, Patience, describe_holder, report_hung
 from mmu.task import Task, current
 
 CONVOY_S = 0.25
-"""How long a non-blocking read waits for other readers to leave the library's inner lock, in seconds."""
+"""How long a non-blocking read waits for other readers to leave the library's inner lock, in
+seconds."""
 
 
 class Grant(Hold):
@@ -46,7 +49,8 @@ class Grant(Hold):
 
 
 class ReaderWriterLock:
-    """What the six classes share. `preference` says whom the lock lets pass: "fair", "reader" or "writer".
+    """What the six classes share. `preference` says whom the lock lets pass: "fair", "reader" or
+    "writer".
 
     `name`, `atomic` and `sync` are as for `Lock`; the rest is `readerwriterlock`'s.
     """
@@ -70,9 +74,13 @@ class ReaderWriterLock:
         if name:
             self.lock_class = lockdep.register(name, sleeping=not atomic, recursive_read=recursive)
         else:
-            self.lock_class = class_by_site(lockdep, kind=kind, sleeping=not atomic, recursive_read=recursive)
+            self.lock_class = class_by_site(
+                lockdep, kind=kind, sleeping=not atomic, recursive_read=recursive
+            )
         self.name = self.lock_class.name
-        self._raw = type(self).raw_class(lock_factory=lock_factory or self._sync.runtime.lock, time_source=time_source)
+        self._raw = type(self).raw_class(
+            lock_factory=lock_factory or self._sync.runtime.lock, time_source=time_source
+        )
         self._grants: dict[Task, Grant] = {}
         self._writers = self._sync.runtime.counter(f"{self.name}.writers")
         self._granted = self._sync.runtime.counter(f"{self.name}.granted")
@@ -143,14 +151,16 @@ class ReaderWriterLock:
         return grant
 
     def give(self, grant: Grant) -> None:
-        """Release what `take` has granted; by another thread it is a report, and done all the same."""
+        """Release what `take` has granted; by another thread it is a report, and done all the
+        same."""
         task = grant.task
         if task is not current.task:
             self._report_foreign(grant)
         if grant.depth:
             grant.depth -= 1
             return
-        if self._grants.pop(task, None) is not grant:  # two threads have released one handle: the library would let both
+        # two threads have released one handle: the library would let both
+        if self._grants.pop(task, None) is not grant:
             report_bad_unlock(self._lockdep, self.name)
             raise RuntimeError("release unlocked lock")
         was, grant.mode = grant.mode, 0
@@ -163,13 +173,24 @@ class ReaderWriterLock:
     def lower(self, grant: Grant) -> None:  # noqa: ARG002 - two of the six can
         """Downgrade: from exclusive to shared, with nobody in between."""
         self._report_downgrade()
-        raise MmuError(f"{type(self).__name__} cannot downgrade {self.name}: use RWLockFairD or RWLockWriteD")
+        raise MmuError(
+            f"{type(self).__name__} cannot downgrade {self.name}: use RWLockFairD or RWLockWriteD"
+        )
 
     def report_handle(self, code: str, headline: str, sentence: str) -> None:
         """A handle was misused, in a way that the library lets pass."""
         here = stacks.caller()
-        parts: tuple[Part, ...] = tuple(part for hold in self.holders() for part in describe_holder(hold))
-        self._lockdep.report(code, headline, sentence, "readerwriterlock 1.0.10", subject=f"{self.name} in {here}", extra=parts)
+        parts: tuple[Part, ...] = tuple(
+            part for hold in self.holders() for part in describe_holder(hold)
+        )
+        self._lockdep.report(
+            code,
+            headline,
+            sentence,
+            "readerwriterlock 1.0.10",
+            subject=f"{self.name} in {here}",
+            extra=parts,
+        )
 
     def _mine(self, task: Task) -> Grant | None:
         return self._grants.get(task)
@@ -190,8 +211,13 @@ class ReaderWriterLock:
         if self._guarded(raw.acquire, False):
             return True
         if not blocking:
-            # The library's readers meet in an inner lock, and a non-blocking one fails there although no writer is near.
-            return mode == READ and not self._writers.value and bool(self._guarded(raw.acquire, True, CONVOY_S))
+            # The library's readers meet in an inner lock, and a non-blocking one fails there
+            # although no writer is near.
+            return (
+                mode == READ
+                and not self._writers.value
+                and bool(self._guarded(raw.acquire, True, CONVOY_S))
+            )
         before, task.waiting_for = task.waiting_for, f"{self.name} ({MODES[mode]})"
         try:
             return self._wait(task, raw, timeout)
@@ -207,51 +233,76 @@ class ReaderWriterLock:
             if not wait.left:
                 return False
             self._refuse_broken()
-            report_hung(self._lockdep, task, self.name, patience, self.holders(), self._granted.value - granted)
+            report_hung(
+                self._lockdep,
+                task,
+                self.name,
+                patience,
+                self.holders(),
+                self._granted.value - granted,
+            )
         return True
 
     def _guarded(self, step: Callable[..., Any], *args: Any) -> Any:
-        """Run the library's code; an exception in the middle of it leaves its inner locks as they are, perhaps for ever."""
+        """Run the library's code; an exception in the middle of it leaves its inner locks as they
+        are, perhaps for ever."""
         try:
             return step(*args)
         except BaseException as error:
             self._broken.value = f"{type(error).__name__} in {current.task}"
-            with suppress(BrokenRule):  # what interrupted the thread weighs more than that it was here
+            # what interrupted the thread weighs more than that it was here
+            with suppress(BrokenRule):
                 self._report_interrupted(error)
             raise
 
     def _report_interrupted(self, error: BaseException) -> None:
         self._lockdep.report(
             "interrupted-lock",
-            f"BUG: {type(error).__name__} inside {self.name}: its inner locks may stay held for ever",
-            "readerwriterlock is not safe against exceptions from outside: only a thread that gets no signals may wait in it",
+            f"BUG: {type(error).__name__} inside {self.name}: its inner locks may stay held for "
+            "ever",
+            "readerwriterlock is not safe against exceptions from outside: only a thread that gets "
+            "no signals may wait in it",
             "readerwriterlock 1.0.10, acquire() and release()",
             subject=self.name,
         )
 
     def _refuse_broken(self) -> None:
         if self._broken.value:
-            raise BrokenLock(f"{self.name} was left half taken by {self._broken.value}: make a new lock")
+            raise BrokenLock(
+                f"{self.name} was left half taken by {self._broken.value}: make a new lock"
+            )
 
     def _take_again(self, mine: Grant, mode: int, blocking: bool, timeout: float) -> Grant | None:
-        """The calling thread holds the lock already: a read in a read is counted, everything else can never be granted.
-        Whoever only tries waits for nobody, and may."""
+        """The calling thread holds the lock already: a read in a read is counted, everything else
+        can never be granted. Whoever only tries waits for nobody, and may."""
         if mine.mode == READ and mode == READ:
             if blocking and not self.lock_class.recursive_read:
-                self._report_nesting(mine, mode, "a waiting writer blocks the inner read, and the outer read blocks the writer")
+                self._report_nesting(
+                    mine,
+                    mode,
+                    "a waiting writer blocks the inner read, and the outer read blocks the writer",
+                )
             mine.depth += 1
             return mine
         if not blocking:
             return None
-        self._report_nesting(mine, mode, "the thread would wait for itself; the lock has no upgrade and is not recursive")
+        self._report_nesting(
+            mine,
+            mode,
+            "the thread would wait for itself; the lock has no upgrade and is not recursive",
+        )
         if timeout >= 0:
             return None
-        raise SelfDeadlock(f"{mine.task} holds {self.name} for {MODES[mine.mode]} and asks for {MODES[mode]}: release it first")
+        raise SelfDeadlock(
+            f"{mine.task} holds {self.name} for {MODES[mine.mode]} and asks for {MODES[mode]}: "
+            "release it first"
+        )
 
     def _report_nesting(self, mine: Grant, mode: int, why: str) -> None:
         self._lockdep.report(
             f"{MODES[mode]}-in-{MODES[mine.mode]}",
-            f"WARNING: possible recursive locking detected: {self.name} ({MODES[mode]} inside {MODES[mine.mode]})",
+            f"WARNING: possible recursive locking detected: {self.name} ({MODES[mode]} inside "
+            f"{MODES[mine.mode]})",
             f"{self.name} is not recursive: {why}",
             "Documentation/locking/lockdep-design (recursive read locks)",
             subject=self.name,
@@ -261,7 +312,8 @@ class ReaderWriterLock:
     def _report_foreign(self, grant: Grant) -> None:
         self._lockdep.report(
             "released-by-other",
-            f"WARNING: bad unlock balance detected: {self.name} is released by a thread that does not hold it",
+            f"WARNING: bad unlock balance detected: {self.name} is released by a thread that does "
+            "not hold it",
             f"a lock is released by the thread that took it, and that was {grant.task}",
             "kernel/locking/lockdep.c print_unlock_imbalance_bug()",
             subject=self.name,
@@ -272,7 +324,8 @@ class ReaderWriterLock:
         self._lockdep.report(
             "downgrade-not-atomic",
             f"WARNING: {self.name}: a downgrade that lets other writers in between",
-            f"after a downgrade the state is still what the writer left; {type(self).__name__} cannot promise that",
+            f"after a downgrade the state is still what the writer left; {type(self).__name__} "
+            "cannot promise that",
             "readerwriterlock 1.0.10, RWLockReadD.downgrade()",
             subject=self.name,
         )
@@ -287,7 +340,8 @@ class _Downgradable(ReaderWriterLock):
         grant.raw = self._guarded(grant.raw.downgrade)
         self._lockdep.leave(grant)
         grant.mode = READ
-        task.chain = self._lockdep.extend(task, self.lock_class, READ, trylock=True)  # it waits for nobody
+        # it waits for nobody
+        task.chain = self._lockdep.extend(task, self.lock_class, READ, trylock=True)
         task.held.append(grant)
         self._writers.add(-1)
 
@@ -300,7 +354,8 @@ class RWLockRead(ReaderWriterLock):
 
 
 class RWLockWrite(ReaderWriterLock):
-    """Writers pass waiting readers: a read inside a read deadlocks once a writer waits, and a reader may starve."""
+    """Writers pass waiting readers: a read inside a read deadlocks once a writer waits, and a
+    reader may starve."""
 
     raw_class: ClassVar[Callable[..., Any]] = rwlock.RWLockWrite
     preference = "writer"
@@ -314,7 +369,8 @@ class RWLockFair(ReaderWriterLock):
 
 
 class RWLockReadD(RWLockRead):
-    """As `RWLockRead`. The library's downgrade is not atomic here (another writer gets in between): it is refused."""
+    """As `RWLockRead`. The library's downgrade is not atomic here (another writer gets in between):
+    it is refused."""
 
     raw_class: ClassVar[Callable[..., Any]] = rwlock.RWLockReadD
 
@@ -354,42 +410,56 @@ class ReadHandle:
 
     __enter__ = acquire
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         if self._grant is not None:
             self.release()
 
     def release(self) -> None:
-        """Give it back. Of a handle that holds nothing this is a report and, as in the library, a RuntimeError."""
+        """Give it back. Of a handle that holds nothing this is a report and, as in the library, a
+        RuntimeError."""
         grant, self._grant = self._grant, None
         if grant is None:
-            report_bad_unlock(self._lock._lockdep, self._lock.name, self._lock.held_mode(), self.mode)
+            report_bad_unlock(
+                self._lock._lockdep, self._lock.name, self._lock.held_mode(), self.mode
+            )
             raise RuntimeError("release unlocked lock")
         self._lock.give(grant)
 
     def locked(self) -> bool:
-        """Whether this handle holds the lock. One that was never acquired is asked about the lock by mistake: it is
-        reported, and answered for the lock."""
+        """Whether this handle holds the lock. One that was never acquired is asked about the lock
+        by mistake: it is reported, and answered for the lock."""
         if self._used:
             return self._grant is not None
         self._lock.report_handle(
             "locked-of-fresh-handle",
             f"WARNING: locked() of a handle of {self._lock.name} that was never acquired",
-            "a handle knows only of itself; ask the lock: lock.locked(), lock.held_mode(), lock.assert_held()",
+            "a handle knows only of itself; ask the lock: lock.locked(), lock.held_mode(), "
+            "lock.assert_held()",
         )
         return self._lock.locked()
 
     def _acquire_twice(self, for_ever: bool) -> bool:
-        """The library would count the holder twice and forget it once, or lose the lock altogether."""
+        """The library would count the holder twice and forget it once, or lose the lock
+        altogether."""
         lock = self._lock
         assert self._grant is not None
         lock.report_handle(
             "handle-acquired-twice",
-            f"WARNING: a {MODES[self.mode]} handle of {lock.name} is acquired again before it was released",
-            f"a handle stands for one acquisition; this one belongs to {self._grant.task}: make one for each, lock.read() or lock.write()",
+            f"WARNING: a {MODES[self.mode]} handle of {lock.name} is acquired again before it was "
+            "released",
+            f"a handle stands for one acquisition; this one belongs to {self._grant.task}: make "
+            "one for each, lock.read() or lock.write()",
         )
         if not for_ever:
             return False
-        raise SelfDeadlock(f"this handle of {lock.name} is in use by {self._grant.task}: make another one")
+        raise SelfDeadlock(
+            f"this handle of {lock.name} is in use by {self._grant.task}: make another one"
+        )
 
 
 class WriteHandle(ReadHandle):
@@ -400,7 +470,8 @@ class WriteHandle(ReadHandle):
     mode = WRITE
 
     def downgrade(self) -> ReadHandle:
-        """Hold the lock shared from now on, with no writer in between; returns the handle to release in the end."""
+        """Hold the lock shared from now on, with no writer in between; returns the handle to
+        release in the end."""
         if self._grant is None:
             report_bad_unlock(self._lock._lockdep, self._lock.name, self._lock.held_mode(), WRITE)
             raise RuntimeError("downgrade of a handle that holds nothing")

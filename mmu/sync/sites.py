@@ -1,8 +1,10 @@
-"""Lock classes by creation site: all locks that one line of a program makes obey one order, as in the kernel.
+"""Lock classes by creation site: all locks that one line of a program makes obey one order, as in
+the kernel.
 
-The kernel's `mutex_init()` is a macro with a static key, so every place that makes locks is a class of its own, and the
-text of its argument is the class's name. Here the place is a code object's name and an offset in it, which costs a
-look-up; the name is read from the source, once for each place: `Account.lock (bank.py:12)`.
+The kernel's `mutex_init()` is a macro with a static key, so every place that makes locks is a class
+of its own, and the text of its argument is the class's name. Here the place is a code object's name
+and an offset in it, which costs a look-up; the name is read from the source, once for each place:
+`Account.lock (bank.py:12)`.
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ _TARGET = re.compile(r"\s*([A-Za-z_][\w.]*)\s*(?::[^=]*)?=(?!=)")
 """The target of an assignment, with or without an annotation."""
 
 
-def class_by_site(lockdep: LockDep, *, kind: str, sleeping: bool, recursive_read: bool = False) -> LockClass:
+def class_by_site(
+    lockdep: LockDep, *, kind: str, sleeping: bool, recursive_read: bool = False
+) -> LockClass:
     """The class of the locks that the calling line of the user's program makes."""
     frame = _user_frame()
     code = frame.f_code
@@ -32,7 +36,9 @@ def class_by_site(lockdep: LockDep, *, kind: str, sleeping: bool, recursive_read
     known = lockdep.registered(key)
     if known is not None:
         return known
-    return lockdep.register(_name(frame, kind), sleeping=sleeping, recursive_read=recursive_read, key=key)
+    return lockdep.register(
+        _name(frame, kind), sleeping=sleeping, recursive_read=recursive_read, key=key
+    )
 
 
 def _user_frame() -> FrameType:
@@ -44,13 +50,15 @@ def _user_frame() -> FrameType:
 
 
 def _maker(frame: FrameType) -> str:
-    """Generated code, such as a dataclass's `__init__`, has no place of its own; the class that it belongs to tells it apart."""
+    """Generated code, such as a dataclass's `__init__`, has no place of its own; the class that it
+    belongs to tells it apart."""
     owner = type(frame.f_locals.get("self"))
     return f"{owner.__module__}.{owner.__qualname__}"
 
 
 def _name(frame: FrameType, kind: str) -> str:
-    """What to call the locks made at `frame`: the attribute or variable they are assigned to, and the place."""
+    """What to call the locks made at `frame`: the attribute or variable they are assigned to, and
+    the place."""
     code = frame.f_code
     if code.co_filename.startswith("<"):
         return f"{kind} of {_maker(frame)}"

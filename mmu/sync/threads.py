@@ -1,9 +1,11 @@
-"""`Lock`, `RLock` and `Condition` for ordinary threads: what `threading` has, with lockdep's rules on top.
+"""`Lock`, `RLock` and `Condition` for ordinary threads: what `threading` has, with lockdep's rules
+on top.
 
-The methods, their arguments and results are `threading`'s. What is added: every acquisition is checked against every
-order in which locks of these classes were ever taken; a thread that asks for a lock it holds, and threads that wait for
-each other in a ring, get `SelfDeadlock` instead of waiting for ever; a wait that lasts too long is reported with the
-stack of whoever holds the lock; a lock that its thread takes with it when it ends is reported.
+The methods, their arguments and results are `threading`'s. What is added: every acquisition is
+checked against every order in which locks of these classes were ever taken; a thread that asks for
+a lock it holds, and threads that wait for each other in a ring, get `SelfDeadlock` instead of
+waiting for ever; a wait that lasts too long is reported with the stack of whoever holds the lock; a
+lock that its thread takes with it when it ends is reported.
 """
 
 from __future__ import annotations
@@ -31,8 +33,9 @@ MAX_SUBCLASSES = 8
 class Lock:
     """`threading.Lock` with an owner and a place in the lock order.
 
-    Locks made at one place of the program are of one class and share their rules, unless `name` says which class this
-    one belongs to. Whoever holds an `atomic` lock may not block: no other lock that is not atomic, no `might_sleep()`.
+    Locks made at one place of the program are of one class and share their rules, unless `name`
+    says which class this one belongs to. Whoever holds an `atomic` lock may not block: no other
+    lock that is not atomic, no `might_sleep()`.
     """
 
     kind = "Lock"
@@ -55,8 +58,9 @@ class Lock:
     def acquire(self, blocking: bool = True, timeout: float = -1, *, subclass: int = 0) -> bool:
         """Take the lock; false only when not blocking or timed out.
 
-        `subclass` (mutex_lock_nested) is for locks of one class that are taken inside each other on purpose, such as a
-        parent's and its child's: 0 for the outer one, 1 for the one inside it, and so on.
+        `subclass` (mutex_lock_nested) is for locks of one class that are taken inside each other on
+        purpose, such as a parent's and its child's: 0 for the outer one, 1 for the one inside it,
+        and so on.
         """
         task = current.task
         if self._owner is task:
@@ -67,7 +71,9 @@ class Lock:
         if not blocking:
             if not self._raw.acquire(False):
                 return False
-            node = chain.children.get(lock_class.key(WRITE, trylock=True)) or lockdep.extend(task, lock_class, WRITE, trylock=True)
+            node = chain.children.get(lock_class.key(WRITE, trylock=True)) or lockdep.extend(
+                task, lock_class, WRITE, trylock=True
+            )
         else:
             if self._sleeping and (chain.spinning is not None or task.locals):
                 self._check_context(chain)
@@ -87,12 +93,18 @@ class Lock:
 
     __enter__ = acquire
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.release()
 
     def release(self) -> None:
-        """Give the lock back. By a thread that does not hold it this is a report; a `Lock` is released all the same, as
-        `threading` does it, and one that nobody holds is a RuntimeError, as there."""
+        """Give the lock back. By a thread that does not hold it this is a report; a `Lock` is
+        released all the same, as `threading` does it, and one that nobody holds is a RuntimeError,
+        as there."""
         task = current.task
         if self._owner is not task:
             self._release_for_other()
@@ -135,7 +147,10 @@ class Lock:
 
     def __repr__(self) -> str:
         owner = self._owner
-        return f"<{type(self).__name__} {self.name}, {f'held by {owner}' if owner is not None else 'free'}>"
+        return (
+            f"<{type(self).__name__} {self.name}, "
+            f"{f'held by {owner}' if owner is not None else 'free'}>"
+        )
 
     def owner(self) -> Task | None:
         """Who holds it now."""
@@ -151,7 +166,9 @@ class Lock:
         outer = self.lock_class
         key = (outer.index, subclass)
         known = self._lockdep.registered(key)
-        known = known or self._lockdep.register(f"{outer.name}/{subclass}", sleeping=outer.sleeping, key=key)
+        known = known or self._lockdep.register(
+            f"{outer.name}/{subclass}", sleeping=outer.sleeping, key=key
+        )
         return known, known.key(WRITE)
 
     def _check_context(self, chain: ChainNode) -> None:
@@ -191,8 +208,10 @@ class Lock:
     def _report_foreign(self, owner: Task) -> None:
         self._lockdep.report(
             "released-by-other",
-            f"WARNING: bad unlock balance detected: {self.name} is released by a thread that does not hold it",
-            f"a lock is released by the thread that took it, and {owner} holds {self.name}; to hand something over, use a Semaphore",
+            f"WARNING: bad unlock balance detected: {self.name} is released by a thread that does "
+            "not hold it",
+            f"a lock is released by the thread that took it, and {owner} holds {self.name}; to "
+            "hand something over, use a Semaphore",
             "kernel/locking/mutex.c DEBUG_LOCKS_WARN_ON(owner != current)",
             subject=self.name,
             extra=((f"taken by {owner} at", stacks.render(self._hold.site)),),
@@ -218,7 +237,8 @@ class Lock:
             task.waiting_for = before
 
     def _ring(self, task: Task) -> tuple[tuple[Task, Lock], ...]:
-        """Who waits for whom, from this lock's holder on, if that leads back to `task`: (holder, lock it holds)."""
+        """Who waits for whom, from this lock's holder on, if that leads back to `task`: (holder,
+        lock it holds)."""
         ring: list[tuple[Task, Lock]] = []
         lock: object = self
         while isinstance(lock, Lock) and len(ring) < LONGEST_RING:
@@ -232,31 +252,40 @@ class Lock:
         return ()
 
     def _refuse_ring(self, task: Task) -> None:
-        """Raise if the holder waits, directly or through others, for a lock that `task` holds: a deadlock.
+        """Raise if the holder waits, directly or through others, for a lock that `task` holds: a
+        deadlock.
 
-        The ring is read while its threads may run. The last of them waits for what `task` holds, so it has stood still since
-        it was first seen; that it holds its lock, seen again after that, is final; and so on, one member for each look.
-        Whoever closes a ring looks after all others have begun to wait, so none is missed.
+        The ring is read while its threads may run. The last of them waits for what `task` holds, so
+        it has stood still since it was first seen; that it holds its lock, seen again after that,
+        is final; and so on, one member for each look. Whoever closes a ring looks after all others
+        have begun to wait, so none is missed.
         """
         ring = self._ring(task)
         if not ring or any(self._ring(task) != ring for _ in ring):
             return
         lines = [
-            f"{owner} holds {lock.name}" + (f" and waits for {owner.waiting_for}" if owner.waiting_for else "") for owner, lock in ring
+            f"{owner} holds {lock.name}"
+            + (f" and waits for {owner.waiting_for}" if owner.waiting_for else "")
+            for owner, lock in ring
         ]
         others = ", ".join(str(owner) for owner, _ in ring[:-1])
         self._lockdep.report(
             "deadlock",
             f"BUG: deadlock: {task} and {others} wait for each other",
-            "threads that wait for each other in a ring wait for ever; this one is let out with an exception",
+            "threads that wait for each other in a ring wait for ever; this one is let out with an "
+            "exception",
             "kernel/locking/rtmutex.c (deadlock detection)",
             subject=" / ".join(sorted(lock.name for _, lock in ring)),
-            extra=(("waits for", lines), *(part for _, lock in ring[:-1] for part in describe_holder(lock._hold))),
+            extra=(
+                ("waits for", lines),
+                *(part for _, lock in ring[:-1] for part in describe_holder(lock._hold)),
+            ),
         )
         raise SelfDeadlock("; ".join(lines))
 
     def check_wait(self) -> None:
-        """The calling thread, which holds this lock, is about to give it back and sleep: nothing else may forbid that."""
+        """The calling thread, which holds this lock, is about to give it back and sleep: nothing
+        else may forbid that."""
         task = current.task
         doing = f"waiting for a condition of {self.name}"
         for link in self._lockdep.chain_of(task).path():
@@ -289,7 +318,8 @@ class Lock:
 
 
 class RLock(Lock):
-    """`threading.RLock` with lockdep's rules: its owner may take it again, and gives it back as often."""
+    """`threading.RLock` with lockdep's rules: its owner may take it again, and gives it back as
+    often."""
 
     kind = "RLock"
 
@@ -319,18 +349,26 @@ class Nested:
     def __enter__(self) -> bool:
         return self._lock.acquire(subclass=self._subclass)
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self._lock.release()
 
 
 class Condition(threading.Condition):
     """`threading.Condition` over a checked lock, by default an `RLock`.
 
-    A wait gives the condition's own lock back and no other: waiting with another lock held is an order like any other
-    (that lock, then this one), and in atomic context or inside an RCU read section it is a report.
+    A wait gives the condition's own lock back and no other: waiting with another lock held is an
+    order like any other (that lock, then this one), and in atomic context or inside an RCU read
+    section it is a report.
     """
 
-    def __init__(self, lock: Lock | None = None, *, name: str = "", sync: Sync | None = None) -> None:
+    def __init__(
+        self, lock: Lock | None = None, *, name: str = "", sync: Sync | None = None
+    ) -> None:
         self._checked = lock if lock is not None else RLock(name, sync=sync)
         super().__init__(self._checked)  # type: ignore[arg-type]  # it asks for the methods, typeshed for the class
 

@@ -1,4 +1,5 @@
-"""The same primitives without their rules: what checking costs is measured against these, and nothing else uses them."""
+"""The same primitives without their rules: what checking costs is measured against these, and
+nothing else uses them."""
 
 from __future__ import annotations
 

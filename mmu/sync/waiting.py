@@ -1,4 +1,5 @@
-"""A wait that lasts too long is a report: who waits, who holds the lock, where it was taken, what its holder does now."""
+"""A wait that lasts too long is a report: who waits, who holds the lock, where it was taken, what
+its holder does now."""
 
 from __future__ import annotations
 
@@ -15,8 +16,9 @@ SHORTEST_S = 0.05
 
 
 class Patience:
-    """A wait for a lock, with a timeout in seconds or none (below 0), of which its thread wants to say so when it lasts longer
-    than `limit`. Time in which the process was not served counts for the timeout only: nobody could have released the lock."""
+    """A wait for a lock, with a timeout in seconds or none (below 0), of which its thread wants to
+    say so when it lasts longer than `limit`. Time in which the process was not served counts for
+    the timeout only: nobody could have released the lock."""
 
     def __init__(self, runtime: Runtime, limit: float, timeout: float) -> None:
         self._runtime = runtime
@@ -45,18 +47,30 @@ def describe_holder(hold: Hold) -> list[Part]:
     taken = (f"held by {task} ({MODES[abs(hold.mode)]}), taken at", stacks.render(hold.site))
     if not task.thread.is_alive():
         return [taken, (f"{task} now", ["has ended: nobody is left to release it"])]
-    now = (f"{task} now" + (f", waiting for {task.waiting_for}" if task.waiting_for else ""), stacks.render(stacks.of_task(task)))
+    now = (
+        f"{task} now" + (f", waiting for {task.waiting_for}" if task.waiting_for else ""),
+        stacks.render(stacks.of_task(task)),
+    )
     return [taken, now, (f"locks held by {task}, the holder", describe_held(task))]
 
 
-def report_hung(lockdep: LockDep, task: Task, name: str, seconds: float, holders: Iterable[Hold], others: int = 0) -> None:
-    """`task` has waited for `seconds`. If the lock was granted to `others` meanwhile, it is not stuck but starved."""
+def report_hung(
+    lockdep: LockDep,
+    task: Task,
+    name: str,
+    seconds: float,
+    holders: Iterable[Hold],
+    others: int = 0,
+) -> None:
+    """`task` has waited for `seconds`. If the lock was granted to `others` meanwhile, it is not
+    stuck but starved."""
     parts = [part for hold in holders for part in describe_holder(hold)]
     if others:
         lockdep.report(
             "starved",
             f"INFO: task {task} starved for more than {seconds:g} seconds, waiting for {name}",
-            f"{name} was granted to others {others} times meanwhile: its preference lets them pass for ever",
+            f"{name} was granted to others {others} times meanwhile: its preference lets them pass "
+            "for ever",
             "kernel/locking/rwsem.c (handoff); reference O10",
             subject=name,
             extra=tuple(parts),

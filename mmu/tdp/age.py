@@ -20,7 +20,8 @@ class Ageing:
         self.writer = writer
 
     def age_gfn_range(self, slot: Memslot, start: int, end: int) -> bool:
-        """kvm_tdp_mmu_age_gfn_range(): make every young leaf in [start, end) old; whether there was one. No flush here."""
+        """kvm_tdp_mmu_age_gfn_range(): make every young leaf in [start, end) old; whether there was
+        one. No flush here."""
         return self._visit_young(slot, start, end, age=True)
 
     def test_age_gfn(self, slot: Memslot, start: int, end: int) -> bool:
@@ -28,13 +29,16 @@ class Ageing:
         return self._visit_young(slot, start, end, age=False)
 
     def age_leaf(self, it: TdpIter) -> None:
-        """age_gfn_range() on one leaf: clear A, or take all its rights, so that the next access is noticed."""
+        """age_gfn_range() on one leaf: clear A, or take all its rights, so that the next access is
+        noticed."""
         layout = self.kvm.layout
         if layout.ad_bits:
             old = self.writer.clear_spte_bits(it, SPTE_A)
         else:
             old = it.sp.spt.xchg(it.index, layout.mark_for_access_track(it.old_spte))
-        self.writer.handle_changed_spte(it.sp, it.gfn, old, layout.mark_for_access_track(old), False)
+        self.writer.handle_changed_spte(
+            it.sp, it.gfn, old, layout.mark_for_access_track(old), False
+        )
 
     def _visit_young(self, slot: Memslot, start: int, end: int, *, age: bool) -> bool:
         kvm, layout = self.kvm, self.kvm.layout

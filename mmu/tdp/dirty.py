@@ -25,7 +25,14 @@ class DirtyLog:
     """What a slot's LOG_DIRTY_PAGES flag sets in motion, and the ioctls that read the log."""
 
     def __init__(
-        self, kvm: Kvm, roots: Roots, writer: SpteWriter, tlb: RemoteTlb, huge: HugePages, requests: Requests, yielding: Yielding
+        self,
+        kvm: Kvm,
+        roots: Roots,
+        writer: SpteWriter,
+        tlb: RemoteTlb,
+        huge: HugePages,
+        requests: Requests,
+        yielding: Yielding,
     ) -> None:
         self.kvm = kvm
         self.roots = roots
@@ -43,15 +50,19 @@ class DirtyLog:
             self._started(new)
         if old is None or new is None or old.base_gfn != new.base_gfn:
             return
-        was, now = bool(old.flags & KVM_MEM_LOG_DIRTY_PAGES), bool(new.flags & KVM_MEM_LOG_DIRTY_PAGES)
+        was, now = (
+            bool(old.flags & KVM_MEM_LOG_DIRTY_PAGES),
+            bool(new.flags & KVM_MEM_LOG_DIRTY_PAGES),
+        )
         if now and not was:
             self.enable(new)
         elif was and not now:
             self.disable(new)
 
     def enable(self, slot: Memslot) -> None:
-        """Logging goes on: split huge pages, take away D or W, and flush - whether or not anything changed here (B15). When all
-        pages are dirty to begin with, nothing needs protecting before the log is cleared."""
+        """Logging goes on: split huge pages, take away D or W, and flush - whether or not anything
+        changed here (B15). When all pages are dirty to begin with, nothing needs protecting before
+        the log is cleared."""
         kvm = self.kvm
         if kvm.config.dirty_initially_set:
             self._started(slot)
@@ -65,7 +76,8 @@ class DirtyLog:
         self._started(slot)
 
     def remove_write_access(self, slot: Memslot) -> bool:
-        """kvm_mmu_slot_remove_write_access(), and where hardware logs kvm_mmu_slot_leaf_clear_dirty(); whether anything changed."""
+        """kvm_mmu_slot_remove_write_access(), and where hardware logs
+        kvm_mmu_slot_leaf_clear_dirty(); whether anything changed."""
         changed = False
         for root in self.roots.each_yield_safe(shared=True, only_valid=True, as_id=slot.as_id):
             if self.needs_write_protect(root):
@@ -91,18 +103,22 @@ class DirtyLog:
         self.kvm.mmu_lock.read_unlock()
 
     def needs_write_protect(self, root: RootPage) -> bool:
-        """Whether writers of this root exist whose writes no hardware logs: without PML all, else a nested guest's (B61),
-        and a device's through an exported root (the mend of R19)."""
+        """Whether writers of this root exist whose writes no hardware logs: without PML all, else a
+        nested guest's (B61), and a device's through an exported root (the mend of R19)."""
         config = self.kvm.config
-        return not (config.ad_bits and config.pml) or root.role.guest_mode or self.is_written_by_device(root)
+        return (
+            not (config.ad_bits and config.pml)
+            or root.role.guest_mode
+            or self.is_written_by_device(root)
+        )
 
     def is_written_by_device(self, root: RootPage) -> bool:
         """A device writes through the root, and sets no D bits."""
         return root.exported.value or root.role.iommu
 
     def protect_exported(self, root: RootPage, memslots: Memslots) -> None:
-        """The root is being exported: what is mapped of slots that log by D bits must be write-protected from now on (the
-        mend of R19). mmu_lock is held for write, SRCU for read."""
+        """The root is being exported: what is mapped of slots that log by D bits must be
+        write-protected from now on (the mend of R19). mmu_lock is held for write, SRCU for read."""
         if not self.needs_write_protect(root):
             return
         for slot in memslots.active(root.role.as_id).index.value[1]:
@@ -127,7 +143,8 @@ class DirtyLog:
         self.writer.handle_changed_spte(it.sp, it.gfn, old, old & ~bit, False)
 
     def wrprot_slot(self, root: RootPage, slot: Memslot, min_level: int) -> bool:
-        """kvm_tdp_mmu_wrprot_slot(): take W from every leaf of at least `min_level`; mmu_lock is held for read."""
+        """kvm_tdp_mmu_wrprot_slot(): take W from every leaf of at least `min_level`; mmu_lock is
+        held for read."""
         return self._clear_in_slot(root, slot, min_level, SPTE_W)
 
     def clear_dirty_slot(self, root: RootPage, slot: Memslot) -> bool:
@@ -150,8 +167,8 @@ class DirtyLog:
         return changed
 
     def clear_leaf(self, it: TdpIter, bit: int) -> bool:
-        """Take a bit from the entry under mmu_lock(read), if it is a leaf that has it; whether it was taken. After a lost race
-        the entry may be anything, so it is looked at again (B58)."""
+        """Take a bit from the entry under mmu_lock(read), if it is a leaf that has it; whether it
+        was taken. After a lost race the entry may be anything, so it is looked at again (B58)."""
         while self.is_clearable(it, bit):
             if self.writer.iter_set_spte_atomic(it, it.old_spte & ~bit):
                 return True
@@ -164,8 +181,9 @@ class DirtyLog:
     # The ioctls.
 
     def get(self, memslots: Memslots, slot_id: int, as_id: int) -> set[int]:
-        """KVM_GET_DIRTY_LOG: the pages (relative to the slot) written since the last call. With manual protection the log
-        is only copied; otherwise it is cleared and the pages are protected again. Takes slots_lock."""
+        """KVM_GET_DIRTY_LOG: the pages (relative to the slot) written since the last call. With
+        manual protection the log is only copied; otherwise it is cleared and the pages are
+        protected again. Takes slots_lock."""
         with self.kvm.slots_lock:
             slot, bitmap = self._logged(memslots, slot_id, as_id)
             self.sync_dirty_log()
@@ -180,14 +198,17 @@ class DirtyLog:
             return taken
 
     def clear(self, memslots: Memslots, slot_id: int, as_id: int, pages: Iterable[int]) -> None:
-        """KVM_CLEAR_DIRTY_LOG: the caller has seen these pages; protect them again. Takes slots_lock."""
+        """KVM_CLEAR_DIRTY_LOG: the caller has seen these pages; protect them again. Takes
+        slots_lock."""
         with self.kvm.slots_lock:
             slot, bitmap = self._logged(memslots, slot_id, as_id)
             seen = {page for page in pages if 0 <= page < slot.npages}
             taken = {page for page in seen if bitmap.xchg(page, 0)}
             if taken and self.kvm.config.eager_page_split:
                 self.kvm.mmu_lock.write_lock()
-                self.huge.try_split_huge_pages(slot, slot.base_gfn + min(taken), slot.base_gfn + max(taken) + 1, shared=False)
+                self.huge.try_split_huge_pages(
+                    slot, slot.base_gfn + min(taken), slot.base_gfn + max(taken) + 1, shared=False
+                )
                 self.kvm.mmu_lock.write_unlock()
             self._protect(slot, taken)
             self._read(slot, seen)
@@ -205,7 +226,11 @@ class DirtyLog:
     def _logged(self, memslots: Memslots, slot_id: int, as_id: int) -> tuple[Memslot, Table]:
         slot = memslots.active(as_id).by_id(slot_id)
         if slot is None or slot.dirty_bitmap is None:
-            raise KvmError(errno.ENOENT, f"memslot {slot_id} of address space {as_id} logs no dirty pages: set LOG_DIRTY_PAGES first")
+            raise KvmError(
+                errno.ENOENT,
+                f"memslot {slot_id} of address space {as_id} logs no dirty pages: set "
+                "LOG_DIRTY_PAGES first",
+            )
         return slot, slot.dirty_bitmap
 
     def _protect(self, slot: Memslot, pages: set[int]) -> None:
@@ -218,14 +243,16 @@ class DirtyLog:
         self.flush_protected(slot)
 
     def protect(self, slot: Memslot, pages: set[int]) -> None:
-        """kvm_arch_mmu_enable_log_dirty_pt_masked() for all words of the log: under mmu_lock held for write."""
+        """kvm_arch_mmu_enable_log_dirty_pt_masked() for all words of the log: under mmu_lock held
+        for write."""
         kvm = self.kvm
         kvm.mmu_lock.write_lock()
         self.enable_log_dirty_pt_masked(slot, pages)
         kvm.mmu_lock.write_unlock()
 
     def enable_log_dirty_pt_masked(self, slot: Memslot, pages: set[int]) -> None:
-        """kvm_arch_mmu_enable_log_dirty_pt_masked(): the next write to these pages must be seen; mmu_lock is held for write."""
+        """kvm_arch_mmu_enable_log_dirty_pt_masked(): the next write to these pages must be seen;
+        mmu_lock is held for write."""
         for root in self.roots.each():
             if root.role.as_id == slot.as_id and not root.invalid.value:
                 self.clear_dirty_pt_masked(root, slot, pages)
@@ -235,7 +262,8 @@ class DirtyLog:
         self.tlb.flush_range("dirty-log", slot.base_gfn, slot.npages)
 
     def clear_dirty_pt_masked(self, root: RootPage, slot: Memslot, pages: set[int]) -> None:
-        """clear_dirty_pt_masked(): take W or D from the 4 KiB leaves of these pages; mmu_lock is held for write."""
+        """clear_dirty_pt_masked(): take W or D from the 4 KiB leaves of these pages; mmu_lock is
+        held for write."""
         kvm = self.kvm
         kvm.mmu_lock.assert_held_write()
         bit = SPTE_W if self.needs_write_protect(root) else SPTE_D
@@ -243,7 +271,11 @@ class DirtyLog:
         kvm.rcu.read_lock()
         it = TdpIter(kvm, root, PG_LEVEL_4K, slot.base_gfn + min(pages), slot.base_gfn + last + 1)
         while it.valid:
-            if it.level == PG_LEVEL_4K and it.gfn - slot.base_gfn in pages and self.is_clearable(it, bit):
+            if (
+                it.level == PG_LEVEL_4K
+                and it.gfn - slot.base_gfn in pages
+                and self.is_clearable(it, bit)
+            ):
                 self._clear_bit(it, bit)
             it.next_present()
         kvm.rcu.read_unlock()

@@ -1,4 +1,5 @@
-"""Page faults: from an access that found nothing to a leaf in the root, with every check on the way (reference 2.8)."""
+"""Page faults: from an access that found nothing to a leaf in the root, with every check on the way
+(reference 2.8)."""
 
 from __future__ import annotations
 
@@ -6,12 +7,27 @@ from enum import IntEnum
 
 from mmu.kvm import Kvm
 from mmu.memory.host import HostMemory, Region
-from mmu.memory.memslots import GEN_UPDATE_IN_PROGRESS, KVM_MEM_READONLY, KVM_MEMSLOT_INVALID, Memslot, Memslots
+from mmu.memory.memslots import (
+    GEN_UPDATE_IN_PROGRESS,
+    KVM_MEM_READONLY,
+    KVM_MEMSLOT_INVALID,
+    Memslot,
+    Memslots,
+)
 from mmu.paging.geometry import PG_LEVEL_4K, Geometry
-from mmu.paging.spte import ADDR_MASK, MMU_WRITABLE, PFN_SHIFT, REMOVED_SPTE, SPTE_PS, SPTE_R, SPTE_W, SPTE_X
+from mmu.paging.spte import (
+    ADDR_MASK,
+    MMU_WRITABLE,
+    PFN_SHIFT,
+    REMOVED_SPTE,
+    SPTE_PS,
+    SPTE_R,
+    SPTE_W,
+    SPTE_X,
+)
 from mmu.paging.table import RootPage, ShadowPage
 from mmu.sync.locks import RwHold
-from mmu.sync.rcu import Reader
+from mmu.sync.rcu import RcuReader
 from mmu.tdp.huge import HugePages
 from mmu.tdp.write import SpteWriter
 
@@ -27,18 +43,25 @@ class RetPf(IntEnum):
     SPURIOUS = 5
 
 
-CONTINUE, RETRY, EMULATE, FIXED, SPURIOUS = RetPf.CONTINUE, RetPf.RETRY, RetPf.EMULATE, RetPf.FIXED, RetPf.SPURIOUS
+CONTINUE, RETRY, EMULATE, FIXED, SPURIOUS = (
+    RetPf.CONTINUE,
+    RetPf.RETRY,
+    RetPf.EMULATE,
+    RetPf.FIXED,
+    RetPf.SPURIOUS,
+)
 INVALID = RetPf.INVALID
 
 
 class Fault:
     """struct kvm_page_fault: what was accessed, and what was found out so far.
 
-    A vCPU has one and renews it at every exit, so nothing is carried over from an earlier fault (R8); anybody else
-    makes a fresh one. `goal_level` is the level to map at, `req_level` what host and slot would have allowed,
-    `nx_workaround` the NX huge page policy as it was when the fault began. `nowait` forbids to wait for the host
-    (FOLL_NOWAIT), `fixing` is the gfn that the lockless path is making writable just now. `hold`, `reader` and
-    `srcu_reader` are the records of the thread that handles it, if it knows them.
+    A vCPU has one and renews it at every exit, so nothing is carried over from an earlier fault
+    (R8); anybody else makes a fresh one. `goal_level` is the level to map at, `req_level` what host
+    and slot would have allowed, `nx_workaround` the NX huge page policy as it was when the fault
+    began. `nowait` forbids to wait for the host (FOLL_NOWAIT), `fixing` is the gfn that the
+    lockless path is making writable just now. `hold`, `reader` and `srcu_reader` are the records of
+    the thread that handles it, if it knows them.
     """
 
     gfn = 0
@@ -57,8 +80,8 @@ class Fault:
     mmu_seq = 0
     fixing = -1
     hold: RwHold | None = None
-    reader: Reader | None = None
-    srcu_reader: Reader | None = None
+    reader: RcuReader | None = None
+    srcu_reader: RcuReader | None = None
 
 
 NO_SLOT = -1
@@ -68,8 +91,8 @@ _SPECIAL = KVM_MEMSLOT_INVALID | KVM_MEM_READONLY
 
 
 class PageCache:
-    """mmu_page_header_cache and mmu_shadow_page_cache: table pages set aside before locks are taken. One task's own,
-    or guarded by its owner's mutex."""
+    """mmu_page_header_cache and mmu_shadow_page_cache: table pages set aside before locks are
+    taken. One task's own, or guarded by its owner's mutex."""
 
     __slots__ = ("_kvm", "pages", "short", "target")
 
@@ -101,21 +124,25 @@ class PageCache:
 
 
 Descent = tuple[tuple[tuple[int, int], ...], int]
-"""The (level, shift) steps of a walk down to a goal level, and the shift of the goal level itself."""
+"""The (level, shift) steps of a walk down to a goal level, and the shift of the goal level
+itself."""
 
 
 def _descents(geometry: Geometry) -> tuple[Descent, ...]:
     """The descent to every goal level, indexed by level; that to level 0 is unused."""
     shifts = geometry.shifts()
     return tuple(
-        (tuple((level, shifts[level]) for level in range(geometry.levels, goal, -1)), shifts[goal]) for goal in range(geometry.levels + 1)
+        (tuple((level, shifts[level]) for level in range(geometry.levels, goal, -1)), shifts[goal])
+        for goal in range(geometry.levels + 1)
     )
 
 
 class FaultHandler:
     """Maps what a vCPU or a device wants to access."""
 
-    def __init__(self, kvm: Kvm, memslots: Memslots, host: HostMemory, writer: SpteWriter, huge: HugePages) -> None:
+    def __init__(
+        self, kvm: Kvm, memslots: Memslots, host: HostMemory, writer: SpteWriter, huge: HugePages
+    ) -> None:
         self.kvm = kvm
         self.memslots = memslots
         self.host = host
@@ -167,8 +194,8 @@ class FaultHandler:
         return result
 
     def faultin_pfn(self, fault: Fault) -> RetPf:
-        """kvm_faultin_pfn(): slot, sequence snapshot, then the host's frame. May sleep. Without a slot it goes on, to
-        install an MMIO SPTE."""
+        """kvm_faultin_pfn(): slot, sequence snapshot, then the host's frame. May sleep. Without a
+        slot it goes on, to install an MMIO SPTE."""
         slot = self.find_slot(fault)
         fault.slot = slot
         self.take_seq(fault)
@@ -192,7 +219,8 @@ class FaultHandler:
         return CONTINUE
 
     def is_host_writable(self, fault: Fault, slot: Memslot) -> bool:  # noqa: ARG002 - a host may decide page by page
-        """Whether the host's own mapping of the page may be written (the map_writable of kvm_faultin_pfn)."""
+        """Whether the host's own mapping of the page may be written (the map_writable of
+        kvm_faultin_pfn)."""
         return slot.host_writable
 
     def find_slot(self, fault: Fault) -> Memslot | None:
@@ -200,17 +228,20 @@ class FaultHandler:
         return self.memslots.gfn_to_memslot(fault.as_id, fault.gfn, fault.srcu_reader)
 
     def take_seq(self, fault: Fault) -> None:
-        """mmu_seq: before the host is asked for the page, so that whatever it takes back from here on is noticed."""
+        """mmu_seq: before the host is asked for the page, so that whatever it takes back from here
+        on is noticed."""
         fault.mmu_seq = self._seq.value
 
     def _fault_in(self, fault: Fault, region: Region, index: int) -> int:
-        """The frame, brought in if need be; 0 when that would have to be waited for, and may not be."""
+        """The frame, brought in if need be; 0 when that would have to be waited for, and may not
+        be."""
         if fault.nowait and not region.dead.value:
             return region.ptes[index]
         return self.host.fault_in(region, index)
 
     def is_page_fault_stale(self, root: RootPage, fault: Fault) -> bool:
-        """is_page_fault_stale(): under mmu_lock - the root was invalidated, or the pfn or the policy may be out of date."""
+        """is_page_fault_stale(): under mmu_lock - the root was invalidated, or the pfn or the
+        policy may be out of date."""
         if fault.hold is None or not fault.hold.mode:
             self._mmu_lock.assert_held()
         if root.invalid.value:
@@ -219,17 +250,21 @@ class FaultHandler:
         if slot is None:
             return False
         region = slot.region
-        if self._seq.value != fault.mmu_seq or (self._in_progress.value and self._invalidation.in_range(slot.hva(fault.gfn))):
+        if self._seq.value != fault.mmu_seq or (
+            self._in_progress.value and self._invalidation.in_range(slot.hva(fault.gfn))
+        ):
             return True
         return region.max_level > 1 and self.is_policy_stale(fault)
 
     def is_policy_stale(self, fault: Fault) -> bool:
-        """Whether the NX policy has changed since the fault began (the mend of R10): a root that was kept valid through the
-        toggle, whether it is still exported or not, has no other way to tell. Small pages may always be executable."""
+        """Whether the NX policy has changed since the fault began (the mend of R10): a root that
+        was kept valid through the toggle, whether it is still exported or not, has no other way to
+        tell. Small pages may always be executable."""
         return fault.nx_workaround != self.kvm.nx_huge_pages.value
 
     def map(self, root: RootPage, cache: PageCache, fault: Fault) -> RetPf:
-        """kvm_tdp_mmu_map(): walk to the goal level under RCU, linking tables on the way, and install the leaf.
+        """kvm_tdp_mmu_map(): walk to the goal level under RCU, linking tables on the way, and
+        install the leaf.
 
         The walk is the iterator's walk over [gfn, gfn + 1): it only ever steps down.
         """
@@ -291,19 +326,29 @@ class FaultHandler:
         return self.make_spte(fault)
 
     def make_spte(self, fault: Fault) -> int:
-        """make_spte(): the leaf for this fault; writable as soon as the host and the slot allow it."""
+        """make_spte(): the leaf for this fault; writable as soon as the host and the slot allow
+        it."""
         slot = fault.slot
         if slot is not None and slot.dirty_bitmap is not None and fault.host_writable:
             slot.mark_dirty(fault.gfn)
         if fault.goal_level == 1:
-            return (self._leaf_writable if fault.host_writable else self._leaf_read_only) | fault.pfn << PFN_SHIFT
+            return (
+                self._leaf_writable if fault.host_writable else self._leaf_read_only
+            ) | fault.pfn << PFN_SHIFT
         writable = fault.host_writable
-        return self.layout.leaf(fault.pfn, fault.goal_level, writable=writable, host_writable=writable, executable=not fault.nx_workaround)
+        return self.layout.leaf(
+            fault.pfn,
+            fault.goal_level,
+            writable=writable,
+            host_writable=writable,
+            executable=not fault.nx_workaround,
+        )
 
     # MMIO.
 
     def map_mmio(self, sp: ShadowPage, index: int, fault: Fault, old: int) -> RetPf:
-        """No slot covers the gfn: note that in an MMIO SPTE, and have user space emulate the access."""
+        """No slot covers the gfn: note that in an MMIO SPTE, and have user space emulate the
+        access."""
         generation = self.memslots.active(fault.as_id).generation.value
         if self.is_in_flux(generation):
             return EMULATE
@@ -313,14 +358,16 @@ class FaultHandler:
         return EMULATE
 
     def is_in_flux(self, generation: int) -> bool:
-        """Nothing is cached while memslots are being updated (ddfd1730fd82). An entry made after a wrap's zap, and before the
-        new generation is stored, would survive the wrap and match when its generation comes round again; and others may
-        see a slot that this fault does not: an MMIO SPTE over their leaf would hide it from every later zap."""
+        """Nothing is cached while memslots are being updated (ddfd1730fd82). An entry made after a
+        wrap's zap, and before the new generation is stored, would survive the wrap and match when
+        its generation comes round again; and others may see a slot that this fault does not: an
+        MMIO SPTE over their leaf would hide it from every later zap."""
         return bool(generation & GEN_UPDATE_IN_PROGRESS)
 
     def make_mmio_spte(self, gfn: int, generation: int) -> int:
-        """make_mmio_spte(): without any hardware rights, so that an IOMMU cannot take it for a writable leaf (the mend of
-        R18); a CPU's violation finds the mark as well as its misconfiguration would."""
+        """make_mmio_spte(): without any hardware rights, so that an IOMMU cannot take it for a
+        writable leaf (the mend of R18); a CPU's violation finds the mark as well as its
+        misconfiguration would."""
         return self.layout.mmio(gfn, generation & self._gen_mask, self.mmio_rights())
 
     def mmio_rights(self) -> int:
@@ -328,8 +375,9 @@ class FaultHandler:
         return 0
 
     def get_mmio_spte(self, root: RootPage, gfn: int) -> int:
-        """get_mmio_spte(): the entry at the end of a lockless walk. The caller holds SRCU for read, so that slots, and with
-        them the generation, change once at most before the entry is judged."""
+        """get_mmio_spte(): the entry at the end of a lockless walk. The caller holds SRCU for read,
+        so that slots, and with them the generation, change once at most before the entry is
+        judged."""
         rcu = self.kvm.rcu
         rcu.read_lock()
         spte = self.get_last_sptep(root, gfn)[2]
@@ -337,8 +385,8 @@ class FaultHandler:
         return spte
 
     def check_mmio_spte(self, gfn: int, as_id: int, spte: int, vcpu: object) -> bool:
-        """check_mmio_spte(): whether the access can be emulated at once, because no slot has come since the SPTE was made.
-        The caller holds SRCU for read."""
+        """check_mmio_spte(): whether the access can be emulated at once, because no slot has come
+        since the SPTE was made. The caller holds SRCU for read."""
         slots = self.memslots.active(as_id)
         generation = slots.generation.value
         honoured = self.is_current(self.layout.mmio_generation(spte), generation)
@@ -347,7 +395,8 @@ class FaultHandler:
         return honoured
 
     def is_current(self, made: int, generation: int) -> bool:
-        """Whether an MMIO SPTE of generation `made` holds under `generation`; nothing holds while an update is under way."""
+        """Whether an MMIO SPTE of generation `made` holds under `generation`; nothing holds while
+        an update is under way."""
         return not generation & GEN_UPDATE_IN_PROGRESS and made == generation & self._gen_mask
 
     # Dirty logging.
@@ -361,7 +410,8 @@ class FaultHandler:
     # Huge pages.
 
     def hugepage_adjust(self, fault: Fault, slot: Memslot) -> None:
-        """kvm_mmu_hugepage_adjust(): how large a leaf host, slot, dirty logging and the NX policy allow here."""
+        """kvm_mmu_hugepage_adjust(): how large a leaf host, slot, dirty logging and the NX policy
+        allow here."""
         fault.huge_page_disallowed = fault.fetch and fault.nx_workaround
         if slot.dirty_bitmap is not None:
             return
@@ -372,7 +422,8 @@ class FaultHandler:
         fault.pfn &= -self.kvm.geometry.pages(level)
 
     def max_mapping_level(self, slot: Memslot, gfn: int) -> int:
-        """kvm_mmu_max_mapping_level(): no larger than the host's own mapping, and within the slot."""
+        """kvm_mmu_max_mapping_level(): no larger than the host's own mapping, and within the
+        slot."""
         level = min(slot.region.levels[gfn - slot.base_gfn] or PG_LEVEL_4K, self._max_level)
         while level > PG_LEVEL_4K and not slot.allows(gfn, level, self.kvm.geometry):
             level -= 1
@@ -384,7 +435,8 @@ class FaultHandler:
         return sp is not None and sp.nx_disallowed is not None and sp.nx_disallowed.value
 
     def _disallowed_hugepage_adjust(self, fault: Fault, spte: int) -> ShadowPage:
-        """disallowed_hugepage_adjust(): go down one level instead of putting a huge page over small executable ones."""
+        """disallowed_hugepage_adjust(): go down one level instead of putting a huge page over small
+        executable ones."""
         geometry = self.kvm.geometry
         level = fault.goal_level
         fault.goal_level = level - 1
@@ -409,7 +461,9 @@ class FaultHandler:
             if spte & (SPTE_W if fault.write else SPTE_X if fault.fetch else SPTE_R):
                 return SPURIOUS
             new = self.fast_pf_new_spte(sp, spte, fault)
-            if new is None or not new & (SPTE_W if fault.write else SPTE_X if fault.fetch else SPTE_R):
+            if new is None or not new & (
+                SPTE_W if fault.write else SPTE_X if fault.fetch else SPTE_R
+            ):
                 return None
             if self._probe.point is not None:
                 self._probe.point("P18")
@@ -418,9 +472,12 @@ class FaultHandler:
         return RETRY
 
     def fast_pf_new_spte(self, sp: ShadowPage, spte: int, fault: Fault) -> int | None:
-        """What the entry could become without mmu_lock: rights given back that access tracking took, and W where the MMU
-        allows it - but not on a huge leaf while dirty pages are logged, which would log the first page only (B62)."""
-        new = self.layout.restore_access_track(spte) if self.layout.is_access_tracked(spte) else spte
+        """What the entry could become without mmu_lock: rights given back that access tracking
+        took, and W where the MMU allows it - but not on a huge leaf while dirty pages are logged,
+        which would log the first page only (B62)."""
+        new = (
+            self.layout.restore_access_track(spte) if self.layout.is_access_tracked(spte) else spte
+        )
         if fault.write and spte & MMU_WRITABLE:
             fault.slot = self.memslots.gfn_to_memslot(fault.as_id, fault.gfn, fault.srcu_reader)
             if not self.may_make_writable(sp, fault):
@@ -430,10 +487,15 @@ class FaultHandler:
 
     def may_make_writable(self, sp: ShadowPage, fault: Fault) -> bool:
         """Whether the lockless path may give back W."""
-        return fault.slot is not None and (sp.level == PG_LEVEL_4K or fault.slot.dirty_bitmap is None)
+        return fault.slot is not None and (
+            sp.level == PG_LEVEL_4K or fault.slot.dirty_bitmap is None
+        )
 
-    def fast_pf_fix_direct_spte(self, sp: ShadowPage, index: int, fault: Fault, old: int, new: int) -> bool:
-        """fast_pf_fix_direct_spte(): compare-exchange on the exact old value; a write is then dirty."""
+    def fast_pf_fix_direct_spte(
+        self, sp: ShadowPage, index: int, fault: Fault, old: int, new: int
+    ) -> bool:
+        """fast_pf_fix_direct_spte(): compare-exchange on the exact old value; a write is then
+        dirty."""
         fault.fixing = fault.gfn
         if sp.spt.cmpxchg(index, old, new) != old:
             fault.fixing = -1
@@ -448,7 +510,8 @@ class FaultHandler:
         return True
 
     def get_last_sptep(self, root: RootPage, gfn: int) -> tuple[ShadowPage, int, int]:
-        """kvm_tdp_mmu_fast_pf_get_last_sptep(): the lowest entry of a lockless walk, as (table, index, value)."""
+        """kvm_tdp_mmu_fast_pf_get_last_sptep(): the lowest entry of a lockless walk, as (table,
+        index, value)."""
         self.kvm.rcu.assert_held("sptep")
         sp: ShadowPage = root
         level = root.level
@@ -462,9 +525,11 @@ class FaultHandler:
 
     # Pieces.
 
-    def link_child(self, sp: ShadowPage, old: int, cache: PageCache, fault: Fault, level: int) -> ShadowPage | None:
-        """tdp_mmu_link_sp(), or tdp_mmu_split_huge_page() where a huge leaf stands, with a page from the cache; None when
-        another task froze or changed the entry first."""
+    def link_child(
+        self, sp: ShadowPage, old: int, cache: PageCache, fault: Fault, level: int
+    ) -> ShadowPage | None:
+        """tdp_mmu_link_sp(), or tdp_mmu_split_huge_page() where a huge leaf stands, with a page
+        from the cache; None when another task froze or changed the entry first."""
         if old == REMOVED_SPTE and self.leaves_frozen_alone(fault):
             return None
         shift = self._shifts[level]
@@ -500,7 +565,8 @@ class FaultHandler:
         )
 
     def leaves_frozen_alone(self, fault: Fault) -> bool:
-        """is_removed_spte(): somebody is busy with the entry, so the access has to fault again (B41)."""
+        """is_removed_spte(): somebody is busy with the entry, so the access has to fault again
+        (B41)."""
         if self._probe.frozen_met is not None:
             self._probe.frozen_met(fault.gfn)
         return True

@@ -1,4 +1,5 @@
-"""Huge pages: splitting them, eagerly or on a fault, and letting them come back (reference 2.6, 2.8, 2.12)."""
+"""Huge pages: splitting them, eagerly or on a fault, and letting them come back (reference 2.6,
+2.8, 2.12)."""
 
 from __future__ import annotations
 
@@ -17,7 +18,9 @@ from mmu.tdp.yielding import Yielding
 class HugePages:
     """Splits huge leaves into tables and collapses tables that could be huge leaves."""
 
-    def __init__(self, kvm: Kvm, roots: Roots, writer: SpteWriter, tlb: RemoteTlb, yielding: Yielding) -> None:
+    def __init__(
+        self, kvm: Kvm, roots: Roots, writer: SpteWriter, tlb: RemoteTlb, yielding: Yielding
+    ) -> None:
         self.kvm = kvm
         self.roots = roots
         self.writer = writer
@@ -26,9 +29,11 @@ class HugePages:
 
     # Splitting.
 
-    def split_huge_page(self, sp: ShadowPage, index: int, gfn: int, huge: int, child: ShadowPage, *, shared: bool) -> bool:
-        """tdp_mmu_split_huge_page(): fill the unlinked child with smaller leaves of the same rights, then link it. No
-        flush: what the entry translates to does not change."""
+    def split_huge_page(
+        self, sp: ShadowPage, index: int, gfn: int, huge: int, child: ShadowPage, *, shared: bool
+    ) -> bool:
+        """tdp_mmu_split_huge_page(): fill the unlinked child with smaller leaves of the same
+        rights, then link it. No flush: what the entry translates to does not change."""
         counter = None
         if sp.level > PG_LEVEL_4K and self.kvm.layout.is_leaf(huge, sp.level):
             self._fill(child, huge, sp.level - 1)
@@ -54,8 +59,10 @@ class HugePages:
         self.kvm.warn(
             "O7",
             "split-of-no-huge-leaf",
-            f"BUG: the entry for gfn {gfn:#x} of {sp.describe()} is to be split, and is no huge leaf",
-            "only a present, huge leaf is split into a table of smaller ones; a walk that has lost its level meets others",
+            f"BUG: the entry for gfn {gfn:#x} of {sp.describe()} is to be split, and is no huge "
+            "leaf",
+            "only a present, huge leaf is split into a table of smaller ones; a walk that has lost "
+            "its level meets others",
             "make_huge_page_split_spte() KVM_BUG_ON(); reference 2.6",
             subject=str(sp.level),
             extra=(("SPTE", [describe(spte, self.kvm.layout, sp.level)]),),
@@ -63,20 +70,22 @@ class HugePages:
         )
 
     def make_huge_page_split_spte(self, huge: int, level: int) -> int:
-        """make_huge_page_split_spte(): the first of the smaller leaves. The NX mitigation took X from the huge leaf only:
-        a 4 KiB leaf has it again."""
+        """make_huge_page_split_spte(): the first of the smaller leaves. The NX mitigation took X
+        from the huge leaf only: a 4 KiB leaf has it again."""
         if level > PG_LEVEL_4K:
             return huge
         return huge & ~SPTE_PS | (0 if self.kvm.layout.is_access_tracked(huge) else SPTE_X)
 
     def try_split_huge_pages(self, slot: Memslot, start: int, end: int, *, shared: bool) -> None:
-        """kvm_tdp_mmu_try_split_huge_pages(): down to 4 KiB in [start, end) of every valid root; mmu_lock is held."""
+        """kvm_tdp_mmu_try_split_huge_pages(): down to 4 KiB in [start, end) of every valid root;
+        mmu_lock is held."""
         self.kvm.mmu_lock.assert_held_mode(shared)
         for root in self.roots.each_yield_safe(shared, only_valid=True, as_id=slot.as_id):
             self._split_root(root, start, end, shared)
 
     def _split_root(self, root: RootPage, start: int, end: int, shared: bool) -> None:
-        """tdp_mmu_split_huge_pages_root(): allocates with locks dropped when there is no page at hand."""
+        """tdp_mmu_split_huge_pages_root(): allocates with locks dropped when there is no page at
+        hand."""
         kvm = self.kvm
         spare: ShadowPage | None = None
         kvm.rcu.read_lock()
@@ -110,8 +119,8 @@ class HugePages:
         self.tlb.flush_range("huge-over-tables", gfn, self.kvm.geometry.pages(level))
 
     def zap_collapsible_sptes(self, slot: Memslot) -> None:
-        """kvm_tdp_mmu_zap_collapsible_sptes(): after dirty logging went off, remove tables where a huge leaf could stand;
-        mmu_lock is held for read."""
+        """kvm_tdp_mmu_zap_collapsible_sptes(): after dirty logging went off, remove tables where a
+        huge leaf could stand; mmu_lock is held for read."""
         self.kvm.mmu_lock.assert_held_read()
         for root in self.roots.each_yield_safe(shared=True, only_valid=True, as_id=slot.as_id):
             self._zap_collapsible_range(root, slot)
@@ -132,7 +141,10 @@ class HugePages:
 
     def is_collapsible(self, it: TdpIter, slot: Memslot) -> bool:
         """Whether the table below this entry could be one leaf: slot and host allow it."""
-        if not self.kvm.layout.is_table(it.old_spte, it.level) or it.level > self.kvm.config.max_level:
+        if (
+            not self.kvm.layout.is_table(it.old_spte, it.level)
+            or it.level > self.kvm.config.max_level
+        ):
             return False
         if not slot.allows(it.gfn, it.level, self.kvm.geometry):
             return False

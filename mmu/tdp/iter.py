@@ -1,4 +1,5 @@
-"""`tdp_iter`: the pre-order walk over a root's SPTEs, with the kernel's restart and yield contract (reference 2.4)."""
+"""`tdp_iter`: the pre-order walk over a root's SPTEs, with the kernel's restart and yield contract
+(reference 2.4)."""
 
 from __future__ import annotations
 
@@ -8,11 +9,12 @@ from mmu.paging.table import RootPage, ShadowPage
 
 
 class TdpIter:
-    """A position in a root's tree: `sp`/`index` name the SPTE, `old_spte` is its snapshot, `gfn` and `level` its place.
+    """A position in a root's tree: `sp`/`index` name the SPTE, `old_spte` is its snapshot, `gfn`
+    and `level` its place.
 
-    After a yield (`yielded`), `next` restarts at the goal and does not advance, so the entry at the goal is visited.
-    The caller must not use `old_spte` across a yield. `steps` and `began` (ns) tell how long it has gone without one.
-    Visits entries before the tables below them, never below
+    After a yield (`yielded`), `next` restarts at the goal and does not advance, so the entry at the
+    goal is visited. The caller must not use `old_spte` across a yield. `steps` and `began` (ns)
+    tell how long it has gone without one. Visits entries before the tables below them, never below
     `min_level`, and only entries that begin before `end`.
     """
 
@@ -77,7 +79,8 @@ class TdpIter:
             self._advance()
 
     def next_present(self) -> None:
-        """Like `next`, but passes over non-present entries of the table it is in; for callers that skip them anyway."""
+        """Like `next`, but passes over non-present entries of the table it is in; for callers that
+        skip them anyway."""
         self.steps += 1
         if self.yielded:
             self.restart()
@@ -108,7 +111,9 @@ class TdpIter:
         self._side_to(self.index + 1, self.sp.spt[self.index + 1])
 
     def _side_to(self, index: int, spte: int) -> None:
-        self.gfn = self.next_last_level_gfn = self.gfn + ((index - self.index) << self._shifts[self.level])
+        self.gfn = self.next_last_level_gfn = self.gfn + (
+            (index - self.index) << self._shifts[self.level]
+        )
         self.index = index
         self.old_spte = spte
         self.valid = self.gfn < self.end

@@ -1,4 +1,5 @@
-"""MMU notifiers: what the host's memory management tells KVM before it takes a page away (reference 2.10)."""
+"""MMU notifiers: what the host's memory management tells KVM before it takes a page away (reference
+2.10)."""
 
 from __future__ import annotations
 
@@ -21,10 +22,13 @@ class Ranges(Protocol):
 
 
 class MmuNotifier:
-    """kvm_mmu_notifier_ops. Ranges are page indices [first, last) of a host mapping; none of these may take slots_lock or
-    slots_arch_lock, because a memslot update holds both while it waits for invalidations to end."""
+    """kvm_mmu_notifier_ops. Ranges are page indices [first, last) of a host mapping; none of these
+    may take slots_lock or slots_arch_lock, because a memslot update holds both while it waits for
+    invalidations to end."""
 
-    def __init__(self, kvm: Kvm, memslots: Memslots, zapper: Zapper, ageing: Ageing, tlb: RemoteTlb) -> None:
+    def __init__(
+        self, kvm: Kvm, memslots: Memslots, zapper: Zapper, ageing: Ageing, tlb: RemoteTlb
+    ) -> None:
         self.kvm = kvm
         self.memslots = memslots
         self.zapper = zapper
@@ -32,7 +36,8 @@ class MmuNotifier:
         self.tlb = tlb
 
     def invalidate_range_start(self, region: Region, first: int, last: int) -> None:
-        """The pages are about to go: on return nobody uses them through KVM, and no fault maps them until the end."""
+        """The pages are about to go: on return nobody uses them through KVM, and no fault maps them
+        until the end."""
         kvm = self.kvm
         start = kvm.runtime.now()
         with kvm.mn_invalidate_lock:
@@ -44,7 +49,9 @@ class MmuNotifier:
                 kvm.mmu_lock.write_lock()
                 self.invalidate_begin(region.hva + first, region.hva + last)
                 locked = True
-            flush = self.unmap_gfn_range(slot, *self.gfn_range(slot, region, first, last), flush=flush)
+            flush = self.unmap_gfn_range(
+                slot, *self.gfn_range(slot, region, first, last), flush=flush
+            )
         if kvm.probe.point is not None:
             kvm.probe.point("P12")
         if locked:
@@ -80,7 +87,8 @@ class MmuNotifier:
         return self._age(region, first, last, self.ageing.test_age_gfn, flush=False)
 
     def release(self) -> None:
-        """The process exits (exit_mmap): nothing may stay mapped, although files, and with them devices, are still open."""
+        """The process exits (exit_mmap): nothing may stay mapped, although files, and with them
+        devices, are still open."""
         kvm = self.kvm
         token = kvm.srcu.read_lock()
         kvm.mm_gone.store(True)
@@ -89,7 +97,8 @@ class MmuNotifier:
         kvm.srcu.read_unlock(token)
 
     def invalidate_begin(self, start: int, end: int) -> None:
-        """kvm_mmu_invalidate_begin() for host pages [start, end): from now on faults on them are stale."""
+        """kvm_mmu_invalidate_begin() for host pages [start, end): from now on faults on them are
+        stale."""
         self.kvm.invalidation.begin(start, end)
 
     def invalidate_end(self) -> None:
@@ -97,7 +106,8 @@ class MmuNotifier:
         self.kvm.invalidation.end()
 
     def unmap_gfn_range(self, slot: Memslot, start: int, end: int, *, flush: bool) -> bool:
-        """kvm_unmap_gfn_range(): all roots of the address space; `flush` is owed already; whether one is owed now."""
+        """kvm_unmap_gfn_range(): all roots of the address space; `flush` is owed already; whether
+        one is owed now."""
         return self.zapper.zap_roots_leafs(slot.as_id, start, end, flush=flush)
 
     def flush(self, reason: str) -> None:
@@ -105,7 +115,8 @@ class MmuNotifier:
         self.tlb.flush(reason)
 
     def slots(self, region: Region, first: int, last: int) -> list[Memslot]:
-        """The slots that overlap the range, INVALID ones included: their memory is still mapped (B66)."""
+        """The slots that overlap the range, INVALID ones included: their memory is still mapped
+        (B66)."""
         return [slot for slot in self.memslots.slots_of(region) if first < slot.npages and last > 0]
 
     def _age(self, region: Region, first: int, last: int, visit: Ranges, *, flush: bool) -> bool:
@@ -126,4 +137,6 @@ class MmuNotifier:
     def gfn_range(self, slot: Memslot, region: Region, first: int, last: int) -> tuple[int, int]:
         """The guest frames of `slot` that pages [first, last) of the region back."""
         offset = region.hva - slot.region.hva
-        return slot.base_gfn + max(first + offset, 0), slot.base_gfn + min(last + offset, slot.npages)
+        return slot.base_gfn + max(first + offset, 0), slot.base_gfn + min(
+            last + offset, slot.npages
+        )

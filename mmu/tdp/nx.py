@@ -1,4 +1,5 @@
-"""The NX huge page mitigation: its knob, and the worker that gives huge pages back (reference 2.12, iTLB multihit)."""
+"""The NX huge page mitigation: its knob, and the worker that gives huge pages back (reference 2.12,
+iTLB multihit)."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ class NxHugePages:
         self.tlb = tlb
 
     def set_nx_huge_pages(self, on: bool) -> None:
-        """set_nx_huge_pages(): write the knob, then zap everything, so that faults rebuild it under the new policy."""
+        """set_nx_huge_pages(): write the knob, then zap everything, so that faults rebuild it under
+        the new policy."""
         kvm = self.kvm
         with kvm.kvm_lock:
             if kvm.nx_huge_pages.value == on:
@@ -35,8 +37,8 @@ class NxHugePages:
                 kvm.probe.nx_toggle_end(on)
 
     def recover(self) -> int:
-        """kvm_recover_nx_huge_pages(): remove a share of the tables that only the mitigation keeps, so that huge leaves can
-        come back; returns how many were dealt with."""
+        """kvm_recover_nx_huge_pages(): remove a share of the tables that only the mitigation keeps,
+        so that huge leaves can come back; returns how many were dealt with."""
         kvm = self.kvm
         if not kvm.config.nx_recovery_ratio:
             return 0
@@ -60,7 +62,8 @@ class NxHugePages:
         return done - left
 
     def recover_page(self, sp: ShadowPage) -> bool:
-        """One page: zap it, or only unaccount it where dirty logging needs it small; whether a flush is owed."""
+        """One page: zap it, or only unaccount it where dirty logging needs it small; whether a
+        flush is owed."""
         slot = self.slot_of(sp) if self.is_any_slot_logging() else None
         if slot is not None and slot.dirty_bitmap is not None:
             with self.kvm.tdp_mmu_pages_lock:
@@ -71,7 +74,8 @@ class NxHugePages:
         self.kvm.warn(
             "O9",
             "nx-page-not-linked",
-            f"WARNING: {sp.describe()} is on possible_nx_huge_pages but its parent's entry is not present",
+            f"WARNING: {sp.describe()} is on possible_nx_huge_pages but its parent's entry is not "
+            "present",
             "a page leaves the list when it is unlinked",
             "kvm_tdp_mmu_zap_sp() WARN; reference 2.12, invariant I14",
         )
@@ -80,14 +84,15 @@ class NxHugePages:
         return False
 
     def settle(self, flush: bool) -> bool:
-        """The flush that is owed, inside the RCU section that keeps the removed tables alive (B03); nothing is owed after."""
+        """The flush that is owed, inside the RCU section that keeps the removed tables alive (B03);
+        nothing is owed after."""
         if flush:
             self.tlb.flush("nx-recovery")
         return False
 
     def slot_of(self, sp: ShadowPage) -> Memslot | None:
-        """The slot of the page. There may be none: a leaf-only zap leaves the tables of a deleted slot behind (the mend of R11:
-        that is no reason to warn)."""
+        """The slot of the page. There may be none: a leaf-only zap leaves the tables of a deleted
+        slot behind (the mend of R11: that is no reason to warn)."""
         return self.memslot_of(sp)
 
     def memslot_of(self, sp: ShadowPage) -> Memslot | None:
@@ -97,4 +102,8 @@ class NxHugePages:
 
     def is_any_slot_logging(self) -> bool:
         """nr_memslots_dirty_logging != 0."""
-        return any(slot.dirty_bitmap is not None for as_id in (0, 1) for slot in self.memslots.active(as_id).index.value[1])
+        return any(
+            slot.dirty_bitmap is not None
+            for as_id in (0, 1)
+            for slot in self.memslots.active(as_id).index.value[1]
+        )

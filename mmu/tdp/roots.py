@@ -1,4 +1,5 @@
-"""TDP MMU roots: allocation, references, the two ways to iterate, and invalidation (reference 2.2, 2.3)."""
+"""TDP MMU roots: allocation, references, the two ways to iterate, and invalidation (reference 2.2,
+2.3)."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ from mmu.runtime import Cell
 
 
 class Roots:
-    """`tdp_mmu_roots`: an RCU list. The TDP MMU holds one reference on each root until it is invalidated and zapped."""
+    """`tdp_mmu_roots`: an RCU list. The TDP MMU holds one reference on each root until it is
+    invalidated and zapped."""
 
     def __init__(self, kvm: Kvm) -> None:
         self.kvm = kvm
@@ -19,14 +21,16 @@ class Roots:
     # References.
 
     def get_root(self, root: RootPage) -> bool:
-        """kvm_tdp_mmu_get_root(): take a reference unless the root is dying. Says nothing about validity."""
+        """kvm_tdp_mmu_get_root(): take a reference unless the root is dying. Says nothing about
+        validity."""
         alive = root.refcount.inc_not_zero()
         if self.kvm.probe.root_pinned is not None:
             self.kvm.probe.root_pinned(root, alive)
         return alive
 
     def put_root(self, root: RootPage, shared: bool) -> None:
-        """kvm_tdp_mmu_put_root(): drop a reference; the last one unlinks the root and frees it after a grace period."""
+        """kvm_tdp_mmu_put_root(): drop a reference; the last one unlinks the root and frees it
+        after a grace period."""
         kvm = self.kvm
         kvm.mmu_lock.assert_held_mode(shared)
         if not root.refcount.put():
@@ -40,7 +44,8 @@ class Roots:
         kvm.tables.retire(root)
 
     def get_vcpu_root(self, role: RootRole) -> RootPage:
-        """kvm_tdp_mmu_get_vcpu_root_hpa(): the valid root of `role`, found or made, with a reference for the caller."""
+        """kvm_tdp_mmu_get_vcpu_root_hpa(): the valid root of `role`, found or made, with a
+        reference for the caller."""
         self.kvm.mmu_lock.assert_held_write()
         return self.find_root(role) or self.allocate_root(role)
 
@@ -64,7 +69,8 @@ class Roots:
         return None
 
     def allocate_root(self, role: RootRole) -> RootPage:
-        """A new root at the head of the list, with a reference for the caller and the TDP MMU's own."""
+        """A new root at the head of the list, with a reference for the caller and the TDP MMU's
+        own."""
         kvm = self.kvm
         root = kvm.tables.allocate_root(role, kvm.geometry.levels)
         kvm.tdp_mmu_pages_lock.acquire()
@@ -82,7 +88,8 @@ class Roots:
     # Iteration.
 
     def each(self) -> Iterator[RootPage]:
-        """for_each_tdp_mmu_root(): a plain walk under mmu_lock(write); the body must not drop the lock."""
+        """for_each_tdp_mmu_root(): a plain walk under mmu_lock(write); the body must not drop the
+        lock."""
         root = self._head.value
         while root is not None:
             self.kvm.mmu_lock.assert_held_write()
@@ -90,7 +97,8 @@ class Roots:
             root = root.next.value
 
     def each_rcu(self) -> Iterator[RootPage]:
-        """list_for_each_entry_rcu(): a walk without references inside an RCU section; the body must not yield."""
+        """list_for_each_entry_rcu(): a walk without references inside an RCU section; the body must
+        not yield."""
         self.kvm.rcu.assert_held("tdp_mmu_roots")
         root = self._head.value
         while root is not None:
@@ -98,8 +106,11 @@ class Roots:
             self.kvm.rcu.assert_held("tdp_mmu_roots")
             root = root.next.value
 
-    def each_yield_safe(self, shared: bool, *, only_valid: bool = False, as_id: int | None = None) -> Iterator[RootPage]:
-        """for_each_tdp_mmu_root_yield_safe(): holds a reference on the current root, so the body may drop mmu_lock.
+    def each_yield_safe(
+        self, shared: bool, *, only_valid: bool = False, as_id: int | None = None
+    ) -> Iterator[RootPage]:
+        """for_each_tdp_mmu_root_yield_safe(): holds a reference on the current root, so the body
+        may drop mmu_lock.
 
         A caller that leaves the loop early owns the reference and must put it.
         """
@@ -109,7 +120,9 @@ class Roots:
                 yield root
             root = self._next_root(root, shared, only_valid)
 
-    def _next_root(self, previous: RootPage | None, shared: bool, only_valid: bool) -> RootPage | None:
+    def _next_root(
+        self, previous: RootPage | None, shared: bool, only_valid: bool
+    ) -> RootPage | None:
         """tdp_mmu_next_root(): pin the next root, then put the previous one."""
         kvm = self.kvm
         kvm.mmu_lock.assert_held_mode(shared)
@@ -131,7 +144,8 @@ class Roots:
     # Invalidation.
 
     def invalidate_all_roots(self) -> list[RootPage]:
-        """kvm_tdp_mmu_invalidate_all_roots(): every valid root that is not exported becomes invalid and scheduled."""
+        """kvm_tdp_mmu_invalidate_all_roots(): every valid root that is not exported becomes invalid
+        and scheduled."""
         kvm = self.kvm
         if kvm.users_count.read() and kvm.created_vcpus.value:
             kvm.mmu_lock.assert_held_write()
@@ -147,7 +161,8 @@ class Roots:
         return root.exported.value
 
     def invalidate(self, root: RootPage) -> None:
-        """Mark one root; its gifted reference now belongs to zap_invalidated_roots. It never becomes valid again (I4)."""
+        """Mark one root; its gifted reference now belongs to zap_invalidated_roots. It never
+        becomes valid again (I4)."""
         root.scheduled.value = True
         root.invalid.value = True
         if self.kvm.probe.root_invalidated is not None:
@@ -168,7 +183,8 @@ class Roots:
             root = root.next.value
 
     def _unlink(self, root: RootPage) -> None:
-        """list_del_rcu(): the removed root keeps its own link, so that a reader standing on it can go on."""
+        """list_del_rcu(): the removed root keeps its own link, so that a reader standing on it can
+        go on."""
         link = self._head
         while link.value is not None and link.value is not root:
             link = link.value.next
@@ -184,7 +200,8 @@ class Roots:
         link.value = root.next.value
 
     def _check_last_put(self, root: RootPage) -> None:
-        """The last put is legal only on an invalid root that was zapped (KVM_BUG_ON, invariant I1)."""
+        """The last put is legal only on an invalid root that was zapped (KVM_BUG_ON, invariant
+        I1)."""
         present = self.kvm.layout.present
         linked = [spte for spte in root.spt if spte & present]
         problems = []
@@ -193,13 +210,19 @@ class Roots:
         if root.exported.value:
             problems.append("it is still exported")
         if linked:
-            problems.append(f"{len(linked)} of its entries {'is' if len(linked) == 1 else 'are'} still present, so what they map is leaked")
+            problems.append(
+                f"{len(linked)} of its entries {'is' if len(linked) == 1 else 'are'} still "
+                "present, so what they map is leaked"
+            )
         if problems:
             self.kvm.warn(
                 "O4",
                 "last-put",
-                f"BUG: last reference of {root.describe()} dropped although " + " and ".join(problems),
+                f"BUG: last reference of {root.describe()} dropped although "
+                + " and ".join(problems),
                 "the last put is legal only on an invalid, zapped, un-exported root",
                 "kvm_tdp_mmu_put_root() KVM_BUG_ON; reference 2.2, invariant I1",
-                subject="; ".join(problem.split(",")[0].lstrip("0123456789 ") for problem in problems),
+                subject="; ".join(
+                    problem.split(",")[0].lstrip("0123456789 ") for problem in problems
+                ),
             )

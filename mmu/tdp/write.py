@@ -1,4 +1,5 @@
-"""Writing SPTEs: atomic and exclusive setters, the bookkeeping of a change, and removal of tables (reference 2.6)."""
+"""Writing SPTEs: atomic and exclusive setters, the bookkeeping of a change, and removal of tables
+(reference 2.6)."""
 
 from __future__ import annotations
 
@@ -25,7 +26,9 @@ from mmu.tdp.iter import TdpIter
 
 _RIGHTS = SPTE_W | MMU_WRITABLE | HOST_WRITABLE
 _LEGAL_RIGHTS = frozenset({0, HOST_WRITABLE, HOST_WRITABLE | MMU_WRITABLE, _RIGHTS})
-_BAD_RIGHTS = "a leaf's rights do not fit together: writable needs MMU-writable, which needs host-writable"
+_BAD_RIGHTS = (
+    "a leaf's rights do not fit together: writable needs MMU-writable, which needs host-writable"
+)
 
 
 class SpteWriter:
@@ -39,8 +42,11 @@ class SpteWriter:
         self._shifts = kvm.geometry.shifts()
         self._unaligned = tuple((1 << shift) - 1 for shift in self._shifts)
         self._dirty = SPTE_D if kvm.layout.ad_bits else SPTE_W
-        self._stable = kvm.layout.present | SPTE_R | SPTE_W | (SPTE_A | SPTE_D if kvm.layout.ad_bits else 0)
-        """A leaf with all of these has nothing left that hardware or the lockless path could set."""
+        self._stable = (
+            kvm.layout.present | SPTE_R | SPTE_W | (SPTE_A | SPTE_D if kvm.layout.ad_bits else 0)
+        )
+        """A leaf with all of these has nothing left that hardware or the lockless path could
+        set."""
         self._dirtied = kvm.pfn_dirtied
         self._frames = kvm.config.frames
         self._clock = kvm.dirty_clock
@@ -51,7 +57,8 @@ class SpteWriter:
     # Setters.
 
     def set_spte_atomic(self, sp: ShadowPage, index: int, gfn: int, old: int, new: int) -> bool:
-        """tdp_mmu_set_spte_atomic(): compare-exchange under mmu_lock(read); false when somebody else was first."""
+        """tdp_mmu_set_spte_atomic(): compare-exchange under mmu_lock(read); false when somebody
+        else was first."""
         if self._mmu_lock_local.mine.mode != READ:
             self.kvm.mmu_lock.assert_held_read()
         if old == REMOVED_SPTE:
@@ -64,7 +71,8 @@ class SpteWriter:
         return True
 
     def set_spte(self, sp: ShadowPage, index: int, gfn: int, old: int, new: int) -> int:
-        """tdp_mmu_set_spte(): the writer's setter, under mmu_lock(write); returns the value it replaced."""
+        """tdp_mmu_set_spte(): the writer's setter, under mmu_lock(write); returns the value it
+        replaced."""
         if self._mmu_lock_local.mine.mode != WRITE:
             self.kvm.mmu_lock.assert_held_write()
         if REMOVED_SPTE in (old, new):
@@ -91,12 +99,13 @@ class SpteWriter:
         it.old_spte = self.set_spte(it.sp, it.index, it.gfn, it.old_spte, new)
 
     def has_volatile_bits(self, spte: int, level: int) -> bool:
-        """spte_has_volatile_bits(): whether the CPU or the lockless fault path can change this leaf outside mmu_lock."""
+        """spte_has_volatile_bits(): whether the CPU or the lockless fault path can change this leaf
+        outside mmu_lock."""
         return self._layout.has_volatile_bits(spte, level)
 
     def clear_spte_bits(self, it: TdpIter, mask: int) -> int:
-        """tdp_mmu_clear_spte_bits(): take bits away from a leaf under mmu_lock(write), losing none that hardware sets
-        meanwhile; returns the value before."""
+        """tdp_mmu_clear_spte_bits(): take bits away from a leaf under mmu_lock(write), losing none
+        that hardware sets meanwhile; returns the value before."""
         self._check_not_yielded(it)
         if self.has_volatile_bits(it.old_spte, it.level):
             return it.sp.spt.fetch_and(it.index, ~mask)
@@ -104,8 +113,9 @@ class SpteWriter:
         return it.old_spte
 
     def zap_spte_atomic(self, it: TdpIter) -> bool:
-        """tdp_mmu_zap_spte_atomic(): freeze the entry, flush what it mapped, then clear it; false when somebody else was
-        first. While it is frozen faults retry and zappers leave it alone (B06)."""
+        """tdp_mmu_zap_spte_atomic(): freeze the entry, flush what it mapped, then clear it; false
+        when somebody else was first. While it is frozen faults retry and zappers leave it alone
+        (B06)."""
         if not self.iter_set_spte_atomic(it, REMOVED_SPTE):
             return False
         if self._probe.point is not None:
@@ -118,8 +128,11 @@ class SpteWriter:
 
     # What a change means.
 
-    def handle_changed_spte(self, sp: ShadowPage, gfn: int, old: int, new: int, shared: bool) -> None:
-        """handle_changed_spte(): checks, event, statistics, and removal of the table that `old` pointed to."""
+    def handle_changed_spte(
+        self, sp: ShadowPage, gfn: int, old: int, new: int, shared: bool
+    ) -> None:
+        """handle_changed_spte(): checks, event, statistics, and removal of the table that `old`
+        pointed to."""
         level = sp.level
         present = self._present
         if level != 1 and gfn & self._unaligned[level]:
@@ -159,22 +172,38 @@ class SpteWriter:
             if shared:
                 self.kvm.set_pfn_dirty(pfn)
             elif pfn < self._frames:
-                self._dirtied[pfn] = self._clock.value  # mmu_lock is held for write: nobody else reports now
+                # mmu_lock is held for write: nobody else reports now
+                self._dirtied[pfn] = self._clock.value
 
-    def _changed_from_present(self, sp: ShadowPage, gfn: int, level: int, old: int, new: int, shared: bool) -> None:
-        """The rest of handle_changed_spte(): anything but a new present entry where there was none."""
+    def _changed_from_present(
+        self, sp: ShadowPage, gfn: int, level: int, old: int, new: int, shared: bool
+    ) -> None:
+        """The rest of handle_changed_spte(): anything but a new present entry where there was
+        none."""
         layout = self._layout
         was_leaf, is_leaf = layout.is_leaf(old, level), layout.is_leaf(new, level)
         was_table, is_table = layout.is_table(old, level), layout.is_table(new, level)
         if was_leaf and is_leaf and (old ^ new) & ADDR_MASK:
-            self._warn_transition(sp, gfn, old, new, "a leaf's frame changed without passing through non-present")
+            self._warn_transition(
+                sp, gfn, old, new, "a leaf's frame changed without passing through non-present"
+            )
         if old == new:
             return
         if was_table and self.removes_first():
             self._table_replaced(sp, gfn, old, new, shared)
         self._tell(sp, gfn, level, old, new, shared)
-        if not (was_leaf or was_table or is_leaf or is_table) and new != REMOVED_SPTE and not (old | new) & SPTE_MMIO:
-            self._warn_transition(sp, gfn, old, new, "non-present to another non-present value that is neither MMIO nor frozen")
+        if (
+            not (was_leaf or was_table or is_leaf or is_table)
+            and new != REMOVED_SPTE
+            and not (old | new) & SPTE_MMIO
+        ):
+            self._warn_transition(
+                sp,
+                gfn,
+                old,
+                new,
+                "non-present to another non-present value that is neither MMIO nor frozen",
+            )
         if is_leaf:
             self._check_leaf(sp, gfn, old, new)
         if was_leaf != is_leaf:
@@ -191,11 +220,14 @@ class SpteWriter:
             probe.spte_changed(sp, gfn, level, old, new, shared)
         if probe.spte_zapped is None or layout.is_table(new, level):
             return
-        if layout.is_table(old, level) or (layout.is_leaf(old, level) and not layout.is_leaf(new, level)):
+        if layout.is_table(old, level) or (
+            layout.is_leaf(old, level) and not layout.is_leaf(new, level)
+        ):
             probe.spte_zapped(sp, gfn, level, old, new, shared)
 
     def removes_first(self) -> bool:
-        """Whether a table that an entry has lost is taken apart before anybody is told of the entry (7.x)."""
+        """Whether a table that an entry has lost is taken apart before anybody is told of the entry
+        (7.x)."""
         return False
 
     def _check_leaf(self, sp: ShadowPage, gfn: int, old: int, new: int) -> None:
@@ -209,7 +241,9 @@ class SpteWriter:
         if self._layout.is_table(new, sp.level):
             moved = (old ^ new) & ADDR_MASK
             how = (
-                "went from one table to another without being removed in between" if moved else "changed under the table that it points to"
+                "went from one table to another without being removed in between"
+                if moved
+                else "changed under the table that it points to"
             )
             self._warn_transition(sp, gfn, old, new, f"an entry {how}")
         if (old ^ new) & (ADDR_MASK | self._present | SPTE_PS):
@@ -229,10 +263,26 @@ class SpteWriter:
         if self._probe.huge_mapped is not None:
             self._probe.huge_mapped(sp, gfn, level, new)
         if new & (self._unaligned[level] << PFN_SHIFT):
-            self._warn_transition(sp, gfn, old, new, "a huge leaf's frame is not aligned to its level (reserved bits are set)")
+            self._warn_transition(
+                sp,
+                gfn,
+                old,
+                new,
+                "a huge leaf's frame is not aligned to its level (reserved bits are set)",
+            )
 
-    def link_sp(self, sp: ShadowPage, index: int, gfn: int, old: int, child: ShadowPage, *, shared: bool = True) -> bool:
-        """tdp_mmu_link_sp(): publish a child table, by compare-exchange where others may write, then account for it."""
+    def link_sp(
+        self,
+        sp: ShadowPage,
+        index: int,
+        gfn: int,
+        old: int,
+        child: ShadowPage,
+        *,
+        shared: bool = True,
+    ) -> bool:
+        """tdp_mmu_link_sp(): publish a child table, by compare-exchange where others may write,
+        then account for it."""
         new = self._layout.table(child.address)
         if not shared:
             self.set_spte(sp, index, gfn, old, new)
@@ -242,13 +292,15 @@ class SpteWriter:
         return True
 
     def account_linked(self) -> None:
-        """tdp_account_mmu_page(): after the page became visible, so the count may lag for a moment."""
+        """tdp_account_mmu_page(): after the page became visible, so the count may lag for a
+        moment."""
         if self._probe.point is not None:
             self._probe.point("P5")
         self.kvm.stat.tdp_mmu_pages.add(1)
 
     def handle_removed_pt(self, sp: ShadowPage, shared: bool) -> None:
-        """handle_removed_pt(): unlink a table, freeze or clear every entry in it, and have RCU free it."""
+        """handle_removed_pt(): unlink a table, freeze or clear every entry in it, and have RCU free
+        it."""
         kvm = self.kvm
         if self._probe.prepare_zap_page is not None:
             self._probe.prepare_zap_page(sp, shared)
@@ -270,7 +322,8 @@ class SpteWriter:
         self.free_table(sp)
 
     def unlink_sp(self, sp: ShadowPage, shared: bool) -> None:  # noqa: ARG002 - who holds mmu_lock for write needs no second lock
-        """tdp_mmu_unlink_sp(): off the page count, and off the list of possible huge pages if it is there."""
+        """tdp_mmu_unlink_sp(): off the page count, and off the list of possible huge pages if it is
+        there."""
         kvm = self.kvm
         kvm.stat.tdp_mmu_pages.add(-1)
         if sp.nx_disallowed is not None:
@@ -301,7 +354,8 @@ class SpteWriter:
                 "O7",
                 "set-after-yield",
                 "WARNING: SPTE written through an iterator that has yielded",
-                "after a yield the iterator's SPTE and its snapshot are stale: go on with the next step",
+                "after a yield the iterator's SPTE and its snapshot are stale: go on with the next "
+                "step",
                 "WARN_ON_ONCE(iter->yielded); reference 2.5",
             )
 
@@ -316,5 +370,13 @@ class SpteWriter:
             why,
             "handle_changed_spte(); reference 2.6",
             subject=why,
-            extra=(("SPTE", [f"old {describe(old, self._layout, sp.level)}", f"new {describe(new, self._layout, sp.level)}"]),),
+            extra=(
+                (
+                    "SPTE",
+                    [
+                        f"old {describe(old, self._layout, sp.level)}",
+                        f"new {describe(new, self._layout, sp.level)}",
+                    ],
+                ),
+            ),
         )

@@ -9,14 +9,16 @@ from mmu.tdp.iter import TdpIter
 
 
 class Yielding:
-    """tdp_mmu_iter_cond_resched() and its companions. A walk's *section* is what it does between two yields."""
+    """tdp_mmu_iter_cond_resched() and its companions. A walk's *section* is what it does between
+    two yields."""
 
     def __init__(self, kvm: Kvm, tlb: RemoteTlb) -> None:
         self.kvm = kvm
         self.tlb = tlb
 
     def iter_cond_resched(self, it: TdpIter, flush: bool, shared: bool) -> bool:
-        """tdp_mmu_iter_cond_resched(): yield when mmu_lock is contended, flushing first if something is owed.
+        """tdp_mmu_iter_cond_resched(): yield when mmu_lock is contended, flushing first if
+        something is owed.
 
         On true the caller must go to the next step without touching the iterator's SPTE.
         """
@@ -43,17 +45,20 @@ class Yielding:
         return True
 
     def must_advance(self, it: TdpIter) -> bool:
-        """The forward-progress guard (B07): no yield before the walk has got anywhere since the last one."""
+        """The forward-progress guard (B07): no yield before the walk has got anywhere since the
+        last one."""
         return it.next_last_level_gfn == it.yielded_gfn
 
     def section_end(self, it: TdpIter, *, can_yield: bool) -> None:
-        """Tell how long the walk went without yielding: entries visited, and time inside one RCU read section."""
+        """Tell how long the walk went without yielding: entries visited, and time inside one RCU
+        read section."""
         if self.kvm.probe.walk_section is not None:
             self.kvm.probe.walk_section(it.steps, self.kvm.runtime.now() - it.began, can_yield)
         it.steps = 0
 
     def allocate_unlocked(self, it: TdpIter, shared: bool) -> ShadowPage:
-        """tdp_mmu_alloc_sp_for_split(): leave RCU and mmu_lock, allocate with sleeping, come back; the walk has yielded."""
+        """tdp_mmu_alloc_sp_for_split(): leave RCU and mmu_lock, allocate with sleeping, come back;
+        the walk has yielded."""
         kvm = self.kvm
         kvm.rcu.read_unlock()
         kvm.mmu_lock.unlock(shared)
@@ -70,7 +75,8 @@ class Yielding:
             "O15",
             "bad-yield",
             f"WARNING: an iterator is asked to yield although {why}",
-            "after a yield the walk restarts at the goal: a yield without a step in between would lose its place",
+            "after a yield the walk restarts at the goal: a yield without a step in between would "
+            "lose its place",
             "tdp_mmu_iter_cond_resched() WARN_ON_ONCE; reference 2.5",
             subject=why,
         )

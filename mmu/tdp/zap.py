@@ -1,4 +1,5 @@
-"""Zapping: whole roots, leaves only, and kvm_mmu_zap_all_fast() with the exported-root leaf zap (reference 2.5, 2.7)."""
+"""Zapping: whole roots, leaves only, and kvm_mmu_zap_all_fast() with the exported-root leaf zap
+(reference 2.5, 2.7)."""
 
 from __future__ import annotations
 
@@ -55,10 +56,18 @@ class Exports(Protocol):
 
 
 class Zapper:
-    """Removes mappings. Each method is one kernel function or one step of one, so that a variant can replace it."""
+    """Removes mappings. Each method is one kernel function or one step of one, so that a variant
+    can replace it."""
 
     def __init__(
-        self, kvm: Kvm, roots: Roots, writer: SpteWriter, tlb: RemoteTlb, requests: Requests, yielding: Yielding, exports: Exports
+        self,
+        kvm: Kvm,
+        roots: Roots,
+        writer: SpteWriter,
+        tlb: RemoteTlb,
+        requests: Requests,
+        yielding: Yielding,
+        exports: Exports,
     ) -> None:
         self.kvm = kvm
         self.exports = exports
@@ -71,12 +80,13 @@ class Zapper:
     # What memslot updates ask for.
 
     def flush_shadow_memslot(self, slot: Memslot) -> None:  # noqa: ARG002 - zap-all is the ABI, whatever the slot
-        """kvm_arch_flush_shadow_memslot(): a deleted or moved slot is unmapped by zapping everything (the ABI)."""
+        """kvm_arch_flush_shadow_memslot(): a deleted or moved slot is unmapped by zapping
+        everything (the ABI)."""
         self.zap_all_fast()
 
     def memslots_updated(self, generation: int) -> None:
-        """kvm_mmu_invalidate_mmio_sptes(): when the generation that MMIO SPTEs keep wraps, ancient ones would match again,
-        so all of them have to go; AS0's generations are even, AS1's odd."""
+        """kvm_mmu_invalidate_mmio_sptes(): when the generation that MMIO SPTEs keep wraps, ancient
+        ones would match again, so all of them have to go; AS0's generations are even, AS1's odd."""
         mask = (1 << self.kvm.config.mmio_gen_bits) - 1
         if generation & mask & ~(ADDRESS_SPACES - 1) == 0:
             if self.kvm.probe.mmio_wrapped is not None:
@@ -85,8 +95,8 @@ class Zapper:
             self.zap_kept_mmio_sptes()
 
     def zap_kept_mmio_sptes(self) -> None:
-        """A root that was kept valid, whether it is still exported or not, has kept its MMIO SPTEs through the leaf zap; at a
-        wrap they have to go (the mend of R9)."""
+        """A root that was kept valid, whether it is still exported or not, has kept its MMIO SPTEs
+        through the leaf zap; at a wrap they have to go (the mend of R9)."""
         kvm = self.kvm
         kvm.mmu_lock.write_lock()
         kvm.rcu.read_lock()
@@ -106,8 +116,8 @@ class Zapper:
     # kvm_mmu_zap_all_fast(), step by step.
 
     def zap_all_fast(self) -> None:
-        """kvm_mmu_zap_all_fast() in its exact order; slots_lock must be held. On return no vCPU or importer can reach
-        what was mapped before."""
+        """kvm_mmu_zap_all_fast() in its exact order; slots_lock must be held. On return no vCPU or
+        importer can reach what was mapped before."""
         kvm = self.kvm
         kvm.slots_lock.assert_held()
         kvm.rcu.forbid_sleep("kvm_mmu_zap_all_fast")
@@ -122,7 +132,8 @@ class Zapper:
         self.zap_invalidated_roots()
 
     def obsolete_roots(self) -> None:
-        """Steps 3 to 5: flip the generation, invalidate the roots, have every vCPU drop them; in one critical section."""
+        """Steps 3 to 5: flip the generation, invalidate the roots, have every vCPU drop them; in
+        one critical section."""
         self.toggle_valid_gen()
         invalidated = self.roots.invalidate_all_roots()
         if self.kvm.probe.point is not None:
@@ -134,13 +145,15 @@ class Zapper:
         self.kvm.mmu_valid_gen.store(self.kvm.mmu_valid_gen.value ^ 1)
 
     def request_obsolete_roots(self, invalidated: list[RootPage]) -> None:
-        """kvm_make_all_cpus_request(KVM_REQ_MMU_FREE_OBSOLETE_ROOTS): in the same critical section as the invalidation."""
+        """kvm_make_all_cpus_request(KVM_REQ_MMU_FREE_OBSOLETE_ROOTS): in the same critical section
+        as the invalidation."""
         self.requests.make_all_cpus_request(KVM_REQ_MMU_FREE_OBSOLETE_ROOTS)
         if self.kvm.probe.roots_kicked is not None:
             self.kvm.probe.roots_kicked(invalidated)
 
     def zap_exported_roots(self) -> None:
-        """kvm_tdp_mmu_zap_exported_roots(), the seed: every leaf of every exported root, without yielding."""
+        """kvm_tdp_mmu_zap_exported_roots(), the seed: every leaf of every exported root, without
+        yielding."""
         kvm = self.kvm
         kvm.mmu_lock.assert_held_write()
         if not kvm.config.have_exported_tdp:
@@ -172,7 +185,8 @@ class Zapper:
         self.tlb.flush("exported-zap")
 
     def zap_invalidated_roots(self) -> None:
-        """kvm_tdp_mmu_zap_invalidated_roots(): under mmu_lock(read); puts the TDP MMU's reference after each zap."""
+        """kvm_tdp_mmu_zap_invalidated_roots(): under mmu_lock(read); puts the TDP MMU's reference
+        after each zap."""
         kvm = self.kvm
         shared = self.zaps_shared()
         kvm.mmu_lock.lock(shared)
@@ -212,7 +226,8 @@ class Zapper:
     # Whole roots.
 
     def zap_all(self) -> None:
-        """kvm_mmu_zap_all(): mm release and VM destroy. No vCPU can run any more, so nothing is flushed for them."""
+        """kvm_mmu_zap_all(): mm release and VM destroy. No vCPU can run any more, so nothing is
+        flushed for them."""
         kvm = self.kvm
         kvm.mmu_lock.write_lock()
         for root in self.roots.each_yield_safe(shared=False):
@@ -220,15 +235,16 @@ class Zapper:
         kvm.mmu_lock.write_unlock()
 
     def is_walked(self, root: RootPage) -> bool:
-        """Whether a device may walk the root: that vCPUs cannot run does not stop it, so it has to be told before the memory
-        goes (the mend of R12)."""
+        """Whether a device may walk the root: that vCPUs cannot run does not stop it, so it has to
+        be told before the memory goes (the mend of R12)."""
         return root.exported.value
 
     def zap_root(self, root: RootPage, shared: bool, *, flush: bool = False) -> None:
         """tdp_mmu_zap_root(): two passes, so that no recursive removal is larger than 1 GiB.
 
-        With `flush` the root may be in use: what was removed is flushed before the RCU section that keeps it alive is left,
-        at every yield too. Without it nothing is: that is for roots that everybody must load anew.
+        With `flush` the root may be in use: what was removed is flushed before the RCU section that
+        keeps it alive is left, at every yield too. Without it nothing is: that is for roots that
+        everybody must load anew.
         """
         kvm = self.kvm
         if root.refcount.read() == 0:
@@ -268,15 +284,19 @@ class Zapper:
         self.yielding.section_end(it, can_yield=True)
 
     def is_zapped_by_pass(self, it: TdpIter, zap_level: int) -> bool:
-        """Whether a pass clears the entry: every present one, however much it maps (B75); asked again after a lost race."""
+        """Whether a pass clears the entry: every present one, however much it maps (B75); asked
+        again after a lost race."""
         return bool(it.old_spte & self.kvm.layout.present) and it.level <= zap_level
 
     # Leaves only.
 
-    def zap_leafs(self, root: RootPage, start: int, end: int, *, can_yield: bool, flush: bool) -> bool:
+    def zap_leafs(
+        self, root: RootPage, start: int, end: int, *, can_yield: bool, flush: bool
+    ) -> bool:
         """tdp_mmu_zap_leafs(): clear every 4K..1G leaf in [start, end); tables stay.
 
-        Returns whether a remote flush is needed before mmu_lock is released; `flush` is what an earlier call returned.
+        Returns whether a remote flush is needed before mmu_lock is released; `flush` is what an
+        earlier call returned.
         """
         kvm = self.kvm
         kvm.mmu_lock.assert_held_write()
@@ -308,14 +328,16 @@ class Zapper:
         return True
 
     def zap_roots_leafs(self, as_id: int, start: int, end: int, *, flush: bool = False) -> bool:
-        """kvm_tdp_mmu_zap_leafs(): in every root of the address space, invalid ones too, with yielding; mmu_lock is held for
-        write. Returns whether a flush is owed; each root is handed what was owed before it (B02, B11)."""
+        """kvm_tdp_mmu_zap_leafs(): in every root of the address space, invalid ones too, with
+        yielding; mmu_lock is held for write. Returns whether a flush is owed; each root is handed
+        what was owed before it (B02, B11)."""
         for root in self.roots.each_yield_safe(shared=False, as_id=as_id):
             flush = self.zap_leafs(root, start, end, can_yield=True, flush=flush)
         return flush
 
     def zap_memslot_leafs(self, slot: Memslot) -> None:
-        """kvm_mmu_zap_memslot_leafs(): the slot's leaves only, in every root (aa8d1f48d353); flushed before the lock goes."""
+        """kvm_mmu_zap_memslot_leafs(): the slot's leaves only, in every root (aa8d1f48d353);
+        flushed before the lock goes."""
         kvm = self.kvm
         kvm.slots_lock.assert_held()
         kvm.mmu_lock.write_lock()
@@ -328,7 +350,8 @@ class Zapper:
         return self.zap_roots_leafs(slot.as_id, slot.base_gfn, slot.end_gfn)
 
     def zap_gfn_range(self, start: int, end: int) -> None:
-        """kvm_zap_gfn_range(): an attribute of the range changed; all faults are held off while the zap yields (B50)."""
+        """kvm_zap_gfn_range(): an attribute of the range changed; all faults are held off while the
+        zap yields (B50)."""
         kvm = self.kvm
         kvm.mmu_lock.write_lock()
         kvm.invalidation.begin(0, EVERYTHING)
@@ -336,14 +359,16 @@ class Zapper:
         for as_id in range(ADDRESS_SPACES):
             flush = self.zap_roots_leafs(as_id, start, end, flush=flush)
         if flush:
-            pages = kvm.geometry.pages(kvm.config.max_level)  # a huge leaf at either end may stick out of the range
+            # a huge leaf at either end may stick out of the range
+            pages = kvm.geometry.pages(kvm.config.max_level)
             first = start & -pages
             self.tlb.flush_range("gfn-range", first, -(-end // pages) * pages - first)
         kvm.invalidation.end()
         kvm.mmu_lock.write_unlock()
 
     def zap_sp(self, sp: ShadowPage) -> bool:
-        """kvm_tdp_mmu_zap_sp(): remove one table by clearing its parent's entry; mmu_lock is held for write."""
+        """kvm_tdp_mmu_zap_sp(): remove one table by clearing its parent's entry; mmu_lock is held
+        for write."""
         parent = sp.parent
         if parent is None:
             return False

@@ -16,7 +16,8 @@ from stress.scenario.script import Op
 
 
 def cast_of(stage: Stage) -> list[Actor]:
-    """Everybody who takes part in the scenario. The memslots are what its script's setup says when they come."""
+    """Everybody who takes part in the scenario. The memslots are what its script's setup says when
+    they come."""
     prepare_slots(stage)
     config = stage.scenario.actors
     cast: list[Actor] = [VcpuActor(stage, number) for number in range(stage.scenario.vm.vcpus)]
@@ -45,5 +46,6 @@ def cast_of(stage: Stage) -> list[Actor]:
 
 
 def performed(stage: Stage) -> dict[str, list[Op]]:
-    """What everybody has done since the start, by actor: the parts of a script that does the same again. Needs `record_ops`."""
+    """What everybody has done since the start, by actor: the parts of a script that does the same
+    again. Needs `record_ops`."""
     return {actor.name: list(actor.performed) for actor in stage.cast if not actor.serves}

@@ -1,4 +1,5 @@
-"""What a guest or a device accesses when chance decides: bursts of accesses within a window of pages.
+"""What a guest or a device accesses when chance decides: bursts of accesses within a window of
+pages.
 
 An access is gfn << 1 | is_write, with `FETCH` added for an instruction.
 """
@@ -14,7 +15,7 @@ from attrs import frozen
 
 from mmu.machine.vcpu import FETCH
 from stress.actors.base import Stage
-from stress.actors.layout import Layout, Place
+from stress.actors.layout import FrameRange, Layout
 
 BURST = 48
 """Accesses that a guest or device makes in one window before it goes elsewhere."""
@@ -24,7 +25,8 @@ PATTERN = 4096
 
 @frozen
 class Habits:
-    """The shares of writes, of fetches, of churning and of unmapped gfns, and the pages of a window."""
+    """The shares of writes, of fetches, of churning and of unmapped gfns, and the pages of a
+    window."""
 
     write: float
     churn: float
@@ -34,7 +36,8 @@ class Habits:
 
 
 class Bursts:
-    """Draws accesses. They come in bursts within a window of pages, as programs make them, so that translations get reused."""
+    """Draws accesses. They come in bursts within a window of pages, as programs make them, so that
+    translations get reused."""
 
     def __init__(self, layout: Layout, dice: random.Random, as_id: int, habits: Habits) -> None:
         self._layout = layout
@@ -55,13 +58,15 @@ class Bursts:
         for _ in range(BURST):
             yield self._access(place, first)
 
-    def _place(self) -> Place | None:
+    def _place(self) -> FrameRange | None:
         dice, fixed, moving = self._dice, self._fixed, self._moving
         if not moving and not fixed:
             return None
-        return dice.choice(moving if moving and (dice.random() < self._habits.churn or not fixed) else fixed)
+        return dice.choice(
+            moving if moving and (dice.random() < self._habits.churn or not fixed) else fixed
+        )
 
-    def _access(self, place: Place, first: int) -> int:
+    def _access(self, place: FrameRange, first: int) -> int:
         dice, habits = self._dice, self._habits
         gfn = place.gfn + (first + dice.randrange(habits.window)) % place.pages
         if dice.random() < habits.unmapped:
@@ -71,7 +76,7 @@ class Bursts:
         return gfn << 1 | (dice.random() < habits.write)
 
 
-class Program(ABC):
+class AccessProgram(ABC):
     """An endless list of accesses, gone through in order."""
 
     @abstractmethod
@@ -87,7 +92,7 @@ class Program(ABC):
         """Go on elsewhere."""
 
 
-class Prepared(Program):
+class Prepared(AccessProgram):
     """Drawn before the run starts, so that the run pays nothing for it."""
 
     def __init__(self, bursts: Bursts, dice: random.Random) -> None:
@@ -115,8 +120,9 @@ class Prepared(Program):
         self._position = self._dice.randrange(len(self._accesses))
 
 
-class Drawn(Program):
-    """Drawn when they are needed: for runs so short that most of a prepared list would never be used."""
+class Drawn(AccessProgram):
+    """Drawn when they are needed: for runs so short that most of a prepared list would never be
+    used."""
 
     def __init__(self, bursts: Bursts, dice: random.Random) -> None:
         self._dice = dice
@@ -147,7 +153,7 @@ class Drawn(Program):
             next(self._burst)
 
 
-def program(stage: Stage, dice: random.Random, as_id: int, habits: Habits) -> Program:
+def program(stage: Stage, dice: random.Random, as_id: int, habits: Habits) -> AccessProgram:
     """A program for an actor of this stage, as long as its run may need it."""
     bursts = Bursts(stage.layout, dice, as_id, habits)
     return Prepared(bursts, dice) if stage.control.rounds == math.inf else Drawn(bursts, dice)

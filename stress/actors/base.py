@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import random
 from collections.abc import Callable, Iterable
@@ -10,8 +11,8 @@ from mmu.errors import KvmError
 from mmu.machine.vm import VirtualMachine
 from mmu.memory.memslots import MemoryRegion
 from mmu.runtime import Cell
+from stress.actors.control import Control
 from stress.actors.layout import Layout
-from stress.engines.control import Control
 from stress.observe.counts import Counts
 from stress.scenario.script import Op
 from stress.scenario.scripts import script_of
@@ -19,12 +20,22 @@ from stress.scenario.types import Scenario
 
 
 class Stage:
-    """What actors share: the VM, where its memory lies, the scenario, the counters and the engine's flags.
+    """What actors share: the VM, where its memory lies, the scenario, the counters and the engine's
+    flags.
 
-    `record_ops`, set before the start, makes every actor keep what it does in `performed`. `cast` is everybody.
+    `record_ops`, set before the start, makes every actor keep what it does in `performed`. `cast`
+    is everybody.
     """
 
-    def __init__(self, vm: VirtualMachine, layout: Layout, scenario: Scenario, seed: int, counts: Counts, control: Control) -> None:
+    def __init__(
+        self,
+        vm: VirtualMachine,
+        layout: Layout,
+        scenario: Scenario,
+        seed: int,
+        counts: Counts,
+        control: Control,
+    ) -> None:
         self.vm = vm
         self.layout = layout
         self.scenario = scenario
@@ -44,7 +55,8 @@ class Stage:
             self.vm.put()
 
     def set_region(self, region: MemoryRegion) -> bool:
-        """KVM_SET_USER_MEMORY_REGION; a refusal, as fault injection brings about, is counted: false."""
+        """KVM_SET_USER_MEMORY_REGION; a refusal, as fault injection brings about, is counted:
+        false."""
         try:
             self.vm.set_user_memory_region(region)
         except KvmError:
@@ -58,17 +70,20 @@ class Stage:
 
 
 class Actor:
-    """One thread. `begin` runs before the common start, `step` again and again, `end` after the last step.
+    """One thread. `begin` runs before the common start, `step` again and again, `end` after the
+    last step.
 
-    What an actor does is a list of operations (`stress.scenario.script`), which `verbs` carry out. Without a script each
-    step draws its own (`choose`); with one, each step is its next operation. `progress` counts steps; the watchdog calls
-    an actor stuck when it stands still.
+    What an actor does is a list of operations (`stress.scenario.script`), which `verbs` carry out.
+    Without a script each step draws its own (`choose`); with one, each step is its next operation.
+    `progress` counts steps; the watchdog calls an actor stuck when it stands still.
     """
 
     parks = True
-    """Whether the actor stands still during a pause; one that only serves others does not need to."""
+    """Whether the actor stands still during a pause; one that only serves others does not need
+    to."""
     serves = False
-    """Whether it only reacts to others: it has no script, and does not wait for the common start."""
+    """Whether it only reacts to others: it has no script, and does not wait for the common
+    start."""
 
     def __init__(self, stage: Stage, name: str) -> None:
         self.stage = stage
@@ -110,12 +125,14 @@ class Actor:
                 self.gone.value = True
 
     def _prepare(self) -> None:
-        """This actor's share of the setup, each line in its turn; the memslots' was done before any actor was there."""
+        """This actor's share of the setup, each line in its turn; the memslots' was done before any
+        actor was there."""
         stage = self.stage
         script = stage.script
         for turn, (name, op) in enumerate(script.turns() if script is not None else ()):
             if name == self.name:
-                stage.vm.kvm.runtime.wait_until("its turn in the setup", lambda turn=turn: self._may_prepare(turn))  # type: ignore[misc]
+                mine = functools.partial(self._may_prepare, turn)
+                stage.vm.kvm.runtime.wait_until("its turn in the setup", mine)
                 self.perform(op)
                 stage.prepared.value = turn + 1
 
@@ -135,7 +152,8 @@ class Actor:
         """Get ready."""
 
     def step(self) -> None:
-        """Do one thing: the next operation of the script, round and round, or what chance brings, with a rest after it."""
+        """Do one thing: the next operation of the script, round and round, or what chance brings,
+        with a rest after it."""
         script = self.script
         if script is not None:
             op = script[self._position % len(script)]
@@ -169,7 +187,9 @@ class Actor:
     def stay(self) -> None:
         """What a script leaves open stays open until everybody's script is done."""
         others = [actor for actor in self.stage.cast if not actor.serves]
-        self.stage.vm.kvm.runtime.wait_for_all("the end of everybody's script", *(actor.done for actor in others))
+        self.stage.vm.kvm.runtime.wait_for_all(
+            "the end of everybody's script", *(actor.done for actor in others)
+        )
 
     def moved(self) -> int:
         """A number that changes while the actor gets anywhere; what the watchdog looks at."""
@@ -180,5 +200,5 @@ class Actor:
         return {"steps": self.progress}
 
     def totals(self) -> dict[str, int]:
-        """Its share of the run's counters, by the names of `stress.observe.counters`."""
+        """Its share of the run's counters, by the names of `stress.scenario.counters`."""
         return {}

@@ -1,4 +1,5 @@
-"""The consumer of the exported root: a device that does DMA, and the worker that answers its IO page faults."""
+"""The consumer of the exported root: a device that does DMA, and the worker that answers its IO
+page faults."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from mmu.errors import KvmError
 from mmu.export.iommu import Dma, KvmHwpt
 from mmu.export.tdp_fd import TdpFd
 from mmu.runtime import Cell
-from stress.actors.accesses import PATTERN, Habits, Program, program
+from stress.actors.accesses import PATTERN, AccessProgram, Habits, program
 from stress.actors.base import Actor, Stage
 from stress.scenario.script import Op, dma_op
 
@@ -46,7 +47,9 @@ class IopfWorker(Actor):
     def step(self) -> None:
         """Wait for a request, handle it."""
         if not len(self.queue):
-            self.stage.vm.kvm.runtime.wait_until("an IO page fault", lambda: len(self.queue) > 0 or self.closed.value)
+            self.stage.vm.kvm.runtime.wait_until(
+                "an IO page fault", lambda: len(self.queue) > 0 or self.closed.value
+            )
         request = self.queue.take()
         if request is not None:
             ok = request.hwpt.io_fault_group(request.faults)
@@ -54,10 +57,11 @@ class IopfWorker(Actor):
 
 
 class SharedTdpFd:
-    """The VMM's file descriptor of the exported TDP: opened by the first device, closed by the last.
+    """The VMM's file descriptor of the exported TDP: opened by the first device, closed by the
+    last.
 
-    Once `recycling` is set every device lets go of it, and none gets it back before the last has: so the root is
-    un-exported now and then, however many devices there are.
+    Once `recycling` is set every device lets go of it, and none gets it back before the last has:
+    so the root is un-exported now and then, however many devices there are.
     """
 
     def __init__(self, stage: Stage) -> None:
@@ -68,7 +72,8 @@ class SharedTdpFd:
         self._users = stage.vm.kvm.runtime.counter("vmm.tdp_fd.users")
 
     def open(self) -> TdpFd:
-        """The fd, created if need be; `KvmError` when somebody else has exported the root, or by injection."""
+        """The fd, created if need be; `KvmError` when somebody else has exported the root, or by
+        injection."""
         with self._lock:
             fd = self._fd.value
             if fd is not None and self.recycling.value:
@@ -102,10 +107,14 @@ class Consumer(Actor):
         self._dice = stage.dice(self.name)
         self._worker = worker
         habits = Habits(config.write_share, config.churn_share, 0.01, config.window_pages)
-        self._programs: list[Program] = [program(stage, self._dice, 0, habits)] if self.script is None else []
+        self._programs: list[AccessProgram] = (
+            [program(stage, self._dice, 0, habits)] if self.script is None else []
+        )
         self._group = config.group
         self._bursts = config.bursts
-        self._reexport_ns = int(1e9 / config.reexports_per_s) if config.reexports_per_s and number == 0 else 0
+        self._reexport_ns = (
+            int(1e9 / config.reexports_per_s) if config.reexports_per_s and number == 0 else 0
+        )
         self._exported_at = 0
         self.device = stage.vm.create_device(self.name)
         self.hwpt: KvmHwpt | None = None
@@ -140,7 +149,8 @@ class Consumer(Actor):
             yield self._next(self._group)
 
     def end(self) -> None:
-        """Detach, close, let the worker go. If the process just dies, the device goes on until its memory has gone."""
+        """Detach, close, let the worker go. If the process just dies, the device goes on until its
+        memory has gone."""
         dies = self.stage.scenario.actors.exit.enabled and self.attached
         if self.script is not None:
             self.stay()

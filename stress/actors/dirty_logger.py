@@ -10,7 +10,8 @@ from stress.scenario.script import Op
 
 
 class DirtyLogger(Actor):
-    """Logging on, a number of reads, logging off. What it reads is judged by the O8 oracle against the ground truth."""
+    """Logging on, a number of reads, logging off. What it reads is judged by the O8 oracle against
+    the ground truth."""
 
     def __init__(self, stage: Stage) -> None:
         super().__init__(stage, "dirty-logger")
@@ -48,7 +49,8 @@ class DirtyLogger(Actor):
             self._logging = not self._set_flags(0)
 
     def read(self) -> None:
-        """KVM_GET_DIRTY_LOG, and KVM_CLEAR_DIRTY_LOG where the log is cleared by hand; nothing if logging is off."""
+        """KVM_GET_DIRTY_LOG, and KVM_CLEAR_DIRTY_LOG where the log is cleared by hand; nothing if
+        logging is off."""
         if not self._logging:
             return
         vm = self.stage.vm
@@ -60,4 +62,6 @@ class DirtyLogger(Actor):
 
     def _set_flags(self, flags: int) -> bool:
         place, region = self.stage.layout.fixed[0], self.stage.layout.fixed_regions[0]
-        return self.stage.set_region(MemoryRegion(0, place.gfn, place.pages, region, flags, place.as_id))
+        return self.stage.set_region(
+            MemoryRegion(0, place.gfn, place.pages, region, flags, place.as_id)
+        )

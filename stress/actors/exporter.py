@@ -13,7 +13,8 @@ CLOSE = Op("close")
 
 
 class ExporterActor(Actor):
-    """Tries to export the root again and again; holds what it gets for a moment, or closes whatever fd it can find."""
+    """Tries to export the root again and again; holds what it gets for a moment, or closes whatever
+    fd it can find."""
 
     def __init__(self, stage: Stage, number: int) -> None:
         super().__init__(stage, f"exporter{number}")
@@ -61,7 +62,8 @@ class ExporterActor(Actor):
         self.stage.counts["exports"].add(1)
 
     def close(self) -> None:
-        """close() of the fd that is held, which somebody may have closed before; nothing if there is none."""
+        """close() of the fd that is held, which somebody may have closed before; nothing if there
+        is none."""
         fd, self._fd = self._fd, None
         if fd is not None and self.stage.vm.close_tdp_fd(fd):
             self.stage.counts["unexports"].add(1)

@@ -1,4 +1,5 @@
-"""The host's memory management: takes pages away and changes their size while guests and devices use them."""
+"""The host's memory management: takes pages away and changes their size while guests and devices
+use them."""
 
 from __future__ import annotations
 
@@ -12,9 +13,11 @@ OPERATIONS = ("discard", "migrate", "split", "collapse", "age")
 
 
 class HostActor(Actor):
-    """One thread of kswapd, khugepaged and compaction: every change happens between range_start and range_end.
+    """One thread of kswapd, khugepaged and compaction: every change happens between range_start and
+    range_end.
 
-    Its operations name a region by its number and pages [first, last) of it; what is not there is left alone.
+    Its operations name a region by its number and pages [first, last) of it; what is not there is
+    left alone.
     """
 
     def __init__(self, stage: Stage, number: int) -> None:
@@ -31,13 +34,21 @@ class HostActor(Actor):
             config.age_weight,
         ]
         operations = (self.discard, self.migrate, self.split, self.collapse)
-        self.verbs |= {name: self._on_region(operation) for name, operation in zip(OPERATIONS, operations, strict=False)}
+        self.verbs |= {
+            name: self._on_region(operation)
+            for name, operation in zip(OPERATIONS, operations, strict=False)
+        }
         self.verbs["age"] = self._age
 
     def choose(self) -> Iterator[Op]:
-        """One operation on one range of some memory that the VM has; half of the splits move a page at once."""
+        """One operation on one range of some memory that the VM has; half of the splits move a page
+        at once."""
         dice = self._dice
-        backing = [(number, region) for number, region in enumerate(self.stage.layout.backing()) if region is not None]
+        backing = [
+            (number, region)
+            for number, region in enumerate(self.stage.layout.backing())
+            if region is not None
+        ]
         if not backing:
             return
         number, region = dice.choice(backing)
@@ -54,7 +65,9 @@ class HostActor(Actor):
         if self._pause:
             self.stage.vm.kvm.runtime.sleep(self._dice.random() * self._pause)
 
-    def _on_region(self, operation: Callable[[Region, int, int], None]) -> Callable[[int, int, int], None]:
+    def _on_region(
+        self, operation: Callable[[Region, int, int], None]
+    ) -> Callable[[int, int, int], None]:
         """The operation on what is there of a region, by its number."""
 
         def on_region(number: int, first: int, last: int) -> None:
@@ -65,34 +78,63 @@ class HostActor(Actor):
         return on_region
 
     def _age(self, number: int, first: int, last: int, how: int) -> None:
-        self._on_region(lambda region, first, last: self.age(region, first, last, how))(number, first, last)
+        self._on_region(lambda region, first, last: self.age(region, first, last, how))(
+            number, first, last
+        )
 
     def discard(self, region: Region, first: int, last: int) -> None:
         """Reclaim: the frames are free as soon as range_start has returned."""
-        self._change("host_pages_discarded", self.stage.vm.host.discard, region, *self._whole_pages(region, first, last))
+        self._change(
+            "host_pages_discarded",
+            self.stage.vm.host.discard,
+            region,
+            *self._whole_pages(region, first, last),
+        )
 
     def migrate(self, region: Region, first: int, last: int) -> None:
         """Compaction: the same contents in other frames."""
-        self._change("host_pages_migrated", self.stage.vm.host.migrate, region, *self._whole_pages(region, first, last))
+        self._change(
+            "host_pages_migrated",
+            self.stage.vm.host.migrate,
+            region,
+            *self._whole_pages(region, first, last),
+        )
 
     def split(self, region: Region, first: int, last: int) -> None:
         """The host's huge pages become small ones."""
-        self._change("host_splits", self.stage.vm.host.split, region, *self._whole_pages(region, first, last))
+        self._change(
+            "host_splits", self.stage.vm.host.split, region, *self._whole_pages(region, first, last)
+        )
 
     def collapse(self, region: Region, first: int, last: int) -> None:  # noqa: ARG002 - one huge page
         """khugepaged: small pages become a huge one."""
         if region.max_level > 1:
             host = self.stage.vm.host
-            self._change("host_collapses", lambda region, start, _: host.collapse(region, start, 2), region, *self._block(region, first, 2))
+            self._change(
+                "host_collapses",
+                lambda region, start, _: host.collapse(region, start, 2),
+                region,
+                *self._block(region, first, 2),
+            )
 
     def age(self, region: Region, first: int, last: int, how: int) -> None:
-        """page_idle, multi-gen LRU: what has been used since the last look? `how` is an index into `HOW.words`."""
+        """page_idle, multi-gen LRU: what has been used since the last look? `how` is an index into
+        `HOW.words`."""
         notifier = self.stage.vm.notifier
-        young = (notifier.clear_flush_young, notifier.clear_young, notifier.test_young)[how](region, first, last)
+        young = (notifier.clear_flush_young, notifier.clear_young, notifier.test_young)[how](
+            region, first, last
+        )
         self.stage.counts["pages_aged"].add(1)
         self.stage.counts["pages_found_young"].add(young)
 
-    def _change(self, counter: str, operation: Callable[[Region, int, int], int], region: Region, first: int, last: int) -> None:
+    def _change(
+        self,
+        counter: str,
+        operation: Callable[[Region, int, int], int],
+        region: Region,
+        first: int,
+        last: int,
+    ) -> None:
         """Announce it, do it, and let faults see what is there now."""
         notifier = self.stage.vm.notifier
         notifier.invalidate_range_start(region, first, last)
@@ -101,7 +143,9 @@ class HostActor(Actor):
 
     def _whole_pages(self, region: Region, first: int, last: int) -> tuple[int, int]:
         """[first, last), widened to whole pages of the host as they are now."""
-        return self._block(region, first, region.levels[first] or 1)[0], self._block(region, last - 1, region.levels[last - 1] or 1)[1]
+        return self._block(region, first, region.levels[first] or 1)[0], self._block(
+            region, last - 1, region.levels[last - 1] or 1
+        )[1]
 
     def _block(self, region: Region, index: int, level: int) -> tuple[int, int]:
         pages = self.stage.vm.kvm.geometry.pages(level)
@@ -110,7 +154,8 @@ class HostActor(Actor):
 
 
 class UserfaultHandler(Actor):
-    """The VMM's userfaultfd thread: reconfigures a memslot of its own, as a balloon would, and then brings the page in."""
+    """The VMM's userfaultfd thread: reconfigures a memslot of its own, as a balloon would, and then
+    brings the page in."""
 
     parks = False
     serves = True
@@ -121,7 +166,8 @@ class UserfaultHandler(Actor):
         self._others = others
 
     def finished(self) -> bool:
-        """Goes on until everybody who could be waiting is gone; `others` is complete when the run begins."""
+        """Goes on until everybody who could be waiting is gone; `others` is complete when the run
+        begins."""
         return all(actor.gone.value for actor in self._others)
 
     def step(self) -> None:

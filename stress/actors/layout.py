@@ -10,11 +10,11 @@ from mmu.machine.vm import VirtualMachine
 from mmu.memory.host import Region, tag_of
 from mmu.memory.memslots import MemoryRegion
 from mmu.runtime import Cell, Queue
-from stress.scenario.types import Memory, Vm
+from stress.scenario.types import Memory, VmSettings
 
 
 @frozen
-class Place:
+class FrameRange:
     """A run of guest frames in an address space."""
 
     as_id: int
@@ -23,36 +23,44 @@ class Place:
 
 
 class ChurnSlot:
-    """A memslot that the memslot worker creates, moves and deletes. `homes` are the places it moves between."""
+    """A memslot that the memslot worker creates, moves and deletes. `homes` are the places it moves
+    between."""
 
-    def __init__(self, vm: VirtualMachine, slot: int, homes: tuple[Place, Place]) -> None:
+    def __init__(self, vm: VirtualMachine, slot: int, homes: tuple[FrameRange, FrameRange]) -> None:
         self.slot = slot
         self.homes = homes
         self.home: Cell[int] = vm.kvm.runtime.cell(f"churn[{slot}].home", 0)
         self.region: Cell[Region | None] = vm.kvm.runtime.cell(f"churn[{slot}].region", None)
         self.flags: Cell[int] = vm.kvm.runtime.cell(f"churn[{slot}].flags", 0)
 
-    def place(self) -> Place:
+    def place(self) -> FrameRange:
         """Where the slot is, or would be created."""
         return self.homes[self.home.value]
 
 
 class Layout:
-    """The plan of guest memory for one scenario; everything follows from the scenario, nothing from chance."""
+    """The plan of guest memory for one scenario; everything follows from the scenario, nothing from
+    chance."""
 
-    def __init__(self, vm: VirtualMachine, config: Vm, memory: Memory) -> None:
+    def __init__(self, vm: VirtualMachine, config: VmSettings, memory: Memory) -> None:
         self.vm = vm
         stride = memory.stride(config.entries, config.levels)
-        self.fixed = [Place(0, 0, memory.fixed_pages)]
+        self.fixed = [FrameRange(0, 0, memory.fixed_pages)]
         if memory.smm_pages:
-            self.fixed.append(Place(1, 0, memory.smm_pages))
+            self.fixed.append(FrameRange(1, 0, memory.smm_pages))
         self.churn: list[ChurnSlot] = []
         for number in range(memory.churn_slots):
             first = stride * (1 + 2 * number)
-            homes = (Place(0, first, memory.churn_pages), Place(0, first + stride, memory.churn_pages))
+            homes = (
+                FrameRange(0, first, memory.churn_pages),
+                FrameRange(0, first + stride, memory.churn_pages),
+            )
             self.churn.append(ChurnSlot(vm, 10 + number, homes))
         if memory.smm_pages and memory.smm_churn_pages:
-            homes = (Place(1, stride, memory.smm_churn_pages), Place(1, 2 * stride, memory.smm_churn_pages))
+            homes = (
+                FrameRange(1, stride, memory.smm_churn_pages),
+                FrameRange(1, 2 * stride, memory.smm_churn_pages),
+            )
             self.churn.append(ChurnSlot(vm, 10, homes))
         self._last = vm.kvm.geometry.max_gfn
         self._memory = memory
@@ -64,19 +72,27 @@ class Layout:
         """Give KVM the slots that stay."""
         for number, place in enumerate(self.fixed):
             region = self.mmap(place)
-            self.vm.set_user_memory_region(MemoryRegion(number, place.gfn, place.pages, region, 0, place.as_id))
+            self.vm.set_user_memory_region(
+                MemoryRegion(number, place.gfn, place.pages, region, 0, place.as_id)
+            )
             self.fixed_regions.append(region)
 
-    def mmap(self, place: Place, *, churning: bool = False) -> Region:
+    def mmap(self, place: FrameRange, *, churning: bool = False) -> Region:
         """Fresh host memory for a slot at `place`, which is its owner from now on."""
         memory = self._memory
         userfaults = self.userfaults if churning and memory.userfaults else None
-        region = self.vm.host.mmap(place.pages, max_level=memory.host_level, offset=memory.offset_pages, userfaults=userfaults)
+        region = self.vm.host.mmap(
+            place.pages,
+            max_level=memory.host_level,
+            offset=memory.offset_pages,
+            userfaults=userfaults,
+        )
         self.vm.host.assign(region, tag_of(place.as_id, place.gfn))
         return region
 
     def backing(self) -> list[Region | None]:
-        """The memory of every region by its number: the fixed ones, then the churning ones, None where there is no slot now."""
+        """The memory of every region by its number: the fixed ones, then the churning ones, None
+        where there is no slot now."""
         return [*self.fixed_regions, *(slot.region.value for slot in self.churn)]
 
     def regions(self) -> list[Region]:

@@ -1,4 +1,5 @@
-"""The memslot worker: creates, moves and deletes memslots, and releases the memory behind a deleted one at once."""
+"""The memslot worker: creates, moves and deletes memslots, and releases the memory behind a deleted
+one at once."""
 
 from __future__ import annotations
 
@@ -35,21 +36,29 @@ class MemslotWorker(Actor):
         number = self._dice.randrange(len(churn))
         absent = churn[number].region.value is None
         self._created = absent
-        yield Op("create" if absent else self._dice.choices(OPERATIONS, self._weights)[0], (number,))
+        yield Op(
+            "create" if absent else self._dice.choices(OPERATIONS, self._weights)[0], (number,)
+        )
 
     def rest(self) -> None:
-        """A random pause; with `guest_accesses`, a slot that was created stays until guests have made so many."""
+        """A random pause; with `guest_accesses`, a slot that was created stays until guests have
+        made so many."""
         if self._pause:
             self.stage.vm.kvm.runtime.sleep(self._dice.random() * self._pause)
         if self._accesses and self._created:
             self._wait_for_guests()
 
     def _wait_for_guests(self) -> None:
-        """Until the guests have done enough, or nothing at all for some time, or everybody is to stand still."""
+        """Until the guests have done enough, or nothing at all for some time, or everybody is to
+        stand still."""
         runtime, control = self.stage.vm.kvm.runtime, self.stage.control
         made = self._guest_accesses()
         target, idle = made + self._accesses, 0
-        while made < target and idle < PATIENCE and not (control.stopping.value or control.pausing.value):
+        while (
+            made < target
+            and idle < PATIENCE
+            and not (control.stopping.value or control.pausing.value)
+        ):
             runtime.sleep(TICK_S)
             before, made = made, self._guest_accesses()
             idle = 0 if made > before else idle + 1

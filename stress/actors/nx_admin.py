@@ -1,4 +1,5 @@
-"""Who switches the NX huge page mitigation on and off, and the worker that gives huge pages back."""
+"""Who switches the NX huge page mitigation on and off, and the worker that gives huge pages
+back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The end of the process: its memory goes before its files are closed, so devices are still at work."""
+"""The end of the process: its memory goes before its files are closed, so devices are still at
+work."""
 
 from __future__ import annotations
 
@@ -6,7 +7,8 @@ from stress.actors.base import Actor, Stage
 
 
 class ProcessExit(Actor):
-    """Waits until every thread that could enter the kernel is gone, then lets the address space go (exit_mmap)."""
+    """Waits until every thread that could enter the kernel is gone, then lets the address space go
+    (exit_mmap)."""
 
     parks = False
     serves = True
@@ -29,7 +31,9 @@ class ProcessExit(Actor):
     def end(self) -> None:
         """exit_mmap; the VM's fd may be closed before."""
         vm = self.stage.vm
-        vm.kvm.runtime.wait_for_all("the other threads of the process", *(actor.gone for actor in self._others))
+        vm.kvm.runtime.wait_for_all(
+            "the other threads of the process", *(actor.gone for actor in self._others)
+        )
         if self.stage.scenario.actors.exit.vm_first:
             self.stage.close_vm()
         vm.exit_mm()

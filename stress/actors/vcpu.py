@@ -1,11 +1,12 @@
-"""vCPU actors: guests that read and write memory, sometimes in system management mode or in a nested guest."""
+"""vCPU actors: guests that read and write memory, sometimes in system management mode or in a
+nested guest."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from mmu.machine.vcpu import FETCH, Vcpu
-from stress.actors.accesses import PATTERN, Habits, Program, program
+from stress.actors.accesses import PATTERN, AccessProgram, Habits, program
 from stress.actors.base import Actor, Stage
 from stress.scenario.script import Op, access_op
 
@@ -40,11 +41,20 @@ class VcpuActor(Actor):
         self._idle_share, self._idle_s = config.idle_share, config.idle_s
         self._batch = min(config.accesses_per_run, PATTERN)
         self._laps = 1 if self.script is not None else max(1, config.accesses_per_run // PATTERN)
-        """How often a random KVM_RUN goes through its accesses: one that is longer than all there are has no more."""
+        """How often a random KVM_RUN goes through its accesses: one that is longer than all there
+        are has no more."""
         self._made = 0
-        habits = Habits(config.write_share, config.churn_share, config.unmapped_share, config.window_pages, config.fetch_share)
+        habits = Habits(
+            config.write_share,
+            config.churn_share,
+            config.unmapped_share,
+            config.window_pages,
+            config.fetch_share,
+        )
         spaces = () if self.script is not None else (0, 1) if self._smm_share else (0,)
-        self._programs: list[Program] = [program(stage, self._dice, as_id, habits) for as_id in spaces]
+        self._programs: list[AccessProgram] = [
+            program(stage, self._dice, as_id, habits) for as_id in spaces
+        ]
         self.verbs |= {
             "read": lambda gfn: self.run(gfn << 1),
             "write": lambda gfn: self.run(gfn << 1 | 1),
@@ -56,12 +66,17 @@ class VcpuActor(Actor):
         }
 
     def choose(self) -> Iterator[Op]:
-        """One KVM_RUN; now and then enter or leave SMM before it, or rest in user space after it."""
+        """One KVM_RUN; now and then enter or leave SMM before it, or rest in user space after
+        it."""
         dice, role = self._dice, self.vcpu.role
         smm = role.as_id == 1
         if self._smm_share and dice.random() < (0.3 if smm else self._smm_share):
             yield Op("smm", (int(not smm),))
-        elif self._nested_share and not smm and dice.random() < (0.3 if role.guest_mode else self._nested_share):
+        elif (
+            self._nested_share
+            and not smm
+            and dice.random() < (0.3 if role.guest_mode else self._nested_share)
+        ):
             yield Op("nested", (int(not role.guest_mode),))
         accesses = self._programs[self.vcpu.role.as_id]
         if dice.random() < 0.2:
@@ -94,7 +109,8 @@ class VcpuActor(Actor):
         self.stage.vm.kvm.runtime.sleep(self._dice.random() * self._idle_s)
 
     def moved(self) -> int:
-        """Steps and memory accesses: one long KVM_RUN is no hang, a guest that never gets its access through is."""
+        """Steps and memory accesses: one long KVM_RUN is no hang, a guest that never gets its
+        access through is."""
         return self.progress + self.vcpu.stat.accesses
 
     def figures(self) -> dict[str, int]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import click
 
-from stress.bench.figures import run_bench
-from stress.verdict import ExitCode
+from stress.results.verdict import ExitCode
+from stress.runs.bench import run_bench
 
 
 @click.command()

@@ -1,4 +1,5 @@
-"""The scenario that a command is given: loaded with what was changed on the command line, and every mistake in one error."""
+"""The scenario that a command is given: loaded with what was changed on the command line, and every
+mistake in one error."""
 
 from __future__ import annotations
 
@@ -8,25 +9,44 @@ from pathlib import Path
 from attrs import evolve
 
 from mmu.variant import Variant
-from stress.errors import ConfigError, Problem, VariantError
+from stress.scenario.errors import ConfigError, Problem, VariantError
 from stress.scenario.load import load
 from stress.scenario.types import Scenario
-from stress.variants import load_variants
+from stress.scenario.variant_files import load_variants
 
-MENDED = ('vm.profile="hardened"', "vm.variants=[]", "vm.variant_files=[]", "expect.rules=[]", "expect.codes=[]")
+MENDED = (
+    'vm.profile="hardened"',
+    "vm.variants=[]",
+    "vm.variant_files=[]",
+    "expect.rules=[]",
+    "expect.codes=[]",
+)
 """What turns a scenario that must fail into one that must pass."""
-KEPT = ("vm.variants", "vm.profile", "vm.kernel", "vm.policy", "vm.variant_files", "expect.rules", "expect.codes")
+KEPT = (
+    "vm.variants",
+    "vm.profile",
+    "vm.kernel",
+    "vm.policy",
+    "vm.variant_files",
+    "expect.rules",
+    "expect.codes",
+)
 """What a scenario keeps when another one is explored in its place."""
 
 
-def changed(overrides: tuple[str, ...], *, mended: bool, duration: float | None = None) -> tuple[str, ...]:
+def changed(
+    overrides: tuple[str, ...], *, mended: bool, duration: float | None = None
+) -> tuple[str, ...]:
     """What --set says, and after it what --duration (of a run) and --mended stand for."""
     budget = () if duration is None else (f"budget.duration_s={duration}",)
     return (*overrides, *budget, *(MENDED if mended else ()))
 
 
-def load_all(config: Path, overrides: tuple[str, ...], files: tuple[Path, ...]) -> tuple[Scenario, tuple[Variant, ...]]:
-    """The scenario and the variants from files; everything that is wrong with any of them in one error."""
+def load_all(
+    config: Path, overrides: tuple[str, ...], files: tuple[Path, ...]
+) -> tuple[Scenario, tuple[Variant, ...]]:
+    """The scenario and the variants from files; everything that is wrong with any of them in one
+    error."""
     problems: list[Problem] = []
     variants: list[Variant] = []
     scenario = None
@@ -34,12 +54,22 @@ def load_all(config: Path, overrides: tuple[str, ...], files: tuple[Path, ...]) 
         scenario = load(config, overrides)
     except ConfigError as error:
         problems += error.problems
-    named = [(Path(name), str(config)) for name in (scenario.vm.variant_files if scenario is not None else ())]
+    named = [
+        (Path(name), str(config))
+        for name in (scenario.vm.variant_files if scenario is not None else ())
+    ]
     for file, where in [*named, *((file, "--variant") for file in files)]:
         try:
             variants += load_variants(file)
         except VariantError as error:
-            problems.append(Problem(where, str(file), str(error), "a Python file that defines VARIANT = Variant(...)"))
+            problems.append(
+                Problem(
+                    where,
+                    str(file),
+                    str(error),
+                    "a Python file that defines VARIANT = Variant(...)",
+                )
+            )
     if problems or scenario is None:
         raise ConfigError(problems)
     return scenario, tuple(variants)
@@ -52,11 +82,21 @@ def seed_for(scenario: Scenario, given: int | None) -> int:
 
 
 def small_scenario(scenario: Scenario, overrides: tuple[str, ...]) -> Scenario:
-    """What is explored for a scenario: itself, or the small one that it names, with its own design and expectations."""
+    """What is explored for a scenario: itself, or the small one that it names, with its own design
+    and expectations."""
     named = scenario.explore.scenario
     if named is None:
         return scenario
     wanted = tuple(item for item in overrides if item.partition("=")[0] not in KEPT)
     small, _ = load_all(Path(named), wanted, ())
-    design = {key: getattr(scenario.vm, key) for key in ("profile", "kernel", "policy", "variants", "variant_files")}
-    return evolve(small, title=scenario.title, vm=evolve(small.vm, **design), expect=scenario.expect, limits=scenario.limits)
+    design = {
+        key: getattr(scenario.vm, key)
+        for key in ("profile", "kernel", "policy", "variants", "variant_files")
+    }
+    return evolve(
+        small,
+        title=scenario.title,
+        vm=evolve(small.vm, **design),
+        expect=scenario.expect,
+        limits=scenario.limits,
+    )

@@ -1,7 +1,9 @@
-"""OS threads that carry controlled tasks: reused from schedule to schedule, each parked on an event of its own.
+"""OS threads that carry controlled tasks: reused from schedule to schedule, each parked on an event
+of its own.
 
-An `os.eventfd` (a pipe where there is none) costs 2 to 3 µs a hand-off on every CPython build when all threads share one
-CPU; locks and conditions cost up to ten times that without the GIL, and an idle CPU that has to be woken twenty times.
+An `os.eventfd` (a pipe where there is none) costs 2 to 3 µs a hand-off on every CPython build when
+all threads share one CPU; locks and conditions cost up to ten times that without the GIL, and an
+idle CPU that has to be woken twenty times.
 """
 
 from __future__ import annotations
@@ -18,8 +20,9 @@ if TYPE_CHECKING:
 
 
 class Signal:
-    """Something that one thread waits for and any thread sets. What it means is for the two to know: an interrupt may come
-    when a wait has ended and before it has returned, so a wake-up can get lost in the main thread."""
+    """Something that one thread waits for and any thread sets. What it means is for the two to
+    know: an interrupt may come when a wait has ended and before it has returned, so a wake-up can
+    get lost in the main thread."""
 
     __slots__ = ("set", "wait")
 
@@ -32,7 +35,8 @@ class Signal:
         if hasattr(os, "eventfd"):
             fd = os.eventfd(0, os.EFD_CLOEXEC)
             self.set = functools.partial(os.eventfd_write, fd, 1)
-            self.wait = functools.partial(os.read, fd, 8)  # unlike eventfd_read it goes on after a signal, or raises what it means
+            # unlike eventfd_read it goes on after a signal, or raises what it means
+            self.wait = functools.partial(os.read, fd, 8)
         else:  # pragma: no cover - not on Linux
             read_fd, write_fd = os.pipe()
             self.set = functools.partial(os.write, write_fd, b"x")
@@ -40,8 +44,9 @@ class Signal:
 
 
 class Carrier:
-    """One pooled OS thread: runs a job when its signal is set between two jobs. `busy` from the moment it gets a job until
-    the job says that the carrier may have another: from then on the job only returns."""
+    """One pooled OS thread: runs a job when its signal is set between two jobs. `busy` from the
+    moment it gets a job until the job says that the carrier may have another: from then on the job
+    only returns."""
 
     def __init__(self, number: int) -> None:
         self.signal = Signal()
@@ -66,8 +71,8 @@ class Carrier:
 
 
 class Pool:
-    """The process's carriers. Task number n of every schedule runs on carrier n, so that thread-local records of one
-    schedule never mix; schedules run one after another."""
+    """The process's carriers. Task number n of every schedule runs on carrier n, so that
+    thread-local records of one schedule never mix; schedules run one after another."""
 
     def __init__(self) -> None:
         self._carriers: list[Carrier] = []
@@ -79,7 +84,8 @@ class Pool:
         """The thread for greenlets, once there is one."""
 
     def carrier(self, number: int) -> Carrier:
-        """Carrier `number`, made when it is first needed, or when an interrupt has left a task on the one there was."""
+        """Carrier `number`, made when it is first needed, or when an interrupt has left a task on
+        the one there was."""
         while len(self._carriers) <= number:
             self._carriers.append(Carrier(len(self._carriers)))
         if self._carriers[number].busy:
@@ -96,7 +102,8 @@ POOL = Pool()
 
 
 def _after_fork() -> None:
-    """A child process has none of the threads, and shares the events with its parent: begin afresh."""
+    """A child process has none of the threads, and shares the events with its parent: begin
+    afresh."""
     POOL.__init__()  # type: ignore[misc]  # the one object that everybody knows
 
 
@@ -106,9 +113,11 @@ if hasattr(os, "register_at_fork"):
 
 @contextmanager
 def pinned(slot: int | None = None) -> Iterator[None]:
-    """Keep the calling thread and the carriers on one of the CPUs that the process may use, and give all back afterwards.
+    """Keep the calling thread and the carriers on one of the CPUs that the process may use, and
+    give all back afterwards.
 
-    Processes that explore at the same time should have different slots; without one the process's number decides.
+    Processes that explore at the same time should have different slots; without one the process's
+    number decides.
     """
     if not hasattr(os, "sched_setaffinity"):  # pragma: no cover - not on Linux
         yield

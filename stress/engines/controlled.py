@@ -1,8 +1,8 @@
-"""The controlled runtime: the same words, tables, locks and waits as the thread runtime's, but every operation is a
-scheduling point of a `Scheduler`.
+"""The controlled runtime: the same words, tables, locks and waits as the thread runtime's, but
+every operation is a scheduling point of a `Scheduler`.
 
-Nothing here locks: exactly one task runs. Time is virtual, a microsecond a step; a sleep is a scheduling point and orders
-nothing.
+Nothing here locks: exactly one task runs. Time is virtual, a microsecond a step; a sleep is a
+scheduling point and orders nothing.
 """
 
 from __future__ import annotations
@@ -10,7 +10,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
-from mmu.runtime import RWLOCKS, Cell, Counter, Local, PerThreadCounter, Queue, RawLock, RawRwLock, Runtime, Table
+from mmu.runtime import (
+    RWLOCKS,
+    Cell,
+    Counter,
+    Local,
+    PerThreadCounter,
+    Queue,
+    RawLock,
+    RawRwLock,
+    Runtime,
+    Table,
+)
 from mmu.task import Task
 from stress.engines.locks import ControlledLock, ControlledRwLock
 from stress.engines.scheduler import Scheduler
@@ -120,8 +131,9 @@ class ControlledCounter(ControlledCell[int], Counter):
 
 
 class ControlledTable(Table):
-    """Shared words under control. When the table is freed its storage goes, so that an operation announced before and done
-    after finds nothing and is repeated as what it is then: a touch of freed memory."""
+    """Shared words under control. When the table is freed its storage goes, so that an operation
+    announced before and done after finds nothing and is repeated as what it is then: a touch of
+    freed memory."""
 
     __slots__ = ("_first", "_scheduler", "_size")
 
@@ -139,7 +151,9 @@ class ControlledTable(Table):
     def end(self) -> None:
         """A step that touches every word; then the words are gone."""
         first = self._first
-        self._scheduler.end(FREE, first, [(FREE, word) for word in range(first + 1, first + self._size)])
+        self._scheduler.end(
+            FREE, first, [(FREE, word) for word in range(first + 1, first + self._size)]
+        )
         list.clear(self)
 
     def __getitem__(self, index: Any) -> Any:
@@ -291,7 +305,8 @@ class LibraryRwLock:
         self.asking = runtime.counter(f"{name}.asking")
         numbers = iter(range(100))
         self._inner = RWLOCKS[preference](
-            lock_factory=lambda: ControlledLock(runtime.scheduler, f"{name}.lock{next(numbers)}"), time_source=runtime.seconds
+            lock_factory=lambda: ControlledLock(runtime.scheduler, f"{name}.lock{next(numbers)}"),
+            time_source=runtime.seconds,
         )
 
     def gen_rlock(self) -> RawLock:
@@ -307,8 +322,9 @@ class LibraryRwLock:
         return self.asking.value > 0
 
 
-class Tally(PerThreadCounter):
-    """A statistic under control: nobody counts at the same time, so one number does for every task."""
+class ControlledStatistic(PerThreadCounter):
+    """A statistic under control: nobody counts at the same time, so one number does for every
+    task."""
 
     __slots__ = ("n",)
 
@@ -317,12 +333,12 @@ class Tally(PerThreadCounter):
         self.n = 0
 
     @property
-    def local(self) -> Tally:  # type: ignore[override]  # where each task has its share: here
+    def local(self) -> ControlledStatistic:  # type: ignore[override]  # where each task has its share: here
         """Where the shares are."""
         return self
 
     @property
-    def mine(self) -> Tally:
+    def mine(self) -> ControlledStatistic:
         """The running task's share: the whole."""
         return self
 
@@ -348,12 +364,13 @@ class _Tallies(dict[str, PerThreadCounter]):
     def __missing__(self, name: str) -> PerThreadCounter:
         if name not in self._names:
             raise KeyError(name)
-        tally = self[name] = Tally(name)
+        tally = self[name] = ControlledStatistic(name)
         return tally
 
 
 class TaskLocal(Local[T]):
-    """A record of each task's own: whose turn it is says whose is asked for, whatever thread the task is on."""
+    """A record of each task's own: whose turn it is says whose is asked for, whatever thread the
+    task is on."""
 
     __slots__ = ("_make", "_records", "_scheduler")
 
@@ -375,8 +392,9 @@ class TaskLocal(Local[T]):
 
 
 class ControlledRuntime(Runtime):
-    """Makes everything that tasks share for one schedule of one scheduler. `granularity` is `atomic` (an operation on a
-    rwlock is a step) or `library` (the steps inside `readerwriterlock` are)."""
+    """Makes everything that tasks share for one schedule of one scheduler. `granularity` is
+    `atomic` (an operation on a rwlock is a step) or `library` (the steps inside `readerwriterlock`
+    are)."""
 
     def __init__(self, scheduler: Scheduler, granularity: str = "atomic") -> None:
         super().__init__()
@@ -470,7 +488,8 @@ class ControlledRuntime(Runtime):
         self.scheduler.wait(what, predicate)
 
     def wait_for_all(self, what: str, *flags: Cell[Any]) -> None:
-        """As `wait_until`; and it is known to be no race, for none of the flags could have been set later."""
+        """As `wait_until`; and it is known to be no race, for none of the flags could have been set
+        later."""
         self.scheduler.wait(what, lambda: all(flag.value for flag in flags), latched=True)
 
     def spawn(self, name: str, body: Callable[[], None]) -> Task:
@@ -498,10 +517,11 @@ class ControlledRuntime(Runtime):
 
     def per_thread_counter(self, name: str) -> PerThreadCounter:
         """A statistic: no task's course depends on it, so it is no scheduling point."""
-        return Tally(name)
+        return ControlledStatistic(name)
 
     def per_thread_counters(self, names: Iterable[str]) -> Mapping[str, PerThreadCounter]:
-        """Statistics, each made when it is first asked for: of a hundred, a schedule counts in some twenty."""
+        """Statistics, each made when it is first asked for: of a hundred, a schedule counts in some
+        twenty."""
         return _Tallies(names)
 
     def _failed(self, task: ControlTask, error: BaseException) -> None:

@@ -1,9 +1,11 @@
-"""Tasks as greenlets that share one OS thread, the hub: a hand-over is a switch of stacks and needs no kernel.
+"""Tasks as greenlets that share one OS thread, the hub: a hand-over is a switch of stacks and needs
+no kernel.
 
-The hub is not the main thread, which alone gets a Ctrl-C: that arrives between two steps of the main thread and never in the
-middle of a task. The main thread and the hub wait for each other at the beginning and the end of a phase, as threads do.
-Greenlets are reused from schedule to schedule, because making one is dear. `Scheduler.running` says whose turn it is here,
-too; whoever has nothing to do resumes that task. What is kept by thread is all greenlets' (`mmu.task.current`, set at every
+The hub is not the main thread, which alone gets a Ctrl-C: that arrives between two steps of the
+main thread and never in the middle of a task. The main thread and the hub wait for each other at
+the beginning and the end of a phase, as threads do. Greenlets are reused from schedule to schedule,
+because making one is dear. `Scheduler.running` says whose turn it is here, too; whoever has nothing
+to do resumes that task. What is kept by thread is all greenlets' (`mmu.task.current`, set at every
 switch), and what is the task's own comes from the runtime.
 """
 
@@ -23,8 +25,9 @@ from stress.engines.tasks import Abandoned, ControlTask
 
 
 class Hub:
-    """The thread and its greenlets. Task number n of every schedule runs on greenlet n. Nothing happens here unless the main
-    thread waits, but for the time between an interrupt and the next step of whoever runs."""
+    """The thread and its greenlets. Task number n of every schedule runs on greenlet n. Nothing
+    happens here unless the main thread waits, but for the time between an interrupt and the next
+    step of whoever runs."""
 
     def __init__(self) -> None:
         self.signal = Signal()
@@ -35,7 +38,9 @@ class Hub:
         """What runs when it is the main thread's turn: it waits for the signal."""
         self._carriers: list[GreenletCarrier] = []
         started = threading.Event()
-        self.thread = threading.Thread(target=self._loop, args=(started,), name="greenlets", daemon=True)
+        self.thread = threading.Thread(
+            target=self._loop, args=(started,), name="greenlets", daemon=True
+        )
         self.thread.start()
         started.wait()
 
@@ -51,7 +56,8 @@ class Hub:
         return any(carrier.busy for carrier in self._carriers)
 
     def pass_on(self) -> None:
-        """For whoever has nothing to do: let the task run whose turn it is. Returns when somebody resumes the caller."""
+        """For whoever has nothing to do: let the task run whose turn it is. Returns when somebody
+        resumes the caller."""
         self.scheduler.running.resume()
 
     def _loop(self, started: threading.Event) -> None:
@@ -115,7 +121,9 @@ class GreenletScheduler(Scheduler):
         self._outside.resume = self._hub.root.switch
         self._hub.scheduler = self  # who has just ended passes on to whoever this one says, at once
 
-    def spawn(self, name: str, body: Callable[[], None], daemon: bool, identity: Task) -> ControlTask:
+    def spawn(
+        self, name: str, body: Callable[[], None], daemon: bool, identity: Task
+    ) -> ControlTask:
         """A new task, on its own greenlet."""
         task = super().spawn(name, body, daemon, identity)
         carrier = self._hub.carrier(task.index)

@@ -1,4 +1,5 @@
-"""Locks under control: a mutual-exclusion lock and the reader-writer lock, whose operations are scheduling points."""
+"""Locks under control: a mutual-exclusion lock and the reader-writer lock, whose operations are
+scheduling points."""
 
 from __future__ import annotations
 
@@ -9,7 +10,8 @@ from stress.engines.tasks import ControlTask
 
 
 class ControlledLock:
-    """A mutual-exclusion lock under control. A second acquire by its owner waits for ever, as a mutex does."""
+    """A mutual-exclusion lock under control. A second acquire by its owner waits for ever, as a
+    mutex does."""
 
     def __init__(self, scheduler: Scheduler, name: str) -> None:
         self.name = name
@@ -66,7 +68,7 @@ class ControlledLock:
         self.release()
 
 
-class _Handle:
+class _ControlledHandle:
     """One task's way to a `ControlledRwLock`, for one mode."""
 
     def __init__(self, lock: ControlledRwLock, write: bool) -> None:
@@ -84,11 +86,12 @@ class _Handle:
 
 
 class ControlledRwLock:
-    """A reader-writer lock whose every operation is one step, with the three preferences of `readerwriterlock`.
+    """A reader-writer lock whose every operation is one step, with the three preferences of
+    `readerwriterlock`.
 
-    `fair`: a writer first closes the gate, for readers and writers alike, and then waits for the readers inside.
-    `writer`: a writer that waits keeps readers out. `reader`: readers enter whenever no writer is inside.
-    Asking for it is a step of its own, which `rwlock_needbreak` sees.
+    `fair`: a writer first closes the gate, for readers and writers alike, and then waits for the
+    readers inside. `writer`: a writer that waits keeps readers out. `reader`: readers enter
+    whenever no writer is inside. Asking for it is a step of its own, which `rwlock_needbreak` sees.
     """
 
     def __init__(self, scheduler: Scheduler, preference: str, name: str) -> None:
@@ -105,15 +108,16 @@ class ControlledRwLock:
         self._word = scheduler.number(3, self)
         self._asked = self._word + 1
         self._inside = self._word + 2 if preference == "fair" else self._word
-        """Where readers leave and a writer that has closed the gate enters; with a gate, nothing else has to be ordered."""
+        """Where readers leave and a writer that has closed the gate enters; with a gate, nothing
+        else has to be ordered."""
 
     def gen_rlock(self) -> RawLock:
         """A reader's handle."""
-        return _Handle(self, write=False)
+        return _ControlledHandle(self, write=False)
 
     def gen_wlock(self) -> RawLock:
         """A writer's handle."""
-        return _Handle(self, write=True)
+        return _ControlledHandle(self, write=True)
 
     def peek(self, index: int = 0) -> str:
         """Who holds it, or for word 1 how many ask for it, without a step."""

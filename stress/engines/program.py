@@ -1,4 +1,5 @@
-"""What a scheduler can run: programs, which are built afresh for every schedule, and the run that came of one."""
+"""What a scheduler can run: programs, which are built afresh for every schedule, and the run that
+came of one."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from mmu.probe import Probe
 from mmu.report import Report, Section, section
 from mmu.sync.lockdep import describe_held
 from mmu.task import Task, current
-from stress.engines.carriers import AUTO, carrier_for, scheduler_class
+from stress.engines.carrier_choice import AUTO, carrier_for, scheduler_class
 from stress.engines.controlled import ControlledRuntime
 from stress.engines.scheduler import Picker, Scheduler
 from stress.engines.steps import RELAX, Access, Event, Look, looked_at
@@ -23,14 +24,16 @@ from stress.engines.tasks import ControlTask
 LIMIT = 20_000
 """How many steps a schedule of a program may have that does not say."""
 FAIR_STEPS = 50_000
-"""How long a schedule that has reached its limit may go on with fair turns before it is called a livelock."""
+"""How long a schedule that has reached its limit may go on with fair turns before it is called a
+livelock."""
 DEPTH = 32
 """So many frames of a task that waits are looked at, those of the engine among them."""
 
 
 @frozen
-class Part:
-    """One task of a program: a name that is unique in it, and what it does. Daemons are not waited for."""
+class ProgramTask:
+    """One task of a program: a name that is unique in it, and what it does. Daemons are not waited
+    for."""
 
     name: str
     body: Callable[[], None]
@@ -40,16 +43,18 @@ class Part:
 class Instance(Protocol):
     """One program, ready to run once."""
 
-    parts: Sequence[Part]
+    parts: Sequence[ProgramTask]
     has_start: bool
-    """Whether the parts get ready first, in a fixed order, and then wait for `start`. Otherwise everything is explored."""
+    """Whether the parts get ready first, in a fixed order, and then wait for `start`. Otherwise
+    everything is explored."""
 
     def start(self) -> None:
         """Every part waits for the common start: let them go."""
         ...
 
-    def closing(self) -> Sequence[Part]:
-        """Called after the last part has ended: what still has to be done, in a fixed order, before the judgement."""
+    def closing(self) -> Sequence[ProgramTask]:
+        """Called after the last part has ended: what still has to be done, in a fixed order, before
+        the judgement."""
         ...
 
     def reports(self) -> Sequence[Report]:
@@ -66,13 +71,14 @@ class Instance(Protocol):
 
 
 class Program(Protocol):
-    """Something that can be run again and again, always from the same start. It may say how its schedules are run: `limit`,
-    `granularity` and `carrier`, as `Executor` has them."""
+    """Something that can be run again and again, always from the same start. It may say how its
+    schedules are run: `limit`, `granularity` and `carrier`, as `Executor` has them."""
 
     name: str
 
     def build(self, runtime: ControlledRuntime, seed: int) -> Instance:
-        """A fresh instance, everything shared made by `runtime`; `seed` is all that it may depend on."""
+        """A fresh instance, everything shared made by `runtime`; `seed` is all that it may depend
+        on."""
         ...
 
 
@@ -96,7 +102,8 @@ class Strategy(Protocol):
 
 
 class Blocked(NamedTuple):
-    """What a task that cannot go on has announced: the accesses that could have come sooner, and the looks of a wait."""
+    """What a task that cannot go on has announced: the accesses that could have come sooner, and
+    the looks of a wait."""
 
     task: int
     kind: int
@@ -106,8 +113,9 @@ class Blocked(NamedTuple):
 
 @define
 class Run:
-    """One schedule and what came of it. `trace`, `extras` and `looks` are the scheduler's, of the explored phase; `cut` says
-    that the strategy gave it up, because others like it were seen; `limit_hit` that it was longer than allowed."""
+    """One schedule and what came of it. `trace`, `extras` and `looks` are the scheduler's, of the
+    explored phase; `cut` says that the strategy gave it up, because others like it were seen;
+    `limit_hit` that it was longer than allowed."""
 
     trace: list[Event] = field(factory=list)
     extras: dict[int, list[Access]] = field(factory=dict)
@@ -145,10 +153,11 @@ class Run:
 
 
 class Executor:
-    """Runs schedules of one program, one at a time: of `limit` steps at most, with rwlocks of this `granularity` (see
-    `ControlledRuntime`); what is not given is as the program says. A schedule that comes to the limit gets `fair_steps` more,
-    to end or to be a livelock; with 0 it is given up there, and nothing is said of how it would have gone on. `carrier` is what
-    its tasks run on (see `stress.engines.carriers`), which nothing but time depends on."""
+    """Runs schedules of one program, one at a time: of `limit` steps at most, with rwlocks of this
+    `granularity` (see `ControlledRuntime`); what is not given is as the program says. A schedule
+    that comes to the limit gets `fair_steps` more, to end or to be a livelock; with 0 it is given
+    up there, and nothing is said of how it would have gone on. `carrier` is what its tasks run on
+    (see `stress.engines.carrier_choice`), which nothing but time depends on."""
 
     def __init__(
         self,
@@ -161,7 +170,9 @@ class Executor:
     ) -> None:
         self.program = program
         self.limit: int = limit if limit is not None else getattr(program, "limit", LIMIT)
-        self.granularity: str = granularity if granularity is not None else getattr(program, "granularity", "atomic")
+        self.granularity: str = (
+            granularity if granularity is not None else getattr(program, "granularity", "atomic")
+        )
         self.keep_extras = keep_extras
         self.fair_steps = fair_steps
         self.carrier = carrier_for(getattr(program, "carrier", AUTO), self.granularity)
@@ -184,12 +195,16 @@ class Executor:
                 scheduler.abandon()
         run.names = [task.name for task in scheduler.tasks]
         run.reports = (*instance.reports(), *found)
-        run.errors = tuple(instance.errors()) or (() if run.reports else tuple(scheduler.task_errors))
+        run.errors = tuple(instance.errors()) or (
+            () if run.reports else tuple(scheduler.task_errors)
+        )
         run.outcome = instance.outcome() if run.completed else None
         strategy.end(run)
         return run
 
-    def _run_parts(self, scheduler: Scheduler, strategy: Strategy, run: Run, found: list[Report]) -> Instance:
+    def _run_parts(
+        self, scheduler: Scheduler, strategy: Strategy, run: Run, found: list[Report]
+    ) -> Instance:
         runtime = ControlledRuntime(scheduler, self.granularity)
         instance = self.program.build(runtime, run.seed)
         for part in instance.parts:
@@ -200,13 +215,23 @@ class Executor:
             self._close(scheduler, runtime, instance, found)
         return instance
 
-    def _explore(self, scheduler: Scheduler, instance: Instance, strategy: Strategy, run: Run, found: list[Report]) -> None:
+    def _explore(
+        self,
+        scheduler: Scheduler,
+        instance: Instance,
+        strategy: Strategy,
+        run: Run,
+        found: list[Report],
+    ) -> None:
         if instance.has_start:
             scheduler.run()
             instance.start()
         scheduler.run(strategy.begin(scheduler))
         run.trace, run.extras, run.looks = scheduler.trace, scheduler.extras, scheduler.looks
-        run.blocked = [Blocked(task.index, task.kind, _announced(task), task.looks) for task in scheduler.waiting]
+        run.blocked = [
+            Blocked(task.index, task.kind, _announced(task), task.looks)
+            for task in scheduler.waiting
+        ]
         run.limit_hit = scheduler.limit_hit
         run.cut = scheduler.given_up
         run.completed = not (scheduler.unfinished or run.cut)
@@ -216,7 +241,13 @@ class Executor:
         elif scheduler.stuck:
             found.append(deadlock(scheduler))
 
-    def _close(self, scheduler: Scheduler, runtime: ControlledRuntime, instance: Instance, found: list[Report]) -> None:
+    def _close(
+        self,
+        scheduler: Scheduler,
+        runtime: ControlledRuntime,
+        instance: Instance,
+        found: list[Report],
+    ) -> None:
         for part in instance.closing():
             runtime.start(part.name, part.body)
             scheduler.run()
@@ -233,7 +264,8 @@ def _announced(task: ControlTask) -> list[Access]:
 
 @contextmanager
 def _fresh_task() -> Iterator[None]:
-    """The calling thread is a new task for a while: what a schedule's program keeps in its task goes with the schedule."""
+    """The calling thread is a new task for a while: what a schedule's program keeps in its task
+    goes with the schedule."""
     mine = current.task
     current.task = task = Task(mine.name)
     task.number = mine.number
@@ -249,7 +281,11 @@ def waits_for(scheduler: Scheduler) -> list[str]:
     for task in scheduler.waiting:
         owners = task.gate.owners() if task.gate is not None else []
         names = ", ".join(owner.name for owner in owners if owner is not task)
-        waits = "spins until something that it reads changes" if task.kind == RELAX else f"waits for {task.what}"
+        waits = (
+            "spins until something that it reads changes"
+            if task.kind == RELAX
+            else f"waits for {task.what}"
+        )
         lines.append(f"{task.name} {waits}" + (f", held by {names}" if names else ""))
     return lines
 
@@ -260,7 +296,10 @@ def _where(tasks: Iterable[ControlTask]) -> Iterator[Section]:
         if task.task is not None and not task.daemon:
             here = stacks.of_task(task.task, DEPTH)
             yield section(f"stack of {task.task}", stacks.render(here))
-            yield section(f"locks held by {task.task}", describe_held(task.task, task.what if task.gate is not None else ""))
+            yield section(
+                f"locks held by {task.task}",
+                describe_held(task.task, task.what if task.gate is not None else ""),
+            )
 
 
 def deadlock(scheduler: Scheduler) -> Report:
@@ -272,10 +311,14 @@ def deadlock(scheduler: Scheduler) -> Report:
     return Report(
         "O10",
         code,
-        f"BUG: {code}: {', '.join(task.name for task in scheduler.waiting if not task.daemon)} can never go on",
+        f"BUG: {code}: {', '.join(task.name for task in scheduler.waiting if not task.daemon)} can "
+        "never go on",
         "every task makes progress; here each waits for something that nobody is left to do"
         if not spinning
-        else "every task makes progress; here one tries again and again what nobody is left to change",
+        else (
+            "every task makes progress; here one tries again and again what nobody is left to "
+            "change"
+        ),
         "khungtaskd; reference O10",
         subject="; ".join(waiting),
         sections=(section("waits for", lines), *_where(scheduler.waiting)),
@@ -288,7 +331,8 @@ def livelock(scheduler: Scheduler) -> Report:
     return Report(
         "O10",
         "livelock",
-        f"BUG: livelock: {', '.join(busy)} went on for {scheduler.fair_steps:,} steps with fair turns and did not end",
+        f"BUG: livelock: {', '.join(busy)} went on for {scheduler.fair_steps:,} steps with fair "
+        "turns and did not end",
         "every task makes progress when it gets its turns",
         "reference O10, B38",
         subject=", ".join(busy),
@@ -300,15 +344,20 @@ def livelock(scheduler: Scheduler) -> Report:
 
 
 class QuietProbe(Probe):
-    """A probe whose observers look at the model without being scheduled: what they read belongs to the current step."""
+    """A probe whose observers look at the model without being scheduled: what they read belongs to
+    the current step."""
 
     __slots__ = ("_scheduler",)
 
-    def __init__(self, scheduler: Scheduler, on_error: Callable[[str, BaseException], None] | None = None) -> None:
+    def __init__(
+        self, scheduler: Scheduler, on_error: Callable[[str, BaseException], None] | None = None
+    ) -> None:
         super().__init__(on_error)
         self._scheduler = scheduler
 
-    def _dispatcher(self, name: str, methods: tuple[Callable[..., Any], ...]) -> Callable[..., None]:
+    def _dispatcher(
+        self, name: str, methods: tuple[Callable[..., Any], ...]
+    ) -> Callable[..., None]:
         return partial(_tell_quietly, self._scheduler, self._on_error, name, methods)
 
 

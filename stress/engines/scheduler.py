@@ -1,41 +1,44 @@
-"""The scheduler: exactly one task runs, and every operation on a shared word or lock asks who runs next.
+"""The scheduler: exactly one task runs, and every operation on a shared word or lock asks who runs
+next.
 
-A task announces the operation it is about to do, a strategy picks one of the runnable tasks, and the picked task's
-announced operation is executed. What cannot be done now (a lock that is held, a predicate that is false) makes its task
-not runnable until a write makes it possible, so nothing ever spins or polls, and "nobody is runnable" is a fact.
+A task announces the operation it is about to do, a strategy picks one of the runnable tasks, and
+the picked task's announced operation is executed. What cannot be done now (a lock that is held, a
+predicate that is false) makes its task not runnable until a write makes it possible, so nothing
+ever spins or polls, and "nobody is runnable" is a fact.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from operator import attrgetter
 from typing import Any, NoReturn
 
 from mmu.task import Task, current
 from stress.engines.carrier import POOL
 from stress.engines.steps import (
-    ADD,
-    FREE,
     LOAD,
     NO_WORD,
     OWNER_SHIFT,
+    READS,
     RELAX,
-    RMW,
     SPAWN,
     START,
     STORE,
     TASK_LIST,
     WAIT,
+    WRITES,
     Access,
     Event,
     Look,
 )
-from stress.engines.tasks import Abandoned, Carries, ControlTask, Gate
+from stress.engines.tasks import Abandoned, Carries, ControlTask, Gate, nobody, nothing
 
 Picker = Callable[[], ControlTask]
 
 
 class Scheduler:
-    """Runs tasks one at a time. `pick` is the strategy's choice; `trace` the events of the current phase."""
+    """Runs tasks one at a time. `pick` is the strategy's choice; `trace` the events of the current
+    phase."""
 
     def __init__(self, limit: int, fair_steps: int) -> None:
         self.limit = limit
@@ -44,10 +47,12 @@ class Scheduler:
         self.runnable: list[ControlTask] = []
         self.trace: list[Event] = []
         self.extras: dict[int, list[Access]] = {}
-        """Further words that an event touched: what observers read while it was the last, what a predicate read."""
+        """Further words that an event touched: what observers read while it was the last, what a
+        predicate read."""
         self.looks: dict[int, list[Look]] = {}
-        """How often a WAIT has looked before it went on: a write to what it saw in vain could have ended it earlier. Of a latched
-        one nothing is kept: it comes after all that it waits for, whatever the schedule."""
+        """How often a WAIT has looked before it went on: a write to what it saw in vain could have
+        ended it earlier. Of a latched one nothing is kept: it comes after all that it waits for,
+        whatever the schedule."""
         self.registry: list[tuple[int, Any]] = []
         """Every object with its first word, in the order in which they were made."""
         self.quiet = 1
@@ -57,14 +62,17 @@ class Scheduler:
         """In a phase that is not explored: no steps, only waits count."""
         self.keep_extras = False
         self.unobserved: set[int] = set()
-        """Words whose loads by observers do not count: an observer's own read section is none of the model's."""
+        """Words whose loads by observers do not count: an observer's own read section is none of
+        the model's."""
         self.on_error: Callable[[ControlTask, BaseException], None] | None = None
         self.exit_checks: list[Callable[[Task], None]] = []
         self.limit_hit = False
         self.progress: Callable[[], int] | None = None
-        """A number that changes as long as somebody gets anywhere; without it nobody's work counts for anything."""
+        """A number that changes as long as somebody gets anywhere; without it nobody's work counts
+        for anything."""
         self.moving = False
-        """The limit was hit and the fair turns did not end it, but somebody still got somewhere, or nobody has looked."""
+        """The limit was hit and the fair turns did not end it, but somebody still got somewhere, or
+        nobody has looked."""
         self._reached = 0
         self.given_up = False
         self.task_errors: list[str] = []
@@ -75,12 +83,12 @@ class Scheduler:
         self.pick: Picker = self.first
         self.steps_before = 0
         self._noting: list[Access] | None = None
-        self._outside = ControlTask(0, "main", POOL.main, _nothing, daemon=True)
+        self._outside = ControlTask(0, "main", POOL.main, nothing, daemon=True)
         self._outside.made = 2
         self._outside.enabled = False
         self.running = self._outside
-        """Whose turn it is. Whoever waits for a turn waits until this says so; a wake-up alone says nothing, for an interrupt
-        may swallow one, or leave one behind."""
+        """Whose turn it is. Whoever waits for a turn waits until this says so; a wake-up alone says
+        nothing, for an interrupt may swallow one, or leave one behind."""
         self._aborting = False
         self._halting = False
         """Interrupted: whoever runs stops at the next step."""
@@ -96,8 +104,11 @@ class Scheduler:
         self.registry.append((word, thing))
         return word
 
-    def spawn(self, name: str, body: Callable[[], None], daemon: bool, identity: Task) -> ControlTask:
-        """A new task, runnable at once, that is `identity` to itself and others. Daemons are not waited for."""
+    def spawn(
+        self, name: str, body: Callable[[], None], daemon: bool, identity: Task
+    ) -> ControlTask:
+        """A new task, runnable at once, that is `identity` to itself and others. Daemons are not
+        waited for."""
         self.step(SPAWN, TASK_LIST)
         index = len(self.tasks) + 1
         if not self.quiet:
@@ -126,8 +137,9 @@ class Scheduler:
     # Phases; called by the thread that owns the scheduler.
 
     def run(self, pick: Picker | None = None) -> None:
-        """Run until nobody can: every task is done, or only daemons wait, or (`stuck`) somebody waits for ever; or until the
-        limit is hit. `trace` and `extras` start afresh. Without a picker nothing is explored: tasks go on while they can."""
+        """Run until nobody can: every task is done, or only daemons wait, or (`stuck`) somebody
+        waits for ever; or until the limit is hit. `trace` and `extras` start afresh. Without a
+        picker nothing is explored: tasks go on while they can."""
         self.steps_before += len(self.trace)
         self.trace = []
         self.extras = {}
@@ -160,7 +172,9 @@ class Scheduler:
     def abandon(self) -> None:
         """Give the schedule up: unwind every task that is not done, one after another."""
         if self.running is not self._outside:
-            return  # an interrupt while somebody was to stop: they are left where they are, and the pool gets other carriers
+            # an interrupt while somebody was to stop: they are left where they are, and the pool
+            # gets other carriers
+            return
         self._aborting = True
         self.serial = False
         self.quiet = 1
@@ -169,9 +183,14 @@ class Scheduler:
                 self._run_alone(task)
 
     def first(self) -> ControlTask:
-        """The picker for what is not explored: go on while possible, else the first that can run."""
+        """The picker for what is not explored: go on while possible, else the first that can
+        run."""
         running = self.running
-        return running if running.enabled and not running.done else min(self.runnable, key=_index)
+        return (
+            running
+            if running.enabled and not running.done
+            else min(self.runnable, key=attrgetter("index"))
+        )
 
     def next_in_turn(self) -> ControlTask:
         """The fair picker: the next task that can run, round and round."""
@@ -195,7 +214,12 @@ class Scheduler:
         if self.quiet:
             if self._noting is not None:
                 self._noting.append((kind, word))
-            elif self.keep_extras and kind == LOAD and self.running is not self._outside and word not in self.unobserved:
+            elif (
+                self.keep_extras
+                and kind == LOAD
+                and self.running is not self._outside
+                and word not in self.unobserved
+            ):
                 self.extras.setdefault(len(self.trace) - 1, []).append((kind, word))
             return
         task = self.running
@@ -242,7 +266,8 @@ class Scheduler:
             self._set_enabled(task, gate.open_to(task))
 
     def wait(self, what: str, predicate: Callable[[], bool], *, latched: bool = False) -> None:
-        """Not runnable until `predicate` is true; of a `latched` one every write to what it reads is needed, and comes once."""
+        """Not runnable until `predicate` is true; of a `latched` one every write to what it reads
+        is needed, and comes once."""
         if self.quiet and not (self.serial and self.quiet == 1):
             if self._aborting:
                 raise Abandoned
@@ -261,7 +286,8 @@ class Scheduler:
         self._saw(task)
 
     def relax(self) -> None:
-        """Not runnable until something that the task has read since it last relaxed is written by somebody else."""
+        """Not runnable until something that the task has read since it last relaxed is written by
+        somebody else."""
         if self.quiet:
             if self._halting and self.serial and self.quiet == 1:
                 self._leave(self.running)
@@ -306,7 +332,8 @@ class Scheduler:
     # Switching.
 
     def _run_alone(self, task: ControlTask) -> None:
-        """For the main thread: let `task` run, and whoever it hands over to, until it is the main thread's turn again."""
+        """For the main thread: let `task` run, and whoever it hands over to, until it is the main
+        thread's turn again."""
         self.running = task
         task.wake()
         self._await_turn()
@@ -316,10 +343,12 @@ class Scheduler:
             self._outside.sleep()
 
     def _halt(self, first: ControlTask) -> None:
-        """For the main thread, interrupted anywhere in `_run_alone(first)`: wait until whoever runs has come to a step."""
+        """For the main thread, interrupted anywhere in `_run_alone(first)`: wait until whoever runs
+        has come to a step."""
         self._halting = True
         self.limit = 0
-        first.wake()  # it may have been its turn already, but not been told; to be told again does no harm
+        # it may have been its turn already, but not been told; to be told again does no harm
+        first.wake()
         self._await_turn()
         self.quiet = 1
         self.serial = False
@@ -365,7 +394,8 @@ class Scheduler:
         self._park(task)
 
     def _over(self) -> None:
-        """Too many steps: go on with fair turns for a while; after that the schedule is given up."""
+        """Too many steps: go on with fair turns for a while; after that the schedule is given
+        up."""
         if self._halting:
             self._leave(self.running)
         reached = self.progress() if self.progress is not None else 0
@@ -385,9 +415,10 @@ class Scheduler:
         self._leave(self.running)
 
     def dispose(self) -> None:
-        """The schedule is over and nobody needs it any more: let go of everything at once, without the garbage collector."""
+        """The schedule is over and nobody needs it any more: let go of everything at once, without
+        the garbage collector."""
         for task in self.tasks:
-            task.body = _nothing
+            task.body = nothing
             task.predicate = None
             task.gate = None
             if task.task is not None:  # which its carrier's thread knows until the next schedule
@@ -398,7 +429,7 @@ class Scheduler:
         self.watched.clear()
         self.on_error = self.progress = None
         self.exit_checks = []
-        self.pick = _nobody
+        self.pick = nobody
         self.running = self._outside
 
     def _leave(self, task: ControlTask) -> NoReturn:
@@ -447,9 +478,12 @@ class Scheduler:
         self._ended(task)
 
     def _note_end(self, task: ControlTask) -> None:
-        """The end of a task belongs to its last operation: only who joins it cares, and can have come no sooner."""
+        """The end of a task belongs to its last operation: only who joins it cares, and can have
+        come no sooner."""
         if not self.quiet:
-            self.extras.setdefault(len(self.trace) - 1, []).append((STORE, task.index << OWNER_SHIFT))
+            self.extras.setdefault(len(self.trace) - 1, []).append(
+                (STORE, task.index << OWNER_SHIFT)
+            )
 
     def _ended(self, task: ControlTask) -> None:
         task.done = True
@@ -492,7 +526,8 @@ class Scheduler:
                 self.runnable.remove(task)
 
     def _revive(self) -> bool:
-        """Nobody can run: let those that spin look once more, twice in a row at most, in case they wait for more than words."""
+        """Nobody can run: let those that spin look once more, twice in a row at most, in case they
+        wait for more than words."""
         revived = False
         for task in self.tasks:
             if not task.done and not task.enabled and task.kind == RELAX and task.revived < 2:
@@ -545,7 +580,7 @@ class Scheduler:
             self._over()
 
     def _read_since_relaxed(self, task: ControlTask) -> tuple[bool, list[Access]]:
-        """Whether something read since then was written by others after the read; and everything that was read."""
+        """Whether another task wrote something after it was read since then, and all reads."""
         written: set[int] = set()
         reads: dict[int, None] = {}
         mine = task.index
@@ -554,25 +589,9 @@ class Scheduler:
         for position in range(len(trace) - 1, max(task.relaxed_at, len(trace) - 2000) - 1, -1):
             index, kind, word = trace[position]
             if index != mine:
-                if kind in _WRITES:
+                if kind in WRITES:
                     written.add(word)
-            elif kind in _READS:
+            elif kind in READS:
                 changed = changed or word in written
                 reads[word] = None
         return changed, [(LOAD, word) for word in reads]
-
-
-_READS = frozenset({LOAD, RMW, WAIT})
-_WRITES = frozenset({STORE, RMW, ADD, FREE})
-
-
-def _index(task: ControlTask) -> int:
-    return task.index
-
-
-def _nothing() -> None:
-    """The main thread is no task."""
-
-
-def _nobody() -> ControlTask:
-    raise RuntimeError("the schedule is over")

@@ -1,4 +1,5 @@
-"""One run's world: the VM, its actors, everybody who watches - built from a scenario, independent of the engine."""
+"""One run's world: the VM, its actors, everybody who watches - built from a scenario, independent
+of the engine."""
 
 from __future__ import annotations
 
@@ -22,8 +23,8 @@ from mmu.task import current
 from mmu.variant import Variant
 from stress.actors import cast_of
 from stress.actors.base import Actor, Stage
+from stress.actors.control import Control
 from stress.actors.layout import Layout
-from stress.engines.control import Control
 from stress.mutants import SHIPPED
 from stress.observe.close_calls import THREADS_US, CloseCalls
 from stress.observe.counts import Counts
@@ -31,13 +32,13 @@ from stress.observe.coverage import SpteCoverage
 from stress.observe.disturb import Delays, Failures
 from stress.observe.gauges import Gauges
 from stress.observe.histograms import Histograms
-from stress.observe.judged import judged_by_model
-from stress.observe.lives import Lives
+from stress.observe.oracles import attach_all
 from stress.observe.points import Points
 from stress.observe.recorder import Recorder
+from stress.observe.root_lives import Lives
+from stress.observe.rules_judged import judged_by_model
 from stress.observe.series import Series
 from stress.observe.timeline import Timeline
-from stress.oracles import attach_all
 from stress.scenario.types import Scenario
 
 
@@ -49,9 +50,9 @@ class Finding:
     at_s: float
 
 
-class World:
-    """The VM of one run, its actors and its judges; nothing that only observes. `set_up` and `take_down` belong to the
-    engine's order of things."""
+class RunWorld:
+    """The VM of one run, its actors and its judges; nothing that only observes. `set_up` and
+    `take_down` belong to the engine's order of things."""
 
     def __init__(
         self,
@@ -75,7 +76,13 @@ class World:
         self.probe = probe or Probe(self.observer_failed)
         self.variants = variants_of(scenario, extra)
         self.counts = counts = Counts(runtime)
-        failures = Failures(runtime, scenario.disturbances, seed, counts["failures_asked"], counts["failures_injected"])
+        failures = Failures(
+            runtime,
+            scenario.disturbances,
+            seed,
+            counts["failures_asked"],
+            counts["failures_injected"],
+        )
         self.vm = VirtualMachine(
             vm_config(scenario),
             self.variants,
@@ -101,7 +108,8 @@ class World:
         self.actors = cast_of(self.stage)
 
     def take_down(self) -> None:
-        """Close the VM fd: with every TDP FD closed before, this destroys the VM and checks that nothing is left."""
+        """Close the VM fd: with every TDP FD closed before, this destroys the VM and checks that
+        nothing is left."""
         assert self.stage is not None
         self.stage.close_vm()
         self.counts["teardowns"].add(self.vm.destroyed.value)
@@ -110,7 +118,10 @@ class World:
         """What was found so far, each with its current count, first seen first."""
         counts = {report.signature: report for report in self.reporter.reports}
         with self._lock:
-            return [Finding(counts.get(item.report.signature, item.report), item.at_s) for item in self._findings]
+            return [
+                Finding(counts.get(item.report.signature, item.report), item.at_s)
+                for item in self._findings
+            ]
 
     def is_expected(self, finding: Finding) -> bool:
         """Whether this is what the scenario is about; without expectations any finding is."""
@@ -153,7 +164,9 @@ class World:
         if report.rule in self.scenario.oracles.off:
             return
         if current.task.error is not None:
-            return  # the thread has died of an exception, which is the harness error; what it still holds is no finding
+            # the thread has died of an exception, which is the harness error; what it still holds
+            # is no finding
+            return
         with self._lock:
             self._findings.append(Finding(report, round(self.elapsed(), 3)))
 
@@ -163,21 +176,27 @@ class World:
         self.fail(f"an observer raised in {hook}: {error!r}\n{where}")
 
 
-class Session(World):
+class Session(RunWorld):
     """A world with everybody who watches it, for a run on real threads."""
 
-    def __init__(self, scenario: Scenario, seed: int, runtime: Runtime, extra: Sequence[Variant] = ()) -> None:
+    def __init__(
+        self, scenario: Scenario, seed: int, runtime: Runtime, extra: Sequence[Variant] = ()
+    ) -> None:
         super().__init__(scenario, seed, runtime, extra)
         self.histograms = Histograms(runtime)
         self.gauges = Gauges(self.vm)
         self.recorder = Recorder(runtime, self.vm.kvm.layout)
         self.reporter.enrich = self.recorder.enrich
-        delays = Delays(runtime, scenario.disturbances, seed, self.counts["delays_asked"], self.counts["delays"])
+        delays = Delays(
+            runtime, scenario.disturbances, seed, self.counts["delays_asked"], self.counts["delays"]
+        )
         self.coverage = SpteCoverage(runtime, self.vm.kvm.layout)
         self.lives = Lives(self.elapsed)
         self.series = Series(self.histograms.write_held_ns)
         self.timeline = Timeline(runtime, self._began)
-        self.probe.attach(self.histograms, self.gauges, self.recorder, self.coverage, self.lives, delays)
+        self.probe.attach(
+            self.histograms, self.gauges, self.recorder, self.coverage, self.lives, delays
+        )
         if scenario.observe.timeline:
             self.probe.attach(self.timeline)
 
@@ -191,7 +210,8 @@ class Session(World):
 
 
 def variants_of(scenario: Scenario, extra: Sequence[Variant] = ()) -> list[Variant]:
-    """Everything that makes this VM differ from the mended design on 6.6 with the seed's policy, mildest first."""
+    """Everything that makes this VM differ from the mended design on 6.6 with the seed's policy,
+    mildest first."""
     vm = scenario.vm
     return [
         *KERNELS[vm.kernel],

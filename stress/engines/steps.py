@@ -1,7 +1,7 @@
 """What a scheduling point can be: the kinds of operations, and how words are numbered.
 
-Events are `(task index, kind, word)`. Words are numbered by the task that made them, so that a number means the same in
-every schedule in which that task did the same.
+Events are `(task index, kind, word)`. Words are numbered by the task that made them, so that a
+number means the same in every schedule in which that task did the same.
 """
 
 from __future__ import annotations
@@ -41,8 +41,12 @@ KINDS = (
     "free",
     "ending",
 )
-"""The kinds of operations by number. Two operations on one word commute when both are LOAD, both ADD, or both are a
-reader's (READ_*) on a lock; WAIT and RELAX are loads; YIELD and ENDING touch nothing."""
+"""The kinds of operations by number. Two operations on one word commute when both are LOAD, both
+ADD, or both are a reader's (READ_*) on a lock; WAIT and RELAX are loads; YIELD and ENDING touch
+nothing."""
+
+READS: Final = frozenset({LOAD, RMW, WAIT})
+WRITES: Final = frozenset({STORE, RMW, ADD, FREE})
 
 NO_WORD: Final = 0
 TASK_LIST: Final = 1
@@ -55,7 +59,8 @@ Access = tuple[int, int]
 """(kind, word)."""
 
 Look = tuple[int, bool, list[Access]]
-"""A waiting task has evaluated what it waits for: after how many events, with what result, and what it has read for that."""
+"""A waiting task has evaluated what it waits for: after how many events, with what result, and what
+it has read for that."""
 
 
 def looked_at(looks: list[Look]) -> list[Access]:

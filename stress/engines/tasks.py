@@ -45,8 +45,9 @@ class Carries(Protocol):
 
 
 class ControlTask:
-    """A task under control: `kind` and `word` are the operation it has announced, `wake` and `sleep` those of its thread.
-    `resume` lets a task go on that shares the caller's thread, and returns when it is the caller's turn again."""
+    """A task under control: `kind` and `word` are the operation it has announced, `wake` and
+    `sleep` those of its thread. `resume` lets a task go on that shares the caller's thread, and
+    returns when it is the caller's turn again."""
 
     __slots__ = (
         "body",
@@ -73,7 +74,9 @@ class ControlTask:
         "word",
     )
 
-    def __init__(self, index: int, name: str, signal: Signal, body: Callable[[], None], daemon: bool) -> None:
+    def __init__(
+        self, index: int, name: str, signal: Signal, body: Callable[[], None], daemon: bool
+    ) -> None:
         self.index = index
         self.name = name
         self.wake = signal.set
@@ -99,3 +102,12 @@ class ControlTask:
 
     def __repr__(self) -> str:
         return f"<{self.name} {KINDS[self.kind]} {self.word:#x}>"
+
+
+def nothing() -> None:
+    """The main thread is no task."""
+
+
+def nobody() -> ControlTask:
+    """Who is next when the schedule is over: a mistake of whoever asks."""
+    raise RuntimeError("the schedule is over")

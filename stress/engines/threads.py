@@ -1,4 +1,5 @@
-"""The thread engine: every actor is a real OS thread; they start together, stand still together and stop together."""
+"""The thread engine: every actor is a real OS thread; they start together, stand still together and
+stop together."""
 
 from __future__ import annotations
 
@@ -21,9 +22,10 @@ TICK_S = 0.05
 
 
 @define
-class Outcome:
-    """How a run went, apart from what it found. `completed`: the budget was used, or a finding ended it; `clean_end`:
-    every thread came to its end and the VM was destroyed; times in seconds."""
+class RunOutcome:
+    """How a run went, apart from what it found. `completed`: the budget was used, or a finding
+    ended it; `clean_end`: every thread came to its end and the VM was destroyed; times in
+    seconds."""
 
     completed: bool = False
     clean_end: bool = False
@@ -35,16 +37,18 @@ class Outcome:
 class ThreadEngine:
     """Runs a session. The main thread only watches: it takes none of the model's locks."""
 
-    def __init__(self, session: Session, resources: Resources, on_tick: Callable[[float], None]) -> None:
+    def __init__(
+        self, session: Session, resources: Resources, on_tick: Callable[[float], None]
+    ) -> None:
         self.session = session
         self.runtime: Runtime = session.runtime
         self.resources = resources
-        self.outcome = Outcome()
+        self.outcome = RunOutcome()
         self._on_tick = on_tick
         self._limits = session.scenario.limits
         self._tasks: list[Task] = []
 
-    def run(self) -> Outcome:
+    def run(self) -> RunOutcome:
         """The whole run: set up, start, watch, stop, check, take down."""
         session = self.session
         self.runtime.on_task_error = self._task_failed
@@ -65,7 +69,8 @@ class ThreadEngine:
             self.outcome.completed = True
 
     def _interruptible(self, part: Callable[[], None]) -> None:
-        """Ctrl-C ends this part of the run, and no more: what was found so far is judged and kept."""
+        """Ctrl-C ends this part of the run, and no more: what was found so far is judged and
+        kept."""
         try:
             part()
         except KeyboardInterrupt:
@@ -106,16 +111,21 @@ class ThreadEngine:
                 next_stutter = time.monotonic() - start + stutter
 
     def _found_enough(self) -> bool:
-        """Whether there is no point in going on: too much is broken, or some time ago what was expected was seen."""
+        """Whether there is no point in going on: too much is broken, or some time ago what was
+        expected was seen."""
         findings = self.session.findings()
         budget = self.session.scenario.budget
         wanted = [finding for finding in findings if self.session.is_expected(finding)]
         if not wanted:
             return len(findings) >= budget.max_findings
-        return len(findings) >= budget.max_findings or self.session.elapsed() - wanted[0].at_s >= budget.settle_s
+        return (
+            len(findings) >= budget.max_findings
+            or self.session.elapsed() - wanted[0].at_s >= budget.settle_s
+        )
 
     def _stand_still(self) -> None:
-        """Stutter: everybody stops between two steps, the invariants are checked, everybody goes on."""
+        """Stutter: everybody stops between two steps, the invariants are checked, everybody goes
+        on."""
         session, control = self.session, self.session.control
         parking = sum(1 for actor in session.actors if actor.parks)
         control.pausing.store(True)
@@ -135,7 +145,10 @@ class ThreadEngine:
         session = self.session
         session.control.stopping.store(True)
         session.interrupt_vcpus(True)
-        watch, patience = Stopwatch(self.runtime), self._limits.stall_s if not session.errors() else 1.0
+        watch, patience = (
+            Stopwatch(self.runtime),
+            self._limits.stall_s if not session.errors() else 1.0,
+        )
         for task in self._tasks:
             self._join(task, watch, patience)
         left = [task for task in self._tasks if not self.runtime.join(task, 0)]
@@ -152,15 +165,21 @@ class ThreadEngine:
             self.outcome.clean_end = session.vm.destroyed.value
 
     def _in_task(self, name: str, body: Callable[[], None]) -> bool:
-        """Run `body` in a thread of its own, so that the main thread never blocks in a lock; whether it ended well."""
+        """Run `body` in a thread of its own, so that the main thread never blocks in a lock;
+        whether it ended well."""
         task = self.runtime.spawn(name, body)
         if not self._join(task, Stopwatch(self.runtime), max(self._limits.stall_s, 30.0)):
-            self.session.reporter.emit(Watchdog(self.session.vm.kvm, self._limits.stall_s).report(name, self._limits.stall_s))
+            self.session.reporter.emit(
+                Watchdog(self.session.vm.kvm, self._limits.stall_s).report(
+                    name, self._limits.stall_s
+                )
+            )
             return False
         return task.error is None
 
     def _join(self, task: Task, watch: Stopwatch, patience: float) -> bool:
-        """Wait until `watch` says that the process was served for `patience` seconds; whether the task has ended."""
+        """Wait until `watch` says that the process was served for `patience` seconds; whether the
+        task has ended."""
         while not self.runtime.join(task, max(0.1, patience - watch.seconds())):
             if watch.seconds() >= patience:
                 return False
@@ -175,6 +194,7 @@ class ThreadEngine:
         return True
 
     def _task_failed(self, task: Task, error: BaseException) -> None:
-        """A thread raised: its part is over, so the run is not what was asked for. A finding still weighs more."""
+        """A thread raised: its part is over, so the run is not what was asked for. A finding still
+        weighs more."""
         trace = "".join(traceback.format_exception(error))
         self.session.fail(f"task {task} raised {error!r}\n{trace}")

@@ -1,4 +1,5 @@
-"""The watchdog: a hang becomes a finding (O10) with every thread's stack, held locks and what it waits for."""
+"""The watchdog: a hang becomes a finding (O10) with every thread's stack, held locks and what it
+waits for."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from mmu.sync.lockdep import describe_held, holds_class
 from mmu.task import Task
 
 
-class Watched(Protocol):
+class WatchedTask(Protocol):
     """Of an actor, what the watchdog looks at."""
 
     name: str
@@ -28,8 +29,8 @@ class Watched(Protocol):
 class Watchdog:
     """Looks at each actor's progress from time to time.
 
-    Only time in which the process was served counts, and of that only when the watchdog itself was: on a stopped or overloaded
-    machine nobody makes progress, and that is nobody's fault.
+    Only time in which the process was served counts, and of that only when the watchdog itself was:
+    on a stopped or overloaded machine nobody makes progress, and that is nobody's fault.
     """
 
     SERVED_S = 0.5
@@ -40,9 +41,9 @@ class Watchdog:
         self._stall_s = stall_s
         self._clock = clock or (lambda: kvm.runtime.served() / 1e9)
         self._last_tick = self._clock()
-        self._seen: dict[Watched, tuple[int, float]] = {}
+        self._seen: dict[WatchedTask, tuple[int, float]] = {}
 
-    def tick(self, actors: Sequence[Watched]) -> list[Report]:
+    def tick(self, actors: Sequence[WatchedTask]) -> list[Report]:
         """One look; returns a report for every actor that has stood still for too long."""
         now = self._clock()
         served = min(now - self._last_tick, self.SERVED_S)
@@ -59,7 +60,8 @@ class Watchdog:
         return [self.report(actor.name, self._stall_s) for actor in stuck]
 
     def _waits(self, tasks: list[Task]) -> dict[Task, str]:
-        """What each task waits for; a reader blocked in mmu_lock says so only in the lock itself."""
+        """What each task waits for; a reader blocked in mmu_lock says so only in the lock
+        itself."""
         waits = {task: task.waiting_for for task in tasks if task.waiting_for}
         for task, mode in self._kvm.mmu_lock.waiters():
             waits[task] = f"{self._kvm.mmu_lock.name} ({mode})"
@@ -77,8 +79,10 @@ class Watchdog:
         return Report(
             "O10",
             "hung-task",
-            f"INFO: task {name} blocked for more than {seconds:g} seconds" + (f", waiting for {waiting}" if waiting else ""),
-            "every actor makes progress; a wait that does not end is a deadlock, a lost wakeup or an unbounded retry",
+            f"INFO: task {name} blocked for more than {seconds:g} seconds"
+            + (f", waiting for {waiting}" if waiting else ""),
+            "every actor makes progress; a wait that does not end is a deadlock, a lost wakeup or "
+            "an unbounded retry",
             "khungtaskd; reference O10",
             name,
             name,
@@ -87,10 +91,18 @@ class Watchdog:
 
 
 def _waits_for(tasks: list[Task], waits: dict[Task, str]) -> list[str]:
-    """One line a waiting task: what it waits for, who holds that, and what those wait for in turn."""
+    """One line a waiting task: what it waits for, who holds that, and what those wait for in
+    turn."""
     lines = []
     for task, what in waits.items():
-        holders = [other for other in tasks if other is not task and holds_class(other, what.split(" (")[0], waits.get(other, ""))]
-        owners = ", ".join(f"{other}" + (f" (which waits for {waits[other]})" if other in waits else "") for other in holders)
+        holders = [
+            other
+            for other in tasks
+            if other is not task and holds_class(other, what.split(" (")[0], waits.get(other, ""))
+        ]
+        owners = ", ".join(
+            f"{other}" + (f" (which waits for {waits[other]})" if other in waits else "")
+            for other in holders
+        )
         lines.append(f"{task} -> {what}" + (f", held by {owners}" if owners else ""))
     return lines

@@ -1,18 +1,23 @@
 """Known-broken variants: each re-creates one real bug or breaks one rule, and must be caught.
 
-One idea a file; each file's `VARIANT` is a `stress.zoo.mutant.Mutant`, which says what it breaks, where that comes from,
-which rules must fire, and the smallest scenarios that show it.
+One idea a file; each file's `VARIANT` is a `stress.mutants.case.Mutant`, which says what it breaks,
+where that comes from, which rules must fire, and the smallest scenarios that show it.
 """
 
 from __future__ import annotations
 
 from mmu.posted import POSTED
 from mmu.variant import Variant, variants_in
-from stress.controls import CONTROLS
-from stress.zoo.mutant import Mutant
+from stress.mutants.case import Mutant
+from stress.mutants.controls import CONTROLS
 
-MUTANTS: dict[str, Mutant] = {name: found for name, found in variants_in(__name__, __path__).items() if isinstance(found, Mutant)}
+MUTANTS: dict[str, Mutant] = {
+    name: found
+    for name, found in variants_in(__name__, __path__, besides=("case", "commits")).items()
+    if isinstance(found, Mutant)
+}
 """Every shipped mutant by name."""
 
 SHIPPED: dict[str, Variant] = {**POSTED, **MUTANTS, **CONTROLS}
-"""What `vm.variants` can name: the defects of the posted series and the inverted controls as well."""
+"""What `vm.variants` can name: the defects of the posted series and the inverted controls as
+well."""

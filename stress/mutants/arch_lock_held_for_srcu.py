@@ -1,7 +1,7 @@
 """slots_arch_lock is held while SRCU readers are waited for."""
 
 from mmu.memory.memslots import Memslots
-from stress.zoo.mutant import Case, Mutant
+from stress.mutants.case import Case, Mutant
 
 
 class KeepArchLock(Memslots):
@@ -18,7 +18,10 @@ VARIANT = Mutant(
     title="slots_arch_lock is held while SRCU readers are waited for",
     parts=(KeepArchLock,),
     expects=("O5",),
-    rule="slots_arch_lock may be taken inside an SRCU read section, so it is released before readers are waited for",
+    rule=(
+        "slots_arch_lock may be taken inside an SRCU read section, so it is released before "
+        "readers are waited for"
+    ),
     origin="Documentation/virt/kvm/locking.rst on slots_arch_lock; reference 2.1 rule 3",
     story=(
         "vCPU: inside SRCU: takes slots_arch_lock to allocate metadata",

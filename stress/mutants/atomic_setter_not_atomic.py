@@ -2,7 +2,7 @@
 
 from mmu.paging.table import ShadowPage
 from mmu.tdp.write import SpteWriter
-from stress.zoo.mutant import Case, Mutant
+from stress.mutants.case import Case, Mutant
 
 
 class CompareThenStore(SpteWriter):
@@ -23,7 +23,10 @@ VARIANT = Mutant(
     title="under mmu_lock(read) SPTEs are compared and stored in two steps",
     parts=(CompareThenStore,),
     expects=("O9", "O11"),
-    rule="those who share mmu_lock change SPTEs by compare-exchange: one of them wins, the others learn of it",
+    rule=(
+        "those who share mmu_lock change SPTEs by compare-exchange: one of them wins, the others "
+        "learn of it"
+    ),
     origin="reference 2.6 tdp_mmu_set_spte_atomic()",
     story=(
         "vCPU 0: finds the entry empty",
@@ -34,6 +37,13 @@ VARIANT = Mutant(
     tags=("atomic", "faults"),
     controlled=Case("explore/same-page-twice"),
     threads=Case(
-        "quick", ("vm.vcpus=4", "vm.have_exported_tdp=false", "actors.vcpu.smm_share=0.0", "memory.fixed_pages=8", "memory.churn_pages=8")
+        "quick",
+        (
+            "vm.vcpus=4",
+            "vm.have_exported_tdp=false",
+            "actors.vcpu.smm_share=0.0",
+            "memory.fixed_pages=8",
+            "memory.churn_pages=8",
+        ),
     ),
 )

@@ -2,7 +2,7 @@
 
 from mmu.kvm import ADDRESS_SPACES
 from mmu.tdp.zap import Zapper
-from stress.zoo.mutant import Case, Mutant
+from stress.mutants.case import Case, Mutant
 
 
 class GfnsForHvas(Zapper):
@@ -27,11 +27,15 @@ VARIANT = Mutant(
     title="while an attribute changes, faults are held off in the wrong range",
     parts=(GfnsForHvas,),
     expects=("O5",),
-    rule="the range that is invalidated is one of host addresses, like those that faults are compared with",
+    rule=(
+        "the range that is invalidated is one of host addresses, like those that faults are "
+        "compared with"
+    ),
     origin="B50 (6d3085e4d89a)",
     story=(
         "administrator: zaps one root, yields in the next",
-        "vCPU: its host address is not in the range of guest frames: maps the page by the old attribute",
+        "vCPU: its host address is not in the range of guest frames: maps the page by the old "
+        "attribute",
         "administrator: goes on, and never comes back to it",
     ),
     confidence="V",

@@ -2,7 +2,7 @@
 
 from mmu.kvm import ADDRESS_SPACES
 from mmu.tdp.zap import Zapper
-from stress.zoo.mutant import Case, Mutant
+from stress.mutants.case import Case, Mutant
 
 
 class ZapOnly(Zapper):

@@ -2,7 +2,7 @@
 
 from mmu.export.importer import ExportedTdp
 from mmu.export.tdp_fd import Exporter
-from stress.zoo.mutant import Case, Mutant
+from stress.mutants.case import Case, Mutant
 
 
 class InsideOut(Exporter):
@@ -32,7 +32,8 @@ VARIANT = Mutant(
     origin="RFC PATCH 35/42, the order of its locks; reference 2.1 rules 6 and 7, 1.5",
     story=(
         "iopf worker: holds exported_tdp_cache_lock, waits for mmu_lock",
-        "closer of the TDP FD: holds mmu_lock, waits for exported_tdp_cache_lock, and may not sleep",
+        "closer of the TDP FD: holds mmu_lock, waits for exported_tdp_cache_lock, and may not "
+        "sleep",
     ),
     confidence="V",
     tags=("locks", "export"),

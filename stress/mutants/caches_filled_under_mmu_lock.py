@@ -1,7 +1,7 @@
 """A vCPU fills its caches of page-table pages with mmu_lock held."""
 
 from mmu.machine.vcpu import Vcpu
-from stress.zoo.mutant import Case, Mutant
+from stress.mutants.case import Case, Mutant
 
 
 class TopUpLate(Vcpu):
@@ -26,7 +26,8 @@ VARIANT = Mutant(
     origin="reference 2.1 rule 6, 2.8 root load",
     story=(
         "vCPU: takes mmu_lock for write",
-        "vCPU: allocates: may wait for reclaim, which may wait for an MMU notifier, which waits for mmu_lock",
+        "vCPU: allocates: may wait for reclaim, which may wait for an MMU notifier, which waits "
+        "for mmu_lock",
     ),
     confidence="V",
     tags=("locks", "roots"),

@@ -1,7 +1,7 @@
 """The exclusive setter stores, whatever hardware may have set meanwhile."""
 
 from mmu.tdp.write import SpteWriter
-from stress.zoo.mutant import Case, Mutant
+from stress.mutants.case import Case, Mutant
 
 
 class PlainStore(SpteWriter):
@@ -18,7 +18,10 @@ VARIANT = Mutant(
     title="a writer replaces SPTEs by a plain store, over a D bit that hardware has just set",
     parts=(PlainStore,),
     expects=("O8",),
-    rule="mmu_lock does not stop the hardware: a leaf that it can still mark is replaced by an exchange",
+    rule=(
+        "mmu_lock does not stop the hardware: a leaf that it can still mark is replaced by an "
+        "exchange"
+    ),
     origin="B56 (ba3a6120a4e7)",
     story=(
         "host: range_start; reads the leaf: writable and clean",

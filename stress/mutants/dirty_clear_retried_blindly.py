@@ -2,7 +2,7 @@
 
 from mmu.tdp.dirty import DirtyLog
 from mmu.tdp.iter import TdpIter
-from stress.zoo.mutant import Case, Mutant
+from stress.mutants.case import Case, Mutant
 
 
 class BlindRetry(DirtyLog):
@@ -23,7 +23,10 @@ VARIANT = Mutant(
     title="after a lost race the W or D bit is cleared in whatever stands there now",
     parts=(BlindRetry,),
     expects=("O7",),
-    rule="a compare-exchange that failed brings a new value, and every assumption about the old one is void",
+    rule=(
+        "a compare-exchange that failed brings a new value, and every assumption about the old one "
+        "is void"
+    ),
     origin="B58 (3354ef5a592d)",
     story=(
         "dirty logger: reads a huge leaf, is about to take its W bit, or D bit",
@@ -32,7 +35,9 @@ VARIANT = Mutant(
     ),
     confidence="Vt",
     tags=("dirty", "atomic", "huge"),
-    controlled=Case("explore/log-on-vs-fetch", ('script.vcpu0=["fetch 0x1"]',), strategy="preemption:1"),
+    controlled=Case(
+        "explore/log-on-vs-fetch", ('script.vcpu0=["fetch 0x1"]',), strategy="preemption:1"
+    ),
     threads=Case(
         "explore/log-on-vs-fetch",
         (

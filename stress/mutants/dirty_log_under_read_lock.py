@@ -2,7 +2,7 @@
 
 from mmu.memory.memslots import Memslot
 from mmu.tdp.dirty import DirtyLog
-from stress.zoo.mutant import Case, Mutant
+from stress.mutants.case import Case, Mutant
 
 
 class ProtectAsReader(DirtyLog):
@@ -21,9 +21,19 @@ VARIANT = Mutant(
     title="the dirty log is cleared with mmu_lock held for read only",
     parts=(ProtectAsReader,),
     expects=("O5",),
-    rule="clear_dirty_pt_masked() changes SPTEs without compare-exchange, so it needs mmu_lock held for write",
-    origin="shape of B40 (47b0c2e4c220), where a helper that needs mmu_lock held for write ran under the read lock; reference 2.1, 2.14",
-    story=("dirty logger: read_lock, reads a leaf", "vCPU: read_lock, changes it", "dirty logger: writes what it made of the old value"),
+    rule=(
+        "clear_dirty_pt_masked() changes SPTEs without compare-exchange, so it needs mmu_lock held "
+        "for write"
+    ),
+    origin=(
+        "shape of B40 (47b0c2e4c220), where a helper that needs mmu_lock held for write ran under "
+        "the read lock; reference 2.1, 2.14"
+    ),
+    story=(
+        "dirty logger: read_lock, reads a leaf",
+        "vCPU: read_lock, changes it",
+        "dirty logger: writes what it made of the old value",
+    ),
     confidence="Vt",
     tags=("dirty", "locks"),
     controlled=Case("explore/dirty-log-vs-write"),

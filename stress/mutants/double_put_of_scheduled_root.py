@@ -1,7 +1,7 @@
 """Every invalid root is zapped and put by every call, not only the scheduled ones."""
 
 from mmu.tdp.zap import Zapper
-from stress.zoo.mutant import Case, Mutant
+from stress.mutants.case import Case, Mutant
 
 
 class ZapEveryInvalidRoot(Zapper):
@@ -25,7 +25,8 @@ VARIANT = Mutant(
     rule="the gifted reference of an invalidated root is put once",
     origin="B22 (0df9dab891ff), the flag tdp_mmu_scheduled_root_to_zap",
     story=(
-        "memslot worker: invalidates root R, zaps it, puts the TDP MMU's reference; a vCPU still holds R",
+        "memslot worker: invalidates root R, zaps it, puts the TDP MMU's reference; a vCPU still "
+        "holds R",
         "memslot worker: next update, R is still on the list: puts again",
         "vCPU: drops R - underflow",
     ),

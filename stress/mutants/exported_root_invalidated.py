@@ -1,7 +1,7 @@
 """The exported root is invalidated like any other: the negative control (policy C)."""
 
 from mmu.export.policies import INVALIDATE_IN_PLACE
-from stress.zoo.mutant import Case, Mutant
+from stress.mutants.case import Case, Mutant
 
 VARIANT = Mutant(
     name="exported-root-invalidated",

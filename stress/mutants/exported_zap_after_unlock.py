@@ -1,7 +1,7 @@
 """The exported zap moved behind write_unlock."""
 
 from mmu.tdp.zap import Zapper
-from stress.zoo.mutant import Case, Mutant
+from stress.mutants.case import Case, Mutant
 
 
 class ZapAfterUnlock(Zapper):

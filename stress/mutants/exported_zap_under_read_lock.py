@@ -1,7 +1,7 @@
 """The exported zap under the read lock, next to page faults."""
 
 from mmu.tdp.zap import Zapper
-from stress.zoo.mutant import Case, Mutant
+from stress.mutants.case import Case, Mutant
 
 
 class ZapUnderReadLock(Zapper):
@@ -24,7 +24,10 @@ VARIANT = Mutant(
     title="the exported zap takes mmu_lock for read only",
     parts=(ZapUnderReadLock,),
     expects=("O5",),
-    rule="tdp_mmu_zap_leafs() writes SPTEs without compare-exchange, so it needs mmu_lock held for write",
+    rule=(
+        "tdp_mmu_zap_leafs() writes SPTEs without compare-exchange, so it needs mmu_lock held for "
+        "write"
+    ),
     origin="B51 (5a324c24b638); reference 2.14",
     story=(
         "memslot worker: read_lock, reads leaf G",

@@ -2,7 +2,7 @@
 
 from mmu.paging.table import ShadowPage
 from mmu.tdp.fault import Fault, FaultHandler
-from stress.zoo.mutant import Case, Mutant
+from stress.mutants.case import Case, Mutant
 
 
 class AnySize(FaultHandler):
@@ -18,7 +18,10 @@ VARIANT = Mutant(
     title="the lockless fault path makes a huge leaf writable while dirty pages are logged",
     parts=(AnySize,),
     expects=("O8",),
-    rule="a huge leaf stays write-protected while dirty pages are logged: only the page that faulted would be in the log",
+    rule=(
+        "a huge leaf stays write-protected while dirty pages are logged: only the page that "
+        "faulted would be in the log"
+    ),
     origin="B62, a rule of fast_page_fault() without a commit of its own; reference 4e",
     story=(
         "dirty logger: logging on; the huge leaf is write-protected",

@@ -1,7 +1,7 @@
 """Whether a flush is owed is kept in a number that is too narrow for its count."""
 
 from mmu.tdp.zap import Zapper
-from stress.zoo.mutant import Case, Mutant
+from stress.mutants.case import Case, Mutant
 
 WIDTH = 2
 """Bits of the number: four leaves are none."""

@@ -1,7 +1,8 @@
-"""The leaf zap of a range forgets the flush that a root owes as soon as another root has nothing to zap."""
+"""The leaf zap of a range forgets the flush that a root owes as soon as another root has nothing to
+zap."""
 
 from mmu.tdp.zap import Zapper
-from stress.zoo.mutant import Case, Mutant
+from stress.mutants.case import Case, Mutant
 
 
 class LastRootDecides(Zapper):

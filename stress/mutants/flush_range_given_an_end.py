@@ -1,7 +1,7 @@
 """The helper that flushes a range takes the end of it where its callers give a number of pages."""
 
 from mmu.memory.tlb import RemoteTlb
-from stress.zoo.mutant import Case, Mutant
+from stress.mutants.case import Case, Mutant
 
 
 class TakesAnEnd(RemoteTlb):
@@ -21,11 +21,15 @@ VARIANT = Mutant(
     origin="B09 (2822da446640, bc3b3c1002ea)",
     story=(
         "vCPU: uses gfn 4",
-        "memslot worker: deletes the slot of one page there; only its leaves are zapped; flushes the frames from 4 to 1: none",
+        "memslot worker: deletes the slot of one page there; only its leaves are zapped; flushes "
+        "the frames from 4 to 1: none",
         "vCPU: writes to the page, which is somebody else's, through its TLB",
     ),
     confidence="Vt",
     tags=("flush", "memslots"),
-    controlled=Case("explore/fault-vs-delete", ('vm.policy="slot-leaves"', 'script.vcpu0=["read 0x4", "write 0x4"]')),
+    controlled=Case(
+        "explore/fault-vs-delete",
+        ('vm.policy="slot-leaves"', 'script.vcpu0=["read 0x4", "write 0x4"]'),
+    ),
     threads=Case("quick", ('vm.policy="slot-leaves"',)),
 )

@@ -1,7 +1,7 @@
 """The leaf zap of a range starts every root without the flush that earlier roots owe."""
 
 from mmu.tdp.zap import Zapper
-from stress.zoo.mutant import Case, Mutant
+from stress.mutants.case import Case, Mutant
 
 
 class PrivateFlush(Zapper):
@@ -16,7 +16,9 @@ class PrivateFlush(Zapper):
 
 VARIANT = Mutant(
     name="flush-reset-for-each-root",
-    title="a flush that one root's zap owes is not known to the next root's, which yields without it",
+    title=(
+        "a flush that one root's zap owes is not known to the next root's, which yields without it"
+    ),
     parts=(PrivateFlush,),
     expects=("O1",),
     rule="what is owed is flushed before mmu_lock is dropped, whichever root it was removed from",
@@ -30,6 +32,12 @@ VARIANT = Mutant(
     tags=("flush", "yield", "notifier"),
     controlled=Case("explore/two-roots-vs-discard"),
     threads=Case(
-        "quick", ("actors.vcpu.nested_share=0.5", "actors.host.threads=2", "actors.host.pause_s=0.0", "actors.host.range_pages=64")
+        "quick",
+        (
+            "actors.vcpu.nested_share=0.5",
+            "actors.host.threads=2",
+            "actors.host.pause_s=0.0",
+            "actors.host.range_pages=64",
+        ),
     ),
 )

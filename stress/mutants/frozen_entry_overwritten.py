@@ -1,7 +1,7 @@
 """A fault installs its SPTE over a frozen one."""
 
 from mmu.tdp.fault import Fault, FaultHandler
-from stress.zoo.mutant import Case, Mutant
+from stress.mutants.case import Case, Mutant
 
 
 class FrozenIsFree(FaultHandler):
@@ -21,7 +21,8 @@ VARIANT = Mutant(
     rule="a frozen entry is changed by nobody but whoever froze it",
     origin="B41 (f5d16bb9be68), B47 (58298b068137); reference 2.6",
     story=(
-        "dirty logger: logging goes off; freezes a table's entry under mmu_lock(read) and is about to flush",
+        "dirty logger: logging goes off; freezes a table's entry under mmu_lock(read) and is about "
+        "to flush",
         "vCPU: fault in that range, stands before the frozen entry, and exchanges it for its own",
         "dirty logger: flushes, and stores 0 over what the vCPU has linked: it is lost",
     ),

@@ -2,7 +2,7 @@
 
 from mmu.memory.memslots import Memslot
 from mmu.tdp.fault import Fault, FaultHandler
-from stress.zoo.mutant import Case, Mutant
+from stress.mutants.case import Case, Mutant
 
 
 class AnySize(FaultHandler):
@@ -21,7 +21,10 @@ VARIANT = Mutant(
     parts=(AnySize,),
     expects=("O8",),
     rule="while dirty pages are logged memory is mapped by 4 KiB leaves",
-    origin="reference 2.8, 2.11 kvm_mmu_hugepage_adjust(); shape of B54 (9129633d568e): a huge page comes back too early",
+    origin=(
+        "reference 2.8, 2.11 kvm_mmu_hugepage_adjust(); shape of B54 (9129633d568e): a huge page "
+        "comes back too early"
+    ),
     story=(
         "dirty logger: logging on; the huge leaf is write-protected",
         "vCPU: writes page 1: the fault installs a writable huge leaf, page 1 is logged",

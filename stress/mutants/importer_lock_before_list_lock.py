@@ -1,7 +1,7 @@
 """A TDP FD's release takes importer_lock before exported_tdplist_lock."""
 
 from mmu.export.importer import ExportedTdp, ExportedTdps
-from stress.zoo.mutant import Case, Mutant
+from stress.mutants.case import Case, Mutant
 
 
 class OtherOrder(ExportedTdps):

@@ -1,7 +1,7 @@
 """An importer's invalidate callback takes a mutex."""
 
 from mmu.export.iommu import KvmHwpt
-from stress.zoo.mutant import Case, Mutant
+from stress.mutants.case import Case, Mutant
 
 
 class SleepyCallback(KvmHwpt):

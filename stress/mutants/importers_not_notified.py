@@ -1,7 +1,7 @@
 """Patch 42 left out: the flush reaches the vCPUs and stops there."""
 
 from mmu.memory.tlb import RemoteTlb
-from stress.zoo.mutant import Case, Mutant
+from stress.mutants.case import Case, Mutant
 
 
 class VcpusOnly(RemoteTlb):
@@ -16,7 +16,10 @@ VARIANT = Mutant(
     title="importers are not told of a flush",
     parts=(VcpusOnly,),
     expects=("O16", "O1"),
-    rule="every importer must be told between the removal of an SPTE and the completion of the operation",
+    rule=(
+        "every importer must be told between the removal of an SPTE and the completion of the "
+        "operation"
+    ),
     origin="RFC PATCH 42/42 left out; reference 1.8",
     story=(
         "device: IOTLB holds gfn G",

@@ -2,7 +2,7 @@
 
 from mmu.paging.table import RootPage, RootRole
 from mmu.tdp.roots import Roots
-from stress.zoo.mutant import Case, Mutant
+from stress.mutants.case import Case, Mutant
 
 
 class AnyRoot(Roots):
@@ -21,7 +21,10 @@ VARIANT = Mutant(
     title="a vCPU takes a reference on a root that is invalid already",
     parts=(AnyRoot,),
     expects=("O12",),
-    rule="nobody takes up a root that has been invalidated: whoever zaps it counts on those who hold it already",
+    rule=(
+        "nobody takes up a root that has been invalidated: whoever zaps it counts on those who "
+        "hold it already"
+    ),
     origin="B19 (614f6970aa70): readers may not acquire references to invalid roots",
     story=(
         "memslot worker: invalidates root R, is about to zap it",

@@ -1,7 +1,7 @@
 """MMU notifiers unmap pages without telling faults that an invalidation is in progress."""
 
 from mmu.tdp.notifier import MmuNotifier
-from stress.zoo.mutant import Case, Mutant
+from stress.mutants.case import Case, Mutant
 
 
 class UnmapOnly(MmuNotifier):
@@ -19,7 +19,10 @@ VARIANT = Mutant(
     title="pages of a live slot are unmapped outside an invalidation",
     parts=(UnmapOnly,),
     expects=("O5", "O6"),
-    rule="a live slot's range is unmapped only while an invalidation is in progress: else a fault refills it behind the zap",
+    rule=(
+        "a live slot's range is unmapped only while an invalidation is in progress: else a fault "
+        "refills it behind the zap"
+    ),
     origin="B72 (28cf49788107); reference 2.10, invariant I12",
     story=(
         "vCPU: finds the frame, waits for mmu_lock",

@@ -2,7 +2,7 @@
 
 from mmu.export.importer import ExportedTdp
 from mmu.export.tdp_fd import Exporter
-from stress.zoo.mutant import Case, Mutant
+from stress.mutants.case import Case, Mutant
 
 
 class SrcuOnly(Exporter):
@@ -21,7 +21,10 @@ VARIANT = Mutant(
     title="an IO page fault is handled without slots_lock",
     parts=(SrcuOnly,),
     expects=("O5", "O10"),
-    rule="kvm_mmu_fault_exported_tdp() needs slots_lock: it tries again until it is decided, which a memslot update would wait for",
+    rule=(
+        "kvm_mmu_fault_exported_tdp() needs slots_lock: it tries again until it is decided, which "
+        "a memslot update would wait for"
+    ),
     origin="reference 1.7, 2.9, 2.14",
     story=(
         "memslot worker: publishes the slot as INVALID, waits for SRCU readers",

@@ -1,11 +1,12 @@
 """A device fills its IOTLB with what it walked before an invalidation."""
 
 from mmu.export.iommu import Device
-from stress.zoo.mutant import Case, Mutant
+from stress.mutants.case import Case, Mutant
 
 
 class WalkUnserialised(Device):
-    """A consumer that caches translations and forgets that they may be invalidated while it looks them up."""
+    """A consumer that caches translations and forgets that they may be invalidated while it looks
+    them up."""
 
     def walk(self, gfn: int) -> int:
         """The walk is not part of the transaction that an invalidation waits for."""
@@ -21,7 +22,10 @@ VARIANT = Mutant(
     title="a device caches a translation that was invalidated while it was walked",
     parts=(WalkUnserialised,),
     expects=("O1", "O6"),
-    rule="who caches a translation has to notice an invalidation between the look-up and the insertion",
+    rule=(
+        "who caches a translation has to notice an invalidation between the look-up and the "
+        "insertion"
+    ),
     origin="B68 (58cd407ca4c6), for a device's cache",
     story=(
         "device: walks the exported root, finds gfn G",
@@ -30,7 +34,9 @@ VARIANT = Mutant(
     ),
     confidence="Vt",
     tags=("export", "flush"),
-    controlled=Case("explore/migrate-vs-dma", ('script.setup=["vcpu0: write 0x0"]', "script.vcpu0=[]")),
+    controlled=Case(
+        "explore/migrate-vs-dma", ('script.setup=["vcpu0: write 0x0"]', "script.vcpu0=[]")
+    ),
     threads=Case(
         "explore/migrate-vs-dma",
         (

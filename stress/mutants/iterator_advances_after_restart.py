@@ -2,7 +2,7 @@
 
 from mmu.tdp.iter import TdpIter
 from mmu.tdp.yielding import Yielding
-from stress.zoo.mutant import Case, Mutant
+from stress.mutants.case import Case, Mutant
 
 
 class RestartAtOnce(Yielding):
@@ -24,12 +24,15 @@ VARIANT = Mutant(
     rule="after a yield the walk visits its goal before it advances",
     origin="B16 (3a0f64de479c)",
     story=(
-        "memslot worker: zaps an invalidated root; mmu_lock is contended at the second top-level entry: yields",
+        "memslot worker: zaps an invalidated root; mmu_lock is contended at the second top-level "
+        "entry: yields",
         "memslot worker: restarts at that entry and steps past it",
         "memslot worker: puts the last reference of a root that still has tables",
     ),
     confidence="Vt",
     tags=("yield", "iterator"),
     controlled=Case("explore/wide-root-vs-delete"),
-    threads=Case("vcpus-only", ("actors.vcpu.unmapped_share=0.2", "actors.memslot_worker.pause_s=0.0")),
+    threads=Case(
+        "vcpus-only", ("actors.vcpu.unmapped_share=0.2", "actors.memslot_worker.pause_s=0.0")
+    ),
 )

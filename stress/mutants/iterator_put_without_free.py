@@ -2,7 +2,7 @@
 
 from mmu.paging.table import RootPage
 from mmu.tdp.roots import Roots
-from stress.zoo.mutant import Case, Mutant
+from stress.mutants.case import Case, Mutant
 
 
 class BareDecrement(Roots):
@@ -18,10 +18,14 @@ VARIANT = Mutant(
     title="an iteration's last reference on a root does not free it",
     parts=(BareDecrement,),
     expects=("O11", "O4"),
-    rule="whoever drops the last reference of a root unlinks and frees it: an iteration may be the last one",
+    rule=(
+        "whoever drops the last reference of a root unlinks and frees it: an iteration may be the "
+        "last one"
+    ),
     origin="B01 (a889ea54b3da)",
     story=(
-        "memslot worker: stands on invalidated root R with a reference of its own, puts the gifted one",
+        "memslot worker: stands on invalidated root R with a reference of its own, puts the gifted "
+        "one",
         "vCPU: drops R; the iteration still holds it",
         "memslot worker: counts down to 0 and goes on; R stays on the list for ever",
     ),

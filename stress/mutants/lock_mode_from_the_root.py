@@ -1,8 +1,9 @@
-"""In which mode mmu_lock must be held to drop a root is read off the root itself, which may have changed."""
+"""In which mode mmu_lock must be held to drop a root is read off the root itself, which may have
+changed."""
 
 from mmu.paging.table import RootPage
 from mmu.tdp.roots import Roots
-from stress.zoo.mutant import Case, Mutant
+from stress.mutants.case import Case, Mutant
 
 
 class ModeFromRole(Roots):
@@ -18,7 +19,10 @@ VARIANT = Mutant(
     title="the mode of mmu_lock for dropping a root is derived from the root's own state",
     parts=(ModeFromRole,),
     expects=("O5",),
-    rule="the mode in which a lock is held is the caller's knowledge, and no property of what it protects",
+    rule=(
+        "the mode in which a lock is held is the caller's knowledge, and no property of what it "
+        "protects"
+    ),
     origin="B28 (1bc26cb90902, fixes 576a15de8d29)",
     story=(
         "vCPU: takes mmu_lock for write to drop its root",

@@ -2,7 +2,7 @@
 
 from mmu.memory.memslots import Memslot
 from mmu.tdp.dirty import DirtyLog
-from stress.zoo.mutant import Case, Mutant
+from stress.mutants.case import Case, Mutant
 
 
 class FlushIfChanged(DirtyLog):
@@ -19,11 +19,15 @@ VARIANT = Mutant(
     title="enabling dirty logging flushes only if it has changed an SPTE itself",
     parts=(FlushIfChanged,),
     expects=("O8",),
-    rule="when dirty logging is on, no TLB may hold a right that the tables do not give any more, whoever took it",
+    rule=(
+        "when dirty logging is on, no TLB may hold a right that the tables do not give any more, "
+        "whoever took it"
+    ),
     origin="B15 (b64d740ea7dd), with ageing as the one who has taken the right before",
     story=(
         "host: ages the page without A bits: the leaf loses its rights; clear_young does not flush",
-        "dirty logger: logging goes on; no leaf has W, so nothing is changed and nothing is flushed",
+        "dirty logger: logging goes on; no leaf has W, so nothing is changed and nothing is "
+        "flushed",
         "vCPU: writes through its TLB, which still has W: the page is in no log",
     ),
     confidence="Vt",

@@ -2,13 +2,15 @@
 
 from mmu.paging.table import ShadowPage
 from mmu.tdp.fault import Fault, FaultHandler, PageCache
-from stress.zoo.mutant import Case, Mutant
+from stress.mutants.case import Case, Mutant
 
 
 class GoOn(FaultHandler):
     """Does not notice that it has not reached its level."""
 
-    def link_child(self, sp: ShadowPage, old: int, cache: PageCache, fault: Fault, level: int) -> ShadowPage | None:
+    def link_child(
+        self, sp: ShadowPage, old: int, cache: PageCache, fault: Fault, level: int
+    ) -> ShadowPage | None:
         """Where there is no child, stay where we are."""
         return super().link_child(sp, old, cache, fault, level) or sp
 

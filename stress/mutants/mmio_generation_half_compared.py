@@ -2,7 +2,7 @@
 
 from mmu.memory.memslots import GEN_UPDATE_IN_PROGRESS
 from mmu.tdp.fault import FaultHandler
-from stress.zoo.mutant import Case, Mutant
+from stress.mutants.case import Case, Mutant
 
 
 class LowBitsOnly(FaultHandler):
@@ -29,7 +29,12 @@ VARIANT = Mutant(
     confidence="Vt",
     tags=("mmio",),
     controlled=Case(
-        "explore/create-vs-fault", ("memory.churn_slots=2", 'script.setup=["create 1", "vcpu0: read 0x4"]', 'script.vcpu0=["read 0x4"]')
+        "explore/create-vs-fault",
+        (
+            "memory.churn_slots=2",
+            'script.setup=["create 1", "vcpu0: read 0x4"]',
+            'script.vcpu0=["read 0x4"]',
+        ),
     ),
     threads=Case("BUSTED/mmio-cached-in-flux", ("disturbances.delay_share=0.02",)),
 )

@@ -1,7 +1,7 @@
 """The new generation of the memslots is current before MMIO SPTEs that match it are gone."""
 
 from mmu.memory.memslots import Memslots, MemslotSet
-from stress.zoo.mutant import Case, Mutant
+from stress.mutants.case import Case, Mutant
 
 
 class PublishThenZap(Memslots):

@@ -1,7 +1,7 @@
 """MMIO SPTEs are honoured while a memslot update is in progress."""
 
 from mmu.tdp.fault import FaultHandler
-from stress.zoo.mutant import Case, Mutant
+from stress.mutants.case import Case, Mutant
 
 
 class HonourInFlux(FaultHandler):
@@ -17,7 +17,10 @@ VARIANT = Mutant(
     title="an MMIO SPTE is honoured while a memslot update is in progress",
     parts=(HonourInFlux,),
     expects=("O13",),
-    rule="while memslots are in flux the generation says nothing: the slots are new, its number is old",
+    rule=(
+        "while memslots are in flux the generation says nothing: the slots are new, its number is "
+        "old"
+    ),
     origin="B55 (ddfd1730fd82), the reader's side",
     story=(
         "vCPU: MMIO SPTE at gfn g",

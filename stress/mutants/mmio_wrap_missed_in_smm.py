@@ -1,7 +1,7 @@
 """A wrap of the memslot generation is noticed in the normal address space only."""
 
 from mmu.tdp.zap import Zapper
-from stress.zoo.mutant import Case, Mutant
+from stress.mutants.case import Case, Mutant
 
 
 class NormalSpaceOnly(Zapper):
@@ -19,10 +19,14 @@ VARIANT = Mutant(
     parts=(NormalSpaceOnly,),
     expects=("O13",),
     rule="each address space's generation wraps, and old MMIO SPTEs have to be gone by then",
-    origin='B55: "KVM: x86/mmu: Detect MMIO generation wrap in any address space" (5.1), of one series with 152482580a1b',
+    origin=(
+        'B55: "KVM: x86/mmu: Detect MMIO generation wrap in any address space" (5.1), of one '
+        "series with 152482580a1b"
+    ),
     story=(
         "vCPU in SMM: MMIO SPTE at gfn g, generation 1",
-        "memslot worker: creates a slot at g in the SMM address space; its generations go on to 1 again",
+        "memslot worker: creates a slot at g in the SMM address space; its generations go on to 1 "
+        "again",
         "vCPU in SMM: touches g: the old SPTE seems current",
     ),
     confidence="Vt",

@@ -2,7 +2,7 @@
 
 from mmu.paging.table import RootPage
 from mmu.tdp.fault import Fault, FaultHandler, PageCache, RetPf
-from stress.zoo.mutant import Case, Mutant
+from stress.mutants.case import Case, Mutant
 
 
 class LockAgain(FaultHandler):
@@ -22,9 +22,16 @@ VARIANT = Mutant(
     title="a fault takes mmu_lock for read inside a read",
     parts=(LockAgain,),
     expects=("O5",),
-    rule="mmu_lock is fair: a waiting writer holds off the second read, and the first one holds off the writer",
+    rule=(
+        "mmu_lock is fair: a waiting writer holds off the second read, and the first one holds off "
+        "the writer"
+    ),
     origin="reference 2.1 rule 8",
-    story=("vCPU: read_lock", "memslot worker: waits for write", "vCPU: read_lock again: waits behind the writer"),
+    story=(
+        "vCPU: read_lock",
+        "memslot worker: waits for write",
+        "vCPU: read_lock again: waits behind the writer",
+    ),
     confidence="V",
     tags=("locks", "faults"),
     controlled=Case("explore/fault-vs-delete"),

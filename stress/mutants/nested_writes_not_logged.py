@@ -2,7 +2,7 @@
 
 from mmu.paging.table import RootPage
 from mmu.tdp.dirty import DirtyLog
-from stress.zoo.mutant import Case, Mutant
+from stress.mutants.case import Case, Mutant
 
 
 class PmlForAll(DirtyLog):
@@ -29,5 +29,12 @@ VARIANT = Mutant(
     confidence="Vt",
     tags=("dirty", "nested"),
     controlled=Case("explore/dirty-log-vs-nested-write"),
-    threads=Case("quick", ("actors.dirty_log.enabled=true", "actors.vcpu.nested_share=0.3", "actors.vcpu.churn_share=0.1")),
+    threads=Case(
+        "quick",
+        (
+            "actors.dirty_log.enabled=true",
+            "actors.vcpu.nested_share=0.3",
+            "actors.vcpu.churn_share=0.1",
+        ),
+    ),
 )

@@ -1,7 +1,7 @@
 """The seed without its flush: leaves are gone from the table, and stay in every cache."""
 
 from mmu.tdp.zap import Zapper
-from stress.zoo.mutant import Case, Mutant
+from stress.mutants.case import Case, Mutant
 
 
 class NoFlush(Zapper):

@@ -1,7 +1,7 @@
 """A fault keeps the invalidation sequence in a variable that is too narrow, and signed."""
 
 from mmu.tdp.fault import Fault, FaultHandler, RetPf
-from stress.zoo.mutant import Case, Mutant
+from stress.mutants.case import Case, Mutant
 
 BITS = 2
 """Width of the variable: 32 in the kernel, where it takes 2**31 invalidations to see it."""
@@ -28,13 +28,21 @@ VARIANT = Mutant(
     story=(
         "host: invalidates so often that the sequence has its top bit set",
         "vCPU: takes a snapshot, which becomes negative",
-        "vCPU: under mmu_lock the sequence differs from it, now and for ever: the fault is retried without end",
+        "vCPU: under mmu_lock the sequence differs from it, now and for ever: the fault is retried "
+        "without end",
     ),
     confidence="V",
     tags=("faults", "notifier", "liveness"),
     controlled=Case(
         "explore/discard-vs-fault",
-        ('script.host0=["discard 0 0 1", "discard 0 0 1"]', 'script.vcpu0=["read 0x0"]', "explore.max_steps=2000"),
+        (
+            'script.host0=["discard 0 0 1", "discard 0 0 1"]',
+            'script.vcpu0=["read 0x0"]',
+            "explore.max_steps=2000",
+        ),
     ),
-    threads=Case("quick", ("actors.host.threads=1", "limits.stall_s=1.0", "disturbances.stutter_every_s=30.0")),
+    threads=Case(
+        "quick",
+        ("actors.host.threads=1", "limits.stall_s=1.0", "disturbances.stutter_every_s=30.0"),
+    ),
 )

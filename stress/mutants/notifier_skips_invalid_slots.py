@@ -3,7 +3,7 @@
 from mmu.memory.host import Region
 from mmu.memory.memslots import Memslot
 from mmu.tdp.notifier import MmuNotifier
-from stress.zoo.mutant import Case, Mutant
+from stress.mutants.case import Case, Mutant
 
 
 class SkipInvalid(MmuNotifier):
@@ -19,7 +19,10 @@ VARIANT = Mutant(
     title="MMU notifiers skip memslots that are marked INVALID",
     parts=(SkipInvalid,),
     expects=("O6",),
-    rule="an INVALID slot's memory is mapped until it has been zapped: until then notifiers have to unmap it",
+    rule=(
+        "an INVALID slot's memory is mapped until it has been zapped: until then notifiers have to "
+        "unmap it"
+    ),
     origin="B66, reference 4f: the rejected first version of B65",
     story=(
         "memslot worker: publishes slot S as INVALID",

@@ -2,7 +2,7 @@
 
 from mmu.memory.host import Region
 from mmu.tdp.notifier import MmuNotifier
-from stress.zoo.mutant import Case, Mutant
+from stress.mutants.case import Case, Mutant
 
 
 class KeepSlotsStill(MmuNotifier):
@@ -19,7 +19,10 @@ VARIANT = Mutant(
     title="an MMU notifier takes slots_lock",
     parts=(KeepSlotsStill,),
     expects=("O10",),
-    rule="a memslot update waits for invalidations with slots_lock and slots_arch_lock held, so no notifier may take either",
+    rule=(
+        "a memslot update waits for invalidations with slots_lock and slots_arch_lock held, so no "
+        "notifier may take either"
+    ),
     origin="Documentation/virt/kvm/locking.rst on MMU notifiers; reference 2.1 rule 4",
     story=(
         "host: range_start",

@@ -2,7 +2,7 @@
 
 from mmu.paging.table import ShadowPage
 from mmu.tdp.write import SpteWriter
-from stress.zoo.mutant import Case, Mutant
+from stress.mutants.case import Case, Mutant
 
 
 class DeleteBlindly(SpteWriter):
@@ -33,6 +33,10 @@ VARIANT = Mutant(
     controlled=Case("explore/log-off-vs-fetch"),
     threads=Case(
         "explore/log-off-vs-fetch",
-        ('script.dirty-logger=["log-on", "log-off"]', 'disturbances.points=["P5"]', "disturbances.delay_share=0.5"),
+        (
+            'script.dirty-logger=["log-on", "log-off"]',
+            'disturbances.points=["P5"]',
+            "disturbances.delay_share=0.5",
+        ),
     ),
 )

@@ -2,7 +2,7 @@
 
 from mmu.paging.table import ShadowPage
 from mmu.tdp.nx import NxHugePages
-from stress.zoo.mutant import Case, Mutant
+from stress.mutants.case import Case, Mutant
 
 
 class ResultDropped(NxHugePages):
@@ -19,7 +19,10 @@ VARIANT = Mutant(
     title="the NX recovery worker zaps a table and does not flush",
     parts=(ResultDropped,),
     expects=("O1",),
-    rule="what was removed from a valid root must be flushed before the RCU section and mmu_lock that protect it are left",
+    rule=(
+        "what was removed from a valid root must be flushed before the RCU section and mmu_lock "
+        "that protect it are left"
+    ),
     origin="B03 (048f49809c52)",
     story=(
         "vCPU: executes from a small page under the mitigation: its walker has cached the table",
@@ -29,5 +32,7 @@ VARIANT = Mutant(
     confidence="Vt",
     tags=("flush", "nx"),
     controlled=Case("explore/nx-recovery-vs-fetch"),
-    threads=Case("rfc-v1/R11-nx-recovery-warns", ("obligations={}", "actors.dirty_log.enabled=false")),
+    threads=Case(
+        "rfc-v1/R11-nx-recovery-warns", ("obligations={}", "actors.dirty_log.enabled=false")
+    ),
 )

@@ -3,11 +3,12 @@
 from mmu.memory.memslots import Memslot
 from mmu.paging.table import ShadowPage
 from mmu.posted.r11_nx_recovery_warns import SlotExpected
-from stress.zoo.mutant import Case, Mutant
+from stress.mutants.case import Case, Mutant
 
 
 class NormalSlotsOnly(SlotExpected):
-    """gfn_to_memslot() instead of the memslots of the page's own role; a slot is expected, as upstream does."""
+    """gfn_to_memslot() instead of the memslots of the page's own role; a slot is expected, as
+    upstream does."""
 
     def memslot_of(self, sp: ShadowPage) -> Memslot | None:
         """The slot of address space 0."""
@@ -31,6 +32,11 @@ VARIANT = Mutant(
     controlled=Case("explore/nx-recovery-in-smm"),
     threads=Case(
         "rfc-v1/R11-nx-recovery-warns",
-        ("obligations={}", "actors.memslot_worker.enabled=false", "actors.vcpu.smm_share=0.5", "memory.smm_pages=512"),
+        (
+            "obligations={}",
+            "actors.memslot_worker.enabled=false",
+            "actors.vcpu.smm_share=0.5",
+            "memory.smm_pages=512",
+        ),
     ),
 )

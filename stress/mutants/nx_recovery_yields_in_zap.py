@@ -1,15 +1,17 @@
-"""The NX recovery worker zaps by a walk that may yield, and that knows nothing of the flush the worker owes."""
+"""The NX recovery worker zaps by a walk that may yield, and that knows nothing of the flush the
+worker owes."""
 
 from mmu.paging.table import ShadowPage
 from mmu.tdp.nx import NxHugePages
-from stress.zoo.mutant import Case, Mutant
+from stress.mutants.case import Case, Mutant
 
 
 class ZapByYieldingWalk(NxHugePages):
     """Empties a table through kvm_tdp_mmu_zap_gfn_range(), which yields, before it removes it."""
 
     def recover_page(self, sp: ShadowPage) -> bool:
-        """The callee may drop mmu_lock; what earlier pages owe stays with the caller. There was no RCU section around it then."""
+        """The callee may drop mmu_lock; what earlier pages owe stays with the caller. There was no
+        RCU section around it then."""
         assert sp.root is not None
         end = sp.gfn + self.kvm.geometry.pages(sp.level + 1)
         self.kvm.rcu.read_unlock()
@@ -37,6 +39,11 @@ VARIANT = Mutant(
     controlled=Case("explore/nx-recovery-of-two"),
     threads=Case(
         "rfc-v1/R11-nx-recovery-warns",
-        ("obligations={}", "actors.dirty_log.enabled=false", "vm.nx_recovery_ratio=1", "actors.vcpu.fetch_share=0.9"),
+        (
+            "obligations={}",
+            "actors.dirty_log.enabled=false",
+            "vm.nx_recovery_ratio=1",
+            "actors.vcpu.fetch_share=0.9",
+        ),
     ),
 )

@@ -1,7 +1,7 @@
 """The NX knob zaps everything without slots_lock."""
 
 from mmu.tdp.nx import NxHugePages
-from stress.zoo.mutant import Case, Mutant
+from stress.mutants.case import Case, Mutant
 
 
 class NoSlotsLock(NxHugePages):
@@ -21,7 +21,9 @@ VARIANT = Mutant(
     title="the NX knob zaps everything without slots_lock",
     parts=(NoSlotsLock,),
     expects=("O5",),
-    rule="kvm_mmu_zap_all_fast() needs slots_lock: it guards which roots are scheduled to be zapped",
+    rule=(
+        "kvm_mmu_zap_all_fast() needs slots_lock: it guards which roots are scheduled to be zapped"
+    ),
     origin="reference 2.7, 2.14",
     story=(
         "administrator: zaps the scheduled roots under mmu_lock(read)",

@@ -1,7 +1,7 @@
 """The check of a vCPU's previous roots looks at the current one instead."""
 
 from mmu.machine.vcpu import Vcpu
-from stress.zoo.mutant import Case, Mutant
+from stress.mutants.case import Case, Mutant
 
 
 class ChecksCurrentRoot(Vcpu):
@@ -22,10 +22,14 @@ VARIANT = Mutant(
     parts=(ChecksCurrentRoot,),
     expects=("O12",),
     rule="a vCPU that is told so drops every obsolete root, the previous ones too",
-    origin="B26 (cf4a8693d97a, fixes 527d5cd7eece); an exported root stays valid, which is how the two come to differ",
+    origin=(
+        "B26 (cf4a8693d97a, fixes 527d5cd7eece); an exported root stays valid, which is how the "
+        "two come to differ"
+    ),
     story=(
         "vCPU: runs on the exported root, keeps the nested guest's among its previous ones",
-        "memslot worker: invalidates the nested guest's root and tells every vCPU; the exported root stays valid",
+        "memslot worker: invalidates the nested guest's root and tells every vCPU; the exported "
+        "root stays valid",
         "vCPU: finds its current root valid, and keeps the obsolete one",
     ),
     confidence="V",

@@ -4,13 +4,15 @@ from collections.abc import Iterator
 
 from mmu.paging.table import RootPage
 from mmu.tdp.roots import Roots
-from stress.zoo.mutant import Case, Mutant
+from stress.mutants.case import Case, Mutant
 
 
 class PlainForReaders(Roots):
     """Readers do not bother to take references."""
 
-    def each_yield_safe(self, shared: bool, *, only_valid: bool = False, as_id: int | None = None) -> Iterator[RootPage]:
+    def each_yield_safe(
+        self, shared: bool, *, only_valid: bool = False, as_id: int | None = None
+    ) -> Iterator[RootPage]:
         """for_each_tdp_mmu_root() where the lock is held for read."""
         if not shared:
             yield from super().each_yield_safe(shared, only_valid=only_valid, as_id=as_id)

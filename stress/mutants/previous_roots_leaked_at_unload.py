@@ -1,7 +1,7 @@
 """A vCPU that goes away drops the root it runs on, and forgets those that it keeps for later."""
 
 from mmu.machine.vcpu import Vcpu
-from stress.zoo.mutant import Case, Mutant
+from stress.mutants.case import Case, Mutant
 
 
 class CurrentOnly(Vcpu):

@@ -3,7 +3,7 @@
 from mmu.paging.table import RootPage
 from mmu.tdp.roots import Roots
 from mmu.tdp.zap import Zapper
-from stress.zoo.mutant import Case, Mutant
+from stress.mutants.case import Case, Mutant
 
 
 class PutAtInvalidation(Roots):
@@ -29,7 +29,10 @@ VARIANT = Mutant(
     title="the reference of an invalidated root is put before the zap",
     parts=(PutAtInvalidation, ZapWithoutPut),
     expects=("O4",),
-    rule="the TDP MMU's reference is put after the zap, so that the last put never meets a root with mappings",
+    rule=(
+        "the TDP MMU's reference is put after the zap, so that the last put never meets a root "
+        "with mappings"
+    ),
     origin="B21 (22b94c4b63eb), reference 2.2",
     story=(
         "memslot worker: invalidates root R and puts the TDP MMU's reference",

@@ -4,7 +4,7 @@ from mmu.paging.geometry import PG_LEVEL_4K
 from mmu.paging.table import RootPage
 from mmu.tdp.iter import TdpIter
 from mmu.tdp.zap import Zapper
-from stress.zoo.mutant import Case, Mutant
+from stress.mutants.case import Case, Mutant
 
 
 class ZapAsReader(Zapper):
@@ -24,7 +24,9 @@ class ZapAsReader(Zapper):
     def _zap_range(self, root: RootPage, start: int, end: int) -> None:
         it = TdpIter(self.kvm, root, PG_LEVEL_4K, start, end)
         while it.valid:
-            while self.kvm.layout.is_leaf(it.old_spte, it.level) and not self.writer.iter_set_spte_atomic(it, 0):
+            while self.kvm.layout.is_leaf(
+                it.old_spte, it.level
+            ) and not self.writer.iter_set_spte_atomic(it, 0):
                 pass
             it.next_present()
 
@@ -34,7 +36,10 @@ VARIANT = Mutant(
     title="a range of gfns is zapped under mmu_lock(read), next to faults",
     parts=(ZapAsReader,),
     expects=("O1",),
-    rule="under the read lock an entry is frozen until what it mapped was flushed, or a fault refills it before",
+    rule=(
+        "under the read lock an entry is frozen until what it mapped was flushed, or a fault "
+        "refills it before"
+    ),
     origin="B51 (5a324c24b638, which took it back)",
     story=(
         "administrator: read_lock, clears the leaf of gfn G",

@@ -1,7 +1,7 @@
 """One RCU read section around the zap of all roots."""
 
 from mmu.tdp.zap import Zapper
-from stress.zoo.mutant import Case, Mutant
+from stress.mutants.case import Case, Mutant
 
 
 class OneSection(Zapper):
@@ -20,7 +20,10 @@ VARIANT = Mutant(
     title="a range is zapped in all roots inside one RCU read section",
     parts=(OneSection,),
     expects=("O3",),
-    rule="an RCU read section ends with each root and at each yield: a longer one holds off every grace period",
+    rule=(
+        "an RCU read section ends with each root and at each yield: a longer one holds off every "
+        "grace period"
+    ),
     origin="B33 (a151aceca1e4)",
     story=(
         "host: zaps a range in one root after the other, in one read section",

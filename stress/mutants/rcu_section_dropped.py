@@ -1,7 +1,7 @@
 """The exported zap without its RCU read section."""
 
 from mmu.tdp.zap import Zapper
-from stress.zoo.mutant import Case, Mutant
+from stress.mutants.case import Case, Mutant
 
 
 class NoRcu(Zapper):
@@ -23,8 +23,10 @@ VARIANT = Mutant(
     rule="roots and SPTEs are RCU-protected, whatever locks are held",
     origin="B32 (14f6fec2e8e0, 70fb3e41a97a); reference 2.3, 2.4",
     story=(
-        "memslot worker: with mmu_lock held for write walks tdp_mmu_roots, and reads SPTEs, outside rcu_read_lock()",
-        "memslot worker: the lock keeps those out who free roots and tables today; rcu_dereference() warns all the same",
+        "memslot worker: with mmu_lock held for write walks tdp_mmu_roots, and reads SPTEs, "
+        "outside rcu_read_lock()",
+        "memslot worker: the lock keeps those out who free roots and tables today; "
+        "rcu_dereference() warns all the same",
     ),
     confidence="V",
     tags=("rcu",),

@@ -2,7 +2,7 @@
 
 from mmu.paging.table import ShadowPage
 from mmu.tdp.write import SpteWriter
-from stress.zoo.mutant import Case, Mutant
+from stress.mutants.case import Case, Mutant
 
 
 class ReferenceKept(SpteWriter):
@@ -19,7 +19,10 @@ VARIANT = Mutant(
     expects=("O11",),
     rule="what was unlinked is freed, once and after a grace period",
     origin="shape of B74 (f6a27d6dc51b), arm64: an unlinked table kept its last reference",
-    story=("memslot worker: unlinks a table and freezes its entries", "VM: is destroyed; the page is still there"),
+    story=(
+        "memslot worker: unlinks a table and freezes its entries",
+        "VM: is destroyed; the page is still there",
+    ),
     confidence="Vt",
     tags=("rcu", "teardown"),
     controlled=Case("explore/obsolete-root"),

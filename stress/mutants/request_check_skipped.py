@@ -1,7 +1,7 @@
 """Guest entry without the last look at pending requests."""
 
 from mmu.machine.vcpu import Vcpu
-from stress.zoo.mutant import Case, Mutant
+from stress.mutants.case import Case, Mutant
 
 
 class NoEntryCheck(Vcpu):
@@ -17,11 +17,15 @@ VARIANT = Mutant(
     title="a vCPU enters the guest without a last look at its requests",
     parts=(NoEntryCheck,),
     expects=("O12", "O1"),
-    rule="requests are looked at after guest mode is announced, or the sender neither sees the vCPU nor is seen by it",
+    rule=(
+        "requests are looked at after guest mode is announced, or the sender neither sees the vCPU "
+        "nor is seen by it"
+    ),
     origin="kvm_vcpu_exit_request(); reference 2.16 P20",
     story=(
         "vCPU: services its requests (none)",
-        "memslot worker: invalidates the root, sets the request; the vCPU is not in guest mode, so nobody waits",
+        "memslot worker: invalidates the root, sets the request; the vCPU is not in guest mode, so "
+        "nobody waits",
         "vCPU: enters the guest with an obsolete root and a stale TLB",
     ),
     confidence="V",

@@ -1,7 +1,7 @@
 """A vCPU loads a root and keeps its TLB."""
 
 from mmu.machine.vcpu import Vcpu
-from stress.zoo.mutant import Case, Mutant
+from stress.mutants.case import Case, Mutant
 
 
 class KeepTlb(Vcpu):
@@ -16,11 +16,15 @@ VARIANT = Mutant(
     title="a vCPU keeps its TLB when it loads another root",
     parts=(KeepTlb,),
     expects=("O1", "O2"),
-    rule="an invalid root is zapped without a flush, because everybody who used it flushes when he loads another",
+    rule=(
+        "an invalid root is zapped without a flush, because everybody who used it flushes when he "
+        "loads another"
+    ),
     origin="reference 2.6 no-flush rule, 2.8 kvm_mmu_load()",
     story=(
         "vCPU: TLB holds gfn G",
-        "memslot worker: invalidates the root, has the vCPU drop it, zaps it without a flush, releases the page",
+        "memslot worker: invalidates the root, has the vCPU drop it, zaps it without a flush, "
+        "releases the page",
         "vCPU: loads another root; uses G through its TLB",
     ),
     confidence="V",

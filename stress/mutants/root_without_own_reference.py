@@ -2,7 +2,7 @@
 
 from mmu.paging.table import RootPage, RootRole
 from mmu.tdp.roots import Roots
-from stress.zoo.mutant import Case, Mutant
+from stress.mutants.case import Case, Mutant
 
 
 class CountOfOne(Roots):
@@ -20,11 +20,15 @@ VARIANT = Mutant(
     title="the TDP MMU keeps no reference of its own on a root",
     parts=(CountOfOne,),
     expects=("O4", "O11"),
-    rule="a root that is valid or not yet zapped has one reference of the TDP MMU's own, so that it outlives its users",
+    rule=(
+        "a root that is valid or not yet zapped has one reference of the TDP MMU's own, so that it "
+        "outlives its users"
+    ),
     origin="B23 (edbdb43fc96b)",
     story=(
         "vCPU: unloads its root, which nobody else uses: its last reference goes",
-        "vCPU: the root is still valid and full: freed, or built again from nothing by the next that needs it",
+        "vCPU: the root is still valid and full: freed, or built again from nothing by the next "
+        "that needs it",
     ),
     confidence="V",
     tags=("roots",),

@@ -2,7 +2,7 @@
 
 from mmu.paging.table import RootPage
 from mmu.tdp.zap import Zapper
-from stress.zoo.mutant import Case, Mutant
+from stress.mutants.case import Case, Mutant
 
 
 class OnePass(Zapper):
@@ -21,8 +21,10 @@ VARIANT = Mutant(
     rule="no recursive removal is larger than 1 GiB",
     origin="B34 (1b6043e8e584), after B35 (0103098fb4f1) had made every step the largest possible",
     story=(
-        "memslot worker: clears a top-level entry of an invalidated root: 512 GiB of tables are removed at once",
-        "everybody else: waits for a grace period, or for mmu_lock, until all of it is done (RCU stall)",
+        "memslot worker: clears a top-level entry of an invalidated root: 512 GiB of tables are "
+        "removed at once",
+        "everybody else: waits for a grace period, or for mmu_lock, until all of it is done (RCU "
+        "stall)",
     ),
     confidence="Vt",
     tags=("rcu", "liveness"),

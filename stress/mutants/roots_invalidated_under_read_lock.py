@@ -1,7 +1,7 @@
 """The roots are invalidated with mmu_lock held for read."""
 
 from mmu.tdp.zap import Zapper
-from stress.zoo.mutant import Case, Mutant
+from stress.mutants.case import Case, Mutant
 
 
 class InvalidateAsReader(Zapper):
@@ -24,9 +24,16 @@ VARIANT = Mutant(
     title="the roots are invalidated with mmu_lock held for read only",
     parts=(InvalidateAsReader,),
     expects=("O5",),
-    rule="role.invalid is set with mmu_lock held for write, so that it does not change between a fault's check and its mapping",
+    rule=(
+        "role.invalid is set with mmu_lock held for write, so that it does not change between a "
+        "fault's check and its mapping"
+    ),
     origin="reference 2.1, 2.14 kvm_tdp_mmu_invalidate_all_roots(), invariant I4",
-    story=("vCPU: read_lock: its root is valid", "memslot worker: read_lock: invalidates it", "vCPU: maps in an invalid root"),
+    story=(
+        "vCPU: read_lock: its root is valid",
+        "memslot worker: read_lock: invalidates it",
+        "vCPU: maps in an invalid root",
+    ),
     confidence="V",
     tags=("locks", "roots"),
     controlled=Case("explore/fault-vs-delete"),

@@ -2,7 +2,7 @@
 
 from mmu.memory.memslots import Memslot
 from mmu.tdp.zap import Zapper
-from stress.zoo.mutant import Case, Mutant
+from stress.mutants.case import Case, Mutant
 
 
 class WholeTables(Zapper):
@@ -13,7 +13,9 @@ class WholeTables(Zapper):
         table = self.kvm.geometry.pages(2)
         kvm = self.kvm
         kvm.mmu_lock.write_lock()
-        if self.zap_roots_leafs(slot.as_id, -(-slot.base_gfn // table) * table, slot.end_gfn // table * table):
+        if self.zap_roots_leafs(
+            slot.as_id, -(-slot.base_gfn // table) * table, slot.end_gfn // table * table
+        ):
             self.tlb.flush_range("memslot-zap", slot.base_gfn, slot.npages)
         kvm.mmu_lock.write_unlock()
 
@@ -23,8 +25,14 @@ VARIANT = Mutant(
     title="the targeted zap of a memslot misses leaves in tables that the slot shares",
     parts=(WholeTables,),
     expects=("O6",),
-    rule="when a memslot call returns, no leaf maps what it removed, wherever the slot begins and ends",
-    origin="shape of B71 (58a20a9435aa): which pages belong to a slot was told inexactly, there among shadow pages",
+    rule=(
+        "when a memslot call returns, no leaf maps what it removed, wherever the slot begins and "
+        "ends"
+    ),
+    origin=(
+        "shape of B71 (58a20a9435aa): which pages belong to a slot was told inexactly, there among "
+        "shadow pages"
+    ),
     story=(
         "vCPU: maps a page of slot S, whose table covers more than S",
         "memslot worker: deletes S, zaps the tables inside S only",

@@ -1,7 +1,7 @@
 """The NX knob takes slots_lock before kvm_lock."""
 
 from mmu.tdp.nx import NxHugePages
-from stress.zoo.mutant import Case, Mutant
+from stress.mutants.case import Case, Mutant
 
 
 class OtherOrder(NxHugePages):
@@ -21,7 +21,10 @@ VARIANT = Mutant(
     title="the NX knob takes slots_lock before kvm_lock",
     parts=(OtherOrder,),
     expects=("O5",),
-    rule="kvm_lock comes before slots_lock: who walks the list of VMs takes each VM's slots_lock on the way",
+    rule=(
+        "kvm_lock comes before slots_lock: who walks the list of VMs takes each VM's slots_lock on "
+        "the way"
+    ),
     origin="Documentation/virt/kvm/locking.rst on kvm_lock; reference 2.1 rule 1",
     story=(
         "administrator: holds this VM's slots_lock, waits for kvm_lock",

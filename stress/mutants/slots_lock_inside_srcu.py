@@ -2,7 +2,7 @@
 
 from mmu.export.importer import ExportedTdp
 from mmu.export.tdp_fd import Exporter
-from stress.zoo.mutant import Case, Mutant
+from stress.mutants.case import Case, Mutant
 
 
 class SrcuAroundAll(Exporter):
@@ -22,9 +22,14 @@ VARIANT = Mutant(
     title="an IO page fault takes slots_lock inside an SRCU read section",
     parts=(SrcuAroundAll,),
     expects=("O5", "O10"),
-    rule="slots_lock is held while SRCU readers are waited for, so no reader may wait for slots_lock",
+    rule=(
+        "slots_lock is held while SRCU readers are waited for, so no reader may wait for slots_lock"
+    ),
     origin="Documentation/virt/kvm/locking.rst on kvm->srcu; reference 2.1 rule 2",
-    story=("iopf worker: enters SRCU, waits for slots_lock", "memslot worker: holds slots_lock, waits for SRCU readers"),
+    story=(
+        "iopf worker: enters SRCU, waits for slots_lock",
+        "memslot worker: holds slots_lock, waits for SRCU readers",
+    ),
     confidence="V",
     tags=("locks", "export", "memslots"),
     controlled=Case("explore/io-fault-vs-delete"),

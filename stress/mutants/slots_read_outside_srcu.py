@@ -2,7 +2,7 @@
 
 from mmu.export.importer import ExportedTdp
 from mmu.export.tdp_fd import Exporter
-from stress.zoo.mutant import Case, Mutant
+from stress.mutants.case import Case, Mutant
 
 
 class Unprotected(Exporter):

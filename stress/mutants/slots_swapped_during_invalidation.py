@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from mmu.memory.memslots import Memslots
-from stress.zoo.mutant import Case, Mutant
+from stress.mutants.case import Case, Mutant
 
 
 class SwapAtOnce(Memslots):
@@ -33,6 +33,12 @@ VARIANT = Mutant(
     controlled=Case("explore/discard-vs-delete"),
     threads=Case(
         "quick",
-        ("actors.host.threads=1", "actors.host.pause_s=0.0", "memory.fixed_pages=16", "memory.churn_pages=16", "limits.stall_s=1.0"),
+        (
+            "actors.host.threads=1",
+            "actors.host.pause_s=0.0",
+            "memory.fixed_pages=16",
+            "memory.churn_pages=16",
+            "limits.stall_s=1.0",
+        ),
     ),
 )

@@ -1,7 +1,7 @@
 """A memslot update that does not wait for SRCU."""
 
 from mmu.memory.memslots import Memslots
-from stress.zoo.mutant import Case, Mutant
+from stress.mutants.case import Case, Mutant
 
 
 class NoSrcuWait(Memslots):
@@ -16,7 +16,10 @@ VARIANT = Mutant(
     title="the memslot update does not wait for SRCU readers",
     parts=(NoSrcuWait,),
     expects=("O6", "O2"),
-    rule="after the swap nobody may use the old slots: an exported root has no other protection against a late fault",
+    rule=(
+        "after the swap nobody may use the old slots: an exported root has no other protection "
+        "against a late fault"
+    ),
     origin="reference 2.9; shape of B69 (4bcdd831d9d0)",
     story=(
         "vCPU: looks up slot S, finds the frame, waits for mmu_lock",

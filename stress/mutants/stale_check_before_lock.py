@@ -2,7 +2,7 @@
 
 from mmu.paging.table import RootPage
 from mmu.tdp.fault import CONTINUE, RETRY, Fault, FaultHandler, PageCache, RetPf
-from stress.zoo.mutant import Case, Mutant
+from stress.mutants.case import Case, Mutant
 
 
 class CheckFirst(FaultHandler):

@@ -2,7 +2,7 @@
 
 from mmu.paging.table import ShadowPage
 from mmu.tdp.write import SpteWriter
-from stress.zoo.mutant import Case, Mutant
+from stress.mutants.case import Case, Mutant
 
 
 class TopOnly(SpteWriter):
@@ -19,7 +19,10 @@ VARIANT = Mutant(
     title="when a table is removed, the tables and leaves below it are left alone",
     parts=(TopOnly,),
     expects=("O9", "O11"),
-    rule="handle_removed_pt() freezes every entry of a removed table and accounts for what it was, down to the leaves",
+    rule=(
+        "handle_removed_pt() freezes every entry of a removed table and accounts for what it was, "
+        "down to the leaves"
+    ),
     origin="reference 2.6 handle_removed_pt()",
     story=(
         "memslot worker: clears the entry of an upper table, frees that table",

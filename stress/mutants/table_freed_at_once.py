@@ -2,7 +2,7 @@
 
 from mmu.paging.table import ShadowPage
 from mmu.tdp.write import SpteWriter
-from stress.zoo.mutant import Case, Mutant
+from stress.mutants.case import Case, Mutant
 
 
 class FreeAtOnce(SpteWriter):
@@ -20,7 +20,11 @@ VARIANT = Mutant(
     expects=("O3", "O2"),
     rule="a page-table page that was visible is freed only after a grace period",
     origin="B31 (7cca2d0b7e7d)",
-    story=("vCPU: lockless walk stands in table T", "memslot worker: zaps T's parent entry and frees T", "vCPU: reads T"),
+    story=(
+        "vCPU: lockless walk stands in table T",
+        "memslot worker: zaps T's parent entry and frees T",
+        "vCPU: reads T",
+    ),
     confidence="Vt",
     tags=("rcu",),
     controlled=Case("explore/fault-vs-delete"),

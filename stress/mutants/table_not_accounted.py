@@ -1,7 +1,7 @@
 """A table that was linked is not counted."""
 
 from mmu.tdp.write import SpteWriter
-from stress.zoo.mutant import Case, Mutant
+from stress.mutants.case import Case, Mutant
 
 
 class Uncounted(SpteWriter):

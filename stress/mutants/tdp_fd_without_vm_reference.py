@@ -1,7 +1,7 @@
 """A TDP FD does not keep the VM alive."""
 
 from mmu.export.tdp_fd import Exporter
-from stress.zoo.mutant import Case, Mutant
+from stress.mutants.case import Case, Mutant
 
 
 class NoVmReference(Exporter):
@@ -30,5 +30,7 @@ VARIANT = Mutant(
     confidence="Vt",
     tags=("export", "teardown"),
     controlled=Case("explore/exit-with-device", ("actors.exit.vm_first=true",)),
-    threads=Case("quick", ("actors.exit.enabled=true", "actors.exit.vm_first=true", "budget.duration_s=2.0")),
+    threads=Case(
+        "quick", ("actors.exit.enabled=true", "actors.exit.vm_first=true", "budget.duration_s=2.0")
+    ),
 )

@@ -2,16 +2,19 @@
 
 from mmu.paging.spte import SPTE_A, SPTE_D, SPTE_W
 from mmu.tdp.write import SpteWriter
-from stress.zoo.mutant import Case, Mutant
+from stress.mutants.case import Case, Mutant
 
 
 class WrongWayRound(SpteWriter):
     """Takes the D bit that is still missing for one that cannot come."""
 
     def has_volatile_bits(self, spte: int, level: int) -> bool:
-        """Only a leaf without A, or one that is dirty already; and hardware does not wait while this is decided."""
+        """Only a leaf without A, or one that is dirty already; and hardware does not wait while
+        this is decided."""
         self.kvm.runtime.resched()
-        return super().has_volatile_bits(spte, level) and (not spte & SPTE_A or spte & (SPTE_W | SPTE_D) == SPTE_W | SPTE_D)
+        return super().has_volatile_bits(spte, level) and (
+            not spte & SPTE_A or spte & (SPTE_W | SPTE_D) == SPTE_W | SPTE_D
+        )
 
 
 VARIANT = Mutant(

@@ -2,7 +2,7 @@
 
 from mmu.paging.table import RootPage
 from mmu.tdp.zap import Zapper
-from stress.zoo.mutant import Case, Mutant
+from stress.mutants.case import Case, Mutant
 
 
 class YieldUnpinned(Zapper):
@@ -19,10 +19,14 @@ VARIANT = Mutant(
     title="the exported zap yields without pinning the root",
     parts=(YieldUnpinned,),
     expects=("O3",),
-    rule="a walk of tdp_mmu_roots without references may not leave its RCU section, so its body must not yield",
+    rule=(
+        "a walk of tdp_mmu_roots without references may not leave its RCU section, so its body "
+        "must not yield"
+    ),
     origin="B17 (7533377215b6); reference 2.3",
     story=(
-        "memslot worker: stands on root R of an RCU list walk that pins nothing, and leaves RCU and mmu_lock inside the zap",
+        "memslot worker: stands on root R of an RCU list walk that pins nothing, and leaves RCU "
+        "and mmu_lock inside the zap",
         "another task: may put, unlink and have freed any root that nobody has pinned",
         "memslot worker: goes on in R, and follows its link",
     ),

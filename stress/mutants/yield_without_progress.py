@@ -2,7 +2,7 @@
 
 from mmu.tdp.iter import TdpIter
 from mmu.tdp.yielding import Yielding
-from stress.zoo.mutant import Case, Mutant
+from stress.mutants.case import Case, Mutant
 
 
 class NoGuard(Yielding):
@@ -21,7 +21,8 @@ VARIANT = Mutant(
     rule="between two yields a walk moves its goal",
     origin="B07 (ed5e484b79e8)",
     story=(
-        "host: walks under mmu_lock(write), which a memslot worker waits for: yields at its first entry",
+        "host: walks under mmu_lock(write), which a memslot worker waits for: yields at its first "
+        "entry",
         "memslot worker: walks, and the host waits: yields at its first entry",
         "both: hand the lock to each other for ever",
     ),

@@ -2,7 +2,7 @@
 
 from mmu.tdp.iter import TdpIter
 from mmu.tdp.zap import Zapper
-from stress.zoo.mutant import Case, Mutant
+from stress.mutants.case import Case, Mutant
 
 
 class CoveredEntriesOnly(Zapper):

@@ -1,7 +1,7 @@
 """The VM is destroyed without waiting for the zaps that are still queued."""
 
 from mmu.kernels import ZapByWorkqueue
-from stress.zoo.mutant import Case, Mutant
+from stress.mutants.case import Case, Mutant
 
 
 class NoFlushAtUninit(ZapByWorkqueue):
@@ -18,7 +18,9 @@ VARIANT = Mutant(
     title="a VM is destroyed before its zap workqueue has run",
     parts=(NoFlushAtUninit,),
     expects=("O11",),
-    rule="when the TDP MMU is torn down, the work that holds references on roots has been waited for",
+    rule=(
+        "when the TDP MMU is torn down, the work that holds references on roots has been waited for"
+    ),
     origin="B21 (22b94c4b63eb), kvm_mmu_uninit_tdp_mmu() without flush_workqueue()",
     story=(
         "VM: is destroyed; every root is invalidated, its zap is queued with the gifted reference",
@@ -27,7 +29,10 @@ VARIANT = Mutant(
     ),
     confidence="Vt",
     tags=("roots", "teardown"),
-    controlled=Case("explore/obsolete-root", ('vm.kernel="5.18"', "actors.exit.enabled=true", "actors.exit.vm_first=true")),
+    controlled=Case(
+        "explore/obsolete-root",
+        ('vm.kernel="5.18"', "actors.exit.enabled=true", "actors.exit.vm_first=true"),
+    ),
     threads=Case(
         "vcpus-only",
         (

@@ -2,11 +2,12 @@
 
 from mmu.kernels import ZapByWorkqueue
 from mmu.paging.table import RootPage
-from stress.zoo.mutant import Case, Mutant
+from stress.mutants.case import Case, Mutant
 
 
 class FlagKept(ZapByWorkqueue):
-    """The flag is not cleared when the work is queued, so the next memslot update queues it again."""
+    """The flag is not cleared when the work is queued, so the next memslot update queues it
+    again."""
 
     def zap_scheduled_root(self, root: RootPage) -> None:
         """Whoever was told of the root once is told of it for ever."""
@@ -22,7 +23,8 @@ VARIANT = Mutant(
     rule="the gifted reference of an invalidated root goes with one work item",
     origin="B21 (efd995dae5eb): a reference gifted to a work item that is queued twice",
     story=(
-        "memslot worker: queues the zap of root R with the TDP MMU's reference; a resting vCPU holds R",
+        "memslot worker: queues the zap of root R with the TDP MMU's reference; a resting vCPU "
+        "holds R",
         "memslot worker: next update, R is still on the list: queues it again",
         "worker: puts the vCPU's reference; the vCPU drops R - underflow",
     ),

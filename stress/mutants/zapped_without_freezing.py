@@ -1,8 +1,9 @@
-"""A table is replaced under mmu_lock(read) by zero, flushed afterwards, and never frozen in between."""
+"""A table is replaced under mmu_lock(read) by zero, flushed afterwards, and never frozen in
+between."""
 
 from mmu.tdp.iter import TdpIter
 from mmu.tdp.write import SpteWriter
-from stress.zoo.mutant import Case, Mutant
+from stress.mutants.case import Case, Mutant
 
 
 class ZeroAtOnce(SpteWriter):
@@ -21,10 +22,17 @@ VARIANT = Mutant(
     title="an entry is cleared under mmu_lock(read) before what it mapped is flushed",
     parts=(ZeroAtOnce,),
     expects=("O1",),
-    rule="under mmu_lock(read) an entry is frozen until its flush is done, so that nobody puts something else there meanwhile",
-    origin="B06 (08f07c800e9d), in the one place that still zaps atomically: the zap of collapsible tables",
+    rule=(
+        "under mmu_lock(read) an entry is frozen until its flush is done, so that nobody puts "
+        "something else there meanwhile"
+    ),
+    origin=(
+        "B06 (08f07c800e9d), in the one place that still zaps atomically: the zap of collapsible "
+        "tables"
+    ),
     story=(
-        "dirty logger: logging goes off; clears an entry under mmu_lock(read) to let a huge page come back",
+        "dirty logger: logging goes off; clears an entry under mmu_lock(read) to let a huge page "
+        "come back",
         "vCPU: faults, finds the entry empty, maps the huge page",
         "another vCPU: still translates through the old table: two mappings live for one gfn",
     ),

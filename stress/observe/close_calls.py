@@ -1,9 +1,11 @@
-"""Close calls: near misses, which a correct design survives and a broken one would not have survived.
+"""Close calls: near misses, which a correct design survives and a broken one would not have
+survived.
 
-"Within k steps" needs a clock that all threads share. A shared counter of events would order threads that the model does
-not order, and so hide what it is to find; the runtime's clock costs nothing that others could notice. Under control it
-counts scheduler steps, a microsecond each; on real threads a step is as long as such a thing takes there. What was read
-of another thread is a hint: a call that was close for the length of a few instructions may be missed, never made up.
+"Within k steps" needs a clock that all threads share. A shared counter of events would order
+threads that the model does not order, and so hide what it is to find; the runtime's clock costs
+nothing that others could notice. Under control it counts scheduler steps, a microsecond each; on
+real threads a step is as long as such a thing takes there. What was read of another thread is a
+hint: a call that was close for the length of a few instructions may be missed, never made up.
 """
 
 from __future__ import annotations
@@ -26,8 +28,12 @@ THREADS_US: int = 100
 
 
 CLOSE_CALLS: dict[str, str] = {
-    "frees_after_reader": "table pages freed right after a reader had left whom their grace period waited for",
-    "uses_before_flush": "translations that a device was using, or had just used, when they were invalidated",
+    "frees_after_reader": (
+        "table pages freed right after a reader had left whom their grace period waited for"
+    ),
+    "uses_before_flush": (
+        "translations that a device was using, or had just used, when they were invalidated"
+    ),
     "exported_zaps_mid_walk": "exported zaps that caught a device between its walk and its access",
     "flushes_in_guest": "flushes that caught a vCPU in the guest with translations in its TLB",
     "cmpxchgs_lost": "compare-exchanges of SPTEs that somebody else won",
@@ -51,7 +57,8 @@ class _Device:
 
 
 class _Lately:
-    """When a task's grace period last saw a reader leave, and when it last told importers; 0: not lately."""
+    """When a task's grace period last saw a reader leave, and when it last told importers; 0: not
+    lately."""
 
     __slots__ = ("left_at", "told_at")
 
@@ -61,9 +68,12 @@ class _Lately:
 
 
 class CloseCalls:
-    """A probe observer that counts close calls, and the waits that protect from them. `window_ns` is how near is close."""
+    """A probe observer that counts close calls, and the waits that protect from them. `window_ns`
+    is how near is close."""
 
-    def __init__(self, runtime: Runtime, vm: VirtualMachine, counts: Counts, window_ns: int) -> None:
+    def __init__(
+        self, runtime: Runtime, vm: VirtualMachine, counts: Counts, window_ns: int
+    ) -> None:
         self._now = runtime.now
         self._vm = vm
         self._counts = counts
@@ -91,7 +101,9 @@ class CloseCalls:
             self._counts["flushes_mid_dma"].add(1)
             if reason == "exported-zap":
                 self._counts["exported_zaps_mid_walk"].add(1)
-        if any(vcpu.state.mode.value == IN_GUEST_MODE and vcpu.tlb.entries for vcpu in self._vm.vcpus()):
+        if any(
+            vcpu.state.mode.value == IN_GUEST_MODE and vcpu.tlb.entries for vcpu in self._vm.vcpus()
+        ):
             self._counts["flushes_in_guest"].add(1)
 
     def importer_called(self, importer: object, gfn: int, pages: int) -> None:
@@ -139,7 +151,8 @@ class CloseCalls:
             self._counts["srcu_waits_with_reader"].add(1)
 
     def grace_period(self, ns: int, callbacks: int) -> None:
-        """The callbacks have run: how long ago did a reader leave who was there when the grace period began?"""
+        """The callbacks have run: how long ago did a reader leave who was there when the grace
+        period began?"""
         lately = self._local.mine
         if self._is_close(lately.left_at):
             self._counts["frees_after_reader"].add(callbacks)

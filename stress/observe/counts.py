@@ -1,4 +1,5 @@
-"""Counting events: one share a thread, so that counting never orders threads that the model does not order."""
+"""Counting events: one share a thread, so that counting never orders threads that the model does
+not order."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ from mmu.memory.memslots import Change
 from mmu.memory.tlb import WHOLE
 from mmu.paging.table import RootPage, ShadowPage
 from mmu.runtime import PerThreadCounter, Runtime
-from stress.observe.counters import COUNTERS
+from stress.scenario.counters import COUNTERS
 
 _NOTHING = dict.fromkeys(COUNTERS, 0)
 SHORT = {"huge-over-tables": "huge"}

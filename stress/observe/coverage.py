@@ -1,7 +1,9 @@
-"""Which operation made which change of an SPTE, and which operation came after which on the same page.
+"""Which operation made which change of an SPTE, and which operation came after which on the same
+page.
 
-Every fault comes through here, so nothing is classified while the model runs: a change is counted under a few bits of the
-old and the new value, in a table of the calling thread's own, and the bits are given names when somebody reads.
+Every fault comes through here, so nothing is classified while the model runs: a change is counted
+under a few bits of the old and the new value, in a table of the calling thread's own, and the bits
+are given names when somebody reads.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ from mmu.task import current
 _PLACES: Final = 4096
 """Entries whose last operation is remembered; where two meet, the newer one is."""
 PASSED_OVER: Final = 7
-"""What every fault does, to map a page, is watched on every eighth page, and so are orders: that is an eighth of the cost."""
+"""What every fault does, to map a page, is watched on every eighth page, and so are orders: that is
+an eighth of the cost."""
 _WHO: Final = 0xFFFF00
 """The thread's number in a mark."""
 
@@ -46,13 +49,15 @@ OPERATIONS: Final[dict[str, str]] = {
     "setup": "set-up, end",
     "teardown": "set-up, end",
 }
-"""What a task does to SPTEs, by the task's name without its number; a memslot call is told apart by its change."""
+"""What a task does to SPTEs, by the task's name without its number; a memslot call is told apart by
+its change."""
 _CALLS: Final = {change: f"memslot {change.value}" for change in Change}
 
 
 @frozen
-class Cell:
-    """`operation` changed entries at `level` from `old` to `new` so many times; `shared` is under mmu_lock held for read."""
+class EntryChange:
+    """`operation` changed entries at `level` from `old` to `new` so many times; `shared` is under
+    mmu_lock held for read."""
 
     operation: str
     level: int
@@ -63,8 +68,9 @@ class Cell:
 
 
 @frozen
-class Order:
-    """So many times the next change of a page's last-level entry after one by `first` was one by `then`, on another thread."""
+class ChangeOrder:
+    """So many times the next change of a page's last-level entry after one by `first` was one by
+    `then`, on another thread."""
 
     first: str
     then: str
@@ -75,15 +81,16 @@ class Order:
 class Coverage:
     """Every cell and every order that was seen."""
 
-    cells: tuple[Cell, ...] = ()
-    orders: tuple[Order, ...] = ()
+    cells: tuple[EntryChange, ...] = ()
+    orders: tuple[ChangeOrder, ...] = ()
 
 
 _Key = tuple[int, int, int, bool]
 
 
-class _Mine:
-    """What one thread did. `counts` belongs to the operation that it is in, `mark` is its number and the operation's."""
+class _ThreadCoverage:
+    """What one thread did. `counts` belongs to the operation that it is in, `mark` is its number
+    and the operation's."""
 
     __slots__ = ("by_operation", "counts", "mark", "orders", "usual", "who")
 
@@ -97,34 +104,38 @@ class _Mine:
 
 
 class SpteCoverage:
-    """A probe observer. What other threads' tables say is read while they go on: the figures are those of some moment."""
+    """A probe observer. What other threads' tables say is read while they go on: the figures are
+    those of some moment."""
 
     def __init__(self, runtime: Runtime, layout: SpteLayout) -> None:
         self._layout = layout
         self._mask = layout.present | SPTE_PS | SPTE_W | SPTE_MMIO
         self._lock = threading.Lock()
-        self._parts: list[_Mine] = []
+        self._parts: list[_ThreadCoverage] = []
         self._names: dict[str, int] = {}
         self._last = [-1] * _PLACES
         self._local = runtime.local(self._enlist)
 
-    def _enlist(self) -> _Mine:
+    def _enlist(self) -> _ThreadCoverage:
         """A task changes an SPTE for the first time."""
         with self._lock:
-            mine = _Mine(current.task.name, len(self._parts) + 1 & 0xFFFF)
+            mine = _ThreadCoverage(current.task.name, len(self._parts) + 1 & 0xFFFF)
             self._parts.append(mine)
         self._enter(mine, mine.usual)
         return mine
 
-    def _enter(self, mine: _Mine, operation: str) -> None:
+    def _enter(self, mine: _ThreadCoverage, operation: str) -> None:
         """From now on this is what the thread does."""
         with self._lock:
             number = self._names.setdefault(operation, min(255, len(self._names) + 1))
         mine.counts = mine.by_operation.setdefault(operation, {})
         mine.mark = mine.who << 8 | number
 
-    def spte_changed(self, sp: ShadowPage, gfn: int, level: int, old: int, new: int, shared: bool) -> None:
-        """kvm_tdp_mmu_spte_changed, but for most pages that are mapped, and for the freezing of entries that held nothing."""
+    def spte_changed(
+        self, sp: ShadowPage, gfn: int, level: int, old: int, new: int, shared: bool
+    ) -> None:
+        """kvm_tdp_mmu_spte_changed, but for most pages that are mapped, and for the freezing of
+        entries that held nothing."""
         if not old and ((level == 1 and gfn & PASSED_OVER) or new == REMOVED_SPTE):
             return
         mine = self._local.mine
@@ -137,7 +148,7 @@ class SpteCoverage:
         if not gfn & PASSED_OVER and level == 1:
             self._follow(gfn, mine)
 
-    def _follow(self, gfn: int, mine: _Mine) -> None:
+    def _follow(self, gfn: int, mine: _ThreadCoverage) -> None:
         """Which operation of another thread changed this page before?"""
         places = self._last
         place = gfn >> 3 & _PLACES - 1
@@ -166,12 +177,14 @@ class SpteCoverage:
         for mine in parts:
             for operation, counts in mine.by_operation.copy().items():
                 for (level, old, new, shared), count in counts.copy().items():
-                    cells[operation, level, self.state(old, level), self.state(new, level), shared] += count
+                    cells[
+                        operation, level, self.state(old, level), self.state(new, level), shared
+                    ] += count
             for pair, count in mine.orders.copy().items():
                 orders[names[pair >> 8], names[pair & 255]] += count
         return Coverage(
-            tuple(Cell(*key, count) for key, count in sorted(cells.items())),
-            tuple(Order(*key, count) for key, count in sorted(orders.items())),
+            tuple(EntryChange(*key, count) for key, count in sorted(cells.items())),
+            tuple(ChangeOrder(*key, count) for key, count in sorted(orders.items())),
         )
 
     def state(self, bits: int, level: int) -> str:

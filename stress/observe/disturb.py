@@ -16,9 +16,17 @@ def _dice(runtime: Runtime, seed: int) -> Local[random.Random]:
 
 
 class Delays:
-    """A probe observer that sometimes waits at P1..P20 (reference 2.16); each thread has a generator of its own."""
+    """A probe observer that sometimes waits at P1..P20 (reference 2.16); each thread has a
+    generator of its own."""
 
-    def __init__(self, runtime: Runtime, config: Disturbances, seed: int, asked: PerThreadCounter, counter: PerThreadCounter) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        config: Disturbances,
+        seed: int,
+        asked: PerThreadCounter,
+        counter: PerThreadCounter,
+    ) -> None:
         """`asked` counts arrivals at the points with delays, `counter` the delays."""
         self._asked = asked
         self._sleep = runtime.sleep
@@ -39,9 +47,17 @@ class Delays:
 
 
 class Failures:
-    """Fault injection: steps that fail for no reason, by the scenario's shares; each thread has a generator of its own."""
+    """Fault injection: steps that fail for no reason, by the scenario's shares; each thread has a
+    generator of its own."""
 
-    def __init__(self, runtime: Runtime, config: Disturbances, seed: int, asked: PerThreadCounter, injected: PerThreadCounter) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        config: Disturbances,
+        seed: int,
+        asked: PerThreadCounter,
+        injected: PerThreadCounter,
+    ) -> None:
         """`asked` counts the steps that might have been made fail, `injected` those that were."""
         self._asked = asked
         self._injected = injected
@@ -52,7 +68,9 @@ class Failures:
             "switch_root": config.fail_switch,
         }
         self._dice = _dice(runtime, seed)
-        self.fail_function: Callable[[str], bool] | None = self._fails if any(self._shares.values()) else None
+        self.fail_function: Callable[[str], bool] | None = (
+            self._fails if any(self._shares.values()) else None
+        )
 
     def _fails(self, step: str) -> bool:
         if current.task.name == "setup":

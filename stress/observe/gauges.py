@@ -1,4 +1,5 @@
-"""Gauges: what a VM holds, sampled now and then; peaks and latest values are figures of the run (M8, M12)."""
+"""Gauges: what a VM holds, sampled now and then; peaks and latest values are figures of the run
+(M8, M12)."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ GAUGES = {
 
 
 class Gauges:
-    """A probe observer as well, because only events can tell how many roots there are; `sample` is called by one thread."""
+    """A probe observer as well, because only events can tell how many roots there are; `sample` is
+    called by one thread."""
 
     def __init__(self, vm: VirtualMachine) -> None:
         self._vm = vm
@@ -51,7 +53,12 @@ class Gauges:
     def at_rest(self) -> None:
         """Everybody stands still: count the tables that a leaf-only zap has left behind."""
         self.sample()
-        last_level = (child for tree in State(self._vm).trees for child, _, _ in tree.tables if child.level == 1)
+        last_level = (
+            child
+            for tree in State(self._vm).trees
+            for child, _, _ in tree.tables
+            if child.level == 1
+        )
         self._note("empty_tables", sum(1 for table in last_level if not any(table.spt)))
 
     def _note(self, name: str, value: int) -> None:

@@ -1,7 +1,9 @@
-"""Latencies: integer buckets a thread while the run goes on, one distribution an operation when somebody asks.
+"""Latencies: integer buckets a thread while the run goes on, one distribution an operation when
+somebody asks.
 
-The buckets are log-linear, as HdrHistogram's are, so nothing is lost in converting them. The conversion is left to
-reports: `hdrhistogram`'s C module turns the GIL back on when it is imported on a free-threaded build.
+The buckets are log-linear, as HdrHistogram's are, so nothing is lost in converting them. The
+conversion is left to reports: `hdrhistogram`'s C module turns the GIL back on when it is imported
+on a free-threaded build.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ OPERATIONS = {
     "zap_exported": "of a fast zap: the exported roots' leaves, flush included",
     "zap_invalidated_roots": "of a memslot call: zapping invalidated roots under mmu_lock(read)",
     "memslot_commit": "its commit, dirty logging included",
-    "device_window": "from the start of a delete or move until no device could reach the slot any more (M9)",
+    "device_window": (
+        "from the start of a delete or move until no device could reach the slot any more (M9)"
+    ),
     "flush": "one remote flush, importers included",
     "root_load": "one load of a root by a vCPU",
     "io_fault_slots_lock": "slots_lock held by one IO page fault",
@@ -64,7 +68,8 @@ def middle_of(bucket: int) -> int:
 
 @frozen
 class Latency:
-    """The distribution of one operation in nanoseconds; `buckets` are (middle of a bucket, count), smallest first."""
+    """The distribution of one operation in nanoseconds; `buckets` are (middle of a bucket, count),
+    smallest first."""
 
     operation: str
     count: int
@@ -76,7 +81,7 @@ class Latency:
     buckets: tuple[tuple[int, int], ...]
 
 
-class _Mine:
+class _TaskHistograms:
     """One task's figures, and when it began what it is in."""
 
     def __init__(self) -> None:
@@ -103,9 +108,9 @@ class Histograms:
         self._held_ns: list[list[int]] = []
         self._local = runtime.local(self._enlist)
 
-    def _enlist(self) -> _Mine:
+    def _enlist(self) -> _TaskHistograms:
         """A task records for the first time."""
-        mine = _Mine()
+        mine = _TaskHistograms()
         with self._lock:
             self._parts.append((mine.buckets, mine.highest))
             self._held_ns.append(mine.held_ns)
@@ -134,7 +139,10 @@ class Histograms:
                 self.record(f"memslot_{part}", parts[part])
         mine = self._local.mine
         if "flush_shadow" in parts and mine.zap_began_at > mine.call_began_at:
-            self.record("zap_invalidated_roots", max(0, parts["flush_shadow"] - (mine.unlocked_at - mine.zap_began_at)))
+            self.record(
+                "zap_invalidated_roots",
+                max(0, parts["flush_shadow"] - (mine.unlocked_at - mine.zap_began_at)),
+            )
         if change in (Change.DELETE, Change.MOVE) and mine.importers_safe_at > mine.call_began_at:
             self.record("device_window", mine.importers_safe_at - mine.call_began_at)
 
@@ -239,7 +247,9 @@ def _merge(name: str, parts: list[tuple[dict[str, list[int]], dict[str, int]]]) 
     if not buckets:
         return None
     highest = max(part[1][name] for part in parts)
-    p50, p90, p99, p999 = (min(_percentile(buckets, share), highest) for share in (0.5, 0.9, 0.99, 0.999))
+    p50, p90, p99, p999 = (
+        min(_percentile(buckets, share), highest) for share in (0.5, 0.9, 0.99, 0.999)
+    )
     return Latency(name, sum(sums), p50, p90, p99, p999, highest, buckets)
 
 

@@ -11,7 +11,8 @@ POINTS: Final[tuple[str, ...]] = get_args(PreemptionPoint)
 
 
 class Points:
-    """A probe observer. Every fault passes several points, so all it does at one that is known already is to look it up."""
+    """A probe observer. Every fault passes several points, so all it does at one that is known
+    already is to look it up."""
 
     def __init__(self) -> None:
         self._reached: set[str] = set()

@@ -1,4 +1,5 @@
-"""What a scenario could make happen: a counter that stays at 0 is a gap only if it could have moved."""
+"""What a scenario could make happen: a counter that stays at 0 is a gap only if it could have
+moved."""
 
 from __future__ import annotations
 
@@ -12,13 +13,37 @@ _SHORT_GENERATION = 8
 
 _NEEDS: dict[str, tuple[str, ...]] = {
     "device": (
-        *("device_accesses", "device_iotlb_hits", "device_walks", "device_aborts", "io_faults", "io_faults_failed"),
+        *(
+            "device_accesses",
+            "device_iotlb_hits",
+            "device_walks",
+            "device_aborts",
+            "io_faults",
+            "io_faults_failed",
+        ),
         *("io_faults_retried", "stale_io_faults", "uses_before_flush", "flushes_mid_dma"),
-        *("exported_zaps_mid_walk", "notified_last", "attach_failures", "importer_switches", "importer_switches_failed"),
+        *(
+            "exported_zaps_mid_walk",
+            "notified_last",
+            "attach_failures",
+            "importer_switches",
+            "importer_switches_failed",
+        ),
     ),
-    "exports": ("exports", "unexports", "exports_refused", "flushes_un_export", "importer_notifications"),
+    "exports": (
+        "exports",
+        "unexports",
+        "exports_refused",
+        "flushes_un_export",
+        "importer_notifications",
+    ),
     "kept roots": (
-        *("exported_zaps", "exported_zaps_nonempty", "exported_leaves_zapped", "exported_zaps_mid_walk"),
+        *(
+            "exported_zaps",
+            "exported_zaps_nonempty",
+            "exported_leaves_zapped",
+            "exported_zaps_mid_walk",
+        ),
         "flushes_exported_zap",
     ),
     "republish": ("importer_switches", "importer_switches_failed"),
@@ -37,7 +62,14 @@ _NEEDS: dict[str, tuple[str, ...]] = {
     "protection": ("fast_faults",),
     "log": ("dirty_log_reads", "dirty_pages_logged"),
     "huge": (
-        *("huge_leaves", "huge_splits", "frozen_met", "flushes_huge", "flushes_zap_atomic", "flushes_nx_recovery"),
+        *(
+            "huge_leaves",
+            "huge_splits",
+            "frozen_met",
+            "flushes_huge",
+            "flushes_zap_atomic",
+            "flushes_nx_recovery",
+        ),
         *("nx_pages_recovered", "host_splits", "host_collapses"),
     ),
     "notifiers": ("stale_io_faults",),
@@ -61,7 +93,8 @@ _NEEDS: dict[str, tuple[str, ...]] = {
     "stutter": ("stutters", "standstills"),
     "7.2": ("flushes_collapse",),  # no scenario has this kernel: it is for recordings
 }
-"""What a counter needs to move: all the abilities that name it. One that is not named can always move."""
+"""What a counter needs to move: all the abilities that name it. One that is not named can always
+move."""
 
 
 def possible(counters: Iterable[str], scenario: Scenario, *, threads: bool) -> list[str]:
@@ -74,7 +107,11 @@ def possible(counters: Iterable[str], scenario: Scenario, *, threads: bool) -> l
 def abilities(scenario: Scenario, *, threads: bool) -> frozenset[str]:
     """What the scenario's cast, or its script, can do."""
     verbs = _verbs(scenario)
-    able = {name for name, is_so in {**_machine(scenario, verbs), **_disturbances(scenario, threads)}.items() if is_so}
+    able = {
+        name
+        for name, is_so in {**_machine(scenario, verbs), **_disturbances(scenario, threads)}.items()
+        if is_so
+    }
     return frozenset(able | verbs)
 
 
@@ -82,10 +119,14 @@ def _verbs(scenario: Scenario) -> set[str]:
     """The operations that anybody may perform, by their names in scripts."""
     if scenario.script:
         lines = [line for name, lines in scenario.script.items() if name != SETUP for line in lines]
-        return {line.split()[0] for line in lines} | {prepared(line)[1].name for line in scenario.script.get(SETUP, ())}
+        return {line.split()[0] for line in lines} | {
+            prepared(line)[1].name for line in scenario.script.get(SETUP, ())
+        }
     actors = scenario.actors
     worker, host, nx = actors.memslot_worker, actors.host, actors.nx
-    works = worker.enabled and (scenario.memory.churn_slots > 0 or scenario.memory.smm_churn_pages > 0)
+    works = worker.enabled and (
+        scenario.memory.churn_slots > 0 or scenario.memory.smm_churn_pages > 0
+    )
     weights = {
         "create": works,
         "delete": works and worker.delete_weight > 0,
@@ -146,11 +187,14 @@ def _machine(scenario: Scenario, verbs: set[str]) -> dict[str, bool]:
 
 
 def _disturbances(scenario: Scenario, threads: bool) -> dict[str, bool]:
-    """What is made to go wrong, or to wait. Under control nothing waits for long, and nobody stands still on the way."""
+    """What is made to go wrong, or to wait. Under control nothing waits for long, and nobody stands
+    still on the way."""
     config = scenario.disturbances
     several = scenario.actors.exporter.threads + (scenario.actors.consumer.devices > 0) > 1
     return {
-        "failures": any((config.fail_attach, config.fail_fd, config.fail_prepare, config.fail_switch)),
+        "failures": any(
+            (config.fail_attach, config.fail_fd, config.fail_prepare, config.fail_switch)
+        ),
         "failing prepare": config.fail_prepare > 0,
         "failing attach": config.fail_attach > 0,
         "failing switch": config.fail_switch > 0,

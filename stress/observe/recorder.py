@@ -1,4 +1,5 @@
-"""The flight recorder: each thread's last events, merged when a report wants to show what led to it."""
+"""The flight recorder: each thread's last events, merged when a report wants to show what led to
+it."""
 
 from __future__ import annotations
 
@@ -23,9 +24,9 @@ SHOWN = 14
 Event = tuple[int, int, int, int, int] | tuple[int, int, str]
 """An SPTE change (time in ns, gfn, level, old, new), or a note (time in ns, gfn or -1, text).
 
-Nothing is formatted before somebody reads it, and a new mapping (old is 0) does not even look at the clock: it carries
-the time of the latest other event of any thread, and is shown as later than that. This is the one hook that every
-fault calls.
+Nothing is formatted before somebody reads it, and a new mapping (old is 0) does not even look at
+the clock: it carries the time of the latest other event of any thread, and is shown as later than
+that. This is the one hook that every fault calls.
 """
 
 
@@ -52,8 +53,11 @@ class Recorder:
 
     # Hooks.
 
-    def spte_changed(self, sp: ShadowPage, gfn: int, level: int, old: int, new: int, shared: bool) -> None:
-        """kvm_tdp_mmu_spte_changed, but for the freezing of entries that held nothing: 512 a table say nothing."""
+    def spte_changed(
+        self, sp: ShadowPage, gfn: int, level: int, old: int, new: int, shared: bool
+    ) -> None:
+        """kvm_tdp_mmu_spte_changed, but for the freezing of entries that held nothing: 512 a table
+        say nothing."""
         if old:
             self._clock = self._now()
             self._ring.mine.append((self._clock, gfn, level, old, new))
@@ -86,7 +90,11 @@ class Recorder:
 
     def flush_begin(self, reason: str, gfn: int, pages: int) -> None:
         """A remote flush starts."""
-        self._note("flush_begin", -1, f"{reason}, {'everything' if pages == WHOLE else f'{pages} pages from {gfn:#x}'}")
+        self._note(
+            "flush_begin",
+            -1,
+            f"{reason}, {'everything' if pages == WHOLE else f'{pages} pages from {gfn:#x}'}",
+        )
 
     def flush_end(self, reason: str, gfn: int, pages: int, ns: int) -> None:
         """A remote flush is complete."""
@@ -94,7 +102,11 @@ class Recorder:
 
     def importers_notified(self, exported: object, gfn: int, pages: int, ns: int) -> None:
         """Importers were told."""
-        self._note("importers_notified", -1, "everything" if pages == WHOLE else f"{pages} pages from {gfn:#x}")
+        self._note(
+            "importers_notified",
+            -1,
+            "everything" if pages == WHOLE else f"{pages} pages from {gfn:#x}",
+        )
 
     def memslot_begin(self, change: Change, slot: Memslot) -> None:
         """A memslot call."""
@@ -115,34 +127,50 @@ class Recorder:
     # Reading.
 
     def last(self, gfn: int | None, count: int = SHOWN) -> list[str]:
-        """The newest events of all threads: half of them about `gfn`, the rest about the VM as a whole; oldest first."""
+        """The newest events of all threads: half of them about `gfn`, the rest about the VM as a
+        whole; oldest first."""
         with self._lock:
             rings = [(task, copy_of(ring)) for task, ring in self._rings]
         found = [(event, task) for task, ring in rings for event in ring]
-        local = sorted((item for item in found if item[0][1] == gfn), key=_when) if gfn is not None else []
+        local = (
+            sorted((item for item in found if item[0][1] == gfn), key=_when)
+            if gfn is not None
+            else []
+        )
         others = sorted((item for item in found if item[0][1] == -1), key=_when)
-        merged = sorted(local[-count // 2 :] + others[-(count - min(len(local), count // 2)) :], key=_when)
+        merged = sorted(
+            local[-count // 2 :] + others[-(count - min(len(local), count // 2)) :], key=_when
+        )
         if not merged:
             return []
         end = merged[-1][0][0]
-        return [f"{_later(event)}{(event[0] - end) / 1e6:9.3f} ms  {task:<18} {self._text(event)}" for event, task in merged]
+        return [
+            f"{_later(event)}{(event[0] - end) / 1e6:9.3f} ms  {task:<18} {self._text(event)}"
+            for event, task in merged
+        ]
 
     def enrich(self, report: Report) -> Report:
         """Add the last events to a report."""
         lines = self.last(report.gfn)
         about = "" if report.gfn is None else f" on gfn {report.gfn:#x}"
         title = f"last events{about} (> marks a new mapping, made at that time or a little later)"
-        return evolve(report, sections=(*report.sections, section(title, lines))) if lines else report
+        return (
+            evolve(report, sections=(*report.sections, section(title, lines))) if lines else report
+        )
 
     def _text(self, event: Event) -> str:
         if len(event) == 3:
             return event[2] if event[1] < 0 else f"gfn {event[1]:#x} {event[2]}"
         _, gfn, level, old, new = event
-        return f"spte_changed gfn {gfn:#x} level {level} {describe(old, self._layout, level)} -> {describe(new, self._layout, level)}"
+        return (
+            f"spte_changed gfn {gfn:#x} level {level} {describe(old, self._layout, level)} -> "
+            f"{describe(new, self._layout, level)}"
+        )
 
 
 def copy_of(ring: deque[T]) -> list[T]:
-    """A ring's entries while its thread goes on adding: on a free-threaded build a copy can be disturbed, so try again."""
+    """A ring's entries while its thread goes on adding: on a free-threaded build a copy can be
+    disturbed, so try again."""
     for _ in range(100):
         try:
             return list(ring)

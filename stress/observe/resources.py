@@ -8,7 +8,8 @@ from attrs import frozen
 
 @frozen
 class Sample:
-    """Resident memory in bytes, CPU seconds used so far, threads, at `at_s` seconds into the run."""
+    """Resident memory in bytes, CPU seconds used so far, threads, at `at_s` seconds into the
+    run."""
 
     at_s: float
     rss: int
@@ -17,7 +18,8 @@ class Sample:
 
 
 class Resources:
-    """Takes samples at even distances, which double whenever `KEPT` are there; `growth` says whether memory went up."""
+    """Takes samples at even distances, which double whenever `KEPT` are there; `growth` says
+    whether memory went up."""
 
     KEPT = 512
 
@@ -32,10 +34,16 @@ class Resources:
         return at_s >= self._next_s
 
     def sample(self, at_s: float) -> Sample:
-        """Take one sample; when the list is full every second one is dropped, and the next come half as often."""
+        """Take one sample; when the list is full every second one is dropped, and the next come
+        half as often."""
         with self._process.oneshot():
             times = self._process.cpu_times()
-            taken = Sample(round(at_s, 2), self._process.memory_info().rss, times.user + times.system, self._process.num_threads())
+            taken = Sample(
+                round(at_s, 2),
+                self._process.memory_info().rss,
+                times.user + times.system,
+                self._process.num_threads(),
+            )
         self.samples.append(taken)
         if len(self.samples) > self.KEPT:
             del self.samples[1::2]
@@ -44,7 +52,8 @@ class Resources:
         return taken
 
     def growth(self) -> int | None:
-        """Median memory of the last quarter minus that of the second quarter, in bytes; None for a short run."""
+        """Median memory of the last quarter minus that of the second quarter, in bytes; None for a
+        short run."""
         if len(self.samples) < 16:
             return None
         quarter = len(self.samples) // 4

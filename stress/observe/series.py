@@ -1,7 +1,8 @@
 """What a run did over time: rates, how long mmu_lock was held for write, and who waited for what.
 
-Only the main thread samples, so the model's threads pay nothing for it. A wait is not timed but sampled, as a profiler does
-it: how many threads wait, by what for, at the moments when the main thread looks.
+Only the main thread samples, so the model's threads pay nothing for it. A wait is not timed but
+sampled, as a profiler does it: how many threads wait, by what for, at the moments when the main
+thread looks.
 """
 
 from __future__ import annotations
@@ -36,9 +37,9 @@ RATES: dict[str, tuple[str, ...]] = {
 
 @frozen
 class TimeSeries:
-    """Columns of equal length. `at_s` are the ends of the windows, in seconds into the run; `rates` are events a second;
-    `write_held` is the share of the window, in percent, for which mmu_lock was held for write; `waiting` the mean number of
-    threads that waited, by what they waited for."""
+    """Columns of equal length. `at_s` are the ends of the windows, in seconds into the run; `rates`
+    are events a second; `write_held` is the share of the window, in percent, for which mmu_lock was
+    held for write; `waiting` the mean number of threads that waited, by what they waited for."""
 
     at_s: tuple[float, ...] = ()
     rates: dict[str, tuple[float, ...]] = field(factory=dict)
@@ -71,7 +72,11 @@ class Series:
     def look(self, at_s: float, totals: Mapping[str, int], tasks: Iterable[Task]) -> None:
         """Called often: notes who waits now, and now and then how far everything has come."""
         self._looks += 1
-        self._waits.update(what for task in tasks if (what := task.waiting_for.partition(",")[0]) and what not in IDLE)
+        self._waits.update(
+            what
+            for task in tasks
+            if (what := task.waiting_for.partition(",")[0]) and what not in IDLE
+        )
         if not self._marks or at_s >= self._marks[-1].at_s + self._every_s:
             self._mark(at_s, totals)
 
@@ -84,11 +89,18 @@ class Series:
 
     def series(self) -> TimeSeries:
         """The windows so far."""
-        pairs = [(before, after) for before, after in zip(self._marks, self._marks[1:], strict=False) if after.at_s > before.at_s]
+        pairs = [
+            (before, after)
+            for before, after in zip(self._marks, self._marks[1:], strict=False)
+            if after.at_s > before.at_s
+        ]
         if not pairs:
             return TimeSeries()
         shown = [name for name, _ in self._waits.most_common(WAITS)]
-        waiting = {name: tuple(_waiting(before, after, (name,)) for before, after in pairs) for name in shown}
+        waiting = {
+            name: tuple(_waiting(before, after, (name,)) for before, after in pairs)
+            for name in shown
+        }
         rest = tuple(name for name in self._waits if name not in waiting)
         if rest:
             waiting[OTHER] = tuple(_waiting(before, after, rest) for before, after in pairs)
@@ -109,7 +121,8 @@ def _rate(before: _Mark, after: _Mark, number: int) -> float:
 
 
 def _share(before: _Mark, after: _Mark) -> float:
-    """In percent; a hold that ends in a window counts there as a whole, so one that is longer than a window is cut to it."""
+    """In percent; a hold that ends in a window counts there as a whole, so one that is longer than
+    a window is cut to it."""
     return round(min(100.0, (after.held_ns - before.held_ns) / (after.at_s - before.at_s) / 1e7), 1)
 
 

@@ -19,7 +19,9 @@ _WHICH: dict[str, Callable[..., object]] = {
     "io_fault_end": lambda _device, _gfn, _write, ok, _ns: "ok" if ok else "failed",
     "io_fault_answered": lambda _gfn, _write, ok, _mappable: "ok" if ok else "failed",
     "prepare_zap_page": lambda _sp, shared: "shared" if shared else "exclusive",
-    "importer_switched": lambda _importer, acknowledged, _ns: "acknowledged" if acknowledged else "refused",
+    "importer_switched": lambda _importer, acknowledged, _ns: (
+        "acknowledged" if acknowledged else "refused"
+    ),
     "nx_toggle_end": lambda on: "on" if on else "off",
     "zap_leafs_done": lambda _root, _start, _end, yielded: "yielded" if yielded else "in one go",
 }
@@ -27,7 +29,8 @@ _WHICH: dict[str, Callable[..., object]] = {
 
 
 _TIMING = frozenset({"grace_period_waited"})
-"""Hooks that tell how long something took, not where anybody is: a wait that was over when it began is no other site."""
+"""Hooks that tell how long something took, not where anybody is: a wait that was over when it began
+is no other site."""
 
 
 class Sites:
@@ -45,7 +48,8 @@ class Sites:
         add = self.reached.add
         if name in ("spte_changed", "spte_zapped"):
             return lambda _sp, _gfn, level, old, new, shared: add(
-                f"{name}: level {level}, {self._state(old, level)} to {self._state(new, level)}, {'shared' if shared else 'exclusive'}"
+                f"{name}: level {level}, {self._state(old, level)} to {self._state(new, level)}, "
+                f"{'shared' if shared else 'exclusive'}"
             )
         if which is None:
             return lambda *_: add(name)

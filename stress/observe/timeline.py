@@ -1,6 +1,8 @@
-"""The timeline: what every thread was doing when, as slices and instants, the newest of each thread.
+"""The timeline: what every thread was doing when, as slices and instants, the newest of each
+thread.
 
-A slice is recorded when it ends, as one tuple in a ring of the thread's own; nothing is formatted before somebody reads it.
+A slice is recorded when it ends, as one tuple in a ring of the thread's own; nothing is formatted
+before somebody reads it.
 """
 
 from __future__ import annotations
@@ -72,7 +74,7 @@ class Track:
     left_out: int = 0
 
 
-class _Mine:
+class _ThreadTimeline:
     """What one thread records: its ring, how much went into it, what it has begun."""
 
     __slots__ = ("append", "began", "in_guest_at", "made", "ring", "task")
@@ -94,12 +96,12 @@ class Timeline:
         self._now = runtime.now
         self._origin = runtime.now() if origin is None else origin
         self._lock = threading.Lock()
-        self._parts: list[_Mine] = []
+        self._parts: list[_ThreadTimeline] = []
         self._local = runtime.local(self._enlist)
 
-    def _enlist(self) -> _Mine:
+    def _enlist(self) -> _ThreadTimeline:
         """A task records for the first time."""
-        mine = _Mine(str(current.task))
+        mine = _ThreadTimeline(str(current.task))
         with self._lock:
             self._parts.append(mine)
         return mine
@@ -108,7 +110,8 @@ class Timeline:
         self._local.mine.began[kind] = self._now()
 
     def _end(self, kind: str, about: Any = "") -> None:
-        """A slice of `kind` ends that this thread has begun; one whose beginning was not seen is nothing."""
+        """A slice of `kind` ends that this thread has begun; one whose beginning was not seen is
+        nothing."""
         began = self._local.mine.began.pop(kind, None)
         if began is not None:
             self._slice(kind, self._now() - began, about)
@@ -171,7 +174,8 @@ class Timeline:
         self._end("mmu_lock (write)")
 
     def guest_enter(self, vcpu: object) -> None:
-        """A vCPU is in the guest. Every fault leaves it and enters it again, so this does without `_begin`."""
+        """A vCPU is in the guest. Every fault leaves it and enters it again, so this does without
+        `_begin`."""
         self._local.mine.in_guest_at = self._now()
 
     def guest_exit(self, vcpu: object) -> None:
@@ -246,23 +250,35 @@ class Timeline:
             rings = [(mine.task, copy_of(mine.ring), mine.made) for mine in self._parts]
         ends = sorted((entry[1] for _, ring, _ in rings for entry in ring), reverse=True)
         oldest = ends[STORED] if len(ends) > STORED else -1
-        return tuple(self._track(task, [entry for entry in ring if entry[1] > oldest], made) for task, ring, made in rings if ring)
+        return tuple(
+            self._track(task, [entry for entry in ring if entry[1] > oldest], made)
+            for task, ring, made in rings
+            if ring
+        )
 
     def _track(self, task: str, entries: list[_Entry], made: int) -> Track:
-        return Track(task, tuple(sorted(self._marks(entries), key=lambda mark: (mark.at_us, -(mark.us or 0)))), max(0, made - len(entries)))
+        return Track(
+            task,
+            tuple(sorted(self._marks(entries), key=lambda mark: (mark.at_us, -(mark.us or 0)))),
+            max(0, made - len(entries)),
+        )
 
     def _marks(self, entries: list[_Entry]) -> Iterator[Mark]:
         for kind, end, ns, about in entries:
             length = max(0, ns)
             at_us = (end - length - self._origin) / 1e3
-            yield Mark(kind, round(at_us, 3), None if ns < 0 else round(length / 1e3, 3), _text(about))
+            yield Mark(
+                kind, round(at_us, 3), None if ns < 0 else round(length / 1e3, 3), _text(about)
+            )
 
 
 def _text(about: Any) -> str:
     """What a slice was about, in words."""
     if isinstance(about, tuple):
         reason, gfn, pages = about
-        return f"{reason}, {'everything' if pages == WHOLE else f'{pages} pages from gfn {gfn:#x}'}".removeprefix(", ")
+        return (
+            f"{reason}, {'everything' if pages == WHOLE else f'{pages} pages from gfn {gfn:#x}'}"
+        ).removeprefix(", ")
     named = getattr(about, "name", None)
     if named is None and isinstance(about, int):
         return f"root {about:#x}"

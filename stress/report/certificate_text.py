@@ -5,9 +5,9 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterable, Iterator
 
-from stress.report.certificate import Bound, Certificate, CloseCall
 from stress.results.bounds import CONFIDENCE, percent
-from stress.results.selftests import Kill, KnownKills
+from stress.results.certificate import Bound, Certificate, CloseCall
+from stress.results.known_kills import Kill, KnownKills
 
 _WIDTH = 100
 _INDENT = 15
@@ -24,16 +24,27 @@ def lines(certificate: Certificate) -> Iterator[str]:
 
 def heading(verdict: str) -> str:
     """What the certificate may be read as."""
-    return f"what this {verdict} rests on" if verdict == "PASS" else f"what this run has done; it certifies nothing, as it is {verdict}"
+    return (
+        f"what this {verdict} rests on"
+        if verdict == "PASS"
+        else f"what this run has done; it certifies nothing, as it is {verdict}"
+    )
 
 
 def parts(certificate: Certificate) -> Iterator[tuple[str, str]]:
-    """Every part as (name, text). What risk is left, and what was not touched, is of no interest when something has failed."""
+    """Every part as (name, text). What risk is left, and what was not touched, is of no interest
+    when something has failed."""
     yield "budget", certificate.budget
     yield "operations", operations(certificate)
     yield "obligations", obligations(certificate)
     if certificate.disturbances:
-        yield "disturbances", "; ".join(f"{item.name} {item.hits:,} of {item.attempts:,}" for item in certificate.disturbances)
+        yield (
+            "disturbances",
+            "; ".join(
+                f"{item.name} {item.hits:,} of {item.attempts:,}"
+                for item in certificate.disturbances
+            ),
+        )
     yield "rules judged", rules(certificate)
     yield "close calls", close_calls(certificate)
     if certificate.verdict == "FAIL":
@@ -46,7 +57,11 @@ def parts(certificate: Certificate) -> Iterator[tuple[str, str]]:
 def operations(certificate: Certificate) -> str:
     """How many of each kind."""
     total = sum(count for _, count in certificate.operations)
-    return f"{total:,}" + _listed(f"{kind} {count:,}" for kind, count in certificate.operations) if total else "none"
+    return (
+        f"{total:,}" + _listed(f"{kind} {count:,}" for kind, count in certificate.operations)
+        if total
+        else "none"
+    )
 
 
 def obligations(certificate: Certificate) -> str:
@@ -57,20 +72,29 @@ def obligations(certificate: Certificate) -> str:
     if not met or len(met) < len(demanded):
         return text
     tightest = min(met, key=lambda item: item.reached / item.needed)
-    return f"{text}; the tightest: {tightest.counter} {tightest.reached:,}, {tightest.needed:,} needed"
+    return (
+        f"{text}; the tightest: {tightest.counter} {tightest.reached:,}, {tightest.needed:,} needed"
+    )
 
 
 def rules(certificate: Certificate) -> str:
     """Every rule that had something to decide, with how often."""
-    return ", ".join(f"{rule} {_short(count)}" for rule, count in certificate.judged if count) or "none"
+    return (
+        ", ".join(f"{rule} {_short(count)}" for rule, count in certificate.judged if count)
+        or "none"
+    )
 
 
 def close_calls(certificate: Certificate) -> str:
     """Those that were seen, the commonest first."""
-    seen = sorted((call for call in certificate.close_calls if call.seen), key=lambda call: -call.seen)
+    seen = sorted(
+        (call for call in certificate.close_calls if call.seen), key=lambda call: -call.seen
+    )
     if not seen:
         return f"none (near is within {certificate.close})"
-    grades = ((grade, [call for call in seen if call.grade == grade]) for grade in ("common", "rare"))
+    grades = (
+        (grade, [call for call in seen if call.grade == grade]) for grade in ("common", "rare")
+    )
     told = "; ".join(f"{grade}: {', '.join(map(_call, calls))}" for grade, calls in grades if calls)
     return f"{told} (near is within {certificate.close}; common is {100} per million operations)"
 
@@ -80,11 +104,15 @@ def would_catch(selftest: KnownKills | None) -> str:
     if selftest is None:
         return "no selftest at hand: run `stress selftest`"
     engine = "threads" if selftest.engine == "threads" else "the controlled engine"
-    zoo = f"{selftest.killed} of {selftest.tried} known-broken variants are caught by {engine}, in at most {selftest.slowest_s:.1f} s each"
+    zoo = (
+        f"{selftest.killed} of {selftest.tried} known-broken variants are caught by {engine}, in "
+        f"at most {selftest.slowest_s:.1f} s each"
+    )
     own = f"with this scenario {'; '.join(map(_kill, selftest.here))}; " if selftest.here else ""
     return (
         f"{own}{zoo}, {selftest.within} of them within the time of this run, "
-        f"each with its own scenario (selftest {selftest.directory}, {selftest.date}, version {selftest.version})"
+        f"each with its own scenario (selftest {selftest.directory}, {selftest.date}, version "
+        f"{selftest.version})"
     )
 
 
@@ -93,7 +121,10 @@ def risk(certificate: Certificate) -> Iterator[str]:
     if certificate.proof:
         yield certificate.proof
     if certificate.bounds:
-        yield f"no failure; with {100 * CONFIDENCE:.0f} % confidence its probability is below " + ", ".join(map(_bound, certificate.bounds))
+        yield (
+            f"no failure; with {100 * CONFIDENCE:.0f} % confidence its probability is below "
+            + ", ".join(map(_bound, certificate.bounds))
+        )
     yield from certificate.guarantees
     if certificate.assumption:
         yield f"assuming that {certificate.assumption}"

@@ -1,7 +1,9 @@
-"""Line charts as values: positions, ticks and the table that says the same. Templates turn them into SVG.
+"""Line charts as values: positions, ticks and the table that says the same. Templates turn them
+into SVG.
 
-Drawn by the page itself rather than by a plotting library: a page of a run then takes 0.3 MB instead of 5, prints without a script,
-and every chart has its table. Lines differ in dash and marker as well as in colour.
+Drawn by the page itself rather than by a plotting library: a page of a run then takes 0.3 MB
+instead of 5, prints without a script, and every chart has its table. Lines differ in dash and
+marker as well as in colour.
 """
 
 from __future__ import annotations
@@ -44,7 +46,8 @@ class Point:
 
 @frozen
 class Line:
-    """A series: `style` picks colour, dash and marker; `path` is the SVG path, `points` get markers."""
+    """A series: `style` picks colour, dash and marker; `path` is the SVG path, `points` get
+    markers."""
 
     name: str
     style: int
@@ -53,7 +56,7 @@ class Line:
 
 
 @frozen
-class Row:
+class ChartRow:
     """A row of the chart's table: where its x is in the drawing, and the cells."""
 
     at: float
@@ -70,7 +73,8 @@ class Note:
 
 @frozen
 class Chart:
-    """Everything that a template needs. `about` says what is to be seen, `head` and `rows` are the same as a table."""
+    """Everything that a template needs. `about` says what is to be seen, `head` and `rows` are the
+    same as a table."""
 
     key: str
     title: str
@@ -81,7 +85,7 @@ class Chart:
     y_ticks: tuple[Tick, ...]
     lines: tuple[Line, ...]
     head: tuple[str, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[ChartRow, ...]
     notes: tuple[Note, ...] = ()
 
 
@@ -110,8 +114,11 @@ class Scale:
         return math.log10(max(value, self.low, 1e-12)) if self.log else value
 
 
-def scale_for(values: Sequence[float], start: float, end: float, *, log: bool = False, zero: bool = True) -> Scale:
-    """A scale that holds all values: from a power of ten to one when logarithmic, else from 0 on where `zero` says so."""
+def scale_for(
+    values: Sequence[float], start: float, end: float, *, log: bool = False, zero: bool = True
+) -> Scale:
+    """A scale that holds all values: from a power of ten to one when logarithmic, else from 0 on
+    where `zero` says so."""
     if log:
         positive = [value for value in values if value > 0] or [1.0]
         low, high = _round_down(min(positive)), 1 / _round_down(1 / max(positive))
@@ -137,8 +144,9 @@ def line_chart(
     notes: Sequence[tuple[float, str]] = (),
     markers: int = 12,
 ) -> Chart:
-    """A chart of `series` over shared `xs`. `axes` are the titles of x and y; `intervals` belong to the series' points; at most
-    `markers` points of a line get a marker. Raises ValueError for more series than can be told apart."""
+    """A chart of `series` over shared `xs`. `axes` are the titles of x and y; `intervals` belong to
+    the series' points; at most `markers` points of a line get a marker. Raises ValueError for more
+    series than can be told apart."""
     if len(series) > STYLES:
         raise ValueError(f"{len(series)} lines in one chart: at most {STYLES} can be told apart")
     label, x_label = label or short, x_label or short
@@ -147,15 +155,24 @@ def line_chart(
     x = x_scale or scale_for(xs, LEFT, WIDTH - RIGHT, zero=False)
     y = scale_for([*values, *ends], HEIGHT - BOTTOM, TOP, log=log)
     lines = tuple(
-        _line(name, number, xs, each, x, y, intervals[number] if intervals else (), markers) for number, (name, each) in enumerate(series)
+        _line(name, number, xs, each, x, y, intervals[number] if intervals else (), markers)
+        for number, (name, each) in enumerate(series)
     )
     rows = tuple(
-        Row(x.at(value), (x_label(value), *("" if each[place] is None else label(_number(each[place])) for _, each in series)))
+        ChartRow(
+            x.at(value),
+            (
+                x_label(value),
+                *("" if each[place] is None else label(_number(each[place])) for _, each in series),
+            ),
+        )
         for place, value in enumerate(xs)
     )
     head = (axes[0], *(name for name, _ in series))
     drawn = tuple(Note(x.at(value), text) for value, text in notes)
-    return Chart(key, title, about, *axes, x_ticks or x.ticks(), y.ticks(), lines, head, rows, drawn)
+    return Chart(
+        key, title, about, *axes, x_ticks or x.ticks(), y.ticks(), lines, head, rows, drawn
+    )
 
 
 def short(value: float) -> str:
@@ -185,13 +202,20 @@ def _line(
     places = [place for place, value in enumerate(ys) if value is not None]
     points = [_point(place, xs, ys, x, y, intervals) for place in places]
     pen = ["M" if not place or ys[place - 1] is None else "L" for place in places]
-    path = " ".join(f"{letter}{point.x:g} {point.y:g}" for letter, point in zip(pen, points, strict=True))
+    path = " ".join(
+        f"{letter}{point.x:g} {point.y:g}" for letter, point in zip(pen, points, strict=True)
+    )
     every = max(1, -(-len(points) // markers))
     return Line(name, style, path, tuple(points[every // 2 :: every]))
 
 
 def _point(
-    place: int, xs: Sequence[float], ys: Sequence[Number], x: Scale, y: Scale, intervals: Sequence[tuple[float, float] | None]
+    place: int,
+    xs: Sequence[float],
+    ys: Sequence[Number],
+    x: Scale,
+    y: Scale,
+    intervals: Sequence[tuple[float, float] | None],
 ) -> Point:
     pair = intervals[place] if intervals else None
     low, high = (y.at(pair[0]), y.at(pair[1])) if pair is not None else (None, None)
@@ -210,7 +234,10 @@ def _decades(low: float, high: float) -> list[float]:
     every = 1 if last - first <= 7 else 2
     parts = (1, 2, 5) if last - first < 3 else (1,)
     return [
-        part * 10.0**power for power in range(first, last + 1, every) for part in parts if low * 0.999 <= part * 10.0**power <= high * 1.001
+        part * 10.0**power
+        for power in range(first, last + 1, every)
+        for part in parts
+        if low * 0.999 <= part * 10.0**power <= high * 1.001
     ]
 
 

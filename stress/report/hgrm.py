@@ -1,8 +1,9 @@
-"""Latencies in HdrHistogram's own forms, for its tools: percentile tables (`.hgrm`) and the encoded interval log (`.hlog`).
+"""Latencies in HdrHistogram's own forms, for its tools: percentile tables (`.hgrm`) and the encoded
+interval log (`.hlog`).
 
-Written here, from the published formats, because the Python package of that name has a C module that turns the GIL back on
-when a free-threaded interpreter imports it. The recorder's buckets are those of a histogram with one significant digit: 16 an
-octave. So nothing is lost on the way.
+Written here, from the published formats, because the Python package of that name has a C module
+that turns the GIL back on when a free-threaded interpreter imports it. The recorder's buckets are
+those of a histogram with one significant digit: 16 an octave. So nothing is lost on the way.
 """
 
 from __future__ import annotations
@@ -14,15 +15,18 @@ import zlib
 from collections.abc import Iterator
 
 from stress.observe.histograms import NUMBERS, SUB_BITS, Latency, bucket_of
-from stress.results.record import RunRecord
+from stress.results.run_record import RunRecord
 
 DIGITS = 1
-"""Significant decimal digits: the least that HdrHistogram has, 32 sub-buckets of which each octave uses the upper 16."""
+"""Significant decimal digits: the least that HdrHistogram has, 32 sub-buckets of which each octave
+uses the upper 16."""
 SUB_BUCKETS = 2 << SUB_BITS
 HIGHEST = (1 << 62) - 1
-"""The highest value that a reader has to make room for, in nanoseconds; the counts above the largest seen are not written."""
+"""The highest value that a reader has to make room for, in nanoseconds; the counts above the
+largest seen are not written."""
 BUCKETS = 62 - SUB_BITS
-"""Buckets, one an octave but for the first, that such a reader makes: the first ends at `SUB_BUCKETS`."""
+"""Buckets, one an octave but for the first, that such a reader makes: the first ends at
+`SUB_BUCKETS`."""
 TICKS = 5
 """Lines of a percentile table for each halving of the distance to 100 %; HdrHistogram's default."""
 COOKIE = 0x1C849303 | 0x10
@@ -40,14 +44,17 @@ def percentiles(latency: Latency) -> str:
     scale, _ = unit_of(latency.operation)
     total = sum(count for _, count in latency.buckets)
     mean = sum(middle * count for middle, count in latency.buckets) / total
-    deviation = math.sqrt(sum((middle - mean) ** 2 * count for middle, count in latency.buckets) / total)
+    deviation = math.sqrt(
+        sum((middle - mean) ** 2 * count for middle, count in latency.buckets) / total
+    )
     lines = [f"{'Value':>12} {'Percentile':>14} {'TotalCount':>10} {'1/(1-Percentile)':>14}", ""]
     for value, level, count in _levels(latency, total):
         inverse = f" {1 / (1 - level / 100):14.2f}" if level < 100 else ""
         lines.append(f"{value / scale:12.{DIGITS}f} {level / 100:2.12f} {count:10d}{inverse}")
     most = highest_of(latency.buckets[-1][0])
     lines += [
-        f"#[Mean    = {mean / scale:12.{DIGITS}f}, StdDeviation   = {deviation / scale:12.{DIGITS}f}]",
+        f"#[Mean    = {mean / scale:12.{DIGITS}f}, StdDeviation   = "
+        f"{deviation / scale:12.{DIGITS}f}]",
         f"#[Max     = {most / scale:12.{DIGITS}f}, Total count    = {total:12d}]",
         f"#[Buckets = {BUCKETS:12d}, SubBuckets     = {SUB_BUCKETS:12d}]",
     ]
@@ -60,13 +67,16 @@ def log(record: RunRecord) -> str:
     The column of the interval's maximum is in microseconds, as the tables are.
     """
     lines = [
-        f"#[tdp-stress {record.environment.version}: {record.id}; nanoseconds, but for {', '.join(sorted(NUMBERS))}]",
+        f"#[tdp-stress {record.environment.version}: {record.id}; nanoseconds, but for "
+        f"{', '.join(sorted(NUMBERS))}]",
         "#[Histogram log format version 1.3]",
         '"StartTimestamp","Interval_Length","Interval_Max","Interval_Compressed_Histogram"',
     ]
     for latency in record.latencies:
         most = highest_of(latency.buckets[-1][0]) / unit_of(latency.operation)[0]
-        lines.append(f"Tag={latency.operation},0.000,{record.run_s:.3f},{most:.3f},{encode(latency)}")
+        lines.append(
+            f"Tag={latency.operation},0.000,{record.run_s:.3f},{most:.3f},{encode(latency)}"
+        )
     return "\n".join(lines) + "\n"
 
 
@@ -79,13 +89,15 @@ def encode(latency: Latency) -> str:
 
 
 def highest_of(middle: int) -> int:
-    """The highest value of the bucket around `middle`: what HdrHistogram tells of everything in it."""
+    """The highest value of the bucket around `middle`: what HdrHistogram tells of everything in
+    it."""
     shift = max(0, middle.bit_length() - SUB_BITS - 1)
     return ((middle >> shift) + 1 << shift) - 1
 
 
 def _levels(latency: Latency, total: int) -> Iterator[tuple[int, float, int]]:
-    """The lines of a percentile table: (value, percentile level, how many values are not above it)."""
+    """The lines of a percentile table: (value, percentile level, how many values are not above
+    it)."""
     level, count = 0.0, 0
     for middle, more in latency.buckets:
         count += more

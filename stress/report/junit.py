@@ -1,8 +1,9 @@
 """JUnit XML: what CI systems read.
 
-There is no one format of that name. This is what two strict schemas have in common, Jenkins' (xunit2) and the one of Ant's
-report task: a case has at most one outcome, times are plain seconds, a time stamp has no zone (it is UTC), and both
-`system-out` and `system-err` are there. `tests/data/junit.xsd` says it exactly.
+There is no one format of that name. This is what two strict schemas have in common, Jenkins'
+(xunit2) and the one of Ant's report task: a case has at most one outcome, times are plain seconds,
+a time stamp has no zone (it is UTC), and both `system-out` and `system-err` are there.
+`tests/data/junit.xsd` says it exactly.
 """
 
 from __future__ import annotations
@@ -43,14 +44,18 @@ def render(suite: Suite) -> str:
     ET.SubElement(element, "system-out").text = _text(suite.told)
     ET.SubElement(element, "system-err").text = ""
     ET.indent(root)
-    return ET.tostring(root, encoding="unicode", xml_declaration=False).join(['<?xml version="1.0" encoding="UTF-8"?>\n', "\n"])
+    return ET.tostring(root, encoding="unicode", xml_declaration=False).join(
+        ['<?xml version="1.0" encoding="UTF-8"?>\n', "\n"]
+    )
 
 
 def _add(parent: ET.Element, suite: Suite, case: Case) -> None:
     """One case. The time of the whole is that of its first case: nobody knows what a rule takes."""
     time = _seconds(suite.wall_s if case is suite.cases[0] else 0.0)
     where = f"tdp-stress.{_token(suite.name)}.{case.group}"
-    element = ET.SubElement(parent, "testcase", {"classname": where, "name": _token(case.name), "time": time})
+    element = ET.SubElement(
+        parent, "testcase", {"classname": where, "name": _token(case.name), "time": time}
+    )
     if case.outcome == "passed":
         return
     detail = ET.SubElement(element, case.outcome, {"message": _token(case.message)})

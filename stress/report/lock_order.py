@@ -50,9 +50,9 @@ _FORBIDDEN: Final[dict[tuple[str, str], str]] = {
 
 
 @frozen
-class Order:
-    """While `outer` was held, `inner` was taken. `rule` is where the reference names the pair; without one `follows` says
-    whether the pair follows from those that it names."""
+class LockOrder:
+    """While `outer` was held, `inner` was taken. `rule` is where the reference names the pair;
+    without one `follows` says whether the pair follows from those that it names."""
 
     outer: str
     outer_mode: str
@@ -95,12 +95,14 @@ class Graph:
     height: float
 
 
-def orders_of(seen: Iterable[tuple[str, str, str, str]]) -> tuple[Order, ...]:
+def orders_of(seen: Iterable[tuple[str, str, str, str]]) -> tuple[LockOrder, ...]:
     """Every order that was seen, with what the reference says of it."""
     found = []
     for outer, outer_mode, inner, inner_mode in seen:
         rule = RULES.get((outer, inner), _FORBIDDEN.get((outer, inner), ""))
-        found.append(Order(outer, outer_mode, inner, inner_mode, rule, (outer, inner) in _FOLLOWS))
+        found.append(
+            LockOrder(outer, outer_mode, inner, inner_mode, rule, (outer, inner) in _FOLLOWS)
+        )
     return tuple(found)
 
 
@@ -119,7 +121,7 @@ _STEP_X: Final = 200
 _STEP_Y: Final = 52
 
 
-def graph_of(orders: Iterable[Order]) -> Graph:
+def graph_of(orders: Iterable[LockOrder]) -> Graph:
     """Locks in layers, the outermost at the top; locks that 2.1 does not name come first."""
     orders = tuple(orders)
     names = dict.fromkeys(name for order in orders for name in (order.outer, order.inner))
@@ -127,14 +129,18 @@ def graph_of(orders: Iterable[Order]) -> Graph:
     layers: dict[int, list[str]] = {}
     for name in names:
         layers.setdefault(rank.get(name, -1), []).append(name)
-    rows = [row[start : start + 4] for _, row in sorted(layers.items()) for start in range(0, len(row), 4)]
+    rows = [
+        row[start : start + 4]
+        for _, row in sorted(layers.items())
+        for start in range(0, len(row), 4)
+    ]
     width = max((len(row) for row in rows), default=1)
     nodes = {
         name: Node(name, _STEP_X * (place + 0.5 + (width - len(row)) / 2), _STEP_Y * (number + 0.5))
         for number, row in enumerate(rows)
         for place, name in enumerate(row)
     }
-    pairs: dict[tuple[str, str], Order] = {}
+    pairs: dict[tuple[str, str], LockOrder] = {}
     for order in orders:
         pairs.setdefault((order.outer, order.inner), order)
     edges = tuple(_edge(nodes[a], nodes[b], pairs[a, b]) for a, b in _reduced(pairs))
@@ -143,7 +149,8 @@ def graph_of(orders: Iterable[Order]) -> Graph:
 
 
 def _reduced(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Those that do not follow from others by going from one to the next: a drawing of all of them cannot be read."""
+    """Those that do not follow from others by going from one to the next: a drawing of all of them
+    cannot be read."""
     kept = {pair for pair in pairs if pair[0] != pair[1]}
     inner: dict[str, set[str]] = {}
     for a, b in kept:
@@ -163,7 +170,7 @@ def _reduced(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
     return sorted(pair for pair in kept if not reaches(*pair))
 
 
-def _edge(start: Node, end: Node, order: Order) -> Edge:
+def _edge(start: Node, end: Node, order: LockOrder) -> Edge:
     """A line to the next layer; past layers in between it bends to the right."""
     kind = "named" if order.rule else "follows" if order.follows else "other"
     title = f"{order.outer}, then {order.inner}: {order.judgement}"
@@ -172,4 +179,9 @@ def _edge(start: Node, end: Node, order: Order) -> Edge:
         down = 12 if end.y > start.y else -12 if end.y < start.y else 0
         return Edge(f"M{start.x:g} {start.y + down:g} L{end.x:g} {end.y - down:g}", kind, title)
     bend = max(start.x, end.x) + 96 + 14 * layers
-    return Edge(f"M{start.x + 90:g} {start.y:g} C{bend:g} {start.y:g} {bend:g} {end.y:g} {end.x + 91:g} {end.y:g}", kind, title)
+    return Edge(
+        f"M{start.x + 90:g} {start.y:g} C{bend:g} {start.y:g} {bend:g} {end.y:g} {end.x + 91:g} "
+        f"{end.y:g}",
+        kind,
+        title,
+    )

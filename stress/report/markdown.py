@@ -1,4 +1,5 @@
-"""The summary in GitHub-flavoured Markdown: for a CI job's summary page, an issue, or a mail (it reads well as plain text)."""
+"""The summary in GitHub-flavoured Markdown: for a CI job's summary page, an issue, or a mail (it
+reads well as plain text)."""
 
 from __future__ import annotations
 
@@ -6,18 +7,19 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 
 from stress.observe.histograms import NUMBERS
-from stress.report import certificate_text, explored
-from stress.report.certificate import Certificate, certificate_of
-from stress.report.console import verdict_line
-from stress.results.exploration import ExplorationRecord
-from stress.results.record import Environment, RunRecord
+from stress.report import certificate_text, exploration_console
+from stress.report.run_console import verdict_line
+from stress.results.certificate import Certificate, certificate_of
+from stress.results.exploration_record import ExplorationRecord
+from stress.results.run_record import Environment, RunRecord
 from stress.results.store import was_killed
-from stress.verdict import Obligation
+from stress.results.verdict import Obligation
 
 MARKUP = re.compile(r"[\\`*\[\]<|~&]|(?<!\w)_|_(?!\w)")
 """What would be taken for markup; an underscore within a word is not."""
 MOST_SPLATS = 10
-"""So many findings are shown with their splats; GitHub takes a megabyte for the summary of a step."""
+"""So many findings are shown with their splats; GitHub takes a megabyte for the summary of a
+step."""
 
 
 def of_run(record: RunRecord) -> str:
@@ -42,28 +44,47 @@ def _run_lines(record: RunRecord) -> Iterator[str]:
         ("result", record.id),
         ("command", f"`{record.command}`"),
     )
-    findings = [(f"{finding.rule} {finding.headline}", finding.count, finding.splat) for finding in record.findings]
+    findings = [
+        (f"{finding.rule} {finding.headline}", finding.count, finding.splat)
+        for finding in record.findings
+    ]
     yield from _findings(findings)
     yield from _certificate(certificate_of(record))
     yield from _obligations(record.obligations)
     yield from _listed("Harness errors", record.harness_errors)
     if record.latencies:
         yield from ("## Latency", "", "In microseconds; a number of SPTEs for zap_steps.", "")
-        yield from table(("operation", "count", "p50", "p99", "p99.9", "max"), _latencies(record), right=5)
+        yield from table(
+            ("operation", "count", "p50", "p99", "p99.9", "max"), _latencies(record), right=5
+        )
     if record.figures:
         yield from ("## Measurements", "")
-        rows = ((figure.number, figure.name, f"{figure.value:,.1f}", figure.unit) for figure in record.figures)
+        rows = (
+            (figure.number, figure.name, f"{figure.value:,.1f}", figure.unit)
+            for figure in record.figures
+        )
         yield from table(("M", "what", "value", "unit"), rows)
 
 
 def _exploration_lines(record: ExplorationRecord) -> Iterator[str]:
-    yield from _head(record.name, record.verdict, False, explored.verdict_line(record))
-    coverage = "everything" if record.exhausted else f"{record.unseen_mass:.1%} of what such schedules meet was never seen"
+    yield from _head(record.name, record.verdict, False, exploration_console.verdict_line(record))
+    coverage = (
+        "everything"
+        if record.exhausted
+        else f"{record.unseen_mass:.1%} of what such schedules meet was never seen"
+    )
     yield from _facts(
         ("scenario", f"{record.name}, {record.scenario.get('title', '')}".rstrip(", ")),
         ("design", _design(record.scenario["vm"], record.variants)),
-        ("strategy", f"{record.strategy}, seed {record.seed}, {explored.processes(record)}"),
-        ("schedules", f"{record.schedules:,} of {record.steps:,} steps in {record.wall_s:.1f} s, started {record.started}"),
+        (
+            "strategy",
+            f"{record.strategy}, seed {record.seed}, {exploration_console.processes(record)}",
+        ),
+        (
+            "schedules",
+            f"{record.schedules:,} of {record.steps:,} steps in {record.wall_s:.1f} s, started "
+            f"{record.started}",
+        ),
         ("classes", f"{record.classes:,} distinct orders of events"),
         ("coverage", coverage),
         ("where", _where(record.environment)),
@@ -72,12 +93,17 @@ def _exploration_lines(record: ExplorationRecord) -> Iterator[str]:
     )
     findings = []
     for failure in record.failures:
-        how = f"{explored.how_found(failure)}\nreplay: stress replay {failure.file}\nschedule: {failure.schedule}"
+        how = (
+            f"{exploration_console.how_found(failure)}\nreplay: stress replay "
+            f"{failure.file}\nschedule: {failure.schedule}"
+        )
         findings.append((f"{failure.rule} {failure.headline}", 1, f"{failure.splat}\n{how}"))
     yield from _findings(findings)
     yield from _certificate(record.certificate)
     needed = record.scenario.get("obligations", {})
-    yield from _obligations([Obligation(name, count, record.counters.get(name, 0)) for name, count in needed.items()])
+    yield from _obligations(
+        [Obligation(name, count, record.counters.get(name, 0)) for name, count in needed.items()]
+    )
     yield from _listed("Harness errors", record.harness_errors)
 
 
@@ -91,7 +117,8 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], right: int = 0) ->
 
 
 def escaped(text: str) -> str:
-    """A text as it stands, in one line: nothing in it is markup, nor ends a cell. What is between back quotes stays as it is."""
+    """A text as it stands, in one line: nothing in it is markup, nor ends a cell. What is between
+    back quotes stays as it is."""
     line = " ".join(text.split())
     if len(line) > 1 and line.startswith("`") and line.endswith("`"):
         return f"`{line[1:-1].replace('`', chr(39)).replace('|', chr(92) + '|')}`"
@@ -121,7 +148,15 @@ def _findings(findings: Sequence[tuple[str, int, str]]) -> Iterator[str]:
     yield from (f"## Findings ({len(findings)})", "")
     for headline, count, story in findings[:MOST_SPLATS]:
         seen = f", seen {count:,} times" if count > 1 else ""
-        yield from ("<details>", f"<summary>{_html(headline)}{seen}</summary>", "", *fenced(story), "", "</details>", "")
+        yield from (
+            "<details>",
+            f"<summary>{_html(headline)}{seen}</summary>",
+            "",
+            *fenced(story),
+            "",
+            "</details>",
+            "",
+        )
     left = findings[MOST_SPLATS:]
     yield from (f"* {escaped(headline)}" for headline, _, _ in left)
     if left:
@@ -141,10 +176,16 @@ def _html(text: str) -> str:
 def _obligations(obligations: Sequence[Obligation]) -> Iterator[str]:
     if obligations:
         yield from ("## Obligations", "")
-        rows = ((item.counter, f"{item.needed:,}", f"{item.reached:,}", "yes" if item.met else "**NO**") for item in obligations)
+        rows = (
+            (item.counter, f"{item.needed:,}", f"{item.reached:,}", "yes" if item.met else "**NO**")
+            for item in obligations
+        )
         yield "| counter | needed | reached | met |"
         yield "|---|--:|--:|---|"
-        yield from (f"| {escaped(counter)} | {needed} | {reached} | {met} |" for counter, needed, reached, met in rows)
+        yield from (
+            f"| {escaped(counter)} | {needed} | {reached} | {met} |"
+            for counter, needed, reached, met in rows
+        )
         yield ""
 
 
@@ -158,7 +199,11 @@ def _listed(title: str, lines: Sequence[str]) -> Iterator[str]:
 def _latencies(record: RunRecord) -> Iterator[tuple[str, ...]]:
     for row in record.latencies:
         scale = 1.0 if row.operation in NUMBERS else 1e3
-        yield (row.operation, f"{row.count:,}", *(f"{value / scale:,.1f}" for value in (row.p50, row.p99, row.p999, row.max)))
+        yield (
+            row.operation,
+            f"{row.count:,}",
+            *(f"{value / scale:,.1f}" for value in (row.p50, row.p99, row.p999, row.max)),
+        )
 
 
 def _design(vm: dict[str, object], variants: Sequence[str]) -> str:
@@ -168,4 +213,7 @@ def _design(vm: dict[str, object], variants: Sequence[str]) -> str:
 
 def _where(environment: Environment) -> str:
     gil = "GIL" if environment.gil_enabled else "free-threaded"
-    return f"tdp-stress {environment.version}, Python {environment.python} ({gil}), {environment.cpus} CPUs, {environment.platform}"
+    return (
+        f"tdp-stress {environment.version}, Python {environment.python} ({gil}), "
+        f"{environment.cpus} CPUs, {environment.platform}"
+    )

@@ -6,12 +6,21 @@ import gzip
 import zlib
 from pathlib import Path
 
-from stress.errors import ResultError
-from stress.report import cases, console, explored, hgrm, html, junit, markdown, pages
-from stress.report.trace import TIMELINE
-from stress.results.exploration import ExplorationRecord, as_data
-from stress.results.record import RunRecord
+from stress.report import (
+    cases,
+    exploration_console,
+    hgrm,
+    junit,
+    markdown,
+    pages,
+    run_console,
+    run_page,
+)
+from stress.results.exploration_record import ExplorationRecord, as_data
+from stress.results.run_record import RunRecord
 from stress.results.store import CONSOLE_TXT, REPORT_HTML, RunDirectory
+from stress.results.trace_events import TIMELINE
+from stress.scenario.errors import ResultError
 
 SUMMARY_MD = "summary.md"
 JUNIT_XML = "junit.xml"
@@ -22,8 +31,10 @@ LATENCIES = "latency"
 
 def publish_run(directory: RunDirectory, record: RunRecord) -> None:
     """The reports of a run."""
-    directory.write_text(CONSOLE_TXT, console.summary(record))
-    directory.write_text(REPORT_HTML, html.render(record, timeline=(directory.path / TIMELINE).is_file()))
+    directory.write_text(CONSOLE_TXT, run_console.summary(record))
+    directory.write_text(
+        REPORT_HTML, run_page.render(record, timeline=(directory.path / TIMELINE).is_file())
+    )
     directory.write_text(SUMMARY_MD, markdown.of_run(record))
     directory.write_text(JUNIT_XML, junit.render(cases.of_run(record)))
     directory.write_text(LATENCY_HLOG, hgrm.log(record))
@@ -31,7 +42,7 @@ def publish_run(directory: RunDirectory, record: RunRecord) -> None:
 
 def publish_exploration(directory: RunDirectory, record: ExplorationRecord) -> None:
     """The reports of an exploration."""
-    directory.write_text(CONSOLE_TXT, explored.summary(record, directory.path))
+    directory.write_text(CONSOLE_TXT, exploration_console.summary(record, directory.path))
     directory.write_text(REPORT_HTML, pages.explored(as_data(record), directory.path))
     directory.write_text(SUMMARY_MD, markdown.of_exploration(record))
     directory.write_text(JUNIT_XML, junit.render(cases.of_exploration(record)))
@@ -51,10 +62,14 @@ def publish_percentiles(directory: RunDirectory, record: RunRecord) -> None:
 
 
 def publish_timeline(directory: RunDirectory, target: Path) -> None:
-    """Copy a run's timeline, compressed if the name ends in .gz; raises `ResultError` where there is none."""
+    """Copy a run's timeline, compressed if the name ends in .gz; raises `ResultError` where there
+    is none."""
     source = directory.path / TIMELINE
     if not source.is_file():
-        raise ResultError(f"there is no {source}: a run that was killed, or had observe.timeline = false, has no timeline")
+        raise ResultError(
+            f"there is no {source}: a run that was killed, or had observe.timeline = false, has no "
+            "timeline"
+        )
     try:
         content = source.read_bytes()
         target.write_bytes(content if target.suffix == ".gz" else gzip.decompress(content))

@@ -9,8 +9,9 @@ CONFIDENCE: Final = 0.95
 
 
 def upper_bound(trials: int, failures: int = 0, confidence: float = CONFIDENCE) -> float:
-    """The one-sided Clopper-Pearson bound: the largest failure probability under which so few failures in so many trials
-    would still have a probability of 1 - `confidence`. Without a failure it is about 3 / trials at 95 % (the rule of three).
+    """The one-sided Clopper-Pearson bound: the largest failure probability under which so few
+    failures in so many trials would still have a probability of 1 - `confidence`. Without a failure
+    it is about 3 / trials at 95 % (the rule of three).
 
     C. J. Clopper and E. S. Pearson, Biometrika 26 (1934).
     """
@@ -33,25 +34,35 @@ def upper_bound(trials: int, failures: int = 0, confidence: float = CONFIDENCE) 
 def _at_most(failures: int, trials: int, p: float) -> float:
     """P(X <= failures) of a binomial distribution, 0 < p < 1."""
     terms = (
-        math.lgamma(trials + 1) - math.lgamma(k + 1) - math.lgamma(trials - k + 1) + k * math.log(p) + (trials - k) * math.log1p(-p)
+        math.lgamma(trials + 1)
+        - math.lgamma(k + 1)
+        - math.lgamma(trials - k + 1)
+        + k * math.log(p)
+        + (trials - k) * math.log1p(-p)
         for k in range(failures + 1)
     )
     return math.fsum(math.exp(term) for term in terms)
 
 
 def missed_by_pct(schedules: int, tasks: int, steps: int, depth: int) -> float:
-    """With what probability so many schedules of PCT miss a bug of this depth, at most: each finds it with a probability of
-    1 / (n k^(d-1)) or more (Burckhardt et al., ASPLOS 2010)."""
-    return math.exp(schedules * math.log1p(-1 / hits_in(tasks, steps, depth))) if hits_in(tasks, steps, depth) > 1 else 0.0
+    """With what probability so many schedules of PCT miss a bug of this depth, at most: each finds
+    it with a probability of 1 / (n k^(d-1)) or more (Burckhardt et al., ASPLOS 2010)."""
+    return (
+        math.exp(schedules * math.log1p(-1 / hits_in(tasks, steps, depth)))
+        if hits_in(tasks, steps, depth) > 1
+        else 0.0
+    )
 
 
 def hits_in(tasks: int, steps: int, depth: int) -> float:
-    """The n k^(d-1) of PCT: in so many schedules PCT is expected to find a bug of this depth at least once."""
+    """The n k^(d-1) of PCT: in so many schedules PCT is expected to find a bug of this depth at
+    least once."""
     return float(max(tasks, 1) * max(steps, 1) ** (depth - 1))
 
 
 def percent(p: float) -> str:
-    """A probability as a percentage with two significant digits; what is nearly certain or hardly possible is called that."""
+    """A probability as a percentage with two significant digits; what is nearly certain or hardly
+    possible is called that."""
     if p > 0.999:
         return "more than 99.9 %"
     return f"{100 * p:.2g} %" if p >= 1e-5 else "less than 0.001 %"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from stress.results.record import Environment
+from stress.results.run_record import Environment
 
 PACKAGES = ("attrs", "cattrs", "click", "jinja2", "psutil", "readerwriterlock", "rich")
 
@@ -33,7 +33,9 @@ def observe() -> Environment:
         packages={name: version_of(name) for name in PACKAGES},
         platform=platform.platform(terse=True),
         cpu=_cpu_model(),
-        cpus=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        cpus=len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count() or 1,
         memory_bytes=psutil.virtual_memory().total,
     )
 
@@ -51,4 +53,7 @@ def _cpu_model() -> str:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return platform.machine()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
+        platform.machine(),
+    )

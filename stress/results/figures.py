@@ -1,4 +1,5 @@
-"""The measurements M1 to M12 (reference 5.3) of one run, from what was counted, timed and sampled."""
+"""The measurements M1 to M12 (reference 5.3) of one run, from what was counted, timed and
+sampled."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ from stress.observe.histograms import Latency
 
 @frozen
 class MeasuredFigure:
-    """One measurement: the reference's number, a name, a value and its unit; `timed` ones come from a histogram."""
+    """One measurement: the reference's number, a name, a value and its unit; `timed` ones come from
+    a histogram."""
 
     number: str
     name: str
@@ -21,7 +23,11 @@ class MeasuredFigure:
 
 
 def figures_of(
-    counters: Mapping[str, int], latencies: Mapping[str, Latency], peak: Mapping[str, int], last: Mapping[str, int], bad_accesses: int
+    counters: Mapping[str, int],
+    latencies: Mapping[str, Latency],
+    peak: Mapping[str, int],
+    last: Mapping[str, int],
+    bad_accesses: int,
 ) -> tuple[MeasuredFigure, ...]:
     """Every figure that the run has data for, in the order of the reference.
 
@@ -32,7 +38,10 @@ def figures_of(
         *_per_delete(counters),
         *_io_faults(counters),
         *_flushes(counters),
-        *(MeasuredFigure("M8", f"{name} at most", peak[name], "") for name in ("table_pages", "empty_tables", "roots", "mapped_leaves")),
+        *(
+            MeasuredFigure("M8", f"{name} at most", peak[name], "")
+            for name in ("table_pages", "empty_tables", "roots", "mapped_leaves")
+        ),
         MeasuredFigure("M8", "table_pages at the end", last["table_pages"], ""),
         MeasuredFigure("M9", "accesses to memory that was gone", bad_accesses, ""),
         MeasuredFigure("M12", "RCU callbacks waiting at most", peak["rcu_backlog"], ""),
@@ -75,18 +84,42 @@ def _times(latencies: Mapping[str, Latency]) -> Iterator[MeasuredFigure]:
 def _per_delete(counters: Mapping[str, int]) -> Iterator[MeasuredFigure]:
     deletes = counters["memslot_deletes"] + counters["memslot_moves"]
     if deletes:
-        yield MeasuredFigure("M5", "vCPU faults that mapped, per delete or move", counters["vcpu_faults_fixed"] / deletes, "")
-        yield MeasuredFigure("M5", "spurious vCPU faults, per delete or move", counters["vcpu_faults_spurious"] / deletes, "")
-        yield MeasuredFigure("M5", "IO page faults, per delete or move", counters["io_faults"] / deletes, "")
+        yield MeasuredFigure(
+            "M5",
+            "vCPU faults that mapped, per delete or move",
+            counters["vcpu_faults_fixed"] / deletes,
+            "",
+        )
+        yield MeasuredFigure(
+            "M5",
+            "spurious vCPU faults, per delete or move",
+            counters["vcpu_faults_spurious"] / deletes,
+            "",
+        )
+        yield MeasuredFigure(
+            "M5", "IO page faults, per delete or move", counters["io_faults"] / deletes, ""
+        )
         found = counters["device_walks"] - counters["io_faults"]
-        yield MeasuredFigure("M5", "device walks that found a mapping, per delete or move", max(0, found) / deletes, "")
-        yield MeasuredFigure("M7", "remote flushes, per delete or move", counters["remote_flushes"] / deletes, "")
+        yield MeasuredFigure(
+            "M5",
+            "device walks that found a mapping, per delete or move",
+            max(0, found) / deletes,
+            "",
+        )
+        yield MeasuredFigure(
+            "M7", "remote flushes, per delete or move", counters["remote_flushes"] / deletes, ""
+        )
 
 
 def _io_faults(counters: Mapping[str, int]) -> Iterator[MeasuredFigure]:
     if counters["io_faults"]:
         yield MeasuredFigure("M6", "IO page faults failed", counters["io_faults_failed"], "")
-        yield MeasuredFigure("M6", "attempts per IO page fault", 1 + counters["io_faults_retried"] / counters["io_faults"], "")
+        yield MeasuredFigure(
+            "M6",
+            "attempts per IO page fault",
+            1 + counters["io_faults_retried"] / counters["io_faults"],
+            "",
+        )
 
 
 def _flushes(counters: Mapping[str, int]) -> Iterator[MeasuredFigure]:

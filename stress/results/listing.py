@@ -15,7 +15,7 @@ from attrs import evolve, frozen
 
 from stress.results.kinds import FILES, Kind
 from stress.results.store import is_gone
-from stress.verdict import Verdict
+from stress.results.verdict import Verdict
 
 SCHEMA: Final = 1
 KIND: Final = "stress-listing"
@@ -26,11 +26,11 @@ UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 
 @frozen
-class Entry:
-    """One result. `status` is running, finished, interrupted, killed, unfinished (a study that can be resumed) or damaged;
-    `started` is UTC, `findings` counts what must not have been found (for a selftest: variants that are not as they should be),
-    `told` is the first reason for the verdict, `design` what was run where that is not the default, `pid` and `pid_started`
-    whose it is."""
+class ListedResult:
+    """One result. `status` is running, finished, interrupted, killed, unfinished (a study that can
+    be resumed) or damaged; `started` is UTC, `findings` counts what must not have been found (for a
+    selftest: variants that are not as they should be), `told` is the first reason for the verdict,
+    `design` what was run where that is not the default, `pid` and `pid_started` whose it is."""
 
     directory: str
     kind: Kind
@@ -57,12 +57,13 @@ class Listing:
     schema: int
     kind: str
     results: str
-    entries: tuple[Entry, ...]
+    entries: tuple[ListedResult, ...]
 
 
 @frozen
 class Filter:
-    """Which results are wanted; what is empty or None does not matter. `since` and `before` are UTC texts as `started` is."""
+    """Which results are wanted; what is empty or None does not matter. `since` and `before` are UTC
+    texts as `started` is."""
 
     names: tuple[str, ...] = ()
     verdicts: tuple[str, ...] = ()
@@ -70,12 +71,17 @@ class Filter:
     since: str | None = None
     before: str | None = None
 
-    def takes(self, entry: Entry) -> bool:
-        """Whether `entry` is wanted. A name may have wildcards; it is that of the scenario, or the directory's."""
-        named = not self.names or any(fnmatchcase(text, name) for name in self.names for text in (entry.name, entry.directory))
+    def takes(self, entry: ListedResult) -> bool:
+        """Whether `entry` is wanted. A name may have wildcards; it is that of the scenario, or the
+        directory's."""
+        named = not self.names or any(
+            fnmatchcase(text, name) for name in self.names for text in (entry.name, entry.directory)
+        )
         judged = not self.verdicts or entry.verdict in self.verdicts
         of_kind = not self.kinds or entry.kind in self.kinds
-        in_time = (self.since is None or entry.started >= self.since) and (self.before is None or entry.started < self.before)
+        in_time = (self.since is None or entry.started >= self.since) and (
+            self.before is None or entry.started < self.before
+        )
         return named and judged and of_kind and in_time
 
 
@@ -95,9 +101,9 @@ def moment(text: str, now: float) -> str | None:
     return whole
 
 
-def entry_of(directory: Path, kind: Kind, text: str, written: float) -> Entry:
-    """What the JSON text of a result says of it; one that cannot be understood is damaged, and dated by its name or by when
-    it was written."""
+def entry_of(directory: Path, kind: Kind, text: str, written: float) -> ListedResult:
+    """What the JSON text of a result says of it; one that cannot be understood is damaged, and
+    dated by its name or by when it was written."""
     try:
         data = json.loads(text)
         return _READERS[kind](directory, data)
@@ -105,20 +111,26 @@ def entry_of(directory: Path, kind: Kind, text: str, written: float) -> Entry:
         return _damaged(directory, kind, f"{FILES[kind]} is damaged: {error!r}", written)
 
 
-def alive(entry: Entry) -> Entry:
-    """The entry, with what has become of its process since: a run that never came to its end, and is not going on, was killed."""
+def alive(entry: ListedResult) -> ListedResult:
+    """The entry, with what has become of its process since: a run that never came to its end, and
+    is not going on, was killed."""
     if entry.status != "running" or not is_gone(entry.pid or 0, entry.pid_started or 0.0):
         return entry
     return evolve(entry, status="killed")
 
 
-def chosen(entries: Iterable[Entry], wanted: Filter, last: int | None = None) -> tuple[Entry, ...]:
+def chosen(
+    entries: Iterable[ListedResult], wanted: Filter, last: int | None = None
+) -> tuple[ListedResult, ...]:
     """Those that are wanted, oldest first; of them the newest `last`, where that is a number."""
-    found = sorted((entry for entry in entries if wanted.takes(entry)), key=lambda entry: (entry.started, entry.directory))
+    found = sorted(
+        (entry for entry in entries if wanted.takes(entry)),
+        key=lambda entry: (entry.started, entry.directory),
+    )
     return tuple(found[max(0, len(found) - last) :] if last is not None else found)
 
 
-def _of_run(directory: Path, data: dict[str, Any]) -> Entry:
+def _of_run(directory: Path, data: dict[str, Any]) -> ListedResult:
     return _entry(
         directory,
         "run",
@@ -131,38 +143,66 @@ def _of_run(directory: Path, data: dict[str, Any]) -> Entry:
     )
 
 
-def _of_exploration(directory: Path, data: dict[str, Any]) -> Entry:
-    return _entry(directory, "exploration", data, status="finished", wall_s=float(data["wall_s"]), findings=len(data["failures"]))
+def _of_exploration(directory: Path, data: dict[str, Any]) -> ListedResult:
+    return _entry(
+        directory,
+        "exploration",
+        data,
+        status="finished",
+        wall_s=float(data["wall_s"]),
+        findings=len(data["failures"]),
+    )
 
 
-def _of_selftest(directory: Path, data: dict[str, Any]) -> Entry:
+def _of_selftest(directory: Path, data: dict[str, Any]) -> ListedResult:
     wrong = ("FIRED", "ALIVE", "other oracle", "error", "idle")
     rows = [row for group in ("mutants", "controls", "correct") for row in data[group]]
     whole = {**data, "name": "selftest", "started": data["date"]}
-    findings = sum(row["state"] in wrong for row in rows) + sum(bool(each["problems"]) for each in data.get("detectors", ()))
-    return _entry(directory, "selftest", whole, status="finished", wall_s=float(data["wall_s"]), findings=findings)
+    findings = sum(row["state"] in wrong for row in rows) + sum(
+        bool(each["problems"]) for each in data.get("detectors", ())
+    )
+    return _entry(
+        directory,
+        "selftest",
+        whole,
+        status="finished",
+        wall_s=float(data["wall_s"]),
+        findings=findings,
+    )
 
 
-def _of_study(directory: Path, data: dict[str, Any]) -> Entry:
+def _of_study(directory: Path, data: dict[str, Any]) -> ListedResult:
     """A study has no verdict of its own: it is what its exit code says."""
     findings = sum(int(cell["findings"]) for cell in data["cells"])
     missing = int(data["planned"]) - int(data["made"])
     verdict = Verdict.FAIL if findings else Verdict.INCONCLUSIVE if missing else Verdict.PASS
     reasons = [f"{data['made']} of {data['planned']} runs, {findings} findings"]
     whole = {"environment": {}, **data, "verdict": verdict.name, "reasons": reasons, "seed": None}
-    return _entry(directory, "study", whole, status="unfinished" if missing else "finished", wall_s=0.0, findings=findings)
+    return _entry(
+        directory,
+        "study",
+        whole,
+        status="unfinished" if missing else "finished",
+        wall_s=0.0,
+        findings=findings,
+    )
 
 
-_READERS: Final = {"run": _of_run, "exploration": _of_exploration, "selftest": _of_selftest, "study": _of_study}
+_READERS: Final = {
+    "run": _of_run,
+    "exploration": _of_exploration,
+    "selftest": _of_selftest,
+    "study": _of_study,
+}
 
 
-def _entry(directory: Path, kind: Kind, data: dict[str, Any], **more: Any) -> Entry:
+def _entry(directory: Path, kind: Kind, data: dict[str, Any], **more: Any) -> ListedResult:
     """What all kinds have."""
     stamp = NAME.fullmatch(directory.name)
     environment = data["environment"]
     seed = data.get("seed", int(stamp[6]) if stamp else None)
     reasons: Sequence[object] = data["reasons"]
-    return Entry(
+    return ListedResult(
         directory=directory.name,
         kind=kind,
         name=str(data["name"]),
@@ -179,19 +219,24 @@ def _entry(directory: Path, kind: Kind, data: dict[str, Any], **more: Any) -> En
 
 
 def _design(data: dict[str, Any]) -> str:
-    """Profile, policy, kernel and variants, those that are not what a run has without being told."""
+    """Profile, policy, kernel and variants, those that are not what a run has without being
+    told."""
     vm = data.get("scenario", {}).get("vm", {})
     usual = {"profile": "hardened", "policy": "keep-valid", "kernel": "6.6"}
     parts = [str(vm[key]) for key, value in usual.items() if vm.get(key, value) != value]
-    return " ".join([*parts, *(f"+{name}" for name in data.get("variants", vm.get("variants", ())))])
+    return " ".join(
+        [*parts, *(f"+{name}" for name in data.get("variants", vm.get("variants", ())))]
+    )
 
 
-def _damaged(directory: Path, kind: Kind, told: str, written: float) -> Entry:
+def _damaged(directory: Path, kind: Kind, told: str, written: float) -> ListedResult:
     stamp = NAME.fullmatch(directory.name)
     started = _stamped(stamp) or _utc(written)
     seed = int(stamp[6]) if stamp else None
     name = stamp[5] if stamp else directory.name
-    return Entry(directory.name, kind, name, DAMAGED, DAMAGED, seed, started, 0.0, 0, "", told, "", "", True)
+    return ListedResult(
+        directory.name, kind, name, DAMAGED, DAMAGED, seed, started, 0.0, 0, "", told, "", "", True
+    )
 
 
 def _stamped(stamp: re.Match[str] | None) -> str | None:

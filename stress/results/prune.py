@@ -1,4 +1,5 @@
-"""Removing results that nobody needs any more: what would go is a value, so that it can be told before anything is deleted."""
+"""Removing results that nobody needs any more: what would go is a value, so that it can be told
+before anything is deleted."""
 
 from __future__ import annotations
 
@@ -13,21 +14,23 @@ from typing import Final
 
 from attrs import frozen
 
-from stress.errors import ResultError
 from stress.results.kinds import FILES, LATEST
-from stress.results.listing import NAME, Entry
+from stress.results.listing import NAME, ListedResult
+from stress.scenario.errors import ResultError
 
 GOING: Final = ".pruned-"
-"""How a directory is called while it is being deleted: a prune that is killed leaves no half results."""
+"""How a directory is called while it is being deleted: a prune that is killed leaves no half
+results."""
 STILL_WRITING_S: Final = 60.0
-"""A run that wrote so lately is taken to be going on, even if no process of its number is here: it may be on another machine."""
+"""A run that wrote so lately is taken to be going on, even if no process of its number is here: it
+may be on another machine."""
 
 
 @frozen
 class Plan:
     """What goes, oldest first, with its size in bytes, and how many stay for which reason."""
 
-    going: tuple[Entry, ...]
+    going: tuple[ListedResult, ...]
     sizes: tuple[int, ...]
     spared: tuple[tuple[str, int], ...]
 
@@ -37,9 +40,11 @@ class Plan:
         return sum(self.sizes)
 
 
-def plan(results: Path, chosen: Sequence[Entry], keep: int | None, now: float | None = None) -> Plan:
-    """What of `chosen` (oldest first) may be deleted: all but the newest `keep`, what is going on, and what somebody has
-    renamed, which is how a result is kept for good."""
+def plan(
+    results: Path, chosen: Sequence[ListedResult], keep: int | None, now: float | None = None
+) -> Plan:
+    """What of `chosen` (oldest first) may be deleted: all but the newest `keep`, what is going on,
+    and what somebody has renamed, which is how a result is kept for good."""
     now = time.time() if now is None else now
     mine = [entry for entry in chosen if NAME.fullmatch(entry.directory)]
     done = [entry for entry in mine if not _going_on(results, entry, now)]
@@ -54,7 +59,8 @@ def plan(results: Path, chosen: Sequence[Entry], keep: int | None, now: float | 
 
 
 def carry_out(results: Path, wanted: Plan) -> int:
-    """Delete what the plan says; returns how many directories this call has deleted. Raises `ResultError` where it may not."""
+    """Delete what the plan says; returns how many directories this call has deleted. Raises
+    `ResultError` where it may not."""
     sweep(results)
     deleted = 0
     for entry in wanted.going:
@@ -65,7 +71,10 @@ def carry_out(results: Path, wanted: Plan) -> int:
             continue
         except OSError as error:
             _relink(results)
-            raise ResultError(f"cannot delete {results / entry.directory}: {error.strerror}; {deleted} were deleted before it") from None
+            raise ResultError(
+                f"cannot delete {results / entry.directory}: {error.strerror}; {deleted} were "
+                "deleted before it"
+            ) from None
         shutil.rmtree(hidden, ignore_errors=True)
         deleted += 1
     _relink(results)
@@ -88,7 +97,7 @@ def size_of(directory: Path) -> int:
     return total
 
 
-def _going_on(results: Path, entry: Entry, now: float) -> bool:
+def _going_on(results: Path, entry: ListedResult, now: float) -> bool:
     if entry.status == "running":
         return True
     try:
@@ -103,7 +112,9 @@ def _relink(results: Path) -> None:
     link = results / LATEST
     if not link.is_symlink() or link.exists():
         return
-    left: Iterable[str] = (path.name for path in results.iterdir() if path.is_dir() and NAME.fullmatch(path.name))
+    left: Iterable[str] = (
+        path.name for path in results.iterdir() if path.is_dir() and NAME.fullmatch(path.name)
+    )
     newest = max(left, default=None)
     with contextlib.suppress(OSError):
         if newest is None:

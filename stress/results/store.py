@@ -12,8 +12,8 @@ from pathlib import Path
 
 import psutil
 
-from stress.errors import ResultError
-from stress.results.record import RunRecord, from_json, to_json
+from stress.results.run_record import RunRecord, from_json, to_json
+from stress.scenario.errors import ResultError
 
 RUN_JSON = "run.json"
 CONSOLE_TXT = "console.txt"
@@ -28,24 +28,32 @@ class RunDirectory:
 
     @classmethod
     def create(cls, root: Path, name: str, seed: int) -> RunDirectory:
-        """A new directory under `root`, named after the time, the scenario and the seed; `latest` points to it."""
+        """A new directory under `root`, named after the time, the scenario and the seed; `latest`
+        points to it."""
         stamp = time.strftime("%Y-%m-%dT%H-%M-%SZ", time.gmtime())
         return cls.named(root, f"{stamp}-{name}-s{seed}-{secrets.token_hex(3)}")
 
     @classmethod
     def named(cls, root: Path, name: str) -> RunDirectory:
-        """A new directory of this name, for a result that was made elsewhere; `latest` points to it."""
+        """A new directory of this name, for a result that was made elsewhere; `latest` points to
+        it."""
         path = root / name
         latest = root / "latest"
         if latest.exists() and not latest.is_symlink():
-            raise ResultError(f"{latest} is in the way: it must be a link to the newest run; choose another place with --results")
+            raise ResultError(
+                f"{latest} is in the way: it must be a link to the newest run; choose another "
+                "place with --results"
+            )
         try:
             path.mkdir(parents=True)
             link = root / f".latest-{secrets.token_hex(3)}"
             link.symlink_to(path.name)
             link.replace(latest)
         except OSError as error:
-            raise ResultError(f"cannot create a result directory under {root}: {error.strerror}; choose another with --results") from None
+            raise ResultError(
+                f"cannot create a result directory under {root}: {error.strerror}; choose another "
+                "with --results"
+            ) from None
         return cls(path)
 
     def write(self, record: RunRecord) -> None:
@@ -75,7 +83,9 @@ class RunDirectory:
         except UnicodeDecodeError:
             raise ResultError(f"{path} is not text; the run directory is damaged") from None
         except OSError as error:
-            raise ResultError(f"{path}: {error.strerror}; give a run directory, such as results/latest") from None
+            raise ResultError(
+                f"{path}: {error.strerror}; give a run directory, such as results/latest"
+            ) from None
         return from_json(text, str(path))
 
 

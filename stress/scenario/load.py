@@ -1,4 +1,5 @@
-"""Loading a scenario: TOML in, `Scenario` out, or one error that lists everything that is wrong with it."""
+"""Loading a scenario: TOML in, `Scenario` out, or one error that lists everything that is wrong
+with it."""
 
 from __future__ import annotations
 
@@ -13,16 +14,22 @@ from pathlib import Path
 from typing import Any, cast, get_args, get_origin
 
 import attrs
-from cattrs import AttributeValidationNote, ClassValidationError, Converter, ForbiddenExtraKeysError, IterableValidationError
+from cattrs import (
+    AttributeValidationNote,
+    ClassValidationError,
+    Converter,
+    ForbiddenExtraKeysError,
+    IterableValidationError,
+)
 from cattrs.gen import make_dict_structure_fn
 
 from mmu.export.policies import POLICIES
 from mmu.paging.spte import MMIO_GEN_BITS
 from mmu.report import RULES
-from stress.errors import ConfigError, Problem
 from stress.mutants import SHIPPED
-from stress.observe.counters import COUNTERS
 from stress.scenario import scripts, types
+from stress.scenario.counters import COUNTERS
+from stress.scenario.errors import ConfigError, Problem
 from stress.scenario.names import nearest
 from stress.scenario.types import Scenario
 
@@ -30,8 +37,9 @@ MOST = 1 << 24
 """Upper bound of counts: what a process could hold in memory, not a limit of the model."""
 MOST_ENTRIES = 1 << 16
 SPARE_FRAMES = 8
-"""Frames beside twice the guest's pages: frame 0 is never used, and each migration in progress holds one more. Twice the
-pages, because a freed frame shall stay recognisable for a while before it is used again."""
+"""Frames beside twice the guest's pages: frame 0 is never used, and each migration in progress
+holds one more. Twice the pages, because a freed frame shall stay recognisable for a while before it
+is used again."""
 
 _folder: ContextVar[Path] = ContextVar("folder")
 """What names of files are relative to, while a scenario is structured."""
@@ -48,18 +56,36 @@ class _Invalid(ValueError):
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Scenario:
-    """The scenario in `path` with `key=value` overrides applied; raises `ConfigError` with every problem."""
+    """The scenario in `path` with `key=value` overrides applied; raises `ConfigError` with every
+    problem."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise ConfigError([Problem(str(path), "file", str(reason), "a readable TOML scenario", "see 'stress list scenarios'")]) from None
+        raise ConfigError(
+            [
+                Problem(
+                    str(path),
+                    "file",
+                    str(reason),
+                    "a readable TOML scenario",
+                    "see 'stress list scenarios'",
+                )
+            ]
+        ) from None
     try:
         data = tomllib.loads(text)
-    except (ValueError, RecursionError) as error:  # TOMLDecodeError is a ValueError; so is a number of 5,000 digits
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # TOMLDecodeError is a ValueError; so is a number of 5,000 digits
         raise ConfigError([Problem(str(path), "syntax", str(error), "valid TOML")]) from None
     places = {key: f"{path}:{line}" for key, line in key_lines(text).items()}
-    problems = [problem for override in overrides if (problem := _override(data, places, override)) is not None]
+    problems = [
+        problem
+        for override in overrides
+        if (problem := _override(data, places, override)) is not None
+    ]
     scenario, found = structure(data, places, str(path), path.parent)
     problems += found
     if problems or scenario is None:
@@ -73,12 +99,17 @@ def _by_place(problem: Problem) -> tuple[str, int]:
     return (file, int(line)) if line.isdigit() else (problem.where, 0)
 
 
-def structure(data: dict[str, Any], places: dict[str, str], source: str, folder: Path = Path()) -> tuple[Scenario | None, list[Problem]]:
+def structure(
+    data: dict[str, Any], places: dict[str, str], source: str, folder: Path = Path()
+) -> tuple[Scenario | None, list[Problem]]:
     """Turn a TOML tree into a scenario, or into the list of what is wrong.
 
     `places` maps dotted keys to file:line; names of files are relative to `folder`.
     """
-    unknown = [*_unknown_counters(data, places, source), *scripts.wrong_lines(data.get("script"), lambda key: _place(key, places, source))]
+    unknown = [
+        *_unknown_counters(data, places, source),
+        *scripts.wrong_lines(data.get("script"), lambda key: _place(key, places, source)),
+    ]
     before = _folder.set(folder)
     try:
         scenario = _converter().structure(data, Scenario)
@@ -95,7 +126,8 @@ def unstructure(scenario: Scenario) -> dict[str, Any]:
 
 
 def key_lines(text: str) -> dict[str, int]:
-    """The line of every key of a TOML text, by dotted path; enough of TOML for pointing at things."""
+    """The line of every key of a TOML text, by dotted path; enough of TOML for pointing at
+    things."""
     lines: dict[str, int] = {}
     prefix = ""
     for number, line in enumerate(text.splitlines(), 1):
@@ -140,7 +172,12 @@ def _cross_checks(scenario: Scenario, places: dict[str, str], source: str) -> It
     shaped = True
     if vm.entries < 2 or vm.entries & (vm.entries - 1) or vm.entries > MOST_ENTRIES:
         shaped = False
-        yield Problem(at("vm.entries"), "vm.entries", str(vm.entries), f"a power of two from 2 to {MOST_ENTRIES}")
+        yield Problem(
+            at("vm.entries"),
+            "vm.entries",
+            str(vm.entries),
+            f"a power of two from 2 to {MOST_ENTRIES}",
+        )
     if not 2 <= vm.levels <= 5:
         shaped = False
         yield Problem(at("vm.levels"), "vm.levels", str(vm.levels), "2 to 5")
@@ -149,7 +186,11 @@ def _cross_checks(scenario: Scenario, places: dict[str, str], source: str) -> It
         needed = memory.frames_needed(memory.stride(vm.entries, vm.levels))
         if needed > room:
             yield Problem(
-                at("vm.levels"), "vm.levels", f"{room} guest frames", f"at least {needed}", "more levels or entries, or less memory"
+                at("vm.levels"),
+                "vm.levels",
+                f"{room} guest frames",
+                f"at least {needed}",
+                "more levels or entries, or less memory",
             )
     yield from _memory_checks(scenario, at)
     yield from _limit_checks(scenario, at)
@@ -157,27 +198,52 @@ def _cross_checks(scenario: Scenario, places: dict[str, str], source: str) -> It
     worker = scenario.actors.memslot_worker
     if worker.enabled and not worker.delete_weight + worker.move_weight + worker.flags_weight:
         key = "actors.memslot_worker.delete_weight"
-        yield Problem(at(key), key, "all weights are 0", "at least one above 0", "enabled = false leaves the worker out")
+        yield Problem(
+            at(key),
+            key,
+            "all weights are 0",
+            "at least one above 0",
+            "enabled = false leaves the worker out",
+        )
 
 
 def _memory_checks(scenario: Scenario, at: Callable[[str], str]) -> Iterable[Problem]:
     """There are frames enough for the guest, besides the blocks that are kept for huge pages."""
     vm, memory = scenario.vm, scenario.memory
-    blocks = vm.huge_2m * vm.entries + vm.huge_1g * vm.entries**2 * 2  # a 1 GiB block may waste as much for its alignment
-    pages = memory.fixed_pages + memory.churn_slots * memory.churn_pages + memory.smm_pages + memory.smm_churn_pages
-    small = max(2 * pages + SPARE_FRAMES, vm.entries if blocks else 0)  # 2 MiB blocks may have to move down for their alignment
+    # a 1 GiB block may waste as much for its alignment
+    blocks = vm.huge_2m * vm.entries + vm.huge_1g * vm.entries**2 * 2
+    pages = (
+        memory.fixed_pages
+        + memory.churn_slots * memory.churn_pages
+        + memory.smm_pages
+        + memory.smm_churn_pages
+    )
+    # 2 MiB blocks may have to move down for their alignment
+    small = max(2 * pages + SPARE_FRAMES, vm.entries if blocks else 0)
     needed = blocks + small
     if vm.frames < needed:
         hint = f"{'the huge blocks, ' if blocks else ''}twice the guest's pages, and {SPARE_FRAMES}"
         yield Problem(at("vm.frames"), "vm.frames", str(vm.frames), f"at least {needed}", hint)
     if memory.host_level > 1 and not vm.huge_2m + vm.huge_1g:
-        yield Problem(at("memory.host_level"), "memory.host_level", str(memory.host_level), "1", "vm.huge_2m = 16 sets huge pages aside")
+        yield Problem(
+            at("memory.host_level"),
+            "memory.host_level",
+            str(memory.host_level),
+            "1",
+            "vm.huge_2m = 16 sets huge pages aside",
+        )
     if not 2 <= vm.mmio_gen_bits <= MMIO_GEN_BITS:
-        yield Problem(at("vm.mmio_gen_bits"), "vm.mmio_gen_bits", str(vm.mmio_gen_bits), f"2 to {MMIO_GEN_BITS}")
+        yield Problem(
+            at("vm.mmio_gen_bits"),
+            "vm.mmio_gen_bits",
+            str(vm.mmio_gen_bits),
+            f"2 to {MMIO_GEN_BITS}",
+        )
 
 
 def _limit_checks(scenario: Scenario, at: Callable[[str], str]) -> Iterable[Problem]:
-    """A bound must leave room for the sleeps that the scenario itself asks for, or it calls them a hang."""
+    """A bound must leave room for the sleeps that the scenario itself asks for, or it calls them a
+    hang."""
     disturbances, actors, limits = scenario.disturbances, scenario.actors, scenario.limits
     delays = 60 * disturbances.delay_share * disturbances.delay_s if disturbances.points else 0
     sleeps = (
@@ -193,17 +259,30 @@ def _limit_checks(scenario: Scenario, at: Callable[[str], str]) -> Iterable[Prob
         value = getattr(limits, key)
         if value < longest:
             yield Problem(
-                at(f"limits.{key}"), f"limits.{key}", f"{value:g}", f"at least {longest:g}", "longer than the scenario's own sleeps"
+                at(f"limits.{key}"),
+                f"limits.{key}",
+                f"{value:g}",
+                f"at least {longest:g}",
+                "longer than the scenario's own sleeps",
             )
 
 
-def _unknown_counters(data: dict[str, Any], places: dict[str, str], source: str) -> Iterable[Problem]:
-    """Obligations that no counter stands for; looked at apart from everything else that may be wrong."""
+def _unknown_counters(
+    data: dict[str, Any], places: dict[str, str], source: str
+) -> Iterable[Problem]:
+    """Obligations that no counter stands for; looked at apart from everything else that may be
+    wrong."""
     obligations = data.get("obligations")
     for name in obligations if isinstance(obligations, dict) else ():
         if name not in COUNTERS:
             key = f"obligations.{name}"
-            yield Problem(_place(key, places, source), key, "unknown counter", "a counter (see 'stress list')", nearest(name, COUNTERS))
+            yield Problem(
+                _place(key, places, source),
+                key,
+                "unknown counter",
+                "a counter (see 'stress list')",
+                nearest(name, COUNTERS),
+            )
 
 
 @cache
@@ -236,7 +315,9 @@ def _converter() -> Converter:
 def _table_hook(converter: Converter, cls: Any) -> Callable[[Any, Any], Any]:
     attrs.resolve_types(cls)
     fields = attrs.fields_dict(cls)
-    filled = make_dict_structure_fn(cls, converter, _cattrs_forbid_extra_keys=True, _cattrs_detailed_validation=True)
+    filled = make_dict_structure_fn(
+        cls, converter, _cattrs_forbid_extra_keys=True, _cattrs_detailed_validation=True
+    )
 
     def table(data: Any, _: Any) -> Any:
         if not isinstance(data, dict):
@@ -266,7 +347,10 @@ def _shaped(value: Any, field: Any) -> Any:
     if origin is tuple and not isinstance(value, list):
         return _Misshapen(value, 'a list, such as ["..."]')
     if origin is dict and not isinstance(value, dict):
-        return _Misshapen(value, "a table of lists" if types.Lines in get_args(field.type) else "a table of numbers")
+        return _Misshapen(
+            value,
+            "a table of lists" if types.Lines in get_args(field.type) else "a table of numbers",
+        )
     return value
 
 
@@ -282,7 +366,8 @@ def _structure_choice(value: Any, kind: Any) -> Any:
     choices = get_args(kind)
     if isinstance(choices[0], str):
         if type(value) is float:
-            value = str(value)  # a version such as 6.6 without its quotes, as --set vm.kernel=6.6 gives it
+            # a version such as 6.6 without its quotes, as --set vm.kernel=6.6 gives it
+            value = str(value)
         return _name(value, choices, "a choice")
     if type(value) is not int or value not in choices:
         raise _Invalid(value, "one of " + ", ".join(map(str, choices)))
@@ -312,7 +397,9 @@ def _file(value: Any, folder: Path) -> str:
         with path.open("rb"):
             return str(path)
     except OSError as error:
-        raise _Invalid(value, f"a readable file (relative to {folder.resolve()})", error.strerror or "") from None
+        raise _Invalid(
+            value, f"a readable file (relative to {folder.resolve()})", error.strerror or ""
+        ) from None
 
 
 def _lines(value: Any) -> tuple[str, ...]:
@@ -339,11 +426,15 @@ def _name(value: Any, known: Iterable[str], what: str) -> str:
     names = list(known)
     if not isinstance(value, str) or value not in names:
         shown = ", ".join(names) if len(names) <= 8 else f"{what} (see 'stress list')"
-        raise _Invalid(value, f"one of {shown}" if len(names) <= 8 else shown, nearest(value, names))
+        raise _Invalid(
+            value, f"one of {shown}" if len(names) <= 8 else shown, nearest(value, names)
+        )
     return value
 
 
-def _problems(error: BaseException, path: str, places: dict[str, str], source: str) -> Iterable[Problem]:
+def _problems(
+    error: BaseException, path: str, places: dict[str, str], source: str
+) -> Iterable[Problem]:
     """Flatten cattrs' tree of errors into problems with their places."""
     if isinstance(error, (ClassValidationError, IterableValidationError)):
         with_notes, without = error.group_exceptions()
@@ -357,9 +448,13 @@ def _problems(error: BaseException, path: str, places: dict[str, str], source: s
         for name in sorted(error.extra_fields):
             key = f"{path}.{name}" if path else name
             expected = "one of " + ", ".join(known)
-            yield Problem(_place(key, places, source), key, "unknown key", expected, nearest(name, known))
+            yield Problem(
+                _place(key, places, source), key, "unknown key", expected, nearest(name, known)
+            )
     elif isinstance(error, _Invalid):
-        yield Problem(_place(path, places, source), path, f"found {error.value!r}", error.expected, error.hint)
+        yield Problem(
+            _place(path, places, source), path, f"found {error.value!r}", error.expected, error.hint
+        )
     else:
         yield Problem(_place(path, places, source), path, str(error), "a value of the right type")
 

@@ -1,6 +1,7 @@
 """Operations: what an actor does, one by one, as values and as text; a script is a list of them.
 
-A random step is made of the same operations, so what a random run has done can be written down and done again.
+A random step is made of the same operations, so what a random run has done can be written down and
+done again.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ _NUMBER = re.compile(r"0x[0-9a-f]{1,16}|[0-9]{1,18}", re.ASCII | re.IGNORECASE)
 
 
 class OpError(ValueError):
-    """A text that is no operation: what was found, what would be right, and the nearest valid name."""
+    """A text that is no operation: what was found, what would be right, and the nearest valid
+    name."""
 
     def __init__(self, found: str, expected: str, hint: str = "") -> None:
         super().__init__(f"{found}; expected {expected}" + (f" ({hint})" if hint else ""))
@@ -30,7 +32,8 @@ class OpError(ValueError):
 
 @frozen
 class Argument:
-    """One argument of an operation: a number, one of `words` (which stand for 0, 1, ...), or memory accesses (`many`)."""
+    """One argument of an operation: a number, one of `words` (which stand for 0, 1, ...), or memory
+    accesses (`many`)."""
 
     name: str
     hexadecimal: bool = False
@@ -54,12 +57,16 @@ class Argument:
         number = _number(text)
         if number is None or (self.words and number >= len(self.words)):
             hint = nearest(text, self.words)
-            raise OpError(f"found {text!r} as {self.name}", " or ".join(self.words) or "a whole number from 0 on", hint)
+            raise OpError(
+                f"found {text!r} as {self.name}",
+                " or ".join(self.words) or "a whole number from 0 on",
+                hint,
+            )
         return number
 
 
 @frozen
-class Verb:
+class ScriptVerb:
     """What an operation is called with, and what it does."""
 
     arguments: tuple[Argument, ...]
@@ -67,7 +74,9 @@ class Verb:
 
     def signature(self, name: str) -> str:
         """Name and arguments, such as "discard R FIRST LAST"."""
-        return " ".join([name, *("|".join(argument.words) or argument.name for argument in self.arguments)])
+        return " ".join(
+            [name, *("|".join(argument.words) or argument.name for argument in self.arguments)]
+        )
 
     @property
     def many(self) -> bool:
@@ -86,62 +95,89 @@ FIRST: Final = Argument("FIRST")
 LAST: Final = Argument("LAST")
 ACCESSES: Final = Argument("ACCESS...", many=True)
 
-VOCABULARY: Final[dict[str, dict[str, Verb]]] = {
+VOCABULARY: Final[dict[str, dict[str, ScriptVerb]]] = {
     "vcpu": {
-        "read": Verb((GFN,), "one KVM_RUN with one load"),
-        "write": Verb((GFN,), "one KVM_RUN with one store"),
-        "fetch": Verb((GFN,), "one KVM_RUN with one instruction fetch"),
-        "run": Verb((ACCESSES,), "one KVM_RUN with these accesses, such as run r0x4 w0x4 x0x5; an MMIO exit ends it"),
-        "smm": Verb((SWITCH,), "enter or leave system management mode, unless that is so already"),
-        "nested": Verb((SWITCH,), "enter or leave a nested guest, unless that is so already or the vCPU is in SMM"),
-        "idle": Verb((), "rest in user space with the root loaded, for up to actors.vcpu.idle_s"),
+        "read": ScriptVerb((GFN,), "one KVM_RUN with one load"),
+        "write": ScriptVerb((GFN,), "one KVM_RUN with one store"),
+        "fetch": ScriptVerb((GFN,), "one KVM_RUN with one instruction fetch"),
+        "run": ScriptVerb(
+            (ACCESSES,),
+            "one KVM_RUN with these accesses, such as run r0x4 w0x4 x0x5; an MMIO exit ends it",
+        ),
+        "smm": ScriptVerb(
+            (SWITCH,), "enter or leave system management mode, unless that is so already"
+        ),
+        "nested": ScriptVerb(
+            (SWITCH,),
+            "enter or leave a nested guest, unless that is so already or the vCPU is in SMM",
+        ),
+        "idle": ScriptVerb(
+            (), "rest in user space with the root loaded, for up to actors.vcpu.idle_s"
+        ),
     },
     "memslot-worker": {
-        "create": Verb((SLOT,), "create churn slot I with fresh memory, unless it is there"),
-        "delete": Verb((SLOT,), "delete churn slot I and release its memory, if it is there"),
-        "move": Verb((SLOT,), "move churn slot I to its other home, if it is there"),
-        "flags": Verb((SLOT,), "toggle KVM_MEM_LOG_DIRTY_PAGES of churn slot I, if it is there"),
+        "create": ScriptVerb((SLOT,), "create churn slot I with fresh memory, unless it is there"),
+        "delete": ScriptVerb((SLOT,), "delete churn slot I and release its memory, if it is there"),
+        "move": ScriptVerb((SLOT,), "move churn slot I to its other home, if it is there"),
+        "flags": ScriptVerb(
+            (SLOT,), "toggle KVM_MEM_LOG_DIRTY_PAGES of churn slot I, if it is there"
+        ),
     },
     "device": {
-        "dma-read": Verb((GFN,), "one DMA load, with its IO page faults; nothing while detached"),
-        "dma-write": Verb((GFN,), "one DMA store, likewise"),
-        "dma": Verb((ACCESSES,), "a scatter list, such as dma r0x4 w0x5: what faults is one group"),
-        "attach": Verb((), "open the TDP FD and bind the device to it, unless it is bound"),
-        "detach": Verb((), "unbind the device and close its TDP FD, if it is bound"),
+        "dma-read": ScriptVerb(
+            (GFN,), "one DMA load, with its IO page faults; nothing while detached"
+        ),
+        "dma-write": ScriptVerb((GFN,), "one DMA store, likewise"),
+        "dma": ScriptVerb(
+            (ACCESSES,), "a scatter list, such as dma r0x4 w0x5: what faults is one group"
+        ),
+        "attach": ScriptVerb((), "open the TDP FD and bind the device to it, unless it is bound"),
+        "detach": ScriptVerb((), "unbind the device and close its TDP FD, if it is bound"),
     },
     "host": {
-        "discard": Verb((REGION, FIRST, LAST), "reclaim pages FIRST to LAST - 1 of region R"),
-        "migrate": Verb((REGION, FIRST, LAST), "move these pages to other frames"),
-        "split": Verb((REGION, FIRST, LAST), "split the host's huge pages among them"),
-        "collapse": Verb((REGION, FIRST, LAST), "make the block around FIRST one huge page"),
-        "age": Verb((REGION, FIRST, LAST, HOW), "clear_flush_young, clear_young or test_young of these pages"),
+        "discard": ScriptVerb((REGION, FIRST, LAST), "reclaim pages FIRST to LAST - 1 of region R"),
+        "migrate": ScriptVerb((REGION, FIRST, LAST), "move these pages to other frames"),
+        "split": ScriptVerb((REGION, FIRST, LAST), "split the host's huge pages among them"),
+        "collapse": ScriptVerb((REGION, FIRST, LAST), "make the block around FIRST one huge page"),
+        "age": ScriptVerb(
+            (REGION, FIRST, LAST, HOW),
+            "clear_flush_young, clear_young or test_young of these pages",
+        ),
     },
     "dirty-logger": {
-        "log-on": Verb((), "KVM_MEM_LOG_DIRTY_PAGES of the fixed slot on, unless it is"),
-        "log-off": Verb((), "and off, if it is on"),
-        "read-log": Verb((), "KVM_GET_DIRTY_LOG (and KVM_CLEAR_DIRTY_LOG with manual_protect), if logging is on"),
+        "log-on": ScriptVerb((), "KVM_MEM_LOG_DIRTY_PAGES of the fixed slot on, unless it is"),
+        "log-off": ScriptVerb((), "and off, if it is on"),
+        "read-log": ScriptVerb(
+            (), "KVM_GET_DIRTY_LOG (and KVM_CLEAR_DIRTY_LOG with manual_protect), if logging is on"
+        ),
     },
     "nx-admin": {
-        "toggle": Verb((), "switch nx_huge_pages over"),
-        "attributes": Verb((FIRST_GFN, LAST_GFN), "change an attribute of guest frames FIRST to LAST - 1 (kvm_zap_gfn_range)"),
+        "toggle": ScriptVerb((), "switch nx_huge_pages over"),
+        "attributes": ScriptVerb(
+            (FIRST_GFN, LAST_GFN),
+            "change an attribute of guest frames FIRST to LAST - 1 (kvm_zap_gfn_range)",
+        ),
     },
-    "nx-recovery": {"recover": Verb((), "one turn of kvm-nx-lpage-recovery")},
+    "nx-recovery": {"recover": ScriptVerb((), "one turn of kvm-nx-lpage-recovery")},
     "exporter": {
-        "export": Verb((), "create a TDP FD and keep it, unless one is kept; may be refused"),
-        "close": Verb((), "close the TDP FD that is kept, if any"),
-        "close-any": Verb((), "close every TDP FD in the file table, whoever made it"),
+        "export": ScriptVerb((), "create a TDP FD and keep it, unless one is kept; may be refused"),
+        "close": ScriptVerb((), "close the TDP FD that is kept, if any"),
+        "close-any": ScriptVerb((), "close every TDP FD in the file table, whoever made it"),
     },
 }
-"""What each kind of actor can do. A region R is a fixed region (by number) or, after those, the memory of churn slot R - fixed;
-the pages of a region that is not there are left alone."""
+"""What each kind of actor can do. A region R is a fixed region (by number) or, after those, the
+memory of churn slot R - fixed; the pages of a region that is not there are left alone."""
 
-VERBS: Final[dict[str, Verb]] = {name: verb for verbs in VOCABULARY.values() for name, verb in verbs.items()}
+VERBS: Final[dict[str, ScriptVerb]] = {
+    name: verb for verbs in VOCABULARY.values() for name, verb in verbs.items()
+}
 """Every operation by name: no two actors share one."""
 
 
 @frozen
 class Op:
-    """One operation; `str(op)` is its text. Accesses among `args` are gfn << 1 | is_write, with `FETCH` added."""
+    """One operation; `str(op)` is its text. Accesses among `args` are gfn << 1 | is_write, with
+    `FETCH` added."""
 
     name: str
     args: tuple[int, ...] = ()
@@ -153,7 +189,8 @@ class Op:
         return " ".join([self.name, *texts])
 
     def pieces(self) -> tuple[Op, ...]:
-        """The same accesses, each an operation of its own; an operation without accesses is one piece."""
+        """The same accesses, each an operation of its own; an operation without accesses is one
+        piece."""
         if self.name == "run":
             return tuple(access_op(access) for access in self.args)
         if self.name == "dma":
@@ -181,15 +218,24 @@ def _numbered(kind: str) -> bool:
 
 @functools.lru_cache(maxsize=4096)
 def parse(text: str, kind: str = "") -> Op:
-    """The operation that a text stands for; with `kind` one that actors of this kind have. Raises `OpError`, a `ValueError`."""
+    """The operation that a text stands for; with `kind` one that actors of this kind have. Raises
+    `OpError`, a `ValueError`."""
     verbs = VOCABULARY[kind] if kind else VERBS
     name, *words = text.split() or [""]
     verb = verbs.get(name)
     if verb is None:
-        raise OpError(f"unknown operation {name!r}", "one of " + ", ".join(verbs), nearest(name, verbs))
+        raise OpError(
+            f"unknown operation {name!r}", "one of " + ", ".join(verbs), nearest(name, verbs)
+        )
     if len(words) < len(verb.arguments) or (len(words) > len(verb.arguments) and not verb.many):
-        raise OpError(f"{name} with {len(words)} argument{'' if len(words) == 1 else 's'}", verb.signature(name))
-    op = Op(name, tuple(_argument(verb.arguments, index).value(word) for index, word in enumerate(words)))
+        raise OpError(
+            f"{name} with {len(words)} argument{'' if len(words) == 1 else 's'}",
+            verb.signature(name),
+        )
+    op = Op(
+        name,
+        tuple(_argument(verb.arguments, index).value(word) for index, word in enumerate(words)),
+    )
     if name == "dma" and any(access >= FETCH for access in op.args):
         raise OpError("a device that fetches instructions", "accesses such as r0x4 or w0x4")
     return op

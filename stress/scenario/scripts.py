@@ -1,4 +1,5 @@
-"""The `[script]` table of a scenario: who does what, what is done before the start, and what is wrong with it."""
+"""The `[script]` table of a scenario: who does what, what is done before the start, and what is
+wrong with it."""
 
 from __future__ import annotations
 
@@ -7,9 +8,20 @@ from typing import Any
 
 from attrs import evolve, frozen
 
-from stress.errors import Problem
+from stress.scenario.errors import Problem
 from stress.scenario.names import nearest
-from stress.scenario.script import FIRST_GFN, REGION, SLOT, VERBS, VOCABULARY, Op, OpError, gfns_of, kind_of, parse
+from stress.scenario.script import (
+    FIRST_GFN,
+    REGION,
+    SLOT,
+    VERBS,
+    VOCABULARY,
+    Op,
+    OpError,
+    gfns_of,
+    kind_of,
+    parse,
+)
 from stress.scenario.types import Lines, Scenario
 
 SETUP = "setup"
@@ -21,8 +33,9 @@ Place = Callable[[str], str]
 
 
 @frozen
-class Script:
-    """What the actors do: `parts` by actor; `setup` before the start, the memslot updates first, with who does it."""
+class ActorScripts:
+    """What the actors do: `parts` by actor; `setup` before the start, the memslot updates first,
+    with who does it."""
 
     parts: dict[str, tuple[Op, ...]]
     setup: tuple[tuple[str, Op], ...] = ()
@@ -40,12 +53,17 @@ class Script:
         return [(name, op) for name, op in self.setup if name != WORKER]
 
 
-def script_of(scenario: Scenario) -> Script | None:
-    """The scenario's script; None when its actors draw what they do. Raises `OpError` if a line is wrong."""
+def script_of(scenario: Scenario) -> ActorScripts | None:
+    """The scenario's script; None when its actors draw what they do. Raises `OpError` if a line is
+    wrong."""
     if not scenario.script:
         return None
-    parts = {name: tuple(parse(line, kind_of(name)) for line in lines) for name, lines in scenario.script.items() if name != SETUP}
-    return Script(parts, tuple(prepared(line) for line in scenario.script.get(SETUP, ())))
+    parts = {
+        name: tuple(parse(line, kind_of(name)) for line in lines)
+        for name, lines in scenario.script.items()
+        if name != SETUP
+    }
+    return ActorScripts(parts, tuple(prepared(line) for line in scenario.script.get(SETUP, ())))
 
 
 def with_script(scenario: Scenario, parts: Mapping[str, Sequence[Op]]) -> Scenario:
@@ -62,7 +80,11 @@ def prepared(line: str) -> tuple[str, Op]:
         return WORKER, parse(text, WORKER)
     actor = actor.strip()
     if not kind_of(actor):
-        raise OpError(f"unknown actor {actor!r}", "the name of an actor, such as vcpu0", nearest(actor, VOCABULARY))
+        raise OpError(
+            f"unknown actor {actor!r}",
+            "the name of an actor, such as vcpu0",
+            nearest(actor, VOCABULARY),
+        )
     return actor, parse(text, kind_of(actor))
 
 
@@ -103,7 +125,13 @@ def misfits(scenario: Scenario, at: Place) -> Iterator[Problem]:
     for name, lines in scenario.script.items():
         if name != SETUP and name not in cast:
             expected = "one of " + ", ".join([SETUP, *cast])
-            yield Problem(at(f"script.{name}"), f"script.{name}", "no actor of this scenario", expected, nearest(name, [SETUP, *cast]))
+            yield Problem(
+                at(f"script.{name}"),
+                f"script.{name}",
+                "no actor of this scenario",
+                expected,
+                nearest(name, [SETUP, *cast]),
+            )
             continue
         for key, line in _keyed(name, lines):
             try:
@@ -111,7 +139,13 @@ def misfits(scenario: Scenario, at: Place) -> Iterator[Problem]:
             except OpError:
                 continue  # one of the wrong lines
             if name == SETUP and actor not in (WORKER, *cast):
-                yield Problem(at(key), key, f"{actor} is no actor of this scenario", "one of " + ", ".join(cast), nearest(actor, cast))
+                yield Problem(
+                    at(key),
+                    key,
+                    f"{actor} is no actor of this scenario",
+                    "one of " + ", ".join(cast),
+                    nearest(actor, cast),
+                )
             for found, expected in _beyond(scenario, op):
                 yield Problem(at(key), key, f"{op}: {found}", expected)
 
@@ -124,7 +158,8 @@ def _keyed(name: str, lines: Any) -> Iterator[tuple[str, str]]:
 
 
 def _beyond(scenario: Scenario, op: Op) -> Iterable[tuple[str, str]]:
-    """What an operation names that the scenario does not have: what was found, and what would be right."""
+    """What an operation names that the scenario does not have: what was found, and what would be
+    right."""
     frames = scenario.vm.entries**scenario.vm.levels
     fixed, churning = scenario.memory.places()
     for gfn in gfns_of(op):
@@ -141,7 +176,9 @@ def _beyond(scenario: Scenario, op: Op) -> Iterable[tuple[str, str]]:
             pass
 
 
-def _beyond_region(regions: list[int], number: int, first: int, last: int) -> Iterable[tuple[str, str]]:
+def _beyond_region(
+    regions: list[int], number: int, first: int, last: int
+) -> Iterable[tuple[str, str]]:
     if number >= len(regions):
         yield f"there is no region {number}", f"a region below {len(regions)}"
     elif not first < last <= regions[number]:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from stress.errors import StressError
+from stress.scenario.errors import StressError
 
 PLACES = (
     Path(__file__).resolve().parents[2] / "configs",
     Path("configs"),
     Path(sys.prefix) / "share" / "tdp-stress" / "configs",
 )
-"""Beside the packages of a checkout; in the current directory; below the environment that the package was installed into."""
+"""Beside the packages of a checkout; in the current directory; below the environment that the
+package was installed into."""
 MARK = "quick.toml"
 """What tells the folder from another that happens to have its name."""
 
@@ -24,5 +25,6 @@ def configs_root() -> Path:
             return place
     told = ", ".join(str(place) for place in PLACES)
     raise StressError(
-        f"the shipped scenarios are nowhere to be found (looked in {told}); run it in a checkout, or install the package again"
+        f"the shipped scenarios are nowhere to be found (looked in {told}); run it in a checkout, "
+        "or install the package again"
     )

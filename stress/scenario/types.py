@@ -1,4 +1,5 @@
-"""What a scenario says: frozen types, one field a key of the TOML file, each with its unit and reason."""
+"""What a scenario says: frozen types, one field a key of the TOML file, each with its unit and
+reason."""
 
 from __future__ import annotations
 
@@ -40,20 +41,39 @@ UNMAPPED_FRAMES = 8
 """Frames at the end of guest memory that no slot ever covers."""
 
 PreemptionPoint = Literal[
-    "P1", "P2", "P4", "P5", "P6", "P7", "P8", "P9", "P10", "P11", "P12", "P13", "P14", "P15", "P16", "P17", "P18", "P19", "P20"
+    "P1",
+    "P2",
+    "P4",
+    "P5",
+    "P6",
+    "P7",
+    "P8",
+    "P9",
+    "P10",
+    "P11",
+    "P12",
+    "P13",
+    "P14",
+    "P15",
+    "P16",
+    "P17",
+    "P18",
+    "P19",
+    "P20",
 ]
 PageLevel = Literal[1, 2, 3]
 """Size of a page: 1 is 4 KiB, 2 is 2 MiB, 3 is 1 GiB (times what the geometry makes of it)."""
 
 
 @frozen
-class Vm:
+class VmSettings:
     """The machine: vCPUs, table geometry, host memory, and which design it runs.
 
-    `huge_2m` and `huge_1g` of the host's frames' blocks are kept for huge pages, `max_level` is the largest leaf. `pml`,
-    `mmio_gen_bits`, `nx_huge_pages`, `nx_recovery_ratio`, `manual_protect`, `eager_page_split` are KVM's own knobs.
-    `profile` is the mended design or the series as posted, `kernel` what surrounds it, `policy` what happens to the
-    exported root. `variants` names shipped variants, `variant_files` Python files with variants of one's own.
+    `huge_2m` and `huge_1g` of the host's frames' blocks are kept for huge pages, `max_level` is the
+    largest leaf. `pml`, `mmio_gen_bits`, `nx_huge_pages`, `nx_recovery_ratio`, `manual_protect`,
+    `eager_page_split` are KVM's own knobs. `profile` is the mended design or the series as posted,
+    `kernel` what surrounds it, `policy` what happens to the exported root. `variants` names shipped
+    variants, `variant_files` Python files with variants of one's own.
     """
 
     vcpus: Positive = Positive(3)
@@ -81,11 +101,12 @@ class Vm:
 
 @frozen
 class Memory:
-    """Guest memory: one slot that stays, some that come and go, and the same again in the SMM address space.
+    """Guest memory: one slot that stays, some that come and go, and the same again in the SMM
+    address space.
 
-    All sizes are in 4 KiB pages. `host_level` is the largest page that the host backs a slot with; `offset_pages` shifts
-    host addresses against guest addresses, so that huge pages do not fit. `userfaults` makes the pages of the slots that
-    come and go wait for a userfaultfd handler.
+    All sizes are in 4 KiB pages. `host_level` is the largest page that the host backs a slot with;
+    `offset_pages` shifts host addresses against guest addresses, so that huge pages do not fit.
+    `userfaults` makes the pages of the slots that come and go wait for a userfaultfd handler.
     """
 
     host_level: PageLevel = 1
@@ -98,8 +119,8 @@ class Memory:
     smm_churn_pages: Count = Count(32)
 
     def stride(self, entries: int, levels: int) -> int:
-        """Distance between places in frames: a whole last-level table where there is room, so that deleting a slot can
-        empty tables; else just enough."""
+        """Distance between places in frames: a whole last-level table where there is room, so that
+        deleting a slot can empty tables; else just enough."""
         largest = max(self.fixed_pages, self.churn_pages, self.smm_pages, self.smm_churn_pages)
         stride = entries
         while stride < largest:
@@ -107,21 +128,26 @@ class Memory:
         return stride if self.frames_needed(stride) <= entries**levels else largest
 
     def places(self) -> tuple[list[int], list[int]]:
-        """The sizes of the regions that stay, and of those that come and go, each in the order of their numbers."""
+        """The sizes of the regions that stay, and of those that come and go, each in the order of
+        their numbers."""
         fixed = [self.fixed_pages, *([self.smm_pages] if self.smm_pages else [])]
         smm = [self.smm_churn_pages] if self.smm_pages and self.smm_churn_pages else []
         return [*fixed], [*([self.churn_pages] * self.churn_slots), *smm]
 
     def frames_needed(self, stride: int) -> int:
         """How many guest frames the places take, with a few left over that nothing maps."""
-        return stride * (1 + 2 * max(self.churn_slots, 1 if self.smm_churn_pages else 0)) + UNMAPPED_FRAMES
+        return (
+            stride * (1 + 2 * max(self.churn_slots, 1 if self.smm_churn_pages else 0))
+            + UNMAPPED_FRAMES
+        )
 
 
 @frozen
-class VcpuActor:
-    """vCPU threads: how the guests behave. Some accesses are instruction fetches, some runs are in SMM or in a nested guest,
-    and `unmapped_share` go where no slot ever is (MMIO). After `idle_share` of its runs a vCPU rests for up to `idle_s` with its root
-    loaded; guests work on `window_pages` at a time."""
+class VcpuSettings:
+    """vCPU threads: how the guests behave. Some accesses are instruction fetches, some runs are in
+    SMM or in a nested guest, and `unmapped_share` go where no slot ever is (MMIO). After
+    `idle_share` of its runs a vCPU rests for up to `idle_s` with its root loaded; guests work on
+    `window_pages` at a time."""
 
     write_share: Share = Share(0.5)
     churn_share: Share = Share(0.5)
@@ -136,9 +162,10 @@ class VcpuActor:
 
 
 @frozen
-class MemslotActor:
-    """The memslot worker: what it does, and how often. Weights are relative. A slot that was created stays until guests have
-    made `guest_accesses`, so that a run's figures do not depend on how fast the machine is."""
+class MemslotSettings:
+    """The memslot worker: what it does, and how often. Weights are relative. A slot that was
+    created stays until guests have made `guest_accesses`, so that a run's figures do not depend on
+    how fast the machine is."""
 
     enabled: Flag = Flag(True)
     pause_s: Share = Share(0.005)
@@ -149,9 +176,10 @@ class MemslotActor:
 
 
 @frozen
-class ConsumerActor:
-    """The consumer: devices that do DMA through the exported root. `reexports_per_s` closes and reopens the TDP FD; a device
-    posts `group` accesses at a time, whose IO page faults are answered together, `bursts` times a step."""
+class ConsumerSettings:
+    """The consumer: devices that do DMA through the exported root. `reexports_per_s` closes and
+    reopens the TDP FD; a device posts `group` accesses at a time, whose IO page faults are answered
+    together, `bursts` times a step."""
 
     devices: Count = Count(1)
     write_share: Share = Share(0.5)
@@ -163,9 +191,10 @@ class ConsumerActor:
 
 
 @frozen
-class HostActor:
-    """The host's memory management, which takes pages away through MMU notifiers: it discards, migrates, splits, collapses
-    and ages ranges of up to `range_pages`, by relative weights, `threads` of it at once."""
+class HostSettings:
+    """The host's memory management, which takes pages away through MMU notifiers: it discards,
+    migrates, splits, collapses and ages ranges of up to `range_pages`, by relative weights,
+    `threads` of it at once."""
 
     threads: Count = Count(0)
     pause_s: Share = Share(0.005)
@@ -178,8 +207,9 @@ class HostActor:
 
 
 @frozen
-class DirtyLogActor:
-    """The dirty logger: switches logging of the fixed slot on, reads the log `reads` times, switches it off."""
+class DirtyLogSettings:
+    """The dirty logger: switches logging of the fixed slot on, reads the log `reads` times,
+    switches it off."""
 
     enabled: Flag = Flag(False)
     pause_s: Share = Share(0.005)
@@ -187,9 +217,10 @@ class DirtyLogActor:
 
 
 @frozen
-class NxActor:
-    """The administrator of the NX huge page mitigation, and the recovery worker. `attributes_share` of the administrator's
-    steps change a memory attribute of a range instead (kvm_zap_gfn_range)."""
+class NxSettings:
+    """The administrator of the NX huge page mitigation, and the recovery worker. `attributes_share`
+    of the administrator's steps change a memory attribute of a range instead
+    (kvm_zap_gfn_range)."""
 
     enabled: Flag = Flag(False)
     toggles: Flag = Flag(True)
@@ -199,9 +230,9 @@ class NxActor:
 
 
 @frozen
-class ExporterActor:
-    """Other threads of the VMM that create TDP FDs whenever they can, hold them for up to `hold_s`, and close them; with
-    `closes_others` they close whatever fd they find instead."""
+class ExporterSettings:
+    """Other threads of the VMM that create TDP FDs whenever they can, hold them for up to `hold_s`,
+    and close them; with `closes_others` they close whatever fd they find instead."""
 
     threads: Count = Count(0)
     closes_others: Flag = Flag(False)
@@ -209,38 +240,51 @@ class ExporterActor:
 
 
 @frozen
-class ExitActor:
-    """The end: the process dies with its devices still at work, instead of closing them first; with `vm_first` the VM fd is
-    closed before the TDP FDs are."""
+class ExitSettings:
+    """The end: the process dies with its devices still at work, instead of closing them first; with
+    `vm_first` the VM fd is closed before the TDP FDs are."""
 
     enabled: Flag = Flag(False)
     vm_first: Flag = Flag(False)
 
 
 @frozen
-class Actors:
+class ActorSettings:
     """Who takes part."""
 
-    vcpu: VcpuActor = field(factory=VcpuActor)
-    memslot_worker: MemslotActor = field(factory=MemslotActor)
-    consumer: ConsumerActor = field(factory=ConsumerActor)
-    host: HostActor = field(factory=HostActor)
-    dirty_log: DirtyLogActor = field(factory=DirtyLogActor)
-    nx: NxActor = field(factory=NxActor)
-    exporter: ExporterActor = field(factory=ExporterActor)
-    exit: ExitActor = field(factory=ExitActor)
+    vcpu: VcpuSettings = field(factory=VcpuSettings)
+    memslot_worker: MemslotSettings = field(factory=MemslotSettings)
+    consumer: ConsumerSettings = field(factory=ConsumerSettings)
+    host: HostSettings = field(factory=HostSettings)
+    dirty_log: DirtyLogSettings = field(factory=DirtyLogSettings)
+    nx: NxSettings = field(factory=NxSettings)
+    exporter: ExporterSettings = field(factory=ExporterSettings)
+    exit: ExitSettings = field(factory=ExitSettings)
 
 
 @frozen
 class Disturbances:
-    """What makes interleavings that would otherwise be rare: delays at preemption points (reference 2.16), a short
-    interpreter switch interval, stutter (everybody stops, the invariants are checked, everybody goes on), and steps that
-    fail for no reason: attaching a device, finding an fd number, preparing a memslot, an importer's switch to a new root.
-    `delay_at` gives some points a share of their own, whether they are among `points` or not."""
+    """What makes interleavings that would otherwise be rare: delays at preemption points (reference
+    2.16), a short interpreter switch interval, stutter (everybody stops, the invariants are
+    checked, everybody goes on), and steps that fail for no reason: attaching a device, finding an
+    fd number, preparing a memslot, an importer's switch to a new root. `delay_at` gives some points
+    a share of their own, whether they are among `points` or not."""
 
     delay_share: Share = Share(0.02)
     delay_s: Share = Share(0.001)
-    points: tuple[PreemptionPoint, ...] = ("P1", "P2", "P4", "P8", "P9", "P10", "P13", "P14", "P15", "P16", "P20")
+    points: tuple[PreemptionPoint, ...] = (
+        "P1",
+        "P2",
+        "P4",
+        "P8",
+        "P9",
+        "P10",
+        "P13",
+        "P14",
+        "P15",
+        "P16",
+        "P20",
+    )
     delay_at: dict[PreemptionPoint, Share] = field(factory=dict)
     switch_interval_s: Seconds = Seconds(0.0005)
     stutter_every_s: Seconds = Seconds(2.0)
@@ -251,13 +295,20 @@ class Disturbances:
 
     def delay_shares(self) -> dict[str, float]:
         """At each point where there are delays, how often."""
-        return {name: share for name, share in {**dict.fromkeys(self.points, self.delay_share), **self.delay_at}.items() if share}
+        return {
+            name: share
+            for name, share in {
+                **dict.fromkeys(self.points, self.delay_share),
+                **self.delay_at,
+            }.items()
+            if share
+        }
 
 
 @frozen
 class Limits:
-    """Bounds whose breach is a finding (O10). Generous: they tell a hang from a slow machine. `walk_steps` bounds how many
-    SPTEs a zap visits that cannot yield (R13); 0 is no bound."""
+    """Bounds whose breach is a finding (O10). Generous: they tell a hang from a slow machine.
+    `walk_steps` bounds how many SPTEs a zap visits that cannot yield (R13); 0 is no bound."""
 
     stall_s: Seconds = Seconds(10.0)
     rcu_stall_s: Seconds = Seconds(10.0)
@@ -267,15 +318,17 @@ class Limits:
 
 @frozen
 class Oracles:
-    """Who judges: every rule (`stress list oracles`) but those in `off`, whose reports are dropped. A run with a rule off
-    proves nothing about it; a selftest with one off shows what only that rule sees."""
+    """Who judges: every rule (`stress list oracles`) but those in `off`, whose reports are dropped.
+    A run with a rule off proves nothing about it; a selftest with one off shows what only that rule
+    sees."""
 
     off: tuple[RuleName, ...] = ()
 
 
 @frozen
 class Budget:
-    """How much to run. `settle_s` is how long a run goes on after its first finding, to collect what follows from it."""
+    """How much to run. `settle_s` is how long a run goes on after its first finding, to collect
+    what follows from it."""
 
     duration_s: Seconds = Seconds(10.0)
     settle_s: Seconds = Seconds(0.5)
@@ -284,12 +337,14 @@ class Budget:
 
 @frozen
 class Explore:
-    """How the controlled engine runs the scenario: every actor makes `rounds` steps a schedule; a schedule of more than
-    `max_steps` is not finished. `lock_granularity` says whether an operation on mmu_lock is one step, or the steps inside
-    `readerwriterlock` are explored, too. `scenario` is another file whose machine, memory, actors and script are explored
-    instead of this one's, with this one's profile, kernel, policy, variants and expectations. `strategy` is how schedules are
-    chosen where the command line does not say. `states` is how many states dfs, delay and preemption remember, to give up
-    schedules that come to one again; with 0 every schedule is run to its end."""
+    """How the controlled engine runs the scenario: every actor makes `rounds` steps a schedule; a
+    schedule of more than `max_steps` is not finished. `lock_granularity` says whether an operation
+    on mmu_lock is one step, or the steps inside `readerwriterlock` are explored, too. `scenario` is
+    another file whose machine, memory, actors and script are explored instead of this one's, with
+    this one's profile, kernel, policy, variants and expectations. `strategy` is how schedules are
+    chosen where the command line does not say. `states` is how many states dfs, delay and
+    preemption remember, to give up schedules that come to one again; with 0 every schedule is run
+    to its end."""
 
     scenario: FileName | None = None
     strategy: Text = Text("portfolio")
@@ -302,14 +357,16 @@ class Explore:
 
 @frozen
 class Observe:
-    """What is kept of a run beside its figures. `timeline`: the newest slices of every thread, for a timeline viewer."""
+    """What is kept of a run beside its figures. `timeline`: the newest slices of every thread, for
+    a timeline viewer."""
 
     timeline: Flag = Flag(True)
 
 
 @frozen
 class Expect:
-    """For scenarios that must fail: the rules of which at least one has to fire, and codes of findings likewise."""
+    """For scenarios that must fail: the rules of which at least one has to fire, and codes of
+    findings likewise."""
 
     rules: tuple[RuleName, ...] = ()
     codes: tuple[Text, ...] = ()
@@ -317,19 +374,21 @@ class Expect:
 
 @frozen
 class Scenario:
-    """A whole scenario. `obligations` are counts that the run must reach, or it proves nothing (INCONCLUSIVE).
+    """A whole scenario. `obligations` are counts that the run must reach, or it proves nothing
+    (INCONCLUSIVE).
 
-    `script` says what each actor does, by its name, one operation after another; `setup` is done before the start. Without
-    a script the actors draw what they do; with one, an actor that it does not name does nothing. On real threads a script
-    is done again and again until the run ends, under control once.
+    `script` says what each actor does, by its name, one operation after another; `setup` is done
+    before the start. Without a script the actors draw what they do; with one, an actor that it does
+    not name does nothing. On real threads a script is done again and again until the run ends,
+    under control once.
     """
 
     title: Text = Text("")
     engine: Literal["threads"] = "threads"
     seed: Seed | None = None
-    vm: Vm = field(factory=Vm)
+    vm: VmSettings = field(factory=VmSettings)
     memory: Memory = field(factory=Memory)
-    actors: Actors = field(factory=Actors)
+    actors: ActorSettings = field(factory=ActorSettings)
     disturbances: Disturbances = field(factory=Disturbances)
     limits: Limits = field(factory=Limits)
     oracles: Oracles = field(factory=Oracles)

@@ -1,1 +1,2 @@
-"""Search: strategies, schedules, replay, minimisation and explanation, over what `stress.engines.program` can run."""
+"""Search: strategies, schedules, replay, minimisation and explanation, over what
+`stress.engines.program` can run."""

@@ -1,14 +1,16 @@
 """Systematic search: every schedule once, in the order of how far it strays from the default one.
 
-Musuvathi and Qadeer, "Iterative Context Bounding for Systematic Testing of Multithreaded Programs" (PLDI 2007), for
-preemptions; Emmi, Qadeer and Rakamaric, "Delay-Bounded Scheduling" (POPL 2011), for delays. By default the running task
-goes on while it can, then the next one by number, round and round. A schedule is the list of its deviations from that; it is
-run by following them, and its alternatives are what could have been done after the last of them. That makes each schedule
-the alternative of exactly one other.
+Musuvathi and Qadeer, "Iterative Context Bounding for Systematic Testing of Multithreaded Programs"
+(PLDI 2007), for preemptions; Emmi, Qadeer and Rakamaric, "Delay-Bounded Scheduling" (POPL 2011),
+for delays. By default the running task goes on while it can, then the next one by number, round and
+round. A schedule is the list of its deviations from that; it is run by following them, and its
+alternatives are what could have been done after the last of them. That makes each schedule the
+alternative of exactly one other.
 
-With `States` a schedule is given up where an earlier one was in the same state with the same task in turn. Schedules are run in
-the order of their costs, so the earlier one had at least as much of the bound left: whatever could follow has followed there,
-or will, and every class of schedules within the bound is still seen.
+With `States` a schedule is given up where an earlier one was in the same state with the same task
+in turn. Schedules are run in the order of their costs, so the earlier one had at least as much of
+the bound left: whatever could follow has followed there, or will, and every class of schedules
+within the bound is still seen.
 """
 
 from __future__ import annotations
@@ -19,8 +21,8 @@ from typing import NamedTuple
 from stress.engines.program import Run
 from stress.engines.scheduler import Picker, Scheduler
 from stress.engines.tasks import ControlTask
-from stress.search.order import Fingerprint
-from stress.search.states import States
+from stress.search.happens_before import Fingerprint
+from stress.search.state_cache import States
 
 _MASK = 127
 _FREE = 128
@@ -28,42 +30,50 @@ _FREE = 128
 _NEVER = 1 << 60
 
 Costs = Callable[[int, int], range]
-"""Given how many could run (with `_FREE`) and a cost: which of them, in the order of turns, cost that much to choose."""
+"""Given how many could run (with `_FREE`) and a cost: which of them, in the order of turns, cost
+that much to choose."""
 Turn = Callable[[Scheduler], int]
-"""Whose turn it is (a task's number, 0 for nobody's), as far as what may follow, and at what cost, depends on it."""
+"""Whose turn it is (a task's number, 0 for nobody's), as far as what may follow, and at what cost,
+depends on it."""
 
 
 class Deviation(NamedTuple):
-    """At pick number `position`, not the first in turn but number `rank` was chosen; and what came before that."""
+    """At pick number `position`, not the first in turn but number `rank` was chosen; and what came
+    before that."""
 
     before: Deviation | None
     position: int
     rank: int
 
 
-class Schedule(NamedTuple):
-    """A schedule that was run: its last deviation, and how many could run at each pick after that."""
+class BoundedSchedule(NamedTuple):
+    """A schedule that was run: its last deviation, and how many could run at each pick after
+    that."""
 
     last: Deviation | None
     widths: bytes
 
 
 class Systematic:
-    """The search; `costs` says what a deviation costs, and schedules of cost 0 come first, then 1, and so on to `bound`. Where
-    `states` are kept, the same state with the same `turn` is not gone on from twice."""
+    """The search; `costs` says what a deviation costs, and schedules of cost 0 come first, then 1,
+    and so on to `bound`. Where `states` are kept, the same state with the same `turn` is not gone
+    on from twice."""
 
-    def __init__(self, name: str, bound: int, costs: Costs, turn: Turn, states: States | None = None) -> None:
+    def __init__(
+        self, name: str, bound: int, costs: Costs, turn: Turn, states: States | None = None
+    ) -> None:
         self.name = name
         self.bound = bound
         self.level = 0
         """The cost of the schedules that are run now."""
         self.diverged = 0
-        """How often fewer tasks could run than before at the same point; not 0 means that the program is not deterministic."""
+        """How often fewer tasks could run than before at the same point; not 0 means that the
+        program is not deterministic."""
         self.exhausted = False
         self.states = states
         self._costs = costs
         self._turn = turn
-        self._run: list[list[Schedule]] = [[] for _ in range(bound)]
+        self._run: list[list[BoundedSchedule]] = [[] for _ in range(bound)]
         self._widths = bytearray()
         self._search = self._levels()
         self._last = next(self._search)
@@ -106,14 +116,17 @@ class Systematic:
         return pick if self.states is None else self._unless_met(scheduler, pick, self.states)
 
     def _unless_met(self, scheduler: Scheduler, pick: Picker, states: States) -> Picker:
-        """As `pick` says, unless somebody was here before; up to the last deviation that was the schedule it deviates from."""
+        """As `pick` says, unless somebody was here before; up to the last deviation that was the
+        schedule it deviates from."""
         fingerprint, turn = Fingerprint(), self._turn
         own = self._last.position + 1 if self._last else 0
         scheduler.keep_extras = True
 
         def look() -> ControlTask:
             trace = scheduler.trace
-            if len(trace) >= own and states.met(hash((fingerprint.take(trace, scheduler.extras), turn(scheduler)))):
+            if len(trace) >= own and states.met(
+                hash((fingerprint.take(trace, scheduler.extras), turn(scheduler)))
+            ):
                 scheduler.give_up()
             return pick()
 
@@ -149,14 +162,14 @@ class Systematic:
             for schedule in self._run[level]:
                 yield from self._alternatives(schedule, self.level - level)
 
-    def _ran(self, last: Deviation | None) -> Schedule:
+    def _ran(self, last: Deviation | None) -> BoundedSchedule:
         start = last.position + 1 if last else 0
-        schedule = Schedule(last, bytes(self._widths[start:]))
+        schedule = BoundedSchedule(last, bytes(self._widths[start:]))
         if self.level < self.bound:
             self._run[self.level].append(schedule)
         return schedule
 
-    def _alternatives(self, schedule: Schedule, cost: int) -> Iterator[Deviation]:
+    def _alternatives(self, schedule: BoundedSchedule, cost: int) -> Iterator[Deviation]:
         """Deviations of this cost after the last one, the latest first."""
         last, widths = schedule
         start = last.position + 1 if last else 0
@@ -202,14 +215,16 @@ def _who_is_next(scheduler: Scheduler) -> int:
 
 
 class PreemptionBounded(Systematic):
-    """Every schedule with at most `bound` preemptions: switches away from a task that could have gone on."""
+    """Every schedule with at most `bound` preemptions: switches away from a task that could have
+    gone on."""
 
     def __init__(self, bound: int, states: States | None = None) -> None:
         super().__init__(f"preemption:{bound}", bound, _by_preemption, _who_runs, states)
 
 
 class DelayBounded(Systematic):
-    """Every schedule with at most `bound` delays: each passes over the task whose turn it is, in favour of the next."""
+    """Every schedule with at most `bound` delays: each passes over the task whose turn it is, in
+    favour of the next."""
 
     def __init__(self, bound: int, states: States | None = None) -> None:
         super().__init__(f"delay:{bound}", bound, _by_delay, _who_is_next, states)

@@ -1,4 +1,5 @@
-"""What an explanation of a failing schedule consists of, as values, and the kernel's words for what a step does."""
+"""What an explanation of a failing schedule consists of, as values, and the kernel's words for what
+a step does."""
 
 from __future__ import annotations
 
@@ -12,8 +13,24 @@ from attrs import frozen
 from mmu.kvm import ADDRESS_SPACES
 from mmu.memory.host import AS_SHIFT, FREED, MOVING
 from mmu.memory.memslots import GEN_UPDATE_IN_PROGRESS, KVM_MEMSLOT_INVALID
-from mmu.memory.requests import KVM_REQ_MMU_FREE_OBSOLETE_ROOTS, KVM_REQ_TLB_FLUSH, KVM_REQ_TLB_FLUSH_CURRENT
-from mmu.paging.spte import PRESENT_HIGH, REMOVED_SPTE, SPTE_A, SPTE_D, SPTE_MMIO, SPTE_PS, SPTE_R, SPTE_W, SPTE_X, SpteLayout, pfn_of
+from mmu.memory.requests import (
+    KVM_REQ_MMU_FREE_OBSOLETE_ROOTS,
+    KVM_REQ_TLB_FLUSH,
+    KVM_REQ_TLB_FLUSH_CURRENT,
+)
+from mmu.paging.spte import (
+    PRESENT_HIGH,
+    REMOVED_SPTE,
+    SPTE_A,
+    SPTE_D,
+    SPTE_MMIO,
+    SPTE_PS,
+    SPTE_R,
+    SPTE_W,
+    SPTE_X,
+    SpteLayout,
+    pfn_of,
+)
 from stress.engines.steps import (
     ACQUIRE,
     ADD,
@@ -33,10 +50,11 @@ from stress.engines.steps import (
 
 
 @frozen
-class Finding:
-    """A broken rule, and when it was reported: after `step`, where the number of all steps stands for the end. `waits` says who
-    waits for whom then, if that is what is wrong. `stands_for` is the rule that was broken before, and its meaning, where what
-    was reported is only the state that it led to."""
+class ExplainedFinding:
+    """A broken rule, and when it was reported: after `step`, where the number of all steps stands
+    for the end. `waits` says who waits for whom then, if that is what is wrong. `stands_for` is the
+    rule that was broken before, and its meaning, where what was reported is only the state that it
+    led to."""
 
     rule: str
     meaning: str
@@ -51,7 +69,8 @@ class Finding:
 
     @property
     def title(self) -> str:
-        """The rule by number and name, or the one that an invariant stands for: "O4 REFCOUNT", "O4 REFCOUNT (invariant I3)"."""
+        """The rule by number and name, or the one that an invariant stands for: "O4 REFCOUNT", "O4
+        REFCOUNT (invariant I3)"."""
         if self.stands_for:
             return f"{self.stands_for.partition(':')[0]} (invariant {self.code})"
         return f"{self.rule} {self.meaning.partition(':')[0]}".rstrip()
@@ -60,14 +79,19 @@ class Finding:
         """When it was reported, in a schedule of `steps` steps."""
         if self.step < steps:
             return f"after step {self.step}"
-        return "at the end, when nobody could go on" if self.waits else "at the end, when everybody was done"
+        return (
+            "at the end, when nobody could go on"
+            if self.waits
+            else "at the end, when everybody was done"
+        )
 
 
 @frozen
-class Row:
-    """A step of the interleaving. `function` is the kernel's name of where it happened, `operation` what the actor was asked to
-    do, `partners` the steps of other tasks that it does not commute with and that came just before or after on the same
-    word; `more` how many steps like it follow that are left out; `switches` the numbers of the switches since the row before."""
+class StepRow:
+    """A step of the interleaving. `function` is the kernel's name of where it happened, `operation`
+    what the actor was asked to do, `partners` the steps of other tasks that it does not commute
+    with and that came just before or after on the same word; `more` how many steps like it follow
+    that are left out; `switches` the numbers of the switches since the row before."""
 
     step: int
     task: str
@@ -89,8 +113,8 @@ class Picture:
 
 @frozen
 class Switch:
-    """A switch before `step` away from a task that could have gone on, and what comes of the schedule without it: "no failure",
-    "the same failure", or another one by its signature."""
+    """A switch before `step` away from a task that could have gone on, and what comes of the
+    schedule without it: "no failure", "the same failure", or another one by its signature."""
 
     number: int
     step: int
@@ -112,8 +136,9 @@ SAME_FAILURE: Final = "the same failure"
 
 @frozen
 class Inevitable:
-    """From which step on every continuation that was tried fails in the same way: `step` (-1: from the start), of `tried` random
-    continuations and the default one; before that step `failed_before` of `tried` random ones fail."""
+    """From which step on every continuation that was tried fails in the same way: `step` (-1: from
+    the start), of `tried` random continuations and the default one; before that step
+    `failed_before` of `tried` random ones fail."""
 
     step: int
     tried: int
@@ -122,19 +147,20 @@ class Inevitable:
 
 @frozen
 class Explanation:
-    """A failing schedule, explained. `rows` are the steps that conflict with those of another task and lie before the finding,
-    `columns` the tasks that they are of. `likelihood` is, for some numbers of first steps, how many of `tries` random continuations
-    of them fail in the same way."""
+    """A failing schedule, explained. `rows` are the steps that conflict with those of another task
+    and lie before the finding, `columns` the tasks that they are of. `likelihood` is, for some
+    numbers of first steps, how many of `tries` random continuations of them fail in the same
+    way."""
 
     program: str
     seed: int
     steps: int
     turns: int
     summary: tuple[str, ...]
-    finding: Finding
-    others: tuple[Finding, ...]
+    finding: ExplainedFinding
+    others: tuple[ExplainedFinding, ...]
     columns: tuple[str, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[StepRow, ...]
     left_out: int
     pictures: tuple[Picture, ...]
     switches: tuple[Switch, ...]
@@ -154,9 +180,10 @@ class Explanation:
 
 @frozen
 class Doing:
-    """A step as it is done: the operation's `kind` and `method`, on word `index` of `thing`, called `name`, with its value before
-    and after; `owner` is whom the word belongs to, `role` what it is to him; `domain_calls` the primitives that the step is part
-    of, innermost first; `waits_for` what the task says it waits for; `what` the object that is freed or given to RCU."""
+    """A step as it is done: the operation's `kind` and `method`, on word `index` of `thing`, called
+    `name`, with its value before and after; `owner` is whom the word belongs to, `role` what it is
+    to him; `domain_calls` the primitives that the step is part of, innermost first; `waits_for`
+    what the task says it waits for; `what` the object that is freed or given to RCU."""
 
     kind: int
     method: str
@@ -185,7 +212,8 @@ NOISE: Final = re.compile(
     r"|frame index|frames\.out|exporter\.wrong_answers"
     r"|(kvm|vm)\.(vcpus|devices)|kvm->created_vcpus|vcpu\.exits$|mmu_valid_gen|.*\.asking$|start$"
 )
-"""Words of the harness and statistics: nobody's course depends on them, or only that of the judges."""
+"""Words of the harness and statistics: nobody's course depends on them, or only that of the
+judges."""
 
 MODES: Final = {0: "OUTSIDE_GUEST_MODE", 1: "IN_GUEST_MODE", 2: "EXITING_GUEST_MODE"}
 REQUESTS: Final = {
@@ -200,13 +228,22 @@ PREFIXES: Final = ("mmu_invalidate", "mn_active", "tdp_mmu_roots", "nx_huge_page
 
 def bits_text(bits: int) -> str:
     """vcpu->requests by name."""
-    return " | ".join(name for bit, name in REQUESTS.items() if bits & bit) or (f"{bits:#x}" if bits else "none")
+    return " | ".join(name for bit, name in REQUESTS.items() if bits & bit) or (
+        f"{bits:#x}" if bits else "none"
+    )
 
 
 def rights_text(spte: int, layout: SpteLayout) -> str:
     """A leaf's rights and bits: "RW- AD"."""
-    rights = "".join(letter if spte & bit else "-" for letter, bit in (("R", SPTE_R), ("W", SPTE_W), ("X", SPTE_X)))
-    marks = "".join(letter for letter, bit in (("A", SPTE_A), ("D", SPTE_D)) if spte & bit) if layout.ad_bits else ""
+    rights = "".join(
+        letter if spte & bit else "-"
+        for letter, bit in (("R", SPTE_R), ("W", SPTE_W), ("X", SPTE_X))
+    )
+    marks = (
+        "".join(letter for letter, bit in (("A", SPTE_A), ("D", SPTE_D)) if spte & bit)
+        if layout.ad_bits
+        else ""
+    )
     return f"{rights} {marks}".rstrip()
 
 
@@ -221,7 +258,9 @@ def spte_text(spte: int, level: int, layout: SpteLayout = PRESENT_HIGH) -> str:
     if level > 1 and not spte & SPTE_PS:
         rights = rights_text(spte & ~(SPTE_A | SPTE_D), layout)
         return f"table {pfn_of(spte) << 12:#x}" + ("" if rights == "RWX" else f" {rights}")
-    return f"{'huge ' if spte & SPTE_PS else ''}leaf pfn {pfn_of(spte):#x} {rights_text(spte, layout)}"
+    return (
+        f"{'huge ' if spte & SPTE_PS else ''}leaf pfn {pfn_of(spte):#x} {rights_text(spte, layout)}"
+    )
 
 
 def tag_text(tag: int) -> str:
@@ -236,7 +275,9 @@ def slot_text(slot: Any) -> str:
     """A memslot: "slot 10 at gfn 0x4..0x5 INVALID"."""
     first, pages = raw(slot, "base_gfn"), raw(slot, "npages")
     where = f"{first:#x}" if pages == 1 else f"{first:#x}..{first + pages - 1:#x}"
-    return f"slot {raw(slot, 'id')} at gfn {where}" + (" INVALID" if raw(slot, "flags") & KVM_MEMSLOT_INVALID else "")
+    return f"slot {raw(slot, 'id')} at gfn {where}" + (
+        " INVALID" if raw(slot, "flags") & KVM_MEMSLOT_INVALID else ""
+    )
 
 
 def slots_text(index: Any) -> str:
@@ -270,7 +311,9 @@ def page_text(page: Any) -> str:
     address, level = raw(page, "address"), raw(page, "level")
     if type(page).__name__.endswith("RootPage"):
         return f"root {address:#x}"
-    return f"page-table page {address:#x}" + (f" (level {level}, gfn {raw(page, 'gfn'):#x})" if level else "")
+    return f"page-table page {address:#x}" + (
+        f" (level {level}, gfn {raw(page, 'gfn'):#x})" if level else ""
+    )
 
 
 def generation_text(generation: int) -> str:
@@ -280,15 +323,20 @@ def generation_text(generation: int) -> str:
 
 
 class Words:
-    """Says what a step does in the kernel's words; "" for what only the harness or a statistic does."""
+    """Says what a step does in the kernel's words; "" for what only the harness or a statistic
+    does."""
 
-    def __init__(self, layout: SpteLayout = PRESENT_HIGH, pages: Callable[[int], int] = lambda _: 1) -> None:
+    def __init__(
+        self, layout: SpteLayout = PRESENT_HIGH, pages: Callable[[int], int] = lambda _: 1
+    ) -> None:
         """`pages(level)` is how many frames an entry at `level` maps."""
         self._layout = layout
         self._pages = pages
         self._by_role: dict[str, Callable[[Doing], str]] = {
             "spt": self._spte,
-            "mode": lambda it: self._plain(it, f"{it.owner}->mode", lambda value: MODES.get(value, str(value))),
+            "mode": lambda it: self._plain(
+                it, f"{it.owner}->mode", lambda value: MODES.get(value, str(value))
+            ),
             "requests": self._requests,
             "immediate_exit": lambda it: self._plain(it, f"{it.owner}->run->immediate_exit"),
             "refcount": lambda it: self._count(it, f"{page_text(it.owner)}: refcount"),
@@ -308,7 +356,11 @@ class Words:
         if it.name.endswith(".gp_seq"):
             return f"{_grace_period(it)} begins" if it.kind != LOAD else ""
         named = _BY_NAME.get(re.split(r"[\[#]", it.name)[0])
-        handler = self._by_role.get(it.role) or named or (_reader if it.name.endswith(".reader") else self._generic)
+        handler = (
+            self._by_role.get(it.role)
+            or named
+            or (_reader if it.name.endswith(".reader") else self._generic)
+        )
         return handler(it)
 
     def _common(self, it: Doing) -> str | None:
@@ -332,13 +384,19 @@ class Words:
         gfn = raw(page, "gfn") + it.index * self._pages(level)
         name = f"SPTE(gfn {gfn:#x}, level {level})"
         said = self._plain(it, name, lambda value: spte_text(value, level, self._layout))
-        return f"{said}, was {spte_text(it.before, level, self._layout)}" if it.kind == STORE else said
+        return (
+            f"{said}, was {spte_text(it.before, level, self._layout)}" if it.kind == STORE else said
+        )
 
     def _requests(self, it: Doing) -> str:
         name = f"{it.owner}->requests"
         if it.method == "fetch_or":
             new = it.after & ~it.before
-            return f"{name} |= {bits_text(new)}" if new else f"{name} has {bits_text(it.after)} already"
+            return (
+                f"{name} |= {bits_text(new)}"
+                if new
+                else f"{name} has {bits_text(it.after)} already"
+            )
         if it.method == "fetch_and":
             return f"{name}: takes {bits_text(it.before & ~it.after)}"
         return self._plain(it, name, bits_text)
@@ -351,11 +409,17 @@ class Words:
     def _root(self, it: Doing) -> str:
         """A field of a root; reaching the end of the list of roots says nothing."""
         ends = it.name == "root.next" and it.after is None
-        return "" if ends else self._plain(it, f"{page_text(it.owner)}: {it.name.removeprefix('root.')}")
+        return (
+            ""
+            if ends
+            else self._plain(it, f"{page_text(it.owner)}: {it.name.removeprefix('root.')}")
+        )
 
     def _generic(self, it: Doing) -> str:
         name = f"kvm->{it.name}" if it.name.startswith(PREFIXES) else it.name
-        return self._plain(it, name, lambda value: value_text(value, bool(HEXADECIMAL.match(it.name))))
+        return self._plain(
+            it, name, lambda value: value_text(value, bool(HEXADECIMAL.match(it.name)))
+        )
 
     def _plain(self, it: Doing, name: str, text: Callable[[Any], str] = value_text) -> str:
         """Loads, stores and exchanges of any word."""
@@ -377,7 +441,10 @@ def _reader(it: Doing) -> str:
         what = "read_lock" if it.after else "read_unlock"
         return f"rcu_{what}()" if domain == "rcu" else f"srcu_{what}({domain})"
     if it.kind == LOAD:
-        return f"{_grace_period(it)}: {it.maker} is {'inside a read section' if it.after else 'outside'}"
+        return (
+            f"{_grace_period(it)}: {it.maker} is "
+            f"{'inside a read section' if it.after else 'outside'}"
+        )
     return ""
 
 
@@ -406,7 +473,15 @@ def _lock(it: Doing) -> str:
     name = it.name
     if it.kind in (READ_ACQUIRE, READ_RELEASE):
         return f"read_{'lock' if it.kind == READ_ACQUIRE else 'unlock'}({name})"
-    verb = "unlock" if it.kind == RELEASE else "lock" if it.kind == ACQUIRE else "trylock" if it.kind != LOAD else "is_locked"
+    verb = (
+        "unlock"
+        if it.kind == RELEASE
+        else "lock"
+        if it.kind == ACQUIRE
+        else "trylock"
+        if it.kind != LOAD
+        else "is_locked"
+    )
     if it.method in ("acquire", "release") and it.called("SpinLock"):
         return f"spin_{verb}({name})"
     if it.called("Mutex"):
@@ -415,9 +490,14 @@ def _lock(it: Doing) -> str:
 
 
 def rwlock_words(kind: int, index: int, fair: bool, name: str, value: str) -> str:
-    """The steps of a reader-writer lock, which has three words: its gate, who asks for it, and who is inside."""
+    """The steps of a reader-writer lock, which has three words: its gate, who asks for it, and who
+    is inside."""
     if index == 1:
-        return f"rwlock_needbreak({name}) -> {'true' if value != '0' else 'false'}" if kind == LOAD else ""
+        return (
+            f"rwlock_needbreak({name}) -> {'true' if value != '0' else 'false'}"
+            if kind == LOAD
+            else ""
+        )
     if kind == ACQUIRE:
         return f"write_lock({name})" if index == 2 or not fair else f"write_lock({name}){SHUTS}"
     if kind == RELEASE:
@@ -455,7 +535,9 @@ def _data(it: Doing) -> str:
 
 
 def _dirty(it: Doing) -> str:
-    return f"dirty_bitmap[{it.index:#x}] " + (f"-> {it.after}" if it.kind == LOAD else f"= {it.after}")
+    return f"dirty_bitmap[{it.index:#x}] " + (
+        f"-> {it.after}" if it.kind == LOAD else f"= {it.after}"
+    )
 
 
 def _host_pte(it: Doing) -> str:
@@ -471,7 +553,8 @@ def _host_level(it: Doing) -> str:
 
 
 def _mm_users(it: Doing) -> str:
-    """Of the references on the process's memory only the last one to go matters, and who comes too late for it."""
+    """Of the references on the process's memory only the last one to go matters, and who comes too
+    late for it."""
     if it.after:
         return ""
     return "mm->mm_users -> 0" if it.kind == LOAD else f"mm->mm_users: {it.before} -> 0"
@@ -479,7 +562,11 @@ def _mm_users(it: Doing) -> str:
 
 def _memslots(it: Doing) -> str:
     name = f"kvm->memslots[{it.name[-2]}]" if ADDRESS_SPACES > 1 else it.name
-    return f"{name} -> {value_text(it.after)}" if it.kind == LOAD else f"{name} = {value_text(it.after)}"
+    return (
+        f"{name} -> {value_text(it.after)}"
+        if it.kind == LOAD
+        else f"{name} = {value_text(it.after)}"
+    )
 
 
 _BY_NAME: Final[dict[str, Callable[[Doing], str]]] = {

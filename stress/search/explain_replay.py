@@ -1,4 +1,5 @@
-"""A schedule replayed step by step: every word is looked at before and after it is touched, and where in the model that was."""
+"""A schedule replayed step by step: every word is looked at before and after it is touched, and
+where in the model that was."""
 
 from __future__ import annotations
 
@@ -33,17 +34,17 @@ from stress.search.explain_data import (
     spte_text,
     tag_text,
 )
-from stress.search.order import GROUP
-from stress.search.schedule import Names
+from stress.search.happens_before import GROUP
+from stress.search.schedule import WordNames
 
 # Where a step happens.
 
 
 @frozen
-class Where:
-    """The call stack of a step: the runtime's `method`, the primitives it is part of, the kernel function, the operation of the
-    actor that is in progress, the object that is being freed or given to RCU, and
-    whether the model only looks because it reports something."""
+class StepSite:
+    """The call stack of a step: the runtime's `method`, the primitives it is part of, the kernel
+    function, the operation of the actor that is in progress, the object that is being freed or
+    given to RCU, and whether the model only looks because it reports something."""
 
     method: str = ""
     calls: tuple[str, ...] = ()
@@ -62,13 +63,17 @@ class _Code:
 
 
 _FUNCTION = re.compile(r"\b(?:_{0,2}[a-z][a-z0-9_]*)\(\)|^KVM_[A-Z_]+|^[A-Z][A-Z_]{5,}")
-_OWN_NAMES: Final = {"HardwareWalker": "hardware page walk", "HostMemory.access": "memory access", "Device.transact": "DMA"}
+_OWN_NAMES: Final = {
+    "HardwareWalker": "hardware page walk",
+    "HostMemory.access": "memory access",
+    "Device.transact": "DMA",
+}
 _JUDGING = re.compile("describe|_warn|_report|_leak|look$")
 """Functions of the model that only say what is wrong."""
 _codes: dict[CodeType, _Code] = {}
 
 
-def where_of(frame: FrameType | None) -> Where:
+def where_of(frame: FrameType | None) -> StepSite:
     """The place in the model of a task that stands at a step."""
     method = operation = what = ""
     calls: list[str] = []
@@ -89,7 +94,9 @@ def where_of(frame: FrameType | None) -> Where:
         elif code.co_qualname == "Actor.perform":
             operation = str(frame.f_locals["op"])
         frame = frame.f_back
-    return Where(method, tuple(calls), next(filter(None, functions), ""), operation, what, judging)
+    return StepSite(
+        method, tuple(calls), next(filter(None, functions), ""), operation, what, judging
+    )
 
 
 def _subject(function: str, frame: FrameType) -> str:
@@ -107,7 +114,9 @@ def _code(code: CodeType) -> _Code:
         return _Code("sync", "")
     if not path.startswith("mmu/"):
         return _Code("", "")
-    own = next((name for start, name in _OWN_NAMES.items() if code.co_qualname.startswith(start)), "")
+    own = next(
+        (name for start, name in _OWN_NAMES.items() if code.co_qualname.startswith(start)), ""
+    )
     first = code.co_consts[0] if code.co_consts and isinstance(code.co_consts[0], str) else ""
     found = _FUNCTION.search(first.split("\n")[0])
     return _Code("mmu", own or (found.group() if found else ""))
@@ -117,7 +126,8 @@ def _code(code: CodeType) -> _Code:
 
 
 class Objects:
-    """The model's objects by their words: the role a word has, and whom it belongs to. Without a VM nobody is known."""
+    """The model's objects by their words: the role a word has, and whom it belongs to. Without a VM
+    nobody is known."""
 
     def __init__(self, vm: Any) -> None:
         self._vm = vm
@@ -138,13 +148,19 @@ class Objects:
         for page in list(vm.kvm.tables.by_spte.values()):
             self._enter_page(page)
         for state in vm.requests._vcpus.peek():
-            self._known |= {id(state.mode): ("mode", state.name), id(state.requests): ("requests", state.name)}
+            self._known |= {
+                id(state.mode): ("mode", state.name),
+                id(state.requests): ("requests", state.name),
+            }
         for vcpu in vm._vcpus.peek():
             self._known[id(vcpu.immediate_exit)] = "immediate_exit", vcpu.state.name
         for sets in vm.memslots._sets:
             for letter, each in zip("AB", sets, strict=True):
                 name = f"memslots[{each.as_id}]{letter}"
-                self._known |= {id(each.index): ("slots", name), id(each.generation): ("generation", name)}
+                self._known |= {
+                    id(each.index): ("slots", name),
+                    id(each.generation): ("generation", name),
+                }
 
     def _enter_page(self, page: Any) -> None:
         self._known[id(raw(page, "spt"))] = "spt", page
@@ -159,13 +175,14 @@ class Objects:
 
 @frozen
 class Step:
-    """A step of the replay in the kernel's words: `what` is "" for what nobody's course depends on. `key` names the word, `freed`
-    the object that is freed, `change` says whether an SPTE is changed (an empty one that is frozen is not), and `free` whether
-    the task that ran before could have gone on."""
+    """A step of the replay in the kernel's words: `what` is "" for what nobody's course depends on.
+    `key` names the word, `freed` the object that is freed, `change` says whether an SPTE is changed
+    (an empty one that is frozen is not), and `free` whether the task that ran before could have
+    gone on."""
 
     task: str
     what: str
-    where: Where
+    where: StepSite
     key: str
     freed: str
     change: bool
@@ -182,13 +199,14 @@ class _Pending:
     word: int
     before: Any
     waits_for: str
-    where: Where
+    where: StepSite
     free: bool
 
 
 class Recording:
-    """A replay that notes every step. It is the program that is run, so that it can see the instance, and the strategy that runs
-    it. After each step in `draw_after` it draws the page tables; -1 is the start."""
+    """A replay that notes every step. It is the program that is run, so that it can see the
+    instance, and the strategy that runs it. After each step in `draw_after` it draws the page
+    tables; -1 is the start."""
 
     name = "explain"
     exhausted = False
@@ -205,8 +223,9 @@ class Recording:
         self._draw_after = frozenset(draw_after)
         self._instance: Instance | None = None
         self._pending: _Pending | None = None
-        self._places: dict[int, Where] = {}
-        """Where each task stands: it is the running task itself that asks who is next when it has announced a step."""
+        self._places: dict[int, StepSite] = {}
+        """Where each task stands: it is the running task itself that asks who is next when it has
+        announced a step."""
         self._vm: Any = None
 
     def build(self, runtime: ControlledRuntime, seed: int) -> Instance:
@@ -218,16 +237,20 @@ class Recording:
     def begin(self, scheduler: Scheduler) -> Picker:
         """Follow the schedule, and look at every word before and after."""
         self._scheduler = scheduler
-        self._names = Names(scheduler)
+        self._names = WordNames(scheduler)
         self._objects = Objects(self._vm)
         kvm = self._vm.kvm if self._vm is not None else None
-        self._words = Words(kvm.layout, kvm.geometry.pages) if kvm is not None else Words(PRESENT_HIGH)
+        self._words = (
+            Words(kvm.layout, kvm.geometry.pages) if kvm is not None else Words(PRESENT_HIGH)
+        )
         inner = self._follow.begin(scheduler)
 
         def pick() -> ControlTask:
             self._done()
             announcer = scheduler.running
-            self._places[announcer.index] = where_of(sys._getframe()) if not announcer.done else Where()
+            self._places[announcer.index] = (
+                where_of(sys._getframe()) if not announcer.done else StepSite()
+            )
             chosen = inner()
             self._about(chosen)
             return chosen
@@ -243,10 +266,12 @@ class Recording:
     def _about(self, task: ControlTask) -> None:
         scheduler = self._scheduler
         running = scheduler.running
-        where = self._places.get(task.index, Where())
+        where = self._places.get(task.index, StepSite())
         free = bool(scheduler.trace) and running.enabled and not running.done
         before = self._peek(task.word)
-        self._pending = _Pending(len(scheduler.trace), task, task.kind, task.word, before, task.what, where, free)
+        self._pending = _Pending(
+            len(scheduler.trace), task, task.kind, task.word, before, task.what, where, free
+        )
 
     def _peek(self, word: int) -> Any:
         thing, index = self._names.thing(word)
@@ -271,13 +296,16 @@ class Recording:
         self._draw(at.number)
 
     def _say(self, at: _Pending, event: Event) -> tuple[str, str]:
-        """The step in words, and what a lock or read section is called, for finding its other half."""
+        """The step in words, and what a lock or read section is called, for finding its other
+        half."""
         _, kind, word = event
         thing, index = self._names.thing(word)
         name = self._names.word(word)
         role, owner = self._objects.of(thing)
         if isinstance(thing, ControlledRwLock):
-            return rwlock_words(kind, index, thing.preference == "fair", thing.name, self._peek(word)), name
+            return rwlock_words(
+                kind, index, thing.preference == "fair", thing.name, self._peek(word)
+            ), name
         if isinstance(thing, ControlledLock):
             role = "lock"
         maker = word >> OWNER_SHIFT
@@ -285,7 +313,11 @@ class Recording:
         doing = Doing(
             kind,
             at.where.method,
-            name if thing is None else str(raw(thing, "name")) if role or self._is_common(thing) else name,
+            name
+            if thing is None
+            else str(raw(thing, "name"))
+            if role or self._is_common(thing)
+            else name,
             index,
             at.before,
             self._peek(word),
@@ -312,12 +344,14 @@ class Recording:
 
 
 def draw(vm: Any) -> tuple[str, ...]:
-    """Memslots, every root with its tables and leaves, and every TLB: a line for each entry that is not empty."""
+    """Memslots, every root with its tables and leaves, and every TLB: a line for each entry that is
+    not empty."""
     return tuple(_Drawing(vm).lines())
 
 
 class _Drawing:
-    """One picture of a VM. Everything is read without a step and without touching what was freed."""
+    """One picture of a VM. Everything is read without a step and without touching what was
+    freed."""
 
     def __init__(self, vm: Any) -> None:
         self._vm = vm
@@ -330,16 +364,23 @@ class _Drawing:
         for as_id, active in enumerate(self._vm.memslots._active):
             each = active.peek()
             if as_id == 0 or each.index.peek()[1]:
-                yield f"memslots of as{as_id}, generation {generation_text(each.generation.peek())}: {slots_text(each.index.peek())}"
+                yield (
+                    f"memslots of as{as_id}, generation {generation_text(each.generation.peek())}: "
+                    f"{slots_text(each.index.peek())}"
+                )
         for root, holders in self._roots():
             yield self._root(root, holders)
             yield from self._entries(root, 1)
         for name, entries in self._tlbs():
-            cached = ", ".join(f"gfn {gfn:#x} -> {self._target(gfn, spte)}" for gfn, spte in sorted(entries.items()))
+            cached = ", ".join(
+                f"gfn {gfn:#x} -> {self._target(gfn, spte)}"
+                for gfn, spte in sorted(entries.items())
+            )
             yield f"TLB of {name}: {cached or 'empty'}"
 
     def _roots(self) -> list[tuple[Any, list[str]]]:
-        """The roots on the list, and those that only a vCPU or device still has, each with who has it loaded."""
+        """The roots on the list, and those that only a vCPU or device still has, each with who has
+        it loaded."""
         roots: list[Any] = []
         root = self._vm.roots._head.peek()
         while root is not None and root not in roots:
@@ -347,7 +388,11 @@ class _Drawing:
             root = raw(root, "next").peek()
         loaded = [(vcpu.root, str(vcpu)) for vcpu in self._vm._vcpus.peek()]
         loaded += [(device.root.peek(), device.name) for device in self._vm._devices.peek()]
-        roots += [root for root in dict.fromkeys(root for root, _ in loaded) if root is not None and root not in roots]
+        roots += [
+            root
+            for root in dict.fromkeys(root for root, _ in loaded)
+            if root is not None and root not in roots
+        ]
         return [(root, [name for other, name in loaded if other is root]) for root in roots]
 
     def _root(self, root: Any, holders: list[str]) -> str:
@@ -355,7 +400,15 @@ class _Drawing:
         freed = ["FREED"] if type(root).__name__.startswith("Freed") else []
         count = raw(root, "refcount")._count.peek()
         used = [f"used by {', '.join(holders)}"] if holders else []
-        return ", ".join([f"root {raw(root, 'address'):#x} ({raw(root, 'role')})", *freed, *flags, f"refcount {count}", *used])
+        return ", ".join(
+            [
+                f"root {raw(root, 'address'):#x} ({raw(root, 'role')})",
+                *freed,
+                *flags,
+                f"refcount {count}",
+                *used,
+            ]
+        )
 
     def _entries(self, page: Any, depth: int) -> Iterator[str]:
         """The entries of a table that are not empty, and what is below them."""
@@ -386,7 +439,11 @@ class _Drawing:
         pfn = pfn_of(spte)
         host = self._vm.host
         owner = host.stamp.peek(pfn) if pfn < host.frames else FREED
-        wrong = "" if tag_text(owner).endswith(f"gfn {gfn:#x}") else f" (!) which belongs to {tag_text(owner)}"
+        wrong = (
+            ""
+            if tag_text(owner).endswith(f"gfn {gfn:#x}")
+            else f" (!) which belongs to {tag_text(owner)}"
+        )
         return f"pfn {pfn:#x} {rights_text(spte, self._layout)}{wrong}"
 
     def _tlbs(self) -> Iterator[tuple[str, dict[int, int]]]:

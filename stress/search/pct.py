@@ -1,9 +1,10 @@
-"""Probabilistic concurrency testing: the runnable task of the highest random priority runs, and at depth - 1 random steps
-it is lowered.
+"""Probabilistic concurrency testing: the runnable task of the highest random priority runs, and at
+depth - 1 random steps it is lowered.
 
-Burckhardt, Kothari, Musuvathi and Nagarakatte, "A Randomized Scheduler with Probabilistic Guarantees of Finding Bugs"
-(ASPLOS 2010): a bug of depth d in a program of n tasks and k steps is found with probability 1 / (n k^(d-1)) or more. That
-k must be right, so it is learnt; only steps at which somebody else could have run count, as the others cannot matter.
+Burckhardt, Kothari, Musuvathi and Nagarakatte, "A Randomized Scheduler with Probabilistic
+Guarantees of Finding Bugs" (ASPLOS 2010): a bug of depth d in a program of n tasks and k steps is
+found with probability 1 / (n k^(d-1)) or more. That k must be right, so it is learnt; only steps at
+which somebody else could have run count, as the others cannot matter.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ class Priorities(dict[ControlTask, float]):
 
 
 class Pct:
-    """PCT of one depth, 1 to 5. The first schedule only learns how long schedules are: it has no change points."""
+    """PCT of one depth, 1 to 5. The first schedule only learns how long schedules are: it has no
+    change points."""
 
     exhausted = False
 
@@ -49,7 +51,8 @@ class Pct:
     def begin(self, scheduler: Scheduler) -> Picker:
         """Draw priorities and change points afresh."""
         draw = self._dice.random
-        # New tasks start in [1, 2); change points lower into [0, 1); what yields goes below that, later ones lower.
+        # New tasks start in [1, 2); change points lower into [0, 1); what yields goes below that,
+        # later ones lower.
         priority = Priorities(lambda: 1 + draw())
         priority_of = priority.__getitem__
         points = self._change_points()
@@ -88,7 +91,8 @@ class Pct:
         return pick
 
     def end(self, run: Run) -> None:
-        """Learn the length: longer at once, shorter bit by bit, and not from schedules that broke off."""
+        """Learn the length: longer at once, shorter bit by bit, and not from schedules that broke
+        off."""
         length = self._contested()
         if length > self.horizon:
             self.horizon = length
@@ -96,7 +100,8 @@ class Pct:
             self.horizon -= -((length - self.horizon) // 8)
 
     def _change_points(self) -> list[int]:
-        """Contested steps at which the running task is lowered, the first one last, and before it one that never comes."""
+        """Contested steps at which the running task is lowered, the first one last, and before it
+        one that never comes."""
         count = min(self.depth - 1, self.horizon)
         drawn = self._dice.sample(range(1, self.horizon + 1), count)
         return [_NEVER, *sorted(drawn, reverse=True)]

@@ -1,7 +1,8 @@
 """A portfolio of strategies: the budget goes to whoever still finds new behaviour.
 
-A multi-armed bandit whose arms wear out: the estimates forget (Garivier and Moulines, "On Upper-Confidence Bound Policies
-for Switching Bandit Problems", ALT 2011), and a fixed share of the budget is dealt evenly, so that no member starves.
+A multi-armed bandit whose arms wear out: the estimates forget (Garivier and Moulines, "On
+Upper-Confidence Bound Policies for Switching Bandit Problems", ALT 2011), and a fixed share of the
+budget is dealt evenly, so that no member starves.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from stress.engines.program import Run, Strategy
 from stress.engines.scheduler import Picker, Scheduler
 from stress.search.pct import Pct
 from stress.search.pos import Pos
+from stress.search.random_walk import RandomWalk
 from stress.search.surw import Surw
-from stress.search.walk import RandomWalk
 
 _EVEN_SHARE = 0.5
 _MEMORY = 1 / 32
@@ -49,18 +50,31 @@ def default_strategies(seed: int) -> list[Strategy]:
     """Random walk, PCT of depth 1 to 4, POS and SURW, with seeds drawn from `seed`."""
     dice = random.Random(seed)
     depths = [Pct(dice.getrandbits(64), depth) for depth in range(1, 5)]
-    return [RandomWalk(dice.getrandbits(64)), *depths, Pos(dice.getrandbits(64)), Surw(dice.getrandbits(64))]
+    return [
+        RandomWalk(dice.getrandbits(64)),
+        *depths,
+        Pos(dice.getrandbits(64)),
+        Surw(dice.getrandbits(64)),
+    ]
 
 
 class Portfolio:
-    """Runs each schedule with one of its strategies. `classify` names the happens-before class of a run."""
+    """Runs each schedule with one of its strategies. `classify` names the happens-before class of a
+    run."""
 
     name = "portfolio"
 
-    def __init__(self, seed: int, classify: Callable[[Run], int], strategies: Sequence[Strategy] | None = None) -> None:
+    def __init__(
+        self,
+        seed: int,
+        classify: Callable[[Run], int],
+        strategies: Sequence[Strategy] | None = None,
+    ) -> None:
         self._dice = random.Random(seed)
         self._classify = classify
-        chosen = default_strategies(self._dice.getrandbits(64)) if strategies is None else strategies
+        chosen = (
+            default_strategies(self._dice.getrandbits(64)) if strategies is None else strategies
+        )
         self._members = [_Member(strategy) for strategy in chosen]
         self._classes: set[int] = set()
         self._failures: set[str] = set()
@@ -90,7 +104,10 @@ class Portfolio:
 
     def report(self) -> list[Share]:
         """What each member did so far."""
-        return [Share(each.strategy.name, each.schedules, each.classes, each.failures) for each in self._members]
+        return [
+            Share(each.strategy.name, each.schedules, each.classes, each.failures)
+            for each in self._members
+        ]
 
     def _open(self) -> list[_Member]:
         return [member for member in self._members if not member.strategy.exhausted]

@@ -1,8 +1,8 @@
-"""Partial order sampling: every announced operation has a random priority and the highest goes; what races with it is drawn
-anew.
+"""Partial order sampling: every announced operation has a random priority and the highest goes;
+what races with it is drawn anew.
 
-Yuan, Yang and Gu, "Partial Order Aware Concurrency Sampling" (CAV 2018). Without the redrawing, an operation that has lost
-one race would probably lose the next one as well.
+Yuan, Yang and Gu, "Partial Order Aware Concurrency Sampling" (CAV 2018). Without the redrawing, an
+operation that has lost one race would probably lose the next one as well.
 """
 
 from __future__ import annotations
@@ -14,10 +14,13 @@ from stress.engines.program import Run
 from stress.engines.scheduler import Picker, Scheduler
 from stress.engines.steps import FREE
 from stress.engines.tasks import ControlTask
-from stress.search.order import EXCLUSIVE, GROUP
+from stress.search.happens_before import EXCLUSIVE, GROUP
 from stress.search.pct import Priorities
 
-CONFLICTS: Final = tuple(tuple(min(one, other) >= 0 and (one == EXCLUSIVE or one != other) for other in GROUP) for one in GROUP)
+CONFLICTS: Final = tuple(
+    tuple(min(one, other) >= 0 and (one == EXCLUSIVE or one != other) for other in GROUP)
+    for one in GROUP
+)
 """Whether two operations on the same word conflict, by their kinds."""
 
 

@@ -13,8 +13,8 @@ from stress.search.schedule import Divergence, Follow, Schedule, check_of
 
 @frozen
 class Replayed:
-    """What came of a replay: the run, what it found (with `predicted`, the races that did no harm), and where it left the
-    record, if it did."""
+    """What came of a replay: the run, what it found (with `predicted`, the races that did no harm),
+    and where it left the record, if it did."""
 
     run: Run
     signatures: tuple[str, ...]
@@ -31,14 +31,24 @@ def replay(
     until: int | None = None,
     then: Strategy | None = None,
 ) -> Replayed:
-    """Run `schedule` again. With `steps` every step is compared with its recorded name, without them the sum of all at the
-    end. After step `until` the strategy `then` takes over, and nothing is compared any more. `predicted` looks for races
-    that did no harm, too."""
-    follow = Follow(schedule.choices, steps=steps, until=until, then=then.begin if then is not None else None)
+    """Run `schedule` again. With `steps` every step is compared with its recorded name, without
+    them the sum of all at the end. After step `until` the strategy `then` takes over, and nothing
+    is compared any more. `predicted` looks for races that did no harm, too."""
+    follow = Follow(
+        schedule.choices, steps=steps, until=until, then=then.begin if then is not None else None
+    )
     run = Executor(program, limit=limit).execute(follow, schedule.seed)
     divergence = follow.divergence
     if divergence is None and until is None and check_of(run.trace) != schedule.check:
-        length = f"{len(run.trace)} steps" if len(run.trace) != len(schedule.choices) else "as many steps, but other ones"
-        divergence = Divergence(min(len(run.trace), len(schedule.choices)), f"{len(schedule.choices)} steps as recorded", length)
+        length = (
+            f"{len(run.trace)} steps"
+            if len(run.trace) != len(schedule.choices)
+            else "as many steps, but other ones"
+        )
+        divergence = Divergence(
+            min(len(run.trace), len(schedule.choices)),
+            f"{len(schedule.choices)} steps as recorded",
+            length,
+        )
     reports = run.reports or (tuple(races_of(run)) if predicted and run.completed else ())
     return Replayed(run, tuple(report.signature for report in reports), divergence)

@@ -1,8 +1,10 @@
-"""Schedules as values: who ran at every step, as a short string and as a file that names every step.
+"""Schedules as values: who ran at every step, as a short string and as a file that names every
+step.
 
-A schedule counts steps of tasks, not bytecodes, so it means the same in every process, on every Python version, with and
-without the GIL. The string is enough to replay; the file also says what every step was, so that a replay on a changed
-model, scenario or variant stops where the first difference is.
+A schedule counts steps of tasks, not bytecodes, so it means the same in every process, on every
+Python version, with and without the GIL. The string is enough to replay; the file also says what
+every step was, so that a replay on a changed model, scenario or variant stops where the first
+difference is.
 """
 
 from __future__ import annotations
@@ -19,9 +21,19 @@ from attrs import frozen
 
 from stress.engines.program import Run
 from stress.engines.scheduler import Picker, Scheduler
-from stress.engines.steps import KINDS, LOAD, NO_WORD, OWNER_SHIFT, RMW, SPAWN, START, TASK_LIST, Event
+from stress.engines.steps import (
+    KINDS,
+    LOAD,
+    NO_WORD,
+    OWNER_SHIFT,
+    RMW,
+    SPAWN,
+    START,
+    TASK_LIST,
+    Event,
+)
 from stress.engines.tasks import ControlTask
-from stress.errors import StressError
+from stress.scenario.errors import StressError
 
 PREFIX: Final = "tdp1-"
 _INLINE: Final = 31
@@ -34,8 +46,8 @@ class ScheduleError(StressError):
 
 @frozen
 class Schedule:
-    """Who ran at every step, by task index from 1 on, of the program built with `seed`; `check` sums up what the steps
-    were."""
+    """Who ran at every step, by task index from 1 on, of the program built with `seed`; `check`
+    sums up what the steps were."""
 
     seed: int
     choices: tuple[int, ...]
@@ -68,11 +80,17 @@ class Schedule:
         if not text.startswith(PREFIX):
             raise ScheduleError(f"{text[:20]!r} is no schedule: one begins with {PREFIX!r}")
         try:
-            body = base64.b64decode(text[len(PREFIX) :] + "=" * (-len(text[len(PREFIX) :]) % 4), altchars=b"-_", validate=True)
+            body = base64.b64decode(
+                text[len(PREFIX) :] + "=" * (-len(text[len(PREFIX) :]) % 4),
+                altchars=b"-_",
+                validate=True,
+            )
             data = zlib.decompress(body[1:]) if body[:1] == b"z" else body[1:]
             return _read(data)
         except (binascii.Error, zlib.error, IndexError, ValueError) as error:
-            raise ScheduleError(f"the schedule string is damaged ({error}): copy all of it") from None
+            raise ScheduleError(
+                f"the schedule string is damaged ({error}): copy all of it"
+            ) from None
 
 
 def _number(value: int) -> bytes:
@@ -132,10 +150,11 @@ class Divergence(StressError):
 
 
 class Follow:
-    """The strategy that does what a schedule says, up to `until`, and then what `then` says, or the default: go on with
-    the running task while it can, else with the first that can.
+    """The strategy that does what a schedule says, up to `until`, and then what `then` says, or the
+    default: go on with the running task while it can, else with the first that can.
 
-    With `steps`, (task, operation) of each, every step is compared; `divergence` is the first difference.
+    With `steps`, (task, operation) of each, every step is compared; `divergence` is the first
+    difference.
     """
 
     name = "replay"
@@ -159,7 +178,7 @@ class Follow:
         """From the first step on."""
         choices, until, steps = self._choices, self._until, self._steps
         tasks = scheduler.tasks
-        names = Names(scheduler)
+        names = WordNames(scheduler)
         rest = self._then(scheduler) if self._then is not None else scheduler.first
 
         def pick() -> ControlTask:
@@ -171,7 +190,9 @@ class Follow:
             if number > len(tasks) or not tasks[number - 1].enabled or tasks[number - 1].done:
                 self._diverged(scheduler, depth, number)
             task = tasks[number - 1]
-            if steps and not (task.name == steps[depth][0] and _is(names.announced(task), steps[depth][1])):
+            if steps and not (
+                task.name == steps[depth][0] and _is(names.announced(task), steps[depth][1])
+            ):
                 self._diverged(scheduler, depth, number)
             return task
 
@@ -179,15 +200,21 @@ class Follow:
 
     def _diverged(self, scheduler: Scheduler, depth: int, number: int) -> None:
         tasks = scheduler.tasks
-        names = Names(scheduler)
+        names = WordNames(scheduler)
         wanted = tasks[number - 1].name if number <= len(tasks) else f"task {number}"
-        expected = f"{self._steps[depth][0]}: {self._steps[depth][1]}" if self._steps else f"{wanted} to go on"
+        expected = (
+            f"{self._steps[depth][0]}: {self._steps[depth][1]}"
+            if self._steps
+            else f"{wanted} to go on"
+        )
         if number > len(tasks):
             found = f"only {len(tasks)} tasks"
         else:
             task = tasks[number - 1]
             found = f"{task.name}: " + (
-                "it is over" if task.done else names.announced(task) + ("" if task.enabled else ", which is blocked")
+                "it is over"
+                if task.done
+                else names.announced(task) + ("" if task.enabled else ", which is blocked")
             )
         self.divergence = Divergence(depth, expected, found)
         scheduler.give_up()
@@ -197,18 +224,20 @@ class Follow:
 
 
 def _is(announced: str, recorded: str) -> bool:
-    """Whether what is announced is what was recorded; a compare-exchange that failed was recorded as a load, and whom a spawn
-    makes is known only afterwards."""
+    """Whether what is announced is what was recorded; a compare-exchange that failed was recorded
+    as a load, and whom a spawn makes is known only afterwards."""
     if announced == recorded or announced == recorded.replace(KINDS[LOAD], KINDS[RMW], 1):
         return True
     return announced.startswith(KINDS[SPAWN]) and recorded.startswith(KINDS[SPAWN])
 
 
-class Names:
-    """Words by the names of their objects: `mmu_lock`, `SPTE#3[1]`, where #n is the nth object of that name. Objects that are
-    made later do not change the names of earlier ones."""
+class WordNames:
+    """Words by the names of their objects: `mmu_lock`, `SPTE#3[1]`, where #n is the nth object of
+    that name. Objects that are made later do not change the names of earlier ones."""
 
-    def __init__(self, scheduler: Scheduler, describe: Callable[[Any], str | None] | None = None) -> None:
+    def __init__(
+        self, scheduler: Scheduler, describe: Callable[[Any], str | None] | None = None
+    ) -> None:
         """`describe(object)` may give a better name than the object's own."""
         self._registry = scheduler.registry
         self._tasks = scheduler.tasks
@@ -244,13 +273,16 @@ class Names:
         return self.event((task.index, task.kind, task.word))
 
     def _first(self, word: int) -> int:
-        """The first word of the object that `word` belongs to; 0 for a task's own, and for the list of tasks."""
+        """The first word of the object that `word` belongs to; 0 for a task's own, and for the list
+        of tasks."""
         if word == TASK_LIST or not word & _SERIAL:
             return 0
         while self._taken < len(self._registry):
             first, thing = self._registry[self._taken]
             self._taken += 1
-            name = (self._describe(thing) if self._describe else None) or str(object.__getattribute__(thing, "name"))
+            name = (self._describe(thing) if self._describe else None) or str(
+                object.__getattribute__(thing, "name")
+            )
             self._counts[name] = count = self._counts.get(name, 0) + 1
             self._entries[first] = (name if count == 1 else f"{name}#{count}", thing)
             insort(self._firsts, first)

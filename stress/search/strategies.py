@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from stress.engines.program import Strategy
-from stress.errors import StressError
+from stress.scenario.errors import StressError
 from stress.search.bounded import DelayBounded, DepthFirst, PreemptionBounded, Systematic
 from stress.search.dpor import Dpor
-from stress.search.order import class_of
+from stress.search.happens_before import class_of
 from stress.search.pct import Pct
 from stress.search.portfolio import Portfolio
 from stress.search.pos import Pos
-from stress.search.states import States
+from stress.search.random_walk import RandomWalk
+from stress.search.state_cache import States
 from stress.search.surw import Surw
-from stress.search.walk import RandomWalk
 
 STRATEGIES: dict[str, tuple[str, Callable[[int, int], Strategy]]] = {
     "portfolio": (
@@ -26,9 +26,15 @@ STRATEGIES: dict[str, tuple[str, Callable[[int, int], Strategy]]] = {
     "pos": ("partial order sampling", lambda seed, _: Pos(seed)),
     "surw": ("selectively uniform random walk over contended words", lambda seed, _: Surw(seed)),
     "delay": ("exhaustive up to a number of delays: delay:N", lambda _, bound: DelayBounded(bound)),
-    "preemption": ("exhaustive up to a number of preemptions: preemption:N", lambda _, bound: PreemptionBounded(bound)),
+    "preemption": (
+        "exhaustive up to a number of preemptions: preemption:N",
+        lambda _, bound: PreemptionBounded(bound),
+    ),
     "dfs": ("every interleaving, one after another", lambda _seed, _bound: DepthFirst()),
-    "dpor": ("exhaustive, one execution for each happens-before class", lambda _seed, _bound: Dpor()),
+    "dpor": (
+        "exhaustive, one execution for each happens-before class",
+        lambda _seed, _bound: Dpor(),
+    ),
 }
 """Each name with what it is and its constructor from (seed, parameter)."""
 
@@ -45,16 +51,18 @@ def is_exhaustive(text: str) -> bool:
 
 
 def strategy_for(text: str, seed: int, states: int = 0) -> Strategy:
-    """The strategy called `name` or `name:parameter`; raises `StressError` for what there is not. One that repeats itself (dfs
-    and those with a bound) remembers up to so many `states`."""
+    """The strategy called `name` or `name:parameter`; raises `StressError` for what there is not.
+    One that repeats itself (dfs and those with a bound) remembers up to so many `states`."""
     name, _, parameter = text.partition(":")
     known = STRATEGIES.get(name)
     if known is None:
         raise StressError(f"there is no strategy {name!r}: there are {', '.join(STRATEGIES)}")
-    if parameter and (name not in DEFAULT_PARAMETER or not (parameter.isascii() and parameter.isdecimal())):
-        raise StressError(
-            f"strategy {text!r}: {'a number is needed after the colon' if name in DEFAULT_PARAMETER else f'{name} takes no parameter'}"
-        )
+    if parameter and (
+        name not in DEFAULT_PARAMETER or not (parameter.isascii() and parameter.isdecimal())
+    ):
+        takes = name in DEFAULT_PARAMETER
+        wrong = "a number is needed after the colon" if takes else f"{name} takes no parameter"
+        raise StressError(f"strategy {text!r}: {wrong}")
     value = int(parameter) if parameter else DEFAULT_PARAMETER.get(name, 0)
     if name == "pct" and not 1 <= value <= 5:
         raise StressError(f"strategy {text!r}: the depth of pct is 1 to 5")

@@ -1,9 +1,11 @@
-"""Selectively uniform random walk: all orders of the interesting operations are about equally likely.
+"""Selectively uniform random walk: all orders of the interesting operations are about equally
+likely.
 
-Zhao, Wolff, Mathur and Roychoudhury, "Selectively Uniform Concurrency Testing" (ASPLOS 2025). The task that does the next
-interesting operation is drawn in proportion to how many each still has to do, which makes every order of them as likely as
-any other; a task that is not yet spawned counts with its parent. Until then the others walk at random, but stop before
-interesting operations of their own. How many there are is known from earlier schedules.
+Zhao, Wolff, Mathur and Roychoudhury, "Selectively Uniform Concurrency Testing" (ASPLOS 2025). The
+task that does the next interesting operation is drawn in proportion to how many each still has to
+do, which makes every order of them as likely as any other; a task that is not yet spawned counts
+with its parent. Until then the others walk at random, but stop before interesting operations of
+their own. How many there are is known from earlier schedules.
 """
 
 from __future__ import annotations
@@ -14,7 +16,19 @@ from collections.abc import Callable, Mapping, Sequence
 
 from stress.engines.program import Run
 from stress.engines.scheduler import Picker, Scheduler
-from stress.engines.steps import ENDING, LOAD, OWNER_SHIFT, READ_ACQUIRE, READ_RELEASE, RELAX, SPAWN, START, WAIT, YIELD, Event
+from stress.engines.steps import (
+    ENDING,
+    LOAD,
+    OWNER_SHIFT,
+    READ_ACQUIRE,
+    READ_RELEASE,
+    RELAX,
+    SPAWN,
+    START,
+    WAIT,
+    YIELD,
+    Event,
+)
 from stress.engines.tasks import ControlTask
 
 _NO_WRITES = frozenset({LOAD, READ_ACQUIRE, READ_RELEASE, WAIT, RELAX, YIELD, SPAWN, START, ENDING})
@@ -23,15 +37,16 @@ _LEARN_ALWAYS = 16
 _DOUBT = 0.5
 """What a task weighs that is at an interesting operation although it should have none left."""
 _STAY = 0.875
-"""How likely the running task goes on where every contended word is interesting: the order of all else hardly matters, and
-switches cost more than anything."""
+"""How likely the running task goes on where every contended word is interesting: the order of all
+else hardly matters, and switches cost more than anything."""
 
 Counts = dict[int, float]
 """Operations by task."""
 
 
 class Profile:
-    """What earlier schedules did: which words are contended, and how often each task comes to each of them."""
+    """What earlier schedules did: which words are contended, and how often each task comes to each
+    of them."""
 
     def __init__(self) -> None:
         self.contended: list[int] = []
@@ -54,7 +69,9 @@ class Profile:
         share = 1 / min(self._learnt, _LEARN_ALWAYS)
         seen = Counter((word, index) for index, _, word in trace)
         self._written.update({word for _, kind, word in trace if kind not in _NO_WRITES})
-        self.parents.update({word >> OWNER_SHIFT: index for index, kind, word in trace if kind == SPAWN})
+        self.parents.update(
+            {word >> OWNER_SHIFT: index for index, kind, word in trace if kind == SPAWN}
+        )
         for word, counts in self._counts.items():
             for index, mean in counts.items():
                 counts[index] = mean + (seen.pop((word, index), 0) - mean) * share
@@ -63,7 +80,11 @@ class Profile:
         self._choose()
 
     def _choose(self) -> None:
-        self.contended = [word for word, counts in self._counts.items() if len(counts) > 1 and word in self._written]
+        self.contended = [
+            word
+            for word, counts in self._counts.items()
+            if len(counts) > 1 and word in self._written
+        ]
         total: Counts = defaultdict(float)
         for word in self.contended:
             for index, mean in self._counts[word].items():
@@ -74,7 +95,13 @@ class Profile:
 class Intention:
     """Who does the next interesting operation, and how many are left to each task."""
 
-    def __init__(self, draw: Callable[[], float], words: frozenset[int], counts: Mapping[int, float], parents: Mapping[int, int]) -> None:
+    def __init__(
+        self,
+        draw: Callable[[], float],
+        words: frozenset[int],
+        counts: Mapping[int, float],
+        parents: Mapping[int, int],
+    ) -> None:
         self.left: Counts = defaultdict(float, counts)
         self._draw = draw
         self._words = words
@@ -83,7 +110,8 @@ class Intention:
             self.left[parents[child]] += self.left[child]
 
     def adopt(self, child: ControlTask, intended: ControlTask) -> ControlTask:
-        """`child` no longer counts with its parent; whoever was intended, or the child in its stead."""
+        """`child` no longer counts with its parent; whoever was intended, or the child in its
+        stead."""
         parent = self._parents.get(child.index)
         if parent is None:
             return intended
@@ -108,8 +136,8 @@ class Intention:
 
 
 class Surw:
-    """SURW. What is interesting is drawn for each schedule: every contended word, or just one of them; the first schedule
-    knows none and is a plain random walk."""
+    """SURW. What is interesting is drawn for each schedule: every contended word, or just one of
+    them; the first schedule knows none and is a plain random walk."""
 
     name = "surw"
     exhausted = False
@@ -142,8 +170,11 @@ class Surw:
                 intended = intention.adopt(tasks[known], intended)
                 known += 1
             if task is not intended:
-                others = [other for other in runnable if other is intended or other.word not in words]
-                # Nobody may go on: the intended task is blocked, or done with fewer operations than expected.
+                others = [
+                    other for other in runnable if other is intended or other.word not in words
+                ]
+                # Nobody may go on: the intended task is blocked, or done with fewer operations than
+                # expected.
                 task = others[int(draw() * len(others))] if others else sample(runnable)
             if task.word in words:
                 left[task.index] -= 1
@@ -159,7 +190,8 @@ class Surw:
             self.profile.learn(run.trace)
 
     def _interesting(self) -> tuple[frozenset[int], Counts]:
-        """The interesting words and how many operations on them each task does. The fewer, the likelier each order of them."""
+        """The interesting words and how many operations on them each task does. The fewer, the
+        likelier each order of them."""
         profile = self.profile
         contended = profile.contended
         if len(contended) > 1 and self._dice.random() < 0.5:

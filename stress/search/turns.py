@@ -1,4 +1,5 @@
-"""A schedule as turns, followed leniently: what is left of a schedule when the program or part of it is taken away."""
+"""A schedule as turns, followed leniently: what is left of a schedule when the program or part of
+it is taken away."""
 
 from __future__ import annotations
 
@@ -25,9 +26,9 @@ class Turn:
 
 
 class FollowTurns:
-    """Follows turns as far as they make sense: one of a task that cannot run is passed over; after the last the running task
-    goes on while it can, then the first that can. Counts the preemptions of what it did: switches away from a task that
-    could have gone on."""
+    """Follows turns as far as they make sense: one of a task that cannot run is passed over; after
+    the last the running task goes on while it can, then the first that can. Counts the preemptions
+    of what it did: switches away from a task that could have gone on."""
 
     name = "turns"
     exhausted = False
@@ -77,9 +78,9 @@ class FollowTurns:
         """Nothing is learnt."""
 
 
-class Watched:
-    """A program, and a strategy for it: `failed_at` is after how many steps the first finding was there, None if none was before
-    the schedule came to its end."""
+class WatchedProgram:
+    """A program, and a strategy for it: `failed_at` is after how many steps the first finding was
+    there, None if none was before the schedule came to its end."""
 
     exhausted = False
 
@@ -113,8 +114,14 @@ class Watched:
 
 
 def turns_of(run: Run, ended: Sequence[bool]) -> list[Turn]:
-    """The turns of a run; `ended` as `FollowTurns` has noted it. The fair turns after the step limit are none of them: the
-    scheduler takes them by itself, of whatever is followed."""
-    groups = ((task, len(list(group))) for task, group in itertools.groupby(event[0] for event in run.trace))
+    """The turns of a run; `ended` as `FollowTurns` has noted it. The fair turns after the step
+    limit are none of them: the scheduler takes them by itself, of whatever is followed."""
+    groups = (
+        (task, len(list(group)))
+        for task, group in itertools.groupby(event[0] for event in run.trace)
+    )
     over = [*ended, True]
-    return [Turn(run.names[task - 1], None if until else steps) for until, (task, steps) in zip(over, groups, strict=False)]
+    return [
+        Turn(run.names[task - 1], None if until else steps)
+        for until, (task, steps) in zip(over, groups, strict=False)
+    ]

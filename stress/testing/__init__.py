@@ -1,6 +1,7 @@
 """Explore the schedules of other people's concurrent code, from their tests.
 
-A program is a function that makes everything shared from the `sync` it is given, spawns tasks, and may return a check:
+A program is a function that makes everything shared from the `sync` it is given, spawns tasks, and
+may return a check:
 
     def program(sync):
         count = sync.counter("count")
@@ -12,8 +13,8 @@ A program is a function that makes everything shared from the `sync` it is given
         sync.spawn(add)
         return lambda: count.value == 2
 
-`explore(program)` runs it once for each schedule and raises `ScheduleFailed` for the first that fails. In pytest, use the
-fixture of that name.
+`explore(program)` runs it once for each schedule and raises `ScheduleFailed` for the first that
+fails. In pytest, use the fixture of that name.
 """
 
 from __future__ import annotations

@@ -10,8 +10,8 @@ from typing import Final
 from attrs import frozen
 
 from stress.engines.carrier import POOL, pinned
-from stress.errors import StressError
-from stress.search.campaign import Budget, Campaign, Failure, Tally
+from stress.scenario.errors import StressError
+from stress.search.exploration import Exploration, ExplorationTally, Failure, SearchBudget
 from stress.search.schedule import Divergence, Schedule
 from stress.search.strategies import EXHAUSTIVE, is_exhaustive, strategy_for
 from stress.testing import text
@@ -23,15 +23,17 @@ EXHAUSTIVE_SCHEDULES: Final = 100_000
 GRANULARITIES: Final = ("atomic", "library")
 
 UNSTEADY: Final = (
-    "run again, the same schedule did not show it: the program depends on more than the order of its steps (time, chance, sets)"
+    "run again, the same schedule did not show it: the program depends on more than the order of "
+    "its steps (time, chance, sets)"
 )
 
 Steps = tuple[tuple[str, str], ...]
 
 
 class ScheduleFailed(AssertionError):
-    """A schedule broke a rule. The message has the finding, a line that replays it and the interleaving; `signature` is what
-    the finding is, `schedule` the string, `steps` its (task, operation) pairs."""
+    """A schedule broke a rule. The message has the finding, a line that replays it and the
+    interleaving; `signature` is what the finding is, `schedule` the string, `steps` its (task,
+    operation) pairs."""
 
     def __init__(self, message: str, signature: str, schedule: str, steps: Steps) -> None:
         super().__init__(message)
@@ -41,7 +43,8 @@ class ScheduleFailed(AssertionError):
 
 
 class Inconclusive(StressError):
-    """An exhaustive search has met its bound before its end: nothing was found, and nothing was proved."""
+    """An exhaustive search has met its bound before its end: nothing was found, and nothing was
+    proved."""
 
 
 class ReplayDiverged(StressError):
@@ -50,9 +53,10 @@ class ReplayDiverged(StressError):
 
 @frozen
 class Settings:
-    """What to explore: `strategy` by name; at most so many `schedules` and `seconds` (None: the default, or no bound when the
-    other is given); `exhaustive` demands that every schedule that the strategy stands for is run, which is all of them unless
-    it has a bound of its own; `granularity` is that of reader-writer locks; `limit` bounds the steps of one schedule."""
+    """What to explore: `strategy` by name; at most so many `schedules` and `seconds` (None: the
+    default, or no bound when the other is given); `exhaustive` demands that every schedule that the
+    strategy stands for is run, which is all of them unless it has a bound of its own; `granularity`
+    is that of reader-writer locks; `limit` bounds the steps of one schedule."""
 
     strategy: str | None = None
     schedules: int | None = None
@@ -66,11 +70,21 @@ class Settings:
         """The same; raises `StressError` for what makes no sense."""
         strategy_for(self.name, self.seed)
         if self.exhaustive and not is_exhaustive(self.name):
-            raise StressError(f"strategy {self.name!r} never ends: for exhaustive=True there are {', '.join(EXHAUSTIVE)}")
+            raise StressError(
+                f"strategy {self.name!r} never ends: for exhaustive=True there are "
+                f"{', '.join(EXHAUSTIVE)}"
+            )
         if self.granularity not in GRANULARITIES:
-            raise StressError(f"there is no granularity {self.granularity!r}: there are {', '.join(GRANULARITIES)}")
-        if (self.schedules is not None and self.schedules < 1) or (self.seconds is not None and self.seconds <= 0):
-            raise NothingExplored(f"schedules={self.schedules}, seconds={self.seconds}: that explores nothing")
+            raise StressError(
+                f"there is no granularity {self.granularity!r}: there are "
+                f"{', '.join(GRANULARITIES)}"
+            )
+        if (self.schedules is not None and self.schedules < 1) or (
+            self.seconds is not None and self.seconds <= 0
+        ):
+            raise NothingExplored(
+                f"schedules={self.schedules}, seconds={self.seconds}: that explores nothing"
+            )
         return self
 
     @property
@@ -79,18 +93,18 @@ class Settings:
         return self.strategy or ("dpor" if self.exhaustive else "portfolio")
 
     @property
-    def budget(self) -> Budget:
+    def budget(self) -> SearchBudget:
         """The bounds, with defaults."""
         schedules = self.schedules
         if schedules is None and self.seconds is None:
             schedules = EXHAUSTIVE_SCHEDULES if self.exhaustive else SCHEDULES
-        return Budget(schedules=schedules, seconds=self.seconds)
+        return SearchBudget(schedules=schedules, seconds=self.seconds)
 
 
 @frozen
 class Explored:
-    """What a clean exploration has covered. `classes` of schedules that differ for any task; `exhausted` says that the strategy
-    has run everything it stands for."""
+    """What a clean exploration has covered. `classes` of schedules that differ for any task;
+    `exhausted` says that the strategy has run everything it stands for."""
 
     strategy: str
     schedules: int
@@ -104,14 +118,26 @@ class Explored:
         return f"{self.schedules:,} schedules by {self.strategy}, {self.classes:,} different, {end}"
 
 
-def explore(function: ProgramFunction, settings: Settings | None = None, *, slot: int = 0, command: Callable[[str], str] = str) -> Explored:
-    """Run schedules of the program until one fails, which raises `ScheduleFailed`, or the bounds are reached. `slot` says which
-    CPU to stay on; `command(string)` is what a message tells people to type to replay a schedule."""
+def explore(
+    function: ProgramFunction,
+    settings: Settings | None = None,
+    *,
+    slot: int = 0,
+    command: Callable[[str], str] = str,
+) -> Explored:
+    """Run schedules of the program until one fails, which raises `ScheduleFailed`, or the bounds
+    are reached. `slot` says which CPU to stay on; `command(string)` is what a message tells people
+    to type to replay a schedule."""
     __tracebackhide__ = True
     settings = (settings or Settings()).checked()
     program = FunctionProgram(function)
     with _alone(), pinned(slot):
-        campaign = Campaign(program, strategy_for(settings.name, settings.seed), limit=settings.limit, granularity=settings.granularity)
+        campaign = Exploration(
+            program,
+            strategy_for(settings.name, settings.seed),
+            limit=settings.limit,
+            granularity=settings.granularity,
+        )
         tally = campaign.run(settings.budget)
         failures = list(tally.failures.values())
         failed = _explained(program, failures[0], settings, command) if failures else None
@@ -121,7 +147,9 @@ def explore(function: ProgramFunction, settings: Settings | None = None, *, slot
         raise NothingExplored("no schedule was run")
     if settings.exhaustive and (not tally.exhausted or tally.unfinished):
         raise Inconclusive(_how_far(tally))
-    return Explored(settings.name, tally.schedules, tally.steps, tally.classes, tally.exhausted, tally.seconds)
+    return Explored(
+        settings.name, tally.schedules, tally.steps, tally.classes, tally.exhausted, tally.seconds
+    )
 
 
 def replay(
@@ -133,13 +161,19 @@ def replay(
     slot: int = 0,
     command: Callable[[str], str] = str,
 ) -> Explored:
-    """Run one schedule, exactly. Raises `ScheduleFailed` when it fails, and `ReplayDiverged` when it cannot be followed; with
-    `steps`, its recorded steps, at the first that is another."""
+    """Run one schedule, exactly. Raises `ScheduleFailed` when it fails, and `ReplayDiverged` when
+    it cannot be followed; with `steps`, its recorded steps, at the first that is another."""
     __tracebackhide__ = True
     settings = (settings or Settings()).checked()
     schedule = Schedule.decode(string)
     with _alone(), pinned(slot):
-        again = rerun(FunctionProgram(function), schedule, steps=steps, limit=settings.limit, granularity=settings.granularity)
+        again = rerun(
+            FunctionProgram(function),
+            schedule,
+            steps=steps,
+            limit=settings.limit,
+            granularity=settings.granularity,
+        )
     if again.divergence is not None:
         raise ReplayDiverged(_diverged(again, again.divergence))
     if again.reports:
@@ -149,11 +183,16 @@ def replay(
     return Explored("replay", 1, len(again.steps), 1, False, 0.0)
 
 
-def _explained(program: FunctionProgram, failure: Failure, settings: Settings, command: Callable[[str], str]) -> ScheduleFailed:
+def _explained(
+    program: FunctionProgram, failure: Failure, settings: Settings, command: Callable[[str], str]
+) -> ScheduleFailed:
     """The error for a failure: of the simplest schedule that shows it."""
     signature = failure.report.signature
     schedules = "schedule" if failure.after_schedules == 1 else "schedules"
-    summary = f"found by {failure.strategy} after {failure.after_schedules:,} {schedules} ({failure.after_s:.2f} s)"
+    summary = (
+        f"found by {failure.strategy} after {failure.after_schedules:,} {schedules} "
+        f"({failure.after_s:.2f} s)"
+    )
     better = simpler(program, signature, limit=settings.limit, granularity=settings.granularity)
     schedule = failure.schedule
     if better is not None:
@@ -163,9 +202,16 @@ def _explained(program: FunctionProgram, failure: Failure, settings: Settings, c
     string = schedule.encode()
     if again.divergence is None and signature in again.signatures:
         reports = sorted(again.reports, key=lambda report: report.signature != signature)
-        return ScheduleFailed(text.failure(reports, summary, command(string), _shown(again)), signature, string, again.steps)
+        return ScheduleFailed(
+            text.failure(reports, summary, command(string), _shown(again)),
+            signature,
+            string,
+            again.steps,
+        )
     string = failure.schedule.encode()
-    message = text.failure(failure.reports, f"{summary}\n{UNSTEADY}", command(string), text.Shown(failure.steps))
+    message = text.failure(
+        failure.reports, f"{summary}\n{UNSTEADY}", command(string), text.Shown(failure.steps)
+    )
     return ScheduleFailed(message, signature, string, failure.steps)
 
 
@@ -174,23 +220,31 @@ def _shown(again: Rerun) -> text.Shown:
 
 
 def _preemptions(count: int) -> str:
-    return "no preemption" if not count else "1 preemption" if count == 1 else f"{count} preemptions"
+    return (
+        "no preemption" if not count else "1 preemption" if count == 1 else f"{count} preemptions"
+    )
 
 
-def _how_far(tally: Tally) -> str:
+def _how_far(tally: ExplorationTally) -> str:
     """Why a search that was to be exhaustive proves nothing."""
     if tally.exhausted:
-        return f"inconclusive: {tally.unfinished:,} of {tally.schedules:,} schedules were cut off because they were too long (limit=)"
+        return (
+            f"inconclusive: {tally.unfinished:,} of {tally.schedules:,} schedules were cut off "
+            "because they were too long (limit=)"
+        )
     left = f", about {tally.remaining:,.0f} are left" if tally.remaining else ""
     return (
-        f"inconclusive: {tally.schedules:,} schedules in {tally.seconds:.1f} s did not fail, but there are more{left}; "
-        "raise schedules= or seconds=, make the program smaller, or bound the search with strategy='preemption:2'"
+        f"inconclusive: {tally.schedules:,} schedules in {tally.seconds:.1f} s did not fail, but "
+        f"there are more{left}; "
+        "raise schedules= or seconds=, make the program smaller, or bound the search with "
+        "strategy='preemption:2'"
     )
 
 
 def _diverged(again: Rerun, divergence: Divergence) -> str:
     head = (
-        f"the replay diverges at step {divergence.step + 1}: expected {divergence.expected}, found {divergence.found}; "
+        f"the replay diverges at step {divergence.step + 1}: expected {divergence.expected}, found "
+        f"{divergence.found}; "
         "the test, or what it calls, has changed since the schedule was recorded"
     )
     if not again.steps:
@@ -206,7 +260,10 @@ _exploring = threading.local()
 def _alone() -> Iterator[None]:
     """Schedules run one after another in a process."""
     if getattr(_exploring, "now", False) or threading.current_thread() in POOL.threads():
-        raise StressError("explore() was called by a program that is being explored: explore one program after another")
+        raise StressError(
+            "explore() was called by a program that is being explored: explore one program after "
+            "another"
+        )
     with POOL.busy:
         _exploring.now = True
         try:

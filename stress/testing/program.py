@@ -14,10 +14,10 @@ from mmu.report import Report, Reporter, section
 from mmu.runtime import Cell, Counter, Queue, RawLock, Table
 from mmu.sync import Rcu, Sync
 from mmu.task import Task
-from stress.engines.carriers import THREADS
+from stress.engines.carrier_choice import THREADS
 from stress.engines.controlled import ControlledRuntime
-from stress.engines.program import Part
-from stress.errors import StressError
+from stress.engines.program import ProgramTask
+from stress.scenario.errors import StressError
 
 T = TypeVar("T")
 
@@ -29,12 +29,14 @@ THE_CHECK = "the check at the end"
 
 
 class NothingExplored(StressError):
-    """A test that looks green and has tested nothing: no schedule was run, or the program has no task."""
+    """A test that looks green and has tested nothing: no schedule was run, or the program has no
+    task."""
 
 
 class ExploredSync(Sync):
-    """What a program makes everything from: checked locks, RCU and reference counts as `mmu.sync.Sync` makes them, shared
-    words and queues, and tasks; all under control of the scheduler. `runtime` has the rest."""
+    """What a program makes everything from: checked locks, RCU and reference counts as
+    `mmu.sync.Sync` makes them, shared words and queues, and tasks; all under control of the
+    scheduler. `runtime` has the rest."""
 
     def __init__(self, runtime: ControlledRuntime, reporter: Reporter) -> None:
         super().__init__(runtime, reporter, rcu_class=Rcu)
@@ -45,7 +47,8 @@ class ExploredSync(Sync):
         """How many of the scheduler's words were there before the program made any."""
 
     def cell(self, name: str, value: T) -> Cell[T]:
-        """A shared word that holds anything immutable: `cell.value` reads and writes it, a step each."""
+        """A shared word that holds anything immutable: `cell.value` reads and writes it, a step
+        each."""
         return self.runtime.cell(name, value)
 
     def counter(self, name: str, value: int = 0) -> Counter:
@@ -61,24 +64,37 @@ class ExploredSync(Sync):
         return self.runtime.queue(name)
 
     def lock(self, name: str = "lock") -> RawLock:
-        """A bare lock, like `threading.Lock`: without lockdep's rules, so that only a deadlock that happens is found."""
+        """A bare lock, like `threading.Lock`: without lockdep's rules, so that only a deadlock that
+        happens is found."""
         return self.runtime.lock(name)
 
     def wait_until(self, predicate: Callable[[], bool], what: str = "") -> None:
-        """The calling task cannot go on until `predicate`, over shared words, is true; nothing spins. `what` is for reports."""
+        """The calling task cannot go on until `predicate`, over shared words, is true; nothing
+        spins. `what` is for reports."""
         self.runtime.wait_until(what or name_of(predicate, "a condition"), predicate)
 
-    def spawn(self, function: Callable[..., object], *args: Any, name: str | None = None, daemon: bool = False) -> Task:
-        """A task that calls `function(*args)`; called by the program or by a task. A daemon need not end. Without a name it is
-        called after the function, with a number."""
+    def spawn(
+        self,
+        function: Callable[..., object],
+        *args: Any,
+        name: str | None = None,
+        daemon: bool = False,
+    ) -> Task:
+        """A task that calls `function(*args)`; called by the program or by a task. A daemon need
+        not end. Without a name it is called after the function, with a number."""
         if inspect.iscoroutinefunction(function):
-            raise TypeError(f"{name_of(function, 'task')} is a coroutine function: tasks are plain functions")
+            raise TypeError(
+                f"{name_of(function, 'task')} is a coroutine function: tasks are plain functions"
+            )
         if name is None:
             base = name_of(function, "task")
             self._counts[base] = number = self._counts.get(base, 0) + 1
             name = f"{base}{number}"
         if name in self._names:
-            raise ValueError(f"there are two tasks called {name!r}: names tell them apart in schedules and reports")
+            raise ValueError(
+                f"there are two tasks called {name!r}: names tell them apart in schedules and "
+                "reports"
+            )
         self._names.add(name)
         return self._runtime.start(name, lambda: _call(function, args), daemon=daemon)
 
@@ -98,13 +114,14 @@ def name_of(function: Callable[..., object], otherwise: str) -> str:
 
 
 ProgramFunction = Callable[[ExploredSync], "Callable[[], object] | None"]
-"""Makes everything shared and spawns the tasks; may return a check for the end: an assertion, or a condition."""
+"""Makes everything shared and spawns the tasks; may return a check for the end: an assertion, or a
+condition."""
 
 
 class FunctionInstance:
     """One program, built and ready to run once."""
 
-    parts: Sequence[Part] = ()
+    parts: Sequence[ProgramTask] = ()
     has_start = False
 
     def __init__(self, function: ProgramFunction, runtime: ControlledRuntime) -> None:
@@ -118,10 +135,10 @@ class FunctionInstance:
     def start(self) -> None:
         """Nobody waits for it."""
 
-    def closing(self) -> Sequence[Part]:
+    def closing(self) -> Sequence[ProgramTask]:
         """The check at the end, if there is one."""
         check = self._check
-        return [] if check is None else [Part(THE_CHECK, lambda: judge(check))]
+        return [] if check is None else [ProgramTask(THE_CHECK, lambda: judge(check))]
 
     def reports(self) -> Sequence[Report]:
         """Exceptions of tasks, and the rules of `mmu.sync` that were broken."""
@@ -163,12 +180,18 @@ def judge(check: Callable[[], object]) -> None:
     result = check()
     if result is not None and not result:
         code = getattr(check, "__code__", None)
-        where = f", line {code.co_firstlineno}: {linecache.getline(code.co_filename, code.co_firstlineno).strip()}" if code else ""
+        where = (
+            f", line {code.co_firstlineno}: "
+            f"{linecache.getline(code.co_filename, code.co_firstlineno).strip()}"
+            if code
+            else ""
+        )
         raise CheckFailed(f"the condition is {result!r}{where}")
 
 
 def report_of(task: str, error: BaseException) -> Report:
-    """An exception of a task as a report; two from the same place are one finding, whichever task it was."""
+    """An exception of a task as a report; two from the same place are one finding, whichever task
+    it was."""
     summary = traceback.TracebackException.from_exception(error)
     summary.stack[:] = [frame for frame in summary.stack if not frame.filename.startswith(PACKAGE)]
     place = f"{summary.stack[-1].filename}:{summary.stack[-1].lineno}" if summary.stack else ""

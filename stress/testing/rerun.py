@@ -1,4 +1,5 @@
-"""A schedule run again, with the place in the test that each step comes from; and a simpler schedule with the same failure."""
+"""A schedule run again, with the place in the test that each step comes from; and a simpler
+schedule with the same failure."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ from stress.engines.program import Executor, Program, Run
 from stress.engines.scheduler import Picker, Scheduler
 from stress.engines.tasks import ControlTask
 from stress.search.bounded import PreemptionBounded
-from stress.search.campaign import named_steps
+from stress.search.exploration import named_steps
 from stress.search.races import races_of
 from stress.search.schedule import Divergence, Follow, Schedule, check_of
 from stress.testing.program import PACKAGE
@@ -32,7 +33,8 @@ Place = tuple[str, int]
 
 
 class Located:
-    """A strategy that does what another one does and notes, for every step, which line of the test made it."""
+    """A strategy that does what another one does and notes, for every step, which line of the test
+    made it."""
 
     def __init__(self, inner: Follow) -> None:
         self.name = inner.name
@@ -74,7 +76,8 @@ def _place() -> Place | None:
 
 @frozen
 class Rerun:
-    """What came of it: the findings, every step as (task, operation) and with its place, and where it left the schedule."""
+    """What came of it: the findings, every step as (task, operation) and with its place, and where
+    it left the schedule."""
 
     run: Run
     reports: tuple[Report, ...]
@@ -88,7 +91,14 @@ class Rerun:
         return {report.signature for report in self.reports}
 
 
-def rerun(program: Program, schedule: Schedule, *, steps: Sequence[tuple[str, str]] = (), limit: int, granularity: str) -> Rerun:
+def rerun(
+    program: Program,
+    schedule: Schedule,
+    *,
+    steps: Sequence[tuple[str, str]] = (),
+    limit: int,
+    granularity: str,
+) -> Rerun:
     """Run `schedule` exactly; with `steps` every step is compared with its name."""
     follow = Follow(schedule.choices, steps=steps)
     located = Located(follow)
@@ -98,7 +108,9 @@ def rerun(program: Program, schedule: Schedule, *, steps: Sequence[tuple[str, st
         shorter = min(len(run.trace), len(schedule.choices))
         same = len(run.trace) == len(schedule.choices)
         divergence = Divergence(
-            shorter, f"{len(schedule.choices)} steps as recorded", "as many steps, but other ones" if same else f"{len(run.trace)} steps"
+            shorter,
+            f"{len(schedule.choices)} steps as recorded",
+            "as many steps, but other ones" if same else f"{len(run.trace)} steps",
         )
     return Rerun(run, findings(run), named_steps(run), tuple(located.places), divergence)
 
@@ -108,9 +120,11 @@ def findings(run: Run) -> tuple[Report, ...]:
     return run.reports or (tuple(races_of(run)) if run.completed else ())
 
 
-def simpler(program: Program, signature: str, *, limit: int, granularity: str) -> tuple[Schedule, int] | None:
-    """A schedule with the fewest preemptions that shows the same, and their number; None when few do not suffice, or are too
-    many to try."""
+def simpler(
+    program: Program, signature: str, *, limit: int, granularity: str
+) -> tuple[Schedule, int] | None:
+    """A schedule with the fewest preemptions that shows the same, and their number; None when few
+    do not suffice, or are too many to try."""
     executor = Executor(program, limit=limit, granularity=granularity)
     strategy = PreemptionBounded(MOST_PREEMPTIONS)
     deadline = time.monotonic() + SIMPLER_SECONDS

@@ -1,9 +1,9 @@
 """`stress trace conform`: do a real kernel and the model do the same, operation by operation?
 
-The recording is read into a script (`conform_script`), the script is replayed with the model of that kernel in the order
-of the recording (`conform_replay`), and what came of it is judged here: PASS only when there was something to compare and
-nothing unexplained (of operations that ran while others did, 99 in 100 have to match), INCONCLUSIVE when the recording
-lacks what is needed.
+The recording is read into a script (`conform_script`), the script is replayed with the model of
+that kernel in the order of the recording (`conform_replay`), and what came of it is judged here:
+PASS only when there was something to compare and nothing unexplained (of operations that ran while
+others did, 99 in 100 have to match), INCONCLUSIVE when the recording lacks what is needed.
 """
 
 from __future__ import annotations
@@ -18,20 +18,24 @@ from attrs import frozen
 from mmu.export.policies import SLOT_LEAVES
 from mmu.kernels import UPSTREAM
 from mmu.variant import Variant
-from stress.trace.conform_director import Outcome, Tally
+from stress.results.verdict import Verdict
+from stress.trace.conform_director import OperationOutcome, ReplayTally
 from stress.trace.conform_inputs import find_inputs
 from stress.trace.conform_replay import Replay
 from stress.trace.conform_rules import FILTERED, RULES
-from stress.trace.conform_script import Script, read_script
+from stress.trace.conform_script import ConformScript, read_script
 from stress.trace.conform_values import KINDS
-from stress.verdict import Verdict
 
 ENOUGH: Final = 0.99
 """Of the operations that ran while others did, the share that has to match."""
 
 NEEDS: Final = (
     ("spte", "SPTE changes", "the tracepoint kvmmmu:kvm_tdp_mmu_spte_changed"),
-    ("swap", "memslot calls", "a probe on kvm_swap_active_memslots, and one on kvm_set_memslot with its arguments"),
+    (
+        "swap",
+        "memslot calls",
+        "a probe on kvm_swap_active_memslots, and one on kvm_set_memslot with its arguments",
+    ),
     ("put", "references of roots", "a probe on kvm_tdp_mmu_put_root with root, ref and role"),
 )
 """Kinds without which nothing can be concluded: what they are, and how they are recorded."""
@@ -40,22 +44,24 @@ EXPECTED: Final = (
     ("request", "requests to all vCPUs", "a probe on kvm_make_all_cpus_request with req"),
     ("flush", "remote flushes", "a probe on kvm_flush_remote_tlbs and its ranged form"),
 )
-"""Kinds that the recording must have if the model does any: that the kernel did none at all would look like no recording."""
+"""Kinds that the recording must have if the model does any: that the kernel did none at all would
+look like no recording."""
 
 
 @frozen
 class Conformance:
-    """What came of a recording: `kernel` is the model's profile, `reasons` what the verdict rests on."""
+    """What came of a recording: `kernel` is the model's profile, `reasons` what the verdict rests
+    on."""
 
     origin: str
     kernel: str
-    script: Script
-    tally: Tally
+    script: ConformScript
+    tally: ReplayTally
     verdict: Verdict
     reasons: tuple[str, ...]
 
     @property
-    def outcomes(self) -> list[Outcome]:
+    def outcomes(self) -> list[OperationOutcome]:
         """Every operation's, in the order of the recording."""
         return list(self.tally.outcomes.values())
 
@@ -82,27 +88,47 @@ class Conformance:
             "explained": dict(self.tally.explained),
             "entries_checked": self.tally.entries,
             "hardware_bits": self.tally.hardware,
-            "differences": [_difference_json(outcome) for outcome in self.outcomes if outcome.difference is not None],
+            "differences": [
+                _difference_json(outcome)
+                for outcome in self.outcomes
+                if outcome.difference is not None
+            ],
         }
 
 
-def conform(path: Path, kernel: str = "", vendor: str = "", variants: Iterable[Variant] = ()) -> Conformance:
-    """Hold the model against a recording. `kernel` and `vendor` are told by the recording unless given; `variants` change
-    the model, to see that it matters. Raises `TraceError` for what is no recording."""
-    return conform_script(str(path), read_script(path, kernel.removesuffix("-quirkoff"), vendor), kernel, variants)
+def conform(
+    path: Path, kernel: str = "", vendor: str = "", variants: Iterable[Variant] = ()
+) -> Conformance:
+    """Hold the model against a recording. `kernel` and `vendor` are told by the recording unless
+    given; `variants` change the model, to see that it matters. Raises `TraceError` for what is no
+    recording."""
+    return conform_script(
+        str(path), read_script(path, kernel.removesuffix("-quirkoff"), vendor), kernel, variants
+    )
 
 
-def conform_script(origin: str, script: Script, kernel: str = "", variants: Iterable[Variant] = ()) -> Conformance:
+def conform_script(
+    origin: str, script: ConformScript, kernel: str = "", variants: Iterable[Variant] = ()
+) -> Conformance:
     """The same for a recording that has been read."""
     find_inputs(script)
     name = kernel or profile(script)
     return judge(origin, name, script, Replay(script, (*model_of(name), *variants)).run())
 
 
-def profile(script: Script) -> str:
-    """The model's profile for a recording: its layout's kernel, without the slot-zap quirk if its deletes went without."""
-    deletes = [operation for operation in script.operations if any(done.kind == "shadow" for done in operation.did)]
-    kept = [operation for operation in deletes if not any(done.kind == "zap_all_fast" for done in operation.did)]
+def profile(script: ConformScript) -> str:
+    """The model's profile for a recording: its layout's kernel, without the slot-zap quirk if its
+    deletes went without."""
+    deletes = [
+        operation
+        for operation in script.operations
+        if any(done.kind == "shadow" for done in operation.did)
+    ]
+    kept = [
+        operation
+        for operation in deletes
+        if not any(done.kind == "zap_all_fast" for done in operation.did)
+    ]
     quirk_off = bool(kept) and len(kept) == len(deletes) and script.recorded["unmap"] > 0
     return script.kernel.name + ("-quirkoff" if quirk_off else "")
 
@@ -113,14 +139,16 @@ def model_of(name: str) -> tuple[Variant, ...]:
     return (*base, SLOT_LEAVES) if name.endswith("-quirkoff") else base
 
 
-def judge(origin: str, kernel: str, script: Script, tally: Tally) -> Conformance:
+def judge(origin: str, kernel: str, script: ConformScript, tally: ReplayTally) -> Conformance:
     """The verdict, from positive evidence only."""
     failures, gaps = _failures(tally), _gaps(script, tally)
     verdict = Verdict.FAIL if failures else Verdict.INCONCLUSIVE if gaps else Verdict.PASS
-    return Conformance(origin, kernel, script, tally, verdict, tuple(failures + gaps) or (_praise(tally),))
+    return Conformance(
+        origin, kernel, script, tally, verdict, tuple(failures + gaps) or (_praise(tally),)
+    )
 
 
-def _failures(tally: Tally) -> list[str]:
+def _failures(tally: ReplayTally) -> list[str]:
     outcomes = list(tally.outcomes.values())
     failures = []
     for running in (False, True):
@@ -129,14 +157,21 @@ def _failures(tally: Tally) -> list[str]:
         share = 1 - bad / len(these) if these else 1.0
         if bad and (not running or share < ENOUGH):
             beside = "while others ran" if running else "while nothing else ran"
-            failures.append(f"{bad} of {len(these)} operations {beside} have unexplained differences ({share:.2%} matched)")
+            failures.append(
+                f"{bad} of {len(these)} operations {beside} have unexplained differences "
+                f"({share:.2%} matched)"
+            )
     if tally.stuck:
         failures.append(f"the replay got stuck: {tally.stuck}")
     return failures
 
 
-def _gaps(script: Script, tally: Tally) -> list[str]:
-    gaps = [f"no {what} in the recording: it needs {how}" for kind, what, how in NEEDS if not script.recorded[kind]]
+def _gaps(script: ConformScript, tally: ReplayTally) -> list[str]:
+    gaps = [
+        f"no {what} in the recording: it needs {how}"
+        for kind, what, how in NEEDS
+        if not script.recorded[kind]
+    ]
     gaps += [
         f"no {what} in the recording, but {tally.unseen[kind]:,} in the model: it needs {how}"
         for kind, what, how in EXPECTED
@@ -148,33 +183,51 @@ def _gaps(script: Script, tally: Tally) -> list[str]:
         gaps.append(f"the recording cannot be relied on from here: {script.damage}")
     if script.strays:
         more = f" and {len(script.strays) - 1} more" if len(script.strays) > 1 else ""
-        gaps.append(f"the kernel did something in a call that conform does not know: {script.strays[0]}{more}")
+        gaps.append(
+            "the kernel did something in a call that conform does not know: "
+            f"{script.strays[0]}{more}"
+        )
     if script.unborn:
         gaps.append(f"the recording does not begin with the VM: {script.unborn}")
     return gaps
 
 
-def _praise(tally: Tally) -> str:
+def _praise(tally: ReplayTally) -> str:
     bad = sum(outcome.difference is not None for outcome in tally.outcomes.values())
     left = f", {bad} with differences (listed)" if bad else ", none with an unexplained difference"
-    return f"{len(tally.outcomes):,} operations compared{left}; {sum(tally.compared.values()):,} happenings equal"
+    return (
+        f"{len(tally.outcomes):,} operations compared{left}; {sum(tally.compared.values()):,} "
+        "happenings equal"
+    )
 
 
-def by_kind(outcomes: Iterable[Outcome]) -> dict[str, Counter[str]]:
+def by_kind(outcomes: Iterable[OperationOutcome]) -> dict[str, Counter[str]]:
     """How many operations of each kind matched, matched with explained differences, or did not."""
     table: dict[str, Counter[str]] = {}
     for outcome in outcomes:
-        counts = table.setdefault(outcome.operation.kind, Counter(matched=0, explained=0, unexplained=0))
-        counts["unexplained" if outcome.difference is not None else "explained" if outcome.explained else "matched"] += 1
+        counts = table.setdefault(
+            outcome.operation.kind, Counter(matched=0, explained=0, unexplained=0)
+        )
+        counts[
+            "unexplained"
+            if outcome.difference is not None
+            else "explained"
+            if outcome.explained
+            else "matched"
+        ] += 1
     return table
 
 
-def not_recorded(script: Script) -> list[str]:
+def not_recorded(script: ConformScript) -> list[str]:
     """Kinds that the recording does not have at all, so that the model's were not compared."""
-    return [kind for kind in KINDS if not script.recorded[kind] and not (kind == "freed" and script.freed)]
+    return [
+        kind
+        for kind in KINDS
+        if not script.recorded[kind] and not (kind == "freed" and script.freed)
+    ]
 
 
-def _difference_json(outcome: Outcome) -> dict[str, Any]:
+def _difference_json(outcome: OperationOutcome) -> dict[str, Any]:
     difference = outcome.difference
     assert difference is not None
     return {

@@ -11,22 +11,44 @@ from mmu.machine.vcpu import Vcpu
 from mmu.machine.vm import VirtualMachine
 from mmu.memory.host import Region
 from mmu.memory.memslots import KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, MemoryRegion
-from mmu.memory.requests import KVM_REQ_MMU_FREE_OBSOLETE_ROOTS, KVM_REQ_TLB_FLUSH, KVM_REQ_TLB_FLUSH_CURRENT
+from mmu.memory.requests import (
+    KVM_REQ_MMU_FREE_OBSOLETE_ROOTS,
+    KVM_REQ_TLB_FLUSH,
+    KVM_REQ_TLB_FLUSH_CURRENT,
+)
 from mmu.paging.geometry import PG_LEVEL_1G, PG_LEVEL_2M, PG_LEVEL_4K
-from mmu.paging.spte import ADDR_MASK, HOST_WRITABLE, MMU_WRITABLE, PFN_SHIFT, SPTE_A, SPTE_D, SPTE_R, SPTE_W, SPTE_X
+from mmu.paging.spte import (
+    ADDR_MASK,
+    HOST_WRITABLE,
+    MMU_WRITABLE,
+    PFN_SHIFT,
+    SPTE_A,
+    SPTE_D,
+    SPTE_R,
+    SPTE_W,
+    SPTE_X,
+)
 from mmu.paging.table import RootPage, RootRole, ShadowPage
 from mmu.probe import Probe
 from mmu.report import Reporter
 from mmu.tdp.fault import RetPf
 from mmu.variant import Variant
 from stress.trace.conform_parts import TELLING, RecordedHost, ReplayRuntime, TracedRole
-from stress.trace.conform_script import PAGE, Operation, Script
+from stress.trace.conform_script import PAGE, ConformScript, Operation
 from stress.trace.conform_translate import INVALID_ROLE
-from stress.trace.conform_values import BEGIN, JUDGED, Entry, Happening, model_entry
+from stress.trace.conform_values import BEGIN, JUDGED, EntryValue, Happening, model_entry
 
 SIMPLE: Final = frozenset({"none", "leaf", "mmio"})
 """Entries that stand for themselves: no table hangs on them, and nobody has frozen them."""
-RIGHTS: Final = {"r": SPTE_R, "w": SPTE_W, "x": SPTE_X, "A": SPTE_A, "D": SPTE_D, "h": HOST_WRITABLE, "m": MMU_WRITABLE}
+RIGHTS: Final = {
+    "r": SPTE_R,
+    "w": SPTE_W,
+    "x": SPTE_X,
+    "A": SPTE_A,
+    "D": SPTE_D,
+    "h": HOST_WRITABLE,
+    "m": MMU_WRITABLE,
+}
 """The model's bits by the letters of `Entry.rights`."""
 BLOCK: Final = 9
 """Frames keep their place in a block of 2^9, so that huge pages stay aligned."""
@@ -52,7 +74,11 @@ class Frames:
     def recorded(self, frame: int) -> int:
         """The recorded frame of one of the model's."""
         block = frame >> BLOCK
-        return self._recorded[block] << BLOCK | frame & ((1 << BLOCK) - 1) if block < len(self._recorded) else frame
+        return (
+            self._recorded[block] << BLOCK | frame & ((1 << BLOCK) - 1)
+            if block < len(self._recorded)
+            else frame
+        )
 
     def count(self) -> int:
         """How large the small memory is."""
@@ -65,11 +91,20 @@ class Watcher:
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
 
-    def spte_changed(self, sp: ShadowPage, gfn: int, level: int, old: int, new: int, shared: bool) -> None:  # noqa: ARG002
+    def spte_changed(
+        self, sp: ShadowPage, gfn: int, level: int, old: int, new: int, _shared: bool
+    ) -> None:
         """kvm_tdp_mmu_spte_changed."""
         machine = self._machine
         assert sp.root is not None
-        machine.runtime.tell("spte", sp.root.role.as_id, gfn, level, machine.entry(old, level), machine.entry(new, level))
+        machine.runtime.tell(
+            "spte",
+            sp.root.role.as_id,
+            gfn,
+            level,
+            machine.entry(old, level),
+            machine.entry(new, level),
+        )
 
     def prepare_zap_page(self, sp: ShadowPage, shared: bool) -> None:  # noqa: ARG002
         """kvm_mmu_prepare_zap_page."""
@@ -84,7 +119,12 @@ class Machine:
     """The model of the recorded machine, and how it does each operation."""
 
     def __init__(
-        self, script: Script, runtime: ReplayRuntime, reporter: Reporter, variants: Iterable[Variant], wants: Callable[[Happening], bool]
+        self,
+        script: ConformScript,
+        runtime: ReplayRuntime,
+        reporter: Reporter,
+        variants: Iterable[Variant],
+        wants: Callable[[Happening], bool],
     ) -> None:
         self.script = script
         self.runtime = runtime
@@ -98,7 +138,9 @@ class Machine:
         probe = Probe()
         self.layout = self._config().layout
         probe.attach(Watcher(self))
-        self.vm = VirtualMachine(self._config(), (*variants, TELLING), runtime=runtime, reporter=reporter, probe=probe)
+        self.vm = VirtualMachine(
+            self._config(), (*variants, TELLING), runtime=runtime, reporter=reporter, probe=probe
+        )
         self._process = Region(runtime, 0, 0, True, PG_LEVEL_4K, None)
         """All of the process's addresses: notifier ranges are in pages of it."""
         self._regions: dict[tuple[int, int], Region] = {}
@@ -129,15 +171,20 @@ class Machine:
             return entry
         return entry._replace(frame=self.frames.recorded(entry.frame))
 
-    def hardware_sets(self, root: RootPage, gfn: int, level: int, seen: Entry) -> bool:
-        """The CPU has set A or D in a leaf if that is all that the recorded one has more; whether it was so."""
+    def hardware_sets(self, root: RootPage, gfn: int, level: int, seen: EntryValue) -> bool:
+        """The CPU has set A or D in a leaf if that is all that the recorded one has more; whether
+        it was so."""
         place = self._entry_at(root, gfn, level)
         if place is None:
             return False
         sp, index = place
         mine = self.entry(sp.spt[index], level)
         more = {"A": SPTE_A, "D": SPTE_D if "w" in seen.rights else 0}
-        missing = [name for name, theirs, own in zip("rwxADhm", seen.rights, mine.rights, strict=False) if theirs != own]
+        missing = [
+            name
+            for name, theirs, own in zip("rwxADhm", seen.rights, mine.rights, strict=False)
+            if theirs != own
+        ]
         if mine.kind != "leaf" or mine.frame != seen.frame or not missing:
             return False
         if not all(more.get(name) and name in seen.rights for name in missing):
@@ -145,8 +192,9 @@ class Machine:
         sp.spt.store(index, sp.spt[index] | sum(more[name] for name in missing))
         return True
 
-    def adopt(self, root: RootPage, gfn: int, new: Entry) -> None:
-        """Put into a 4 KiB entry what the kernel has there, after they parted over it: one difference must not become many."""
+    def adopt(self, root: RootPage, gfn: int, new: EntryValue) -> None:
+        """Put into a 4 KiB entry what the kernel has there, after they parted over it: one
+        difference must not become many."""
         place = self._entry_at(root, gfn, PG_LEVEL_4K)
         if place is None:
             return
@@ -156,16 +204,18 @@ class Machine:
             self.vm.kvm.stat.pages_4k.add((new.kind == "leaf") - (mine.kind == "leaf"))
             sp.spt.store(index, self._encode(new))
 
-    def _encode(self, entry: Entry) -> int:
+    def _encode(self, entry: EntryValue) -> int:
         """The model's SPTE for a 4 KiB entry of the recording."""
         if entry.kind == "mmio":
-            return self.layout.mmio(entry.frame, int(entry.rights, 16), self.vm.faults.mmio_rights())
+            return self.layout.mmio(
+                entry.frame, int(entry.rights, 16), self.vm.faults.mmio_rights()
+            )
         if entry.kind == "none":
             return 0
         bits = sum(bit for name, bit in RIGHTS.items() if name in entry.rights)
         return self.layout.present | bits | self.frames.add(entry.frame) << PFN_SHIFT
 
-    def looks(self, root: RootPage, gfn: int, level: int) -> Entry | None:
+    def looks(self, root: RootPage, gfn: int, level: int) -> EntryValue | None:
         """What a root has for a gfn at a level; None where it has no such table."""
         place = self._entry_at(root, gfn, level)
         return None if place is None else self.entry(place[0].spt[place[1]], level)
@@ -208,7 +258,12 @@ class Machine:
         region = self._regions.get(key)
         if region is None:
             region = Region(
-                self.runtime, given.get("hva", 0), given["npages"], True, PG_LEVEL_1G if self.script.huge else PG_LEVEL_4K, None
+                self.runtime,
+                given.get("hva", 0),
+                given["npages"],
+                True,
+                PG_LEVEL_1G if self.script.huge else PG_LEVEL_4K,
+                None,
             )
         flags = given.get("flags", 0) & (KVM_MEM_LOG_DIRTY_PAGES | KVM_MEM_READONLY)
         wanted = MemoryRegion(key[1], given["gfn"], given["npages"], region, flags, key[0])
@@ -236,7 +291,8 @@ class Machine:
         self.vm.kvm.srcu.read_unlock(token)
 
     def _note_level(self, vcpu: Vcpu, given: dict[str, Any]) -> None:
-        """How large the host's page is: as large as the kernel could map, unless the log kept it from trying."""
+        """How large the host's page is: as large as the kernel could map, unless the log kept it
+        from trying."""
         slot = self.vm.memslots.peek(vcpu.role.as_id).at(given["gfn"])
         level = given.get("level", 0)
         if slot is None or not level or (level == PG_LEVEL_4K and slot.dirty_bitmap is not None):
@@ -249,13 +305,19 @@ class Machine:
 
     def _do_free_obsolete(self, operation: Operation) -> None:
         vcpu = self.vcpu(operation.vcpu)
-        if vcpu.state.requests.fetch_and(~KVM_REQ_MMU_FREE_OBSOLETE_ROOTS) & KVM_REQ_MMU_FREE_OBSOLETE_ROOTS:
+        if (
+            vcpu.state.requests.fetch_and(~KVM_REQ_MMU_FREE_OBSOLETE_ROOTS)
+            & KVM_REQ_MMU_FREE_OBSOLETE_ROOTS
+        ):
             self.runtime.tell("served", "MMU_FREE_OBSOLETE_ROOTS")
             vcpu.free_obsolete_roots()
 
     def _do_flush_tlb(self, operation: Operation) -> None:
         vcpu = self.vcpu(operation.vcpu)
-        if vcpu.state.requests.fetch_and(~(KVM_REQ_TLB_FLUSH | KVM_REQ_TLB_FLUSH_CURRENT)) & KVM_REQ_TLB_FLUSH:
+        if (
+            vcpu.state.requests.fetch_and(~(KVM_REQ_TLB_FLUSH | KVM_REQ_TLB_FLUSH_CURRENT))
+            & KVM_REQ_TLB_FLUSH
+        ):
             self.runtime.tell("served", "TLB_FLUSH")
             vcpu.flush_local()
 
@@ -272,7 +334,9 @@ class Machine:
         word = operation.given.get("role")
         if word is None:
             return RootRole(1 if operation.given["smm"] else 0)
-        return TracedRole(word & ~INVALID_ROLE[self.script.kernel.name], 1 if word >> SMM_SHIFT & 0xFF else 0)
+        return TracedRole(
+            word & ~INVALID_ROLE[self.script.kernel.name], 1 if word >> SMM_SHIFT & 0xFF else 0
+        )
 
     def _do_reset_context(self, operation: Operation) -> None:
         if operation.vcpu >= 0:
@@ -309,11 +373,14 @@ class Machine:
         self.vm.clear_dirty_log(found[1], pages, found[0])
 
     def _logged(self, operation: Operation) -> tuple[int, int] | None:
-        """The slot that a dirty-log ioctl is about: the one that its gfns lie in, else the only one that logs."""
+        """The slot that a dirty-log ioctl is about: the one that its gfns lie in, else the only one
+        that logs."""
         gfns = [args["gfn"] for args in operation.given.get("clear_dirty_pt", ())]
         for as_id in (0, 1):
             for slot in self.vm.memslots.peek(as_id).index.value[1]:
-                if slot.dirty_bitmap is not None and all(slot.base_gfn <= gfn < slot.end_gfn for gfn in gfns):
+                if slot.dirty_bitmap is not None and all(
+                    slot.base_gfn <= gfn < slot.end_gfn for gfn in gfns
+                ):
                     return as_id, slot.id
         return None
 

@@ -1,4 +1,5 @@
-"""What a recording says about its machine only between the lines: where the slots' memory lies, which vCPU an ioctl meant.
+"""What a recording says about its machine only between the lines: where the slots' memory lies,
+which vCPU an ioctl meant.
 
 None of this is compared. It is what the model has to be given, read off the whole recording.
 """
@@ -9,7 +10,7 @@ from typing import Any
 
 from attrs import define, field
 
-from stress.trace.conform_script import DELETE, MOVE, PAGE, Item, Operation, Script
+from stress.trace.conform_script import DELETE, MOVE, PAGE, ConformScript, Item, Operation
 from stress.trace.conform_values import Happening
 from stress.trace.layouts import span
 
@@ -18,12 +19,14 @@ NEAR = 60
 UNKNOWN_HVA = 1 << 40
 """Where memory is put that no notifier has ever named, in pages; far from everything real."""
 _ALIGNED = 1 << 18
-"""Pages of 1 GiB: guest and host addresses agree below that, so that huge pages are possible where the host had them."""
+"""Pages of 1 GiB: guest and host addresses agree below that, so that huge pages are possible where
+the host had them."""
 
 
 @define(eq=False)
 class _Slot:
-    """A slot while it lives. `hva` is the page number of its memory, once a notifier range has shown it."""
+    """A slot while it lives. `hva` is the page number of its memory, once a notifier range has
+    shown it."""
 
     made_by: Operation
     base: int
@@ -61,7 +64,9 @@ class _Slots:
         """Whether a slot with that number has ever been created."""
         return any(slot.made_by.given["slot"] == given["slot"] for slot in self.all)
 
-    def learn(self, start: int, end: int, first: int, last: int, slot_id: int, seen: set[int]) -> None:
+    def learn(
+        self, start: int, end: int, first: int, last: int, slot_id: int, seen: set[int]
+    ) -> None:
         """A notifier range [start, end) of host pages was gfns [first, last) of a slot."""
         for (_, number), slot in self.now.items():
             inside = slot.base <= first and last <= slot.base + slot.npages
@@ -79,7 +84,7 @@ class _Slots:
             slot.hva = start if slot.hva is None else slot.hva
 
 
-def find_inputs(script: Script) -> None:
+def find_inputs(script: ConformScript) -> None:
     """Fill in what the operations need."""
     slots = _Slots()
     for operation in script.operations:
@@ -96,12 +101,20 @@ def find_inputs(script: Script) -> None:
             results = operation.given.get("tdp_page_fault_ret", [])
             operation.given["failed"] = any(result.get("ret", 0) < 0 for result in results)
             kinds = {done.kind for done in operation.did}
-            retried = any(done.kind == "fault_done" and done.values[0] == "RETRY" for done in operation.did)
+            retried = any(
+                done.kind == "fault_done" and done.values[0] == "RETRY" for done in operation.did
+            )
             operation.given["sees"] = _sees(operation, kinds, retried)
-            operation.given["seq"] = next((done.values[1] for done in operation.did if done.kind == "stale"), None)
-            operation.given["looks_early"] = not operation.given["reserved"] or ("mmio_check" not in kinds and "fault_done" in kinds)
+            operation.given["seq"] = next(
+                (done.values[1] for done in operation.did if done.kind == "stale"), None
+            )
+            operation.given["looks_early"] = not operation.given["reserved"] or (
+                "mmio_check" not in kinds and "fault_done" in kinds
+            )
             operation.given["retried_early"] = retried and not kinds & {"stale", "fast"}
-    script.unborn = next(filter(None, (_unborn(operation, slots) for operation in script.operations)), "")
+    script.unborn = next(
+        filter(None, (_unborn(operation, slots) for operation in script.operations)), ""
+    )
     for number, slot in enumerate(slots.all):
         slot.made_by.given["hva"] = _hva(slot, number)
     _find_reset_vcpus(script)
@@ -109,14 +122,16 @@ def find_inputs(script: Script) -> None:
 
 
 def _sees(operation: Operation, kinds: set[str], retried: bool) -> str:
-    """What slot the fault has found, as far as its end shows: "none", "valid", or "invalid or changing"; "" if it does not."""
+    """What slot the fault has found, as far as its end shows: "none", "valid", or "invalid or
+    changing"; "" if it does not."""
     if "map" in kinds:
         return "none" if operation.given.get("pfn", 0) >> 52 else "valid"
     return "invalid" if retried and not kinds & {"stale", "fast"} else ""
 
 
-def _find_races(script: Script) -> None:
-    """A fault that had nothing against it and still has to be retried has lost an entry to another fault: which one?"""
+def _find_races(script: ConformScript) -> None:
+    """A fault that had nothing against it and still has to be retried has lost an entry to another
+    fault: which one?"""
     for position, item in enumerate(script.items):
         done = item.what
         if not isinstance(done, Happening) or done.kind != "mapped" or done.values[0] != "RETRY":
@@ -128,14 +143,20 @@ def _find_races(script: Script) -> None:
             script.races.append((item.operation, winner))
 
 
-def _winner(script: Script, position: int, loser: Operation) -> Item | None:
-    """The entry on the loser's way that another fault has changed at about the same time; the nearest in the recording."""
+def _winner(script: ConformScript, position: int, loser: Operation) -> Item | None:
+    """The entry on the loser's way that another fault has changed at about the same time; the
+    nearest in the recording."""
     gfn = loser.given["gfn"]
     near: list[tuple[int, Item]] = []
     for other in range(max(0, position - NEAR), min(len(script.items), position + NEAR)):
         item = script.items[other]
         done = item.what
-        if item.operation is None or item.pid == loser.pid or item.operation.kind != "fault" or not isinstance(done, Happening):
+        if (
+            item.operation is None
+            or item.pid == loser.pid
+            or item.operation.kind != "fault"
+            or not isinstance(done, Happening)
+        ):
             continue
         if done.kind == "spte" and done.values[1] == gfn & -span(done.values[2]):
             near.append((abs(other - position), item))
@@ -148,8 +169,15 @@ def _unborn(operation: Operation, slots: _Slots) -> str:
     if operation.kind == "fault" and given["sees"] == "valid":
         gfn = given["gfn"]
         if not any(first <= gfn < end for first, end in slots.covered):
-            return f"line {operation.line}: a fault maps gfn {gfn:#x}, which no slot that was created here covers"
-    if operation.kind == "set-region" and given.get("change") in (DELETE, MOVE) and not slots.had(given):
+            return (
+                f"line {operation.line}: a fault maps gfn {gfn:#x}, which no slot that was created "
+                "here covers"
+            )
+    if (
+        operation.kind == "set-region"
+        and given.get("change") in (DELETE, MOVE)
+        and not slots.had(given)
+    ):
         return f"line {operation.line}: slot {given['slot']} is changed, but was not created here"
     return ""
 
@@ -161,8 +189,9 @@ def _hva(slot: _Slot, number: int) -> int:
     return UNKNOWN_HVA + number * 64 * _ALIGNED + gfn % _ALIGNED
 
 
-def _find_reset_vcpus(script: Script) -> None:
-    """KVM_SET_SREGS does not say for which vCPU: the next one that loads a root without having dropped its own is it."""
+def _find_reset_vcpus(script: ConformScript) -> None:
+    """KVM_SET_SREGS does not say for which vCPU: the next one that loads a root without having
+    dropped its own is it."""
     for index, operation in enumerate(script.operations):
         if operation.kind != "reset-context" or operation.vcpu >= 0 or not _drops(operation):
             continue

@@ -1,8 +1,10 @@
-"""Run the model one step at a time, in an order that somebody else dictates: the order of a recording.
+"""Run the model one step at a time, in an order that somebody else dictates: the order of a
+recording.
 
-Every task of the recording is a thread here, and exactly one of them runs. A thread stops where it *emits* what it has
-just done, where it finds a lock taken, where it waits for something, and where it releases a lock that another one
-wants. Everything else (words, tables, queues) is the thread runtime's: nobody runs at the same time.
+Every task of the recording is a thread here, and exactly one of them runs. A thread stops where it
+*emits* what it has just done, where it finds a lock taken, where it waits for something, and where
+it releases a lock that another one wants. Everything else (words, tables, queues) is the thread
+runtime's: nobody runs at the same time.
 """
 
 from __future__ import annotations
@@ -26,8 +28,8 @@ class Stopped(BaseException):
 class Worker:
     """A task of the recording, or one that the model has spawned (`background`).
 
-    `emitted` is what it has done and nobody has looked at yet, `waiting` what it waits for ("" when it can run), `blocker`
-    the lock it waits for, `resched` whether the scheduler wants it to yield.
+    `emitted` is what it has done and nobody has looked at yet, `waiting` what it waits for ("" when
+    it can run), `blocker` the lock it waits for, `resched` whether the scheduler wants it to yield.
     """
 
     def __init__(self, lockstep: Lockstep, name: str, *, background: bool = False) -> None:
@@ -99,7 +101,8 @@ class Worker:
 
 
 class Lockstep:
-    """Who may run. Everything here but `Worker.pause` is called from the thread that directs the replay."""
+    """Who may run. Everything here but `Worker.pause` is called from the thread that directs the
+    replay."""
 
     def __init__(self) -> None:
         self.signal = Signal()
@@ -167,10 +170,16 @@ class _Lock:
             worker.pause()
 
 
-class _Handle:
+class _LockstepHandle:
     """One task's way to a lock: a mutex, or one mode of a reader-writer lock."""
 
-    def __init__(self, lock: _Lock, is_free: Callable[[], bool], on_take: Callable[[], None], on_drop: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        lock: _Lock,
+        is_free: Callable[[], bool],
+        on_take: Callable[[], None],
+        on_drop: Callable[[], None],
+    ) -> None:
         self._lock = lock
         self._is_free = is_free
         self._on_take = on_take
@@ -199,11 +208,13 @@ class _RwLock(_Lock):
 
     def gen_rlock(self) -> RawLock:
         """A reader's handle."""
-        return _Handle(self, lambda: not self._writing, lambda: None, lambda: None)
+        return _LockstepHandle(self, lambda: not self._writing, lambda: None, lambda: None)
 
     def gen_wlock(self) -> RawLock:
         """A writer's handle."""
-        return _Handle(self, lambda: not self.owners, lambda: self._write(True), lambda: self._write(False))
+        return _LockstepHandle(
+            self, lambda: not self.owners, lambda: self._write(True), lambda: self._write(False)
+        )
 
     def _write(self, on: bool) -> None:
         self._writing = on
@@ -231,7 +242,7 @@ class LockstepRuntime(Runtime):
     def lock(self, name: str = "lock") -> RawLock:
         """A mutex."""
         lock = _Lock(self.lockstep, name)
-        return _Handle(lock, lambda: not lock.owners, _nothing, _nothing)
+        return _LockstepHandle(lock, lambda: not lock.owners, _nothing, _nothing)
 
     def rwlock(self, preference: str, name: str = "rwlock") -> RawRwLock:  # noqa: ARG002 - the recording has decided
         """mmu_lock."""

@@ -1,9 +1,11 @@
-"""When things happen: a recording shows some before they take effect, some after, and some only by their consequences.
+"""When things happen: a recording shows some before they take effect, some after, and some only by
+their consequences.
 
-An event is not the write itself. A reference is dropped after `put_root` is recorded; a generation is stored after
-`memslots_updated`; an SPTE is written before `kvm_tdp_mmu_spte_changed`; a task can be stopped for long between its look
-at something and the line that shows what it saw. Within these limits the recording's later lines decide in which order
-the model does things. Nothing here changes *what* the model does, only when a task that could run does run.
+An event is not the write itself. A reference is dropped after `put_root` is recorded; a generation
+is stored after `memslots_updated`; an SPTE is written before `kvm_tdp_mmu_spte_changed`; a task can
+be stopped for long between its look at something and the line that shows what it saw. Within these
+limits the recording's later lines decide in which order the model does things. Nothing here changes
+*what* the model does, only when a task that could run does run.
 """
 
 from __future__ import annotations
@@ -15,27 +17,39 @@ from mmu.paging.table import RootPage
 from mmu.variant import Variant
 from stress.trace.conform_director import Director
 from stress.trace.conform_lockstep import Worker
-from stress.trace.conform_script import Item, Operation, Script
-from stress.trace.conform_values import FAST, JUDGED, PUBLISHED, SLOT_FOUND, WRITING, Entry, Happening
+from stress.trace.conform_script import ConformScript, Item, Operation
+from stress.trace.conform_values import (
+    FAST,
+    JUDGED,
+    PUBLISHED,
+    SLOT_FOUND,
+    WRITING,
+    EntryValue,
+    Happening,
+)
 
 
-class Order(Director):
+class RecordedOrder(Director):
     """Reads off a recording who must have gone first."""
 
-    def __init__(self, script: Script, variants: Iterable[Variant] = ()) -> None:
+    def __init__(self, script: ConformScript, variants: Iterable[Variant] = ()) -> None:
         super().__init__(script, variants)
         self._postponed: set[int] = set()
         """Faults that have not looked for their slot yet."""
         self._judged: set[int] = set()
         """Faults that have looked whether an MMIO SPTE holds."""
         self._races = {id(winner.what): (loser, winner) for loser, winner in script.races}
-        self._races |= {id(done): race for race in script.races for done in race[0].did if done.kind == "mapped"}
+        self._races |= {
+            id(done): race for race in script.races for done in race[0].did if done.kind == "mapped"
+        }
 
     def _prepare(self, worker: Worker, operation: Operation, happening: Happening) -> None:
-        """Before the model is asked for the recording's next happening: let happen what it presupposes."""
+        """Before the model is asked for the recording's next happening: let happen what it
+        presupposes."""
         kind = happening.kind
         if kind == "flush" and self.tally.outcomes[id(operation)].in_leafs:
-            worker.resched = True  # the scheduler wanted the CPU in the middle of a zap, which flushes before it yields
+            # the scheduler wanted the CPU in the middle of a zap, which flushes before it yields
+            worker.resched = True
         elif kind == "mmio_check" or (kind == "spte" and happening.values[4].kind == "mmio"):
             self._store_generation(operation, happening)
         elif kind in ("put", "zap_root"):
@@ -53,7 +67,8 @@ class Order(Director):
     # Leaves.
 
     def _prepare_leaf(self, worker: Worker, operation: Operation, happening: Happening) -> None:
-        """A leaf changes: somebody else may have written it whose line comes later, and the CPU may have set its A and D bits."""
+        """A leaf changes: somebody else may have written it whose line comes later, and the CPU may
+        have set its A and D bits."""
         root = self._root_of(operation, happening)
         if root is None:
             return
@@ -68,30 +83,47 @@ class Order(Director):
         root = self._pointers.root(self.tally.outcomes[id(operation)].root)
         if root is None:
             as_id = happening.values[0]
-            valid = [root for root in self.machine.vm.roots.snapshot() if root.role.as_id == as_id and not root.invalid.value]
+            valid = [
+                root
+                for root in self.machine.vm.roots.snapshot()
+                if root.role.as_id == as_id and not root.invalid.value
+            ]
             root = valid[0] if len(valid) == 1 else None
         return root if isinstance(root, RootPage) else None
 
     def _write_first(self, worker: Worker, root: RootPage, happening: Happening) -> None:
-        """The entry holds what another fault is about to write, whose line comes later: an event follows its write."""
+        """The entry holds what another fault is about to write, whose line comes later: an event
+        follows its write."""
         _, gfn, level, old, _ = happening.values
         if self.machine.looks(root, gfn, level) == old:
             return
         for other, outcome in self._busy("fault"):
             following = outcome.following()
-            if other is not worker and following is not None and _writes(following, gfn, level, old):
+            if (
+                other is not worker
+                and following is not None
+                and _writes(following, gfn, level, old)
+            ):
                 self._next(other)
 
     def _race(self, loser: Operation, winner: Item) -> None:
-        """Two faults go for one entry: both have read it, then the winner replaces it, then the loser tries to."""
+        """Two faults go for one entry: both have read it, then the winner replaces it, then the
+        loser tries to."""
         assert isinstance(winner.what, Happening)
         gfn, level = winner.what.values[1:3]
         losing, winning = self._workers.get(loser.pid), self._workers.get(winner.pid)
-        if losing is None or winning is None or self._current(losing) is not loser or self._current(winning) is not winner.operation:
+        if (
+            losing is None
+            or winning is None
+            or self._current(losing) is not loser
+            or self._current(winning) is not winner.operation
+        ):
             return  # the other one has not begun, or is over
         self._races.pop(id(winner.what), None)
         self._reach(losing, WRITING, where=(gfn, level))
-        while not winning.idle and not (winning.emitted and winning.emitted[-1].values[:3] == winner.what.values[:3]):
+        while not winning.idle and not (
+            winning.emitted and winning.emitted[-1].values[:3] == winner.what.values[:3]
+        ):
             if winning.ready is not None and not winning.ready():
                 return
             self._lockstep.resume(winning)
@@ -99,33 +131,51 @@ class Order(Director):
     # References, requests, invalidations.
 
     def _settle_references(self, worker: Worker, happening: Happening) -> None:
-        """A count of references that another task is just changing: a put counts down after the recording shows it, a walk
-        counts up before."""
+        """A count of references that another task is just changing: a put counts down after the
+        recording shows it, a walk counts up before."""
         address, count = happening.values[:2]
         root = self._pointers.root(address)
         if not isinstance(root, RootPage) or count is None:
             return
         for other in self._workers.values():
             current = self._current(other)
-            if other is worker or current is None or other.emitted or (other.ready is not None and not other.ready()):
+            if (
+                other is worker
+                or current is None
+                or other.emitted
+                or (other.ready is not None and not other.ready())
+            ):
                 continue
             outcome = self.tally.outcomes[id(current)]
             surplus = root.refcount.read() - count
-            dropped = outcome.last is not None and (outcome.last.kind, outcome.last.values[:1]) == ("put", (address,))
+            dropped = outcome.last is not None and (outcome.last.kind, outcome.last.values[:1]) == (
+                "put",
+                (address,),
+            )
             following = outcome.following()
-            walks = following is not None and (following.kind, following.values) == ("walk", (address,))
+            walks = following is not None and (following.kind, following.values) == (
+                "walk",
+                (address,),
+            )
             if (surplus > 0 and dropped) or (surplus < 0 and walks):
                 self._reach(other)
 
     def _let_request(self, operation: Operation) -> None:
-        """A request is served that somebody is just making: its bit was set before the recording shows that it is."""
+        """A request is served that somebody is just making: its bit was set before the recording
+        shows that it is."""
         state = self.machine.vcpu(operation.vcpu).state
         for other in self._workers.values():
-            if other.requesting and not other.emitted and not state.requests.value & other.requesting and other.ready is None:
+            if (
+                other.requesting
+                and not other.emitted
+                and not state.requests.value & other.requesting
+                and other.ready is None
+            ):
                 self._lockstep.resume(other)
 
     def _begin_invalidations(self) -> None:
-        """A fault is retried although nothing was against it: an invalidation has begun that shows only a little later."""
+        """A fault is retried although nothing was against it: an invalidation has begun that shows
+        only a little later."""
         for worker, outcome in self._busy("range-start"):
             if not outcome.compared:
                 self._reach(worker)
@@ -139,17 +189,27 @@ class Order(Director):
     # Memslots.
 
     def _store_generation(self, operation: Operation, happening: Happening) -> None:
-        """Memslots have a new generation by now, although the call that gives it to them has not returned."""
-        seen = happening.values[2] if happening.kind == "mmio_check" else int(happening.values[4].rights, 16)
+        """Memslots have a new generation by now, although the call that gives it to them has not
+        returned."""
+        seen = (
+            happening.values[2]
+            if happening.kind == "mmio_check"
+            else int(happening.values[4].rights, 16)
+        )
         slots = self.machine.vm.memslots.peek(self.machine.vcpu(operation.vcpu).role.as_id)
         if slots.generation.value == seen:
             return
         for worker, outcome in self._busy("set-region"):
-            if outcome.last is not None and outcome.last.kind == "generation" and outcome.last.values[0] == seen:
+            if (
+                outcome.last is not None
+                and outcome.last.kind == "generation"
+                and outcome.last.values[0] == seen
+            ):
                 self._reach(worker)
 
     def _read_generation(self, operation: Operation) -> None:
-        """Memslots get a new generation now. Faults that are about to note the one before have read it already."""
+        """Memslots get a new generation now. Faults that are about to note the one before have read
+        it already."""
         last = self.tally.outcomes[id(operation)].last
         if last is None or last.kind != "generation":
             return
@@ -161,27 +221,34 @@ class Order(Director):
                 self._reach(worker, WRITING, where=following.values[1:3])
 
     def _look(self, worker: Worker, operation: Operation, *, waits: bool = True) -> None:
-        """A fault judges its MMIO SPTE and looks for its slot about now; unless what shows later cannot be seen yet, and it
-        `waits`: a task can be stopped for long before it looks."""
+        """A fault judges its MMIO SPTE and looks for its slot about now; unless what shows later
+        cannot be seen yet, and it `waits`: a task can be stopped for long before it looks."""
         self._postponed.discard(id(operation))
-        if not (self._judge(worker, operation, waits) and self._find_slot(worker, operation, waits)):
+        if not (
+            self._judge(worker, operation, waits) and self._find_slot(worker, operation, waits)
+        ):
             self._postponed.add(id(operation))
 
     def _judge(self, worker: Worker, operation: Operation, waits: bool) -> bool:
-        """An MMIO SPTE never holds while memslots are in flux. When nothing says how it was judged they were, so whoever is
-        publishing a slot set has done so by now."""
+        """An MMIO SPTE never holds while memslots are in flux. When nothing says how it was judged
+        they were, so whoever is publishing a slot set has done so by now."""
         if id(operation) in self._judged:
             return True
         if operation.given["reserved"]:
             slots = self.machine.vm.memslots.peek(self.machine.vcpu(operation.vcpu).role.as_id)
-            if not slots.generation.value & GEN_UPDATE_IN_PROGRESS and not self._publish() and waits:
+            if (
+                not slots.generation.value & GEN_UPDATE_IN_PROGRESS
+                and not self._publish()
+                and waits
+            ):
                 return False
         self._reach(worker, JUDGED)
         self._judged.add(id(operation))
         return True
 
     def _find_slot(self, worker: Worker, operation: Operation, waits: bool) -> bool:
-        """If a slot set is just being published, what the fault finds shows whether it was visible by then."""
+        """If a slot set is just being published, what the fault finds shows whether it was visible
+        by then."""
         sees = operation.given["sees"]
         if sees and sees != self._slot_now(operation) and not self._publish() and waits:
             return False
@@ -203,10 +270,16 @@ class Order(Director):
         return None
 
     def _slot_now(self, operation: Operation) -> str:
-        slot = self.machine.vm.memslots.peek(self.machine.vcpu(operation.vcpu).role.as_id).at(operation.given["gfn"])
+        slot = self.machine.vm.memslots.peek(self.machine.vcpu(operation.vcpu).role.as_id).at(
+            operation.given["gfn"]
+        )
         return "none" if slot is None else "invalid" if slot.invalid else "valid"
 
 
-def _writes(happening: Happening, gfn: int, level: int, new: Entry) -> bool:
+def _writes(happening: Happening, gfn: int, level: int, new: EntryValue) -> bool:
     """Whether a happening is the write of this value to this entry."""
-    return happening.kind == "spte" and happening.values[1:3] == (gfn, level) and happening.values[4] == new
+    return (
+        happening.kind == "spte"
+        and happening.values[1:3] == (gfn, level)
+        and happening.values[4] == new
+    )

@@ -1,7 +1,9 @@
-"""The model under observation: parts that say what they do, and a host that answers as the recorded one did.
+"""The model under observation: parts that say what they do, and a host that answers as the recorded
+one did.
 
-They are variants like any other (`mmu.variant`): each overrides small methods of the model, tells the lockstep what is
-about to happen, and calls the original. So the model itself is the one that every other command runs.
+They are variants like any other (`mmu.variant`): each overrides small methods of the model, tells
+the lockstep what is about to happen, and calls the original. So the model itself is the one that
+every other command runs.
 """
 
 from __future__ import annotations
@@ -32,7 +34,17 @@ from mmu.tdp.zap import Zapper
 from mmu.variant import Variant
 from stress.trace.conform_lockstep import LockstepRuntime
 from stress.trace.conform_script import Operation
-from stress.trace.conform_values import FAST, PUBLISHED, REQUESTED, SEQ_TAKEN, SLOT_FOUND, SYNC, WRITING, Entry, Happening
+from stress.trace.conform_values import (
+    FAST,
+    PUBLISHED,
+    REQUESTED,
+    SEQ_TAKEN,
+    SLOT_FOUND,
+    SYNC,
+    WRITING,
+    EntryValue,
+    Happening,
+)
 
 REQUESTS: dict[int, str] = {
     KVM_REQ_TLB_FLUSH: "TLB_FLUSH",
@@ -46,7 +58,8 @@ WORD = 64
 
 
 class RecordedHost:
-    """What the recorded host gave, for the fault that a worker is busy with. `inside` runs what the kernel did meanwhile."""
+    """What the recorded host gave, for the fault that a worker is busy with. `inside` runs what the
+    kernel did meanwhile."""
 
     def __init__(self, frame_of: Callable[[int], int], inside: Callable[[Operation], None]) -> None:
         self.frame_of = frame_of
@@ -54,10 +67,11 @@ class RecordedHost:
 
 
 class ReplayRuntime(LockstepRuntime):
-    """A lockstep runtime that also knows the recorded host and which kinds of happening are of interest."""
+    """A lockstep runtime that also knows the recorded host and which kinds of happening are of
+    interest."""
 
     host: RecordedHost
-    entry: Callable[[int, int], Entry]
+    entry: Callable[[int, int], EntryValue]
     """What an SPTE of the model means, in the recording's terms."""
     wants: Callable[[Happening], bool]
 
@@ -74,7 +88,9 @@ class ReplayRuntime(LockstepRuntime):
     def operation(self) -> Operation | None:
         """The operation that the running worker is busy with."""
         worker = self.lockstep.running()
-        return None if worker is None else cast("Operation | None", getattr(worker, "operation", None))
+        return (
+            None if worker is None else cast("Operation | None", getattr(worker, "operation", None))
+        )
 
 
 def _runtime(kvm: Kvm) -> ReplayRuntime:
@@ -102,17 +118,25 @@ class TellingRoots(Roots):
         _runtime(self.kvm).tell("put", root, root.refcount.read(), root.invalid.value)
         super().put_root(root, shared)
 
-    def _next_root(self, previous: RootPage | None, shared: bool, only_valid: bool) -> RootPage | None:
+    def _next_root(
+        self, previous: RootPage | None, shared: bool, only_valid: bool
+    ) -> RootPage | None:
         root = super()._next_root(previous, shared, only_valid)
         _runtime(self.kvm).tell("walk", root)
         return root
 
     def invalidate_all_roots(self) -> list[RootPage]:
-        """invalidate_all_roots: the generation, and where invalidations stand; when the VM goes, uninit_tdp before it."""
+        """invalidate_all_roots: the generation, and where invalidations stand; when the VM goes,
+        uninit_tdp before it."""
         invalidation = self.kvm.invalidation
         if self.kvm.dying.value:
             _runtime(self.kvm).tell("uninit", self.kvm.stat.tdp_mmu_pages.value)
-        _runtime(self.kvm).tell("invalidate", self.kvm.mmu_valid_gen.value, invalidation.seq.value, invalidation.in_progress.value)
+        _runtime(self.kvm).tell(
+            "invalidate",
+            self.kvm.mmu_valid_gen.value,
+            invalidation.seq.value,
+            invalidation.in_progress.value,
+        )
         return super().invalidate_all_roots()
 
 
@@ -133,13 +157,20 @@ class TellingZapper(Zapper):
         """zap_all_fast, at entry."""
         kvm = self.kvm
         invalidation = kvm.invalidation
-        state = kvm.mmu_valid_gen.value, kvm.stat.tdp_mmu_pages.value, invalidation.seq.value, invalidation.in_progress.value
+        state = (
+            kvm.mmu_valid_gen.value,
+            kvm.stat.tdp_mmu_pages.value,
+            invalidation.seq.value,
+            invalidation.in_progress.value,
+        )
         _runtime(kvm).tell("zap_all_fast", *state)
         super().zap_all_fast()
 
     def zap_invalidated_roots(self) -> None:
         """zap_invalidated_roots, at entry."""
-        _runtime(self.kvm).tell("zap_invalidated", self.kvm.mmu_valid_gen.value, self.kvm.stat.tdp_mmu_pages.value)
+        _runtime(self.kvm).tell(
+            "zap_invalidated", self.kvm.mmu_valid_gen.value, self.kvm.stat.tdp_mmu_pages.value
+        )
         super().zap_invalidated_roots()
 
     def zap_all(self) -> None:
@@ -156,7 +187,9 @@ class TellingZapper(Zapper):
         _runtime(self.kvm).tell("zap_pass", root, zap_level, shared)
         super()._zap_root_pass(root, shared, zap_level, flush)
 
-    def zap_leafs(self, root: RootPage, start: int, end: int, *, can_yield: bool, flush: bool) -> bool:
+    def zap_leafs(
+        self, root: RootPage, start: int, end: int, *, can_yield: bool, flush: bool
+    ) -> bool:
         """zap_leafs and its return."""
         _runtime(self.kvm).tell("zap_leafs", root, start, end, flush)
         flush = super().zap_leafs(root, start, end, can_yield=can_yield, flush=flush)
@@ -231,7 +264,13 @@ class TellingFaults(FaultHandler):
     def is_page_fault_stale(self, root: RootPage, fault: Fault) -> bool:
         """Stale and its return."""
         invalidation = self.kvm.invalidation
-        _runtime(self.kvm).tell("stale", fault.gfn, fault.mmu_seq, invalidation.seq.value, invalidation.in_progress.value)
+        _runtime(self.kvm).tell(
+            "stale",
+            fault.gfn,
+            fault.mmu_seq,
+            invalidation.seq.value,
+            invalidation.in_progress.value,
+        )
         stale = super().is_page_fault_stale(root, fault)
         _runtime(self.kvm).tell("is_stale", stale)
         return stale
@@ -254,7 +293,9 @@ class TellingFaults(FaultHandler):
         runtime.tell("fast", fault.gfn, how, *(changed or (None, None)))
         return result
 
-    def fast_pf_fix_direct_spte(self, sp: ShadowPage, index: int, fault: Fault, old: int, new: int) -> bool:
+    def fast_pf_fix_direct_spte(
+        self, sp: ShadowPage, index: int, fault: Fault, old: int, new: int
+    ) -> bool:
         """Remember what is changed."""
         fixed = super().fast_pf_fix_direct_spte(sp, index, fault, old, new)
         if fixed:
@@ -266,7 +307,13 @@ class TellingFaults(FaultHandler):
         valid = super().check_mmio_spte(gfn, as_id, spte, vcpu)
         generation = self.memslots.active(as_id).generation.value
         if not generation & GEN_UPDATE_IN_PROGRESS:
-            _runtime(self.kvm).tell("mmio_check", gfn, self.layout.mmio_generation(spte), generation & self._gen_mask, valid)
+            _runtime(self.kvm).tell(
+                "mmio_check",
+                gfn,
+                self.layout.mmio_generation(spte),
+                generation & self._gen_mask,
+                valid,
+            )
         return valid
 
 
@@ -305,7 +352,12 @@ class TellingDirtyLog(DirtyLog):
         """clear_dirty_pt: word by word, as the kernel does it."""
         for word in sorted({page // WORD for page in pages}):
             inside = {page for page in pages if page // WORD == word}
-            _runtime(self.kvm).tell("protect", slot.base_gfn + word * WORD, sum(1 << page % WORD for page in inside), True)
+            _runtime(self.kvm).tell(
+                "protect",
+                slot.base_gfn + word * WORD,
+                sum(1 << page % WORD for page in inside),
+                True,
+            )
             super().enable_log_dirty_pt_masked(slot, inside)
 
 
@@ -332,7 +384,11 @@ class TellingNotifier(MmuNotifier):
         found: list[Memslot] = []
         for as_id in (0, 1):
             slots: Sequence[Memslot] = self.memslots.active(as_id).index.value[1]
-            found += [slot for slot in slots if slot.region.hva < end and start < slot.region.hva + slot.npages]
+            found += [
+                slot
+                for slot in slots
+                if slot.region.hva < end and start < slot.region.hva + slot.npages
+            ]
         return found
 
     def unmap_gfn_range(self, slot: Memslot, start: int, end: int, *, flush: bool) -> bool:
@@ -345,7 +401,9 @@ class TellingNotifier(MmuNotifier):
     def invalidate_end(self) -> None:
         """inv_end, at entry."""
         invalidation = self.kvm.invalidation
-        _runtime(self.kvm).tell("invalidated", invalidation.seq.value, invalidation.in_progress.value)
+        _runtime(self.kvm).tell(
+            "invalidated", invalidation.seq.value, invalidation.in_progress.value
+        )
         super().invalidate_end()
 
 
@@ -362,7 +420,8 @@ class AnsweringHost(HostMemory):
     """The recorded host: it gives what it gave then, and does meanwhile what it did then."""
 
     def fault_in(self, region: Region, index: int) -> int:  # noqa: ARG002 - the recording knows what was asked for
-        """get_user_pages(): whatever happens while the fault waits for the host, then the frame that the kernel got."""
+        """get_user_pages(): whatever happens while the fault waits for the host, then the frame
+        that the kernel got."""
         runtime = cast(ReplayRuntime, self._runtime)
         operation = runtime.operation()
         assert operation is not None

@@ -1,8 +1,9 @@
 """Drive the model through a recording, happening by happening, and note where the two part.
 
-The recording dictates the order: whoever made its next line runs, until the model says what it does. A model that says
-the same has matched; one that says something else has *parted* from the kernel in this operation: the rest of it is
-collected on both sides and shown. Rules (`conform_rules`) explain the few differences that are known and meant.
+The recording dictates the order: whoever made its next line runs, until the model says what it
+does. A model that says the same has matched; one that says something else has *parted* from the
+kernel in this operation: the rest of it is collected on both sides and shown. Rules
+(`conform_rules`) explain the few differences that are known and meant.
 """
 
 from __future__ import annotations
@@ -13,39 +14,54 @@ from collections.abc import Iterable
 from mmu.memory.requests import IN_GUEST_MODE, OUTSIDE_GUEST_MODE
 from mmu.paging.geometry import PG_LEVEL_4K
 from mmu.variant import Variant
-from stress.trace.conform_director import Difference, Outcome, Stuck, Tally
+from stress.trace.conform_director import Difference, OperationOutcome, ReplayTally, Stuck
 from stress.trace.conform_lockstep import Worker
-from stress.trace.conform_order import Order
+from stress.trace.conform_order import RecordedOrder
 from stress.trace.conform_parts import REQUESTS
 from stress.trace.conform_rules import RULES, Rule, Side
-from stress.trace.conform_script import CREATE_VCPU, ENTER, Item, Operation, Script
-from stress.trace.conform_values import BEGIN, OVER, PUBLISHED, ROOTED, SEQ_TAKEN, SYNC, Happening, fits
+from stress.trace.conform_script import CREATE_VCPU, ENTER, ConformScript, Item, Operation
+from stress.trace.conform_values import (
+    BEGIN,
+    OVER,
+    PUBLISHED,
+    ROOTED,
+    SEQ_TAKEN,
+    SYNC,
+    Happening,
+    fits,
+)
 
 IN_FLIGHT = frozenset({"put", "invalidated"})
-"""What is recorded before it takes effect, and is seen by others a little later: a reference dropped, an invalidation over (and
-a generation, which is never the last that a call does)."""
+"""What is recorded before it takes effect, and is seen by others a little later: a reference
+dropped, an invalidation over (and a generation, which is never the last that a call does)."""
 
 
-class Replay(Order):
+class Replay(RecordedOrder):
     """One replay of one script."""
 
-    def __init__(self, script: Script, variants: Iterable[Variant] = ()) -> None:
+    def __init__(self, script: ConformScript, variants: Iterable[Variant] = ()) -> None:
         super().__init__(script, variants)
         self._reports = 0
         self._parted: set[int] = set()
         self._coasting: list[Worker] = []
         """Workers whose operation has nothing more to show: they end it as soon as they can."""
-        self._served = {done.values[0] for operation in script.operations for done in operation.did if done.kind == "served"}
+        self._served = {
+            done.values[0]
+            for operation in script.operations
+            for done in operation.did
+            if done.kind == "served"
+        }
         """The requests whose service the recording shows."""
 
-    def run(self) -> Tally:
+    def run(self) -> ReplayTally:
         """All of it, or as far as it goes."""
         try:
             for item in self.script.items:
                 self._item(item)
                 if self._coasting:
                     self._coast()
-            if not self.script.damage:  # what was under way when the recording became useless has no end to compare
+            # what was under way when the recording became useless has no end to compare
+            if not self.script.damage:
                 for worker in list(self._workers.values()):
                     self._finish(worker)
                 self._count_freed()
@@ -64,7 +80,10 @@ class Replay(Order):
         if freed == self.script.freed:
             self.tally.compared["freed"] += freed
         else:
-            note = f"the kernel has freed {self.script.freed} page-table pages in all, the model {freed}"
+            note = (
+                f"the kernel has freed {self.script.freed} page-table pages in all, the model "
+                f"{freed}"
+            )
             self._part(ends[-1], ends[-1].line, [], [], note)
 
     # Items.
@@ -87,7 +106,7 @@ class Replay(Order):
             state.mode.store(OUTSIDE_GUEST_MODE)
 
     def _begin(self, worker: Worker, operation: Operation) -> None:
-        self.tally.outcomes[id(operation)] = Outcome(operation)
+        self.tally.outcomes[id(operation)] = OperationOutcome(operation)
         current = self._current(worker)
         if current is not None and operation in current.nested:
             self._operations[worker].append(operation)
@@ -109,11 +128,21 @@ class Replay(Order):
         last = self._current(worker)
         self._finish(worker)
         state = self.machine.vcpu(item.vcpu).state
-        pending = [name for bit, name in REQUESTS.items() if state.requests.value & bit and name in self._served]
+        pending = [
+            name
+            for bit, name in REQUESTS.items()
+            if state.requests.value & bit and name in self._served
+        ]
         self.tally.entries += 1
         if pending:
             operation = last or Operation("enter", item.pid, item.line, "", item.vcpu)
-            self._part(operation, item.line, [], [], f"vcpu{item.vcpu} enters the guest with {', '.join(pending)} pending in the model")
+            self._part(
+                operation,
+                item.line,
+                [],
+                [],
+                f"vcpu{item.vcpu} enters the guest with {', '.join(pending)} pending in the model",
+            )
             state.requests.fetch_and(0)
         state.mode.store(IN_GUEST_MODE)
 
@@ -133,11 +162,13 @@ class Replay(Order):
                 pass
         if operation.kind == "fault" and id(operation) in self._parted:
             self._adopt(operation, happening)
-        if happening.kind == "put" and happening.values[1] == 1:  # the last one: the root's addresses are free for another
+        # the last one: the root's addresses are free for another
+        if happening.kind == "put" and happening.values[1] == 1:
             self._physical.forget_root(self._pointers.forget(happening.values[0]))
 
     def _compare(self, worker: Worker, operation: Operation, happening: Happening) -> bool:
-        """Hold the model's next happening against the recording's; whether the recording's is dealt with."""
+        """Hold the model's next happening against the recording's; whether the recording's is dealt
+        with."""
         mine = self._next(worker)
         if mine is not None and fits(happening, mine, self._pointers, self._physical):
             worker.emitted.popleft()
@@ -169,8 +200,12 @@ class Replay(Order):
         self.tally.explained[rule.name] += 1
         self.tally.outcomes[id(operation)].explained.append(rule.name)
 
-    def _explained(self, operation: Operation, kernel: Happening | None, model: Happening | None) -> Rule | None:
-        return next((rule for rule in RULES if rule.applies(operation, kernel, model, self.script)), None)
+    def _explained(
+        self, operation: Operation, kernel: Happening | None, model: Happening | None
+    ) -> Rule | None:
+        return next(
+            (rule for rule in RULES if rule.applies(operation, kernel, model, self.script)), None
+        )
 
     def _matched(self, worker: Worker, operation: Operation, happening: Happening) -> None:
         if happening.kind == BEGIN:
@@ -183,7 +218,9 @@ class Replay(Order):
         if happening.kind in ("zap_leafs", "leafs_zapped"):
             outcome.in_leafs = happening.kind == "zap_leafs"
         self.tally.compared[happening.kind] += 1
-        if (happening.kind, happening.values[1:2]) == ("fast", ("none",)) or (happening.kind == "mmio_check" and not happening.values[3]):
+        if (happening.kind, happening.values[1:2]) == ("fast", ("none",)) or (
+            happening.kind == "mmio_check" and not happening.values[3]
+        ):
             self._find_slot(worker, operation, False)
         if happening.kind == "swap" and not self.script.recorded[PUBLISHED]:
             self._reach(worker, PUBLISHED)
@@ -198,10 +235,19 @@ class Replay(Order):
             mine = self._next(worker)
             if mine is not None:
                 worker.emitted.popleft()
-            self._part(outcome.operation, happening.line, [happening], [mine] if mine is not None else [])
+            self._part(
+                outcome.operation, happening.line, [happening], [mine] if mine is not None else []
+            )
 
-    def _part(self, operation: Operation, line: int, kernel: list[Happening], model: list[Happening], note: str = "") -> None:
-        outcome = self.tally.outcomes.setdefault(id(operation), Outcome(operation))
+    def _part(
+        self,
+        operation: Operation,
+        line: int,
+        kernel: list[Happening],
+        model: list[Happening],
+        note: str = "",
+    ) -> None:
+        outcome = self.tally.outcomes.setdefault(id(operation), OperationOutcome(operation))
         if outcome.difference is None:
             outcome.difference = Difference(operation, line, note=note)
         outcome.difference.kernel += [f"line {each.line}: {each}" for each in kernel]
@@ -224,7 +270,8 @@ class Replay(Order):
                 self._coasting.remove(worker)
 
     def _finish(self, worker: Worker) -> None:
-        """The recording has nothing more of this operation: let the model end it, and see what it still does."""
+        """The recording has nothing more of this operation: let the model end it, and see what it
+        still does."""
         doing = self._operations.get(worker)
         if doing is None:
             return
@@ -242,7 +289,8 @@ class Replay(Order):
         self._check(worker, outer)
 
     def _adopt(self, operation: Operation, happening: Happening) -> None:
-        """They have parted: go on from what the kernel has, so that what comes after is judged by itself."""
+        """They have parted: go on from what the kernel has, so that what comes after is judged by
+        itself."""
         if happening.kind == "spte" and happening.values[2] == PG_LEVEL_4K:
             root = self._root_of(operation, happening)
             if root is not None:
@@ -255,5 +303,11 @@ class Replay(Order):
             worker.error = None
         reports = self._reporter.reports
         for report in reports[self._reports :]:
-            self._part(operation, operation.line, [], [], f"the model reports {report.rule} {report.code}: {report.headline}")
+            self._part(
+                operation,
+                operation.line,
+                [],
+                [],
+                f"the model reports {report.rule} {report.code}: {report.headline}",
+            )
         self._reports = len(reports)

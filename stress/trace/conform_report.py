@@ -1,4 +1,5 @@
-"""What came of `stress trace conform`, for people: plain text that a terminal or a mail can hold."""
+"""What came of `stress trace conform`, for people: plain text that a terminal or a mail can
+hold."""
 
 from __future__ import annotations
 
@@ -40,7 +41,10 @@ def verdict_line(result: Conformance) -> str:
 
 def _head(result: Conformance) -> Iterator[str]:
     script = result.script
-    yield f"{result.origin}: {script.lines:,} lines, model of kernel {result.kernel}, {script.vendor.name}"
+    yield (
+        f"{result.origin}: {script.lines:,} lines, model of kernel {result.kernel}, "
+        f"{script.vendor.name}"
+    )
     for clue in script.clues:
         yield f"  {clue}"
     yield ""
@@ -50,24 +54,40 @@ def _operations(result: Conformance) -> Iterator[str]:
     yield f"{'operations':<16} {'all':>8} {'matched':>9} {'explained':>10} {'unexplained':>12}"
     for kind, counts in by_kind(result.outcomes).items():
         total = sum(counts.values())
-        yield f"{kind:<16} {total:>8,} {counts['matched']:>9,} {counts['explained']:>10,} {counts['unexplained']:>12,}"
+        yield (
+            f"{kind:<16} {total:>8,} {counts['matched']:>9,} {counts['explained']:>10,} "
+            f"{counts['unexplained']:>12,}"
+        )
     running = [outcome for outcome in result.outcomes if outcome.operation.running]
     bad = sum(outcome.difference is not None for outcome in running)
     if running:
-        yield f"{len(running):,} of them ran while others did: {1 - bad / len(running):.2%} of these match"
+        yield (
+            f"{len(running):,} of them ran while others did: {1 - bad / len(running):.2%} of these "
+            "match"
+        )
     yield ""
 
 
 def _compared(result: Conformance) -> Iterator[str]:
     counts = ", ".join(f"{count:,} {name}" for name, count in result.compared().items() if count)
-    yield from textwrap.wrap(f"compared and equal: {counts or 'nothing'}", 110, subsequent_indent="  ")
+    yield from textwrap.wrap(
+        f"compared and equal: {counts or 'nothing'}", 110, subsequent_indent="  "
+    )
     yield f"entries to the guest with every request served: {result.tally.entries:,}"
     if result.tally.hardware:
         yield f"leaves whose A or D bit the CPU had set in between: {result.tally.hardware:,}"
     unseen = result.tally.unseen
-    missing = [f"{KINDS[kind]} ({kind}, the model: {unseen[kind]:,})" for kind in not_recorded(result.script) if unseen[kind]]
+    missing = [
+        f"{KINDS[kind]} ({kind}, the model: {unseen[kind]:,})"
+        for kind in not_recorded(result.script)
+        if unseen[kind]
+    ]
     if missing:
-        yield from textwrap.wrap(f"never in the recording, so not compared: {', '.join(missing)}", 110, subsequent_indent="  ")
+        yield from textwrap.wrap(
+            f"never in the recording, so not compared: {', '.join(missing)}",
+            110,
+            subsequent_indent="  ",
+        )
 
 
 def _explained(result: Conformance) -> Iterator[str]:
@@ -75,15 +95,21 @@ def _explained(result: Conformance) -> Iterator[str]:
         reason, source = reason_of(rule)
         yield ""
         yield f"explained {count:,} times: {rule}"
-        yield from textwrap.wrap(f"{reason} [{source}]", 106, initial_indent="  ", subsequent_indent="  ")
+        yield from textwrap.wrap(
+            f"{reason} [{source}]", 106, initial_indent="  ", subsequent_indent="  "
+        )
 
 
 def _differences(result: Conformance, everything: bool) -> Iterator[str]:
-    differences = [outcome.difference for outcome in result.outcomes if outcome.difference is not None]
+    differences = [
+        outcome.difference for outcome in result.outcomes if outcome.difference is not None
+    ]
     shown = differences if everything else differences[:SHOWN]
     for difference in shown:
         yield ""
-        yield from _difference(difference, len(difference.kernel) + len(difference.model) if everything else LINES)
+        yield from _difference(
+            difference, len(difference.kernel) + len(difference.model) if everything else LINES
+        )
     if len(shown) < len(differences):
         yield ""
         yield f"... and {len(differences) - len(shown)} more (--all shows them)"
@@ -91,7 +117,10 @@ def _differences(result: Conformance, everything: bool) -> Iterator[str]:
 
 def _difference(difference: Difference, limit: int) -> Iterator[str]:
     operation = difference.operation
-    yield f"DIFFERENCE at line {difference.line}: {operation.name}, task {operation.pid}, step {operation.step!r}"
+    yield (
+        f"DIFFERENCE at line {difference.line}: {operation.name}, task {operation.pid}, step "
+        f"{operation.step!r}"
+    )
     if difference.note:
         yield f"  {difference.note}"
     if difference.kernel or difference.model:

@@ -1,4 +1,5 @@
-"""Differences that are known and meant: each rule has a name, a reason and a source, and fits as little as possible."""
+"""Differences that are known and meant: each rule has a name, a reason and a source, and fits as
+little as possible."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from typing import Final
 
 from attrs import frozen
 
-from stress.trace.conform_script import Operation, Script
+from stress.trace.conform_script import ConformScript, Operation
 from stress.trace.conform_values import Happening
 
 
@@ -20,12 +21,13 @@ class Side(Enum):
     BOTH = "both"
 
 
-Test = Callable[[Operation, Happening | None, Happening | None, Script], bool]
+Test = Callable[[Operation, Happening | None, Happening | None, ConformScript], bool]
 
 
 @frozen
 class Rule:
-    """One explained difference. `applies` sees the operation, and what each side does at that point."""
+    """One explained difference. `applies` sees the operation, and what each side does at that
+    point."""
 
     name: str
     side: Side
@@ -34,9 +36,14 @@ class Rule:
     applies: Test
 
 
-def _inlined_invalidation(operation: Operation, kernel: Happening | None, model: Happening | None, _: Script) -> bool:
+def _inlined_invalidation(
+    operation: Operation, kernel: Happening | None, model: Happening | None, _: ConformScript
+) -> bool:
     return (
-        operation.kind == "destroy" and model is not None and model.kind == "invalidate" and (kernel is None or kernel.kind != "invalidate")
+        operation.kind == "destroy"
+        and model is not None
+        and model.kind == "invalidate"
+        and (kernel is None or kernel.kind != "invalidate")
     )
 
 
@@ -44,7 +51,8 @@ RULES: Final[tuple[Rule, ...]] = (
     Rule(
         "inlined-invalidation",
         Side.MODEL,
-        "kvm_mmu_uninit_tdp_mmu() invalidates the roots, but the compiler has inlined the call, so no event says so; that the "
+        "kvm_mmu_uninit_tdp_mmu() invalidates the roots, but the compiler has inlined the call, so "
+        "no event says so; that the "
         "roots are invalid is seen in the role words that follow",
         "arch/x86/kvm/mmu/tdp_mmu.c, kvm_mmu_uninit_tdp_mmu(); reference 2.13",
         _inlined_invalidation,
@@ -54,7 +62,8 @@ RULES: Final[tuple[Rule, ...]] = (
 
 FILTERED: Final = (
     "freeze-filtered",
-    "the recording's set-up leaves out changes from empty to frozen (512 for each removed table); the table's own removal, "
+    "the recording's set-up leaves out changes from empty to frozen (512 for each removed table); "
+    "the table's own removal, "
     "and every entry that mapped something, are compared",
     "an ftrace event filter on kvm_tdp_mmu_spte_changed",
 )

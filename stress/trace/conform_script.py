@@ -1,9 +1,11 @@
-"""What a recording asks the model to do: its operations, in order, each with what the kernel did in it.
+"""What a recording asks the model to do: its operations, in order, each with what the kernel did in
+it.
 
-An *operation* is one outermost call: an ioctl, a page fault, a request served before an entry, the load of a root, one
-half of an mmu notifier invalidation, the destruction of the VM. Calls inside a call (a notifier while a fault waits for
-the host) are operations of their own, nested. What the kernel was *given* in a call (the host's frame, rights and page
-size, user space's arguments) is input; what it *did* is compared.
+An *operation* is one outermost call: an ioctl, a page fault, a request served before an entry, the
+load of a root, one half of an mmu notifier invalidation, the destruction of the VM. Calls inside a
+call (a notifier while a fault waits for the host) are operations of their own, nested. What the
+kernel was *given* in a call (the host's frame, rights and page size, user space's arguments) is
+input; what it *did* is compared.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from stress.trace.conform_translate import SYNCHRONISING, ConformNames, Translat
 from stress.trace.conform_values import BEGIN, SEQ_TAKEN, SYNC, Happening
 from stress.trace.events import Event, FieldError, TraceError
 from stress.trace.layouts import Detector, KernelLayout, Vendor
-from stress.trace.reader import Reader
+from stress.trace.reader import TraceReader
 
 PAGE: Final = 12
 CREATE, DELETE, MOVE, FLAGS = 0, 1, 2, 3
@@ -64,7 +66,8 @@ CONTAINS: Final[dict[str, frozenset[str]]] = {
 
 @define(eq=False)
 class Operation:
-    """One call of the kernel: `given` is its input, `did` what was recorded, `nested` the calls inside it."""
+    """One call of the kernel: `given` is its input, `did` what was recorded, `nested` the calls
+    inside it."""
 
     kind: str
     pid: int
@@ -81,7 +84,10 @@ class Operation:
     def name(self) -> str:
         """The operation in a report."""
         who = f" vcpu{self.vcpu}" if self.vcpu >= 0 else ""
-        what = {"fault": f" gfn {self.given.get('gfn', 0):#x}", "set-region": f" slot {self.given.get('slot')}"}.get(self.kind, "")
+        what = {
+            "fault": f" gfn {self.given.get('gfn', 0):#x}",
+            "set-region": f" slot {self.given.get('slot')}",
+        }.get(self.kind, "")
         return f"{self.kind}{who}{what}"
 
 
@@ -92,7 +98,8 @@ CREATE_VCPU: Final = "create-vcpu"
 
 @define
 class Item:
-    """One thing to replay: an operation begins (`what` is `BEGIN`), does something, or a vCPU enters or leaves the guest."""
+    """One thing to replay: an operation begins (`what` is `BEGIN`), does something, or a vCPU
+    enters or leaves the guest."""
 
     line: int
     pid: int
@@ -102,8 +109,9 @@ class Item:
 
 
 @define
-class Script:
-    """A recording, ready for the model. `recorded` counts the kinds of happening that the recording has at all."""
+class ConformScript:
+    """A recording, ready for the model. `recorded` counts the kinds of happening that the recording
+    has at all."""
 
     kernel: KernelLayout
     vendor: Vendor
@@ -125,7 +133,8 @@ class Script:
     initially_set: bool = False
     huge: bool = False
     freezes_recorded: bool = False
-    """Whether changes from empty to frozen were recorded: some set-ups filter them out, because they are very many."""
+    """Whether changes from empty to frozen were recorded: some set-ups filter them out, because
+    they are very many."""
     races: list[tuple[Operation, Item]] = field(factory=list)
     """Faults that have lost an entry, and the happening of the fault that they lost it to."""
     clues: list[str] = field(factory=list)
@@ -146,7 +155,7 @@ class _Task:
 class Scribe:
     """Turns the lines of a recording into a `Script`."""
 
-    def __init__(self, script: Script, translator: Translator) -> None:
+    def __init__(self, script: ConformScript, translator: Translator) -> None:
         self._script = script
         self._translator = translator
         self._tasks: dict[int, _Task] = {}
@@ -194,7 +203,12 @@ class Scribe:
         words = what.split()
         if {"slot", "gfn", "npages"} <= pairs.keys():
             slot = int(pairs["slot"])
-            given = {"slot": slot & 0xFFFF, "as_id": slot >> 16, "gfn": int(pairs["gfn"], 16), "npages": int(pairs["npages"], 16)}
+            given = {
+                "slot": slot & 0xFFFF,
+                "as_id": slot >> 16,
+                "gfn": int(pairs["gfn"], 16),
+                "npages": int(pairs["npages"], 16),
+            }
             given["flags"] = int(pairs.get("flags", "0"), 16)
             self._open(event, "set-region", given)
             self._task(event.pid).marked = True
@@ -221,7 +235,9 @@ class Scribe:
         self._script.vcpus = max(self._script.vcpus, vcpu + 1)
         entering = event.name == "kvm_entry"
         (self._inside.add if entering else self._inside.discard)(vcpu)
-        self._script.items.append(Item(event.line, event.pid, None, ENTER if entering else EXIT, vcpu))
+        self._script.items.append(
+            Item(event.line, event.pid, None, ENTER if entering else EXIT, vcpu)
+        )
 
     def _runs(self, event: Event) -> None:
         """Which vCPU a task runs, from an event that does nothing itself."""
@@ -261,7 +277,12 @@ class Scribe:
 
     def _begin_call(self, event: Event, task: _Task, kind: str) -> None:
         given = self._given(event, kind)
-        nested = task.faulting and bool(task.stack) and task.stack[0].kind == "fault" and kind.startswith("range-")
+        nested = (
+            task.faulting
+            and bool(task.stack)
+            and task.stack[0].kind == "fault"
+            and kind.startswith("range-")
+        )
         operation = self._open(event, kind, given, nested=nested)
         if kind in ("fault", "free-obsolete", "flush-tlb", "load-root"):
             operation.vcpu = task.vcpu if given.get("vcpu", -1) < 0 else given["vcpu"]
@@ -271,10 +292,14 @@ class Scribe:
         elif kind == "reset-context" and "sregs" not in event.text:
             operation.vcpu = task.vcpu
 
-    def _open(self, event: Event, kind: str, given: dict[str, Any], *, nested: bool = False) -> Operation:
+    def _open(
+        self, event: Event, kind: str, given: dict[str, Any], *, nested: bool = False
+    ) -> Operation:
         task = self._task(event.pid)
         busy = any(other.stack for pid, other in self._tasks.items() if pid != event.pid)
-        operation = Operation(kind, event.pid, event.line, self._step, given=given, running=busy or bool(self._inside))
+        operation = Operation(
+            kind, event.pid, event.line, self._step, given=given, running=busy or bool(self._inside)
+        )
         if nested:
             task.stack[0].nested.append(operation)
         else:
@@ -290,7 +315,9 @@ class Scribe:
         if kind == "fault":
             return self._translator.fault(event)
         payload = event.fields()
-        return dict(payload.args) if isinstance(payload, events.Probe) else {"caller": event.text}
+        return (
+            dict(payload.args) if isinstance(payload, events.ProbeEvent) else {"caller": event.text}
+        )
 
     def _learn(self, event: Event, task: _Task) -> None:
         """Inputs that come in the middle of an operation."""
@@ -315,7 +342,8 @@ class Scribe:
             given.setdefault(event.name, []).append(dict(event.fields().args))
 
     def _region(self, given: dict[str, Any], args: dict[str, Any]) -> None:
-        """kvm_set_memslot()'s arguments; of a delete the new slot is garbage, of a create the old one."""
+        """kvm_set_memslot()'s arguments; of a delete the new slot is garbage, of a create the old
+        one."""
         which = "old" if args.get("change") == DELETE else "new"
         given.update(
             change=args.get("change"),
@@ -326,7 +354,9 @@ class Scribe:
         )
 
     def _happened(self, event: Event, task: _Task, happening: Happening) -> None:
-        self._script.recorded[happening.values[0] if happening.kind == SYNC else happening.kind] += 1
+        self._script.recorded[
+            happening.values[0] if happening.kind == SYNC else happening.kind
+        ] += 1
         if happening.kind == SYNC and not task.stack:
             return
         if happening.kind == "spte" and happening.values[3:] == self._translator.freeze:
@@ -342,26 +372,30 @@ class Scribe:
         self._script.items.append(Item(event.line, event.pid, operation, happening))
 
 
-def read_script(path: Path, kernel: str = "", vendor: str = "") -> Script:
+def read_script(path: Path, kernel: str = "", vendor: str = "") -> ConformScript:
     """Read a recording. Raises `TraceError` when it is none."""
-    return script_of(Reader.open(path), kernel, vendor)
+    return script_of(TraceReader.open(path), kernel, vendor)
 
 
-def script_of(reader: Reader, kernel: str = "", vendor: str = "") -> Script:
+def script_of(reader: TraceReader, kernel: str = "", vendor: str = "") -> ConformScript:
     """The script of a recording that is being read."""
     names = ConformNames()
     lines = [event._replace(name=names.of(event)) for event in reader]
     detector = _detect(lines)
     layout = layouts.LAYOUTS[layouts.ALIASES.get(kernel, kernel)] if kernel else detector.kernel
     maker = layouts.VENDORS[vendor] if vendor else detector.vendor or layouts.AMD
-    script = Script(layout, maker, lines=reader.counts.lines)
-    script.clues = [f"line {clue.line}: {clue.spte:#x} is {clue.meaning} in {', '.join(sorted(clue.kernels))}" for clue in detector.clues]
+    script = ConformScript(layout, maker, lines=reader.counts.lines)
+    script.clues = [
+        f"line {clue.line}: {clue.spte:#x} is {clue.meaning} in {', '.join(sorted(clue.kernels))}"
+        for clue in detector.clues
+    ]
     write_script(script, lines)
     return script
 
 
-def write_script(script: Script, lines: Iterable[Event]) -> None:
-    """Turn events into operations, up to the place where the recording cannot be relied on any more."""
+def write_script(script: ConformScript, lines: Iterable[Event]) -> None:
+    """Turn events into operations, up to the place where the recording cannot be relied on any
+    more."""
     scribe = Scribe(script, Translator(script.kernel, script.vendor))
     for event in lines:
         if event.name == events.RECORDING:
@@ -378,12 +412,18 @@ def write_script(script: Script, lines: Iterable[Event]) -> None:
             script.damage = f"line {event.line}: {event.name}: {error}"
             break
     script.manual_protect = any(operation.kind == "clear-log" for operation in script.operations)
-    script.initially_set = script.manual_protect and not any(_protects(operation) for operation in script.operations)
+    script.initially_set = script.manual_protect and not any(
+        _protects(operation) for operation in script.operations
+    )
 
 
 def _protects(operation: Operation) -> bool:
     """Whether switching logging on took rights away."""
-    on = operation.kind == "set-region" and operation.given.get("change") == FLAGS and operation.given.get("flags", 0) & 1
+    on = (
+        operation.kind == "set-region"
+        and operation.given.get("change") == FLAGS
+        and operation.given.get("flags", 0) & 1
+    )
     return bool(on) and any(done.kind in ("wrprot_slot", "flush") for done in operation.did)
 
 

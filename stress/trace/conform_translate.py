@@ -6,10 +6,20 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from stress.trace import events, layouts
-from stress.trace.conform_values import FROZEN, NONE, OVER, PUBLISHED, REQUESTED, SEQ_TAKEN, SYNC, Happening, kernel_entry
+from stress.trace.conform_values import (
+    FROZEN,
+    NONE,
+    OVER,
+    PUBLISHED,
+    REQUESTED,
+    SEQ_TAKEN,
+    SYNC,
+    Happening,
+    kernel_entry,
+)
 from stress.trace.events import Event, FieldError
 from stress.trace.layouts import KernelLayout, Vendor
-from stress.trace.names import Names
+from stress.trace.names import EventNames
 
 RESULTS: Final[dict[str, tuple[str, ...]]] = {
     "6.1": ("CONTINUE", "RETRY", "EMULATE", "INVALID", "FIXED", "SPURIOUS"),
@@ -21,7 +31,11 @@ RESULTS: Final[dict[str, tuple[str, ...]]] = {
 INVALID_ROLE: Final = {"6.1": 1 << 11, "6.12": 1 << 11, "7.2": 1 << 12}
 """role.invalid in the role word (kvm_host.h, union kvm_mmu_page_role)."""
 
-REQUEST_NAMES: Final = {0: "TLB_FLUSH", 26 + 8: "TLB_FLUSH_CURRENT", 31 + 8: "MMU_FREE_OBSOLETE_ROOTS"}
+REQUEST_NAMES: Final = {
+    0: "TLB_FLUSH",
+    26 + 8: "TLB_FLUSH_CURRENT",
+    31 + 8: "MMU_FREE_OBSOLETE_ROOTS",
+}
 """The TDP MMU's requests, by KVM_REQUEST_MASK; all others are none of its business."""
 
 FUNCTIONS: Final = {
@@ -31,18 +45,21 @@ FUNCTIONS: Final = {
     "kvm_tdp_mmu_clear_dirty_pt_masked": "clear_dirty_pt",
     "kvm_service_local_tlb_flush_requests": "svc_tlb",
 }
-"""Probed functions that only `conform` looks at, by the name that it uses; for all others see `stress.trace.names`."""
+"""Probed functions that only `conform` looks at, by the name that it uses; for all others see
+`stress.trace.names`."""
 
 SYNCHRONISING: Final = {
     "kvm_faultin_pfn()": SEQ_TAKEN,
     "kvm_mmu_faultin_pfn()": SEQ_TAKEN,
     "synchronize_srcu_expedited()": PUBLISHED,
 }
-"""Function entries that tell which point of the model the kernel has just passed, or is about to."""
+"""Function entries that tell which point of the model the kernel has just passed, or is about
+to."""
 
 
-class ConformNames(Names):
-    """The names of `check`, and what only `conform` looks at. A probe is named by its function, whatever it was called."""
+class ConformNames(EventNames):
+    """The names of `check`, and what only `conform` looks at. A probe is named by its function,
+    whatever it was called."""
 
     def _learn(self, name: str, text: str, probe: bool) -> str:
         if probe:
@@ -73,7 +90,9 @@ class Translator:
             "kvm_mmu_spte_requested": self._requested,
             "fast_page_fault": self._fast,
             "check_mmio_spte": self._check_mmio,
-            "kvm_tdp_mmu_zap_collapsible_sptes()": lambda event: Happening("collapse", (), event.line),
+            "kvm_tdp_mmu_zap_collapsible_sptes()": lambda event: Happening(
+                "collapse", (), event.line
+            ),
             "kvm_tdp_mmu_recover_huge_pages()": lambda event: Happening("collapse", (), event.line),
         }
         self._requesting: dict[int, bool] = {}
@@ -89,18 +108,25 @@ class Translator:
         if made is None:
             return None
         payload = event.fields()
-        if not isinstance(payload, events.Probe):
+        if not isinstance(payload, events.ProbeEvent):
             return None  # a tracepoint, or a function, of the same name as a probe
         values = made(payload.args, event)
         return None if values is None else Happening(values[0], tuple(values[1:]), event.line)
 
     def fault(self, event: Event) -> dict[str, Any]:
-        """kvm_page_fault: where, and what was tried (SVM's error code; VMX's exit qualification)."""
+        """kvm_page_fault: where, and what was tried (SVM's error code; VMX's exit
+        qualification)."""
         payload = event.fields()
         error = payload.error
-        given: dict[str, Any] = {"gfn": payload.address >> 12, "vcpu": payload.vcpu, "write": bool(error & _WRITE)}
+        given: dict[str, Any] = {
+            "gfn": payload.address >> 12,
+            "vcpu": payload.vcpu,
+            "write": bool(error & _WRITE),
+        }
         if self._vendor is layouts.AMD:
-            given.update(present=bool(error & 1), fetch=bool(error & _FETCH), reserved=bool(error & _RSVD))
+            given.update(
+                present=bool(error & 1), fetch=bool(error & _FETCH), reserved=bool(error & _RSVD)
+            )
         else:
             given.update(present=bool(error & 0x38), fetch=bool(error & 4), reserved=False)
         return given
@@ -119,21 +145,33 @@ class Translator:
 
     def _new_root(self, event: Event) -> Happening | None:
         page = event.fields()
-        return Happening("new_root", (page.level,), event.line) if page.created and page.level >= 4 else None
+        return (
+            Happening("new_root", (page.level,), event.line)
+            if page.created and page.level >= 4
+            else None
+        )
 
     def _requested(self, event: Event) -> None:
         self._level[event.pid] = event.fields().level
 
     def _fast(self, event: Event) -> Happening:
         fault = event.fields()
-        old, new = (kernel_entry(spte, 1, self._kernel, self._vendor) for spte in (fault.old, fault.new))
+        old, new = (
+            kernel_entry(spte, 1, self._kernel, self._vendor) for spte in (fault.old, fault.new)
+        )
         how = "fixed" if fault.fixed else "spurious" if fault.spurious else "none"
-        return Happening("fast", (fault.address >> 12, how, old if fault.fixed else None, new if fault.fixed else None), event.line)
+        return Happening(
+            "fast",
+            (fault.address >> 12, how, old if fault.fixed else None, new if fault.fixed else None),
+            event.line,
+        )
 
     def _check_mmio(self, event: Event) -> Happening:
         check = event.fields()
         entry = kernel_entry(check.spte, 1, self._kernel, self._vendor)
-        return Happening("mmio_check", (entry.frame, check.spte_gen, check.kvm_gen, check.valid), event.line)
+        return Happening(
+            "mmio_check", (entry.frame, check.spte_gen, check.kvm_gen, check.valid), event.line
+        )
 
     # Probes; each returns the kind and its values.
 
@@ -156,13 +194,25 @@ class Translator:
     def _on_zap_root(self, args: dict[str, Any], event: Event) -> tuple[Any, ...]:
         if event.name == "__zap_root":
             return "zap_pass", self._root(args), args.get("zap_level"), bool(args.get("shared"))
-        return "zap_root", self._root(args), args.get("ref"), self._invalid(args), bool(args.get("shared"))
+        return (
+            "zap_root",
+            self._root(args),
+            args.get("ref"),
+            self._invalid(args),
+            bool(args.get("shared")),
+        )
 
     def _on_invalidate_all_roots(self, args: dict[str, Any], _: Event) -> tuple[Any, ...]:
         return "invalidate", args.get("gen"), args.get("inv_seq"), args.get("inv_prog")
 
     def _on_zap_all_fast(self, args: dict[str, Any], _: Event) -> tuple[Any, ...]:
-        return "zap_all_fast", args.get("gen"), args.get("tdp_pages"), args.get("inv_seq"), args.get("inv_prog")
+        return (
+            "zap_all_fast",
+            args.get("gen"),
+            args.get("tdp_pages"),
+            args.get("inv_seq"),
+            args.get("inv_prog"),
+        )
 
     def _on_zap_invalidated_roots(self, args: dict[str, Any], _: Event) -> tuple[Any, ...]:
         return "zap_invalidated", args.get("gen"), args.get("tdp_pages")
@@ -200,7 +250,13 @@ class Translator:
         return "unmapped", _flag(args, "flush")
 
     def _on_zap_leafs(self, args: dict[str, Any], _: Event) -> tuple[Any, ...]:
-        return "zap_leafs", self._root(args), args.get("start"), args.get("end"), _flag(args, "flush")
+        return (
+            "zap_leafs",
+            self._root(args),
+            args.get("start"),
+            args.get("end"),
+            _flag(args, "flush"),
+        )
 
     def _on_zap_leafs_ret(self, args: dict[str, Any], _: Event) -> tuple[Any, ...]:
         return "leafs_zapped", _flag(args, "flush")

@@ -1,8 +1,9 @@
 """What a kernel and the model are compared by: one vocabulary of happenings for both.
 
-A `Happening` is a kind and its values. On the kernel's side it is made from a line of the recording, on the model's by
-the recording parts (`conform_parts`). A value that a recording does not have is None there, and fits everything. Roots
-are told apart by address; `Bindings` remembers which address of the kernel is which root of the model.
+A `Happening` is a kind and its values. On the kernel's side it is made from a line of the
+recording, on the model's by the recording parts (`conform_parts`). A value that a recording does
+not have is None there, and fits everything. Roots are told apart by address; `Bindings` remembers
+which address of the kernel is which root of the model.
 """
 
 from __future__ import annotations
@@ -73,16 +74,26 @@ KINDS: Final[dict[str, str]] = {
 }
 """Every kind and what it counts as. Values, in order, are given where the kind is made."""
 
-ROOTED: Final = frozenset({"put", "walk", "zap_root", "zap_pass", "zap_leafs", "wrprot", "loaded", "unload"})
+ROOTED: Final = frozenset(
+    {"put", "walk", "zap_root", "zap_pass", "zap_leafs", "wrprot", "loaded", "unload"}
+)
 """Kinds whose first value is a root: in the recording its address, in the model the root."""
 
 BEGIN: Final = "begin"
 """An operation begins: no happening, but where the two sides meet."""
 SYNC: Final = "sync"
-"""Something else that tells where the kernel is, and is not compared: its first value names the `point` of the model."""
-JUDGED, FAST, SLOT_FOUND, SEQ_TAKEN, WRITING = "MMIO judged", "fast path", "slot found", "seq taken", "writing"
-"""Points of a fault: it has looked whether an MMIO SPTE holds; about to try the lockless path; it has its slot; it has its
-mmu_invalidate_seq; it has read an entry (gfn and level follow) and is about to replace it."""
+"""Something else that tells where the kernel is, and is not compared: its first value names the
+`point` of the model."""
+JUDGED, FAST, SLOT_FOUND, SEQ_TAKEN, WRITING = (
+    "MMIO judged",
+    "fast path",
+    "slot found",
+    "seq taken",
+    "writing",
+)
+"""Points of a fault: it has looked whether an MMIO SPTE holds; about to try the lockless path; it
+has its slot; it has its mmu_invalidate_seq; it has read an entry (gfn and level follow) and is
+about to replace it."""
 PUBLISHED, REQUESTED, OVER = "published", "requested", "over"
 """A slot set is visible; every vCPU has its request; the call has returned."""
 
@@ -98,9 +109,10 @@ class Happening(NamedTuple):
         return f"{self.kind} {' '.join(_text(value) for value in self.values)}".rstrip()
 
 
-class Entry(NamedTuple):
-    """An SPTE without what is this machine's own: `kind` is none, frozen, mmio, table or leaf. A leaf has its frame and its
-    rights (`rwx`, then A and D, then h and m for host- and MMU-writable); an MMIO entry its gfn and generation."""
+class EntryValue(NamedTuple):
+    """An SPTE without what is this machine's own: `kind` is none, frozen, mmio, table or leaf. A
+    leaf has its frame and its rights (`rwx`, then A and D, then h and m for host- and
+    MMU-writable); an MMIO entry its gfn and generation."""
 
     kind: str
     frame: int = 0
@@ -112,9 +124,9 @@ class Entry(NamedTuple):
         return f"mmio({self.frame:#x} gen {self.rights})" if self.kind == "mmio" else self.kind
 
 
-NONE: Final = Entry("none")
-FROZEN: Final = Entry("frozen")
-TABLE: Final = Entry("table")
+NONE: Final = EntryValue("none")
+FROZEN: Final = EntryValue("frozen")
+TABLE: Final = EntryValue("table")
 
 
 def _text(value: Any) -> str:
@@ -129,14 +141,16 @@ def _rights(**bits: bool) -> str:
     return "".join(name if on else "-" for name, on in bits.items())
 
 
-def kernel_entry(spte: int, level: int, kernel: KernelLayout, vendor: Vendor) -> Entry:
+def kernel_entry(spte: int, level: int, kernel: KernelLayout, vendor: Vendor) -> EntryValue:
     """What an SPTE of the recording means."""
     if spte == kernel.frozen:
         return FROZEN
     if vendor.is_mmio(spte):
-        return Entry("mmio", (spte & layouts.ADDRESS & ~(1 << 51)) >> 12, f"{kernel.generation(spte):#x}")
+        return EntryValue(
+            "mmio", (spte & layouts.ADDRESS & ~(1 << 51)) >> 12, f"{kernel.generation(spte):#x}"
+        )
     if not layouts.is_present(spte):
-        return NONE if spte == kernel.none else Entry(f"unknown {spte:#x}")
+        return NONE if spte == kernel.none else EntryValue(f"unknown {spte:#x}")
     if layouts.is_table(spte, level):
         return TABLE
     amd = vendor is layouts.AMD
@@ -150,17 +164,17 @@ def kernel_entry(spte: int, level: int, kernel: KernelLayout, vendor: Vendor) ->
         m=bool(spte & vendor.mmu_writable),
     )
     address = spte & layouts.ADDRESS & ~(layouts.span(level) * 4096 - 1)
-    return Entry("leaf", address >> 12, rights)
+    return EntryValue("leaf", address >> 12, rights)
 
 
-def model_entry(spte: int, level: int, layout: SpteLayout) -> Entry:
+def model_entry(spte: int, level: int, layout: SpteLayout) -> EntryValue:
     """What an SPTE of the model means."""
     if spte == words.REMOVED_SPTE:
         return FROZEN
     if spte & words.SPTE_MMIO:
-        return Entry("mmio", words.pfn_of(spte), f"{layout.mmio_generation(spte):#x}")
+        return EntryValue("mmio", words.pfn_of(spte), f"{layout.mmio_generation(spte):#x}")
     if not layout.is_present(spte):
-        return NONE if spte == 0 else Entry(f"unknown {spte:#x}")
+        return NONE if spte == 0 else EntryValue(f"unknown {spte:#x}")
     if layout.is_table(spte, level):
         return TABLE
     rights = _rights(
@@ -172,12 +186,13 @@ def model_entry(spte: int, level: int, layout: SpteLayout) -> Entry:
         h=bool(spte & words.HOST_WRITABLE),
         m=bool(spte & words.MMU_WRITABLE),
     )
-    return Entry("leaf", words.pfn_of(spte), rights)
+    return EntryValue("leaf", words.pfn_of(spte), rights)
 
 
 @define
 class Bindings:
-    """Which address of the kernel is which root of the model. An address may come again once its root is gone."""
+    """Which address of the kernel is which root of the model. An address may come again once its
+    root is gone."""
 
     _roots: dict[int, object] = field(factory=dict)
     _addresses: dict[int, int] = field(factory=dict)
@@ -217,7 +232,10 @@ def fits(kernel: Happening, model: Happening, pointers: Bindings, physical: Bind
         start = 1
         mine, theirs = model.values[0], kernel.values[0]
         bindings = physical if kernel.kind in ("loaded", "unload") else pointers
-        if theirs is not None and ((mine is None) != (theirs == 0) or (mine is not None and not bindings.same(theirs, mine))):
+        if theirs is not None and (
+            (mine is None) != (theirs == 0)
+            or (mine is not None and not bindings.same(theirs, mine))
+        ):
             return False
     pairs = zip(kernel.values[start:], model.values[start:], strict=True)
     return all(theirs is None or theirs == mine for theirs, mine in pairs)

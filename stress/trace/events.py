@@ -1,18 +1,20 @@
-"""What a recording is made of: one `Event` for each line, with its payload parsed on demand into a frozen type.
+"""What a recording is made of: one `Event` for each line, with its payload parsed on demand into a
+frozen type.
 
     for event in Reader.open(path):
         match event.name:
-            case "kvm_tdp_mmu_spte_changed":          # a tracepoint: its name
-                change = event.fields()               # SpteChanged(as_id=0, gfn=0x40000, level=1, old=..., new=...)
-            case "put_root":                          # a probe event: the name it was recorded under
-                probe = event.fields()                # Probe(function="kvm_tdp_mmu_put_root", caller="", args={"ref": 3, ...})
-            case "kvm_mmu_load()":                    # a function entry: the name with "()"; event.text is the caller
+            case "kvm_tdp_mmu_spte_changed":  # a tracepoint: its name
+                change = event.fields()  # SpteChanged(as_id=0, gfn=0x40000, ...)
+            case "put_root":  # a probe event: its own name
+                probe = event.fields()  # ProbeEvent(function=..., caller="", args={...})
+            case "kvm_mmu_load()":  # a function entry: name with "()"; text is the caller
                 ...
-            case events.LOST | events.ORDER | events.DAMAGE | ...:   # a notice of the reader itself, see `NOTICES`
+            case events.LOST | events.ORDER | events.DAMAGE | ...:   # see `NOTICES`
                 ...
 
-`fields()` raises `FieldError` where the payload is not what the event's format says; the reader never calls it.
-Formats: reference 3.1 for `kvmmmu`; the kernel's Documentation/trace/kprobetrace.rst for probe events.
+`fields()` raises `FieldError` where the payload is not what the event's format says; the reader
+never calls it. Formats: reference 3.1 for `kvmmmu`; the kernel's
+Documentation/trace/kprobetrace.rst for probe events.
 """
 
 from __future__ import annotations
@@ -21,20 +23,25 @@ import re
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
-from stress.errors import StressError
+from stress.scenario.errors import StressError
 
 RECORDING: Final = "#recording"
-"""A recording begins here (its header): in a file that is several, everything known so far belongs to the one before."""
+"""A recording begins here (its header): in a file that is several, everything known so far belongs
+to the one before."""
 LOST: Final = "#lost"
-"""The kernel dropped events of `cpu` before the next line; `text` says how many, or "" where it does not know."""
+"""The kernel dropped events of `cpu` before the next line; `text` says how many, or "" where it
+does not know."""
 ORDER: Final = "#order"
-"""The next event is earlier than one before it: the order of the lines is not the order of the events from here on."""
+"""The next event is earlier than one before it: the order of the lines is not the order of the
+events from here on."""
 ORDERED: Final = "#ordered"
-"""The next event is later than all before it: from here on the order of the lines is the order of the events again."""
+"""The next event is later than all before it: from here on the order of the lines is the order of
+the events again."""
 MISSING: Final = "#missing"
 """At the end: the header announces more events than the file has."""
 DAMAGE: Final = "#damage"
-"""A line that is no line of a recording, or the file cannot be read on from here; `text` says what is wrong."""
+"""A line that is no line of a recording, or the file cannot be read on from here; `text` says what
+is wrong."""
 MARKER: Final = "tracing_mark_write"
 """User space wrote `text` to `trace_marker`."""
 NOTICES: Final = frozenset({RECORDING, LOST, MISSING, ORDER, ORDERED, DAMAGE})
@@ -42,15 +49,18 @@ NOTICES: Final = frozenset({RECORDING, LOST, MISSING, ORDER, ORDERED, DAMAGE})
 
 
 class TraceError(StressError):
-    """A recording that cannot be used at all: missing, of another format, or without a single event; exit code 4."""
+    """A recording that cannot be used at all: missing, of another format, or without a single
+    event; exit code 4."""
 
 
 class FieldError(ValueError):
-    """The payload of an event does not fit its format: the line was damaged, or the format is unknown."""
+    """The payload of an event does not fit its format: the line was damaged, or the format is
+    unknown."""
 
 
 class SpteChanged(NamedTuple):
-    """`kvm_tdp_mmu_spte_changed`: bookkeeping after the write, and in some paths after the flush (reference 2.6)."""
+    """`kvm_tdp_mmu_spte_changed`: bookkeeping after the write, and in some paths after the flush
+    (reference 2.6)."""
 
     as_id: int
     gfn: int
@@ -60,7 +70,8 @@ class SpteChanged(NamedTuple):
 
 
 class SetSpte(NamedTuple):
-    """`kvm_mmu_set_spte`: the leaf that a fault has left, with the physical address of its entry."""
+    """`kvm_mmu_set_spte`: the leaf that a fault has left, with the physical address of its
+    entry."""
 
     gfn: int
     spte: int
@@ -77,7 +88,8 @@ class SpteRequested(NamedTuple):
 
 
 class ShadowPageEvent(NamedTuple):
-    """`kvm_mmu_get_page`, `kvm_mmu_prepare_zap_page`: a table page is made, or about to be removed with all below it."""
+    """`kvm_mmu_get_page`, `kvm_mmu_prepare_zap_page`: a table page is made, or about to be removed
+    with all below it."""
 
     gfn: int
     level: int
@@ -88,7 +100,8 @@ class ShadowPageEvent(NamedTuple):
 
 
 class FastFault(NamedTuple):
-    """`fast_page_fault`: an SPTE changed without `mmu_lock`, and without a `kvm_tdp_mmu_spte_changed` event."""
+    """`fast_page_fault`: an SPTE changed without `mmu_lock`, and without a
+    `kvm_tdp_mmu_spte_changed` event."""
 
     vcpu: int
     address: int
@@ -130,7 +143,8 @@ class ZapAllFast(NamedTuple):
 
 
 class VcpuEvent(NamedTuple):
-    """`kvm_entry`, `kvm_exit`, `kvm_page_fault`: which vCPU; `address` and `error` only where the event has them."""
+    """`kvm_entry`, `kvm_exit`, `kvm_page_fault`: which vCPU; `address` and `error` only where the
+    event has them."""
 
     vcpu: int
     reason: str
@@ -145,15 +159,17 @@ class Function(NamedTuple):
     caller: str
 
 
-class Probe(NamedTuple):
-    """A probe event: the function, its caller where the probe is on the return (else ""), and the named arguments."""
+class ProbeEvent(NamedTuple):
+    """A probe event: the function, its caller where the probe is on the return (else ""), and the
+    named arguments."""
 
     function: str
     caller: str
     args: dict[str, int | str]
 
     def number(self, name: str, default: int | None = None) -> int:
-        """The argument as a number; `FieldError` if it is missing and there is no default, or is no number."""
+        """The argument as a number; `FieldError` if it is missing and there is no default, or is no
+        number."""
         value = self.args.get(name, default)
         if not isinstance(value, int):
             raise FieldError(f"{self.function} has no number {name}=")
@@ -178,16 +194,18 @@ Fields = (
     | ZapAllFast
     | VcpuEvent
     | Function
-    | Probe
+    | ProbeEvent
     | Text
 )
 
 
 class Event(NamedTuple):
-    """One line. `time` is in the last digit printed: ticks of `trace_clock=counter`, microseconds of the others.
+    """One line. `time` is in the last digit printed: ticks of `trace_clock=counter`, microseconds
+    of the others.
 
-    `line` counts from 1 over the whole file. `flags` is the column of irqs-off, need-resched, hardirq/softirq,
-    preempt-depth ("" where the recording has none). `text` is the payload; of a function entry, its caller.
+    `line` counts from 1 over the whole file. `flags` is the column of irqs-off, need-resched,
+    hardirq/softirq, preempt-depth ("" where the recording has none). `text` is the payload; of a
+    function entry, its caller.
     """
 
     line: int
@@ -206,7 +224,8 @@ class Event(NamedTuple):
 
     @property
     def in_interrupt(self) -> bool:
-        """Whether it ran in hard or soft interrupt context: the task is only whoever was interrupted."""
+        """Whether it ran in hard or soft interrupt context: the task is only whoever was
+        interrupted."""
         return len(self.flags) > 2 and self.flags[2] in "hHszZ"
 
     def fields(self) -> Any:
@@ -219,12 +238,16 @@ class Event(NamedTuple):
         return parse_probe(self.text) if self.text.startswith("(") else Text(self.text)
 
 
-_PROBE = re.compile(r"\(([^\s+()]+)(?:\+0x[0-9a-f]+(?:/0x[0-9a-f]+)?)?(?: \[[^\]]*\])?(?: <- ([^\s+()]+)(?:\+\S+)?(?: \[[^\]]*\])?)?\)")
+_PROBE = re.compile(
+    r"\(([^\s+()]+)(?:\+0x[0-9a-f]+(?:/0x[0-9a-f]+)?)?(?: \[[^\]]*\])?(?: <- "
+    r"([^\s+()]+)(?:\+\S+)?(?: \[[^\]]*\])?)?\)"
+)
 _ARGUMENT = re.compile(r' ([A-Za-z_]\w*)=("(?:[^"\\]|\\.)*"|\S+)')
 
 
-def parse_probe(text: str) -> Probe:
-    """`(FUNC+0x4/0xd0 [kvm]) root=0x... ref=1`, and of a return probe `(CALLER+... <- FUNC) ret=1`."""
+def parse_probe(text: str) -> ProbeEvent:
+    """`(FUNC+0x4/0xd0 [kvm]) root=0x... ref=1`, and of a return probe `(CALLER+... <- FUNC)
+    ret=1`."""
     head = _PROBE.match(text)
     if head is None:
         raise FieldError("not a probe event: it does not begin with (FUNCTION+OFFSET/SIZE)")
@@ -235,7 +258,7 @@ def parse_probe(text: str) -> Probe:
             args[name] = int(value, 0)
         except ValueError:
             args[name] = value
-    return Probe(second, first, args) if second else Probe(first, "", args)
+    return ProbeEvent(second, first, args) if second else ProbeEvent(first, "", args)
 
 
 def _format(pattern: str, make: Callable[..., Fields]) -> Callable[[str], Fields]:
@@ -255,12 +278,18 @@ def _spte_changed(as_id: str, gfn: str, level: str, old: str, new: str) -> SpteC
     return SpteChanged(int(as_id), int(gfn, 16), int(level), int(old, 16), int(new, 16))
 
 
-def _page(gfn: str, level: str, direct: str, invalid: str, count: str, created: str | None) -> ShadowPageEvent:
-    return ShadowPageEvent(int(gfn, 16), int(level), bool(direct), bool(invalid), int(count), created == "new")
+def _page(
+    gfn: str, level: str, direct: str, invalid: str, count: str, created: str | None
+) -> ShadowPageEvent:
+    return ShadowPageEvent(
+        int(gfn, 16), int(level), bool(direct), bool(invalid), int(count), created == "new"
+    )
 
 
 def _fast(vcpu: str, address: str, old: str, new: str, spurious: str, fixed: str) -> FastFault:
-    return FastFault(int(vcpu), int(address, 16), int(old, 16), int(new, 16), spurious == "1", fixed == "1")
+    return FastFault(
+        int(vcpu), int(address, 16), int(old, 16), int(new, 16), spurious == "1", fixed == "1"
+    )
 
 
 def _check_mmio(spte: str, kvm_gen: str, spte_gen: str, valid: str) -> CheckMmio:
@@ -268,17 +297,21 @@ def _check_mmio(spte: str, kvm_gen: str, spte_gen: str, valid: str) -> CheckMmio
 
 
 _parse_page = _format(
-    r"sp gen \w+ gfn ([0-9a-f]{1,16}) l(\d{1,2}) \S+ q\d+( direct)? \S+( invalid)? \S+ \S+ root (\d{1,10}) "
+    r"sp gen \w+ gfn ([0-9a-f]{1,16}) l(\d{1,2}) \S+ q\d+( direct)? \S+( invalid)? \S+ \S+ root "
+    r"(\d{1,10}) "
     r"(?:un)?sync\W*(new|existing)?\W*$",
     _page,
 )
 
 PARSERS: Final[dict[str, Callable[[str], Fields]]] = {
     "kvm_tdp_mmu_spte_changed": _format(
-        r"as id (\d{1,10}) gfn ([0-9a-f]{1,16}) level (\d{1,10}) old_spte ([0-9a-f]{1,16}) new_spte ([0-9a-f]{1,16})\s*$", _spte_changed
+        r"as id (\d{1,10}) gfn ([0-9a-f]{1,16}) level (\d{1,10}) old_spte ([0-9a-f]{1,16}) "
+        r"new_spte ([0-9a-f]{1,16})\s*$",
+        _spte_changed,
     ),
     "kvm_mmu_set_spte": _format(
-        r"gfn ([0-9a-f]{1,16}) spte ([0-9a-f]{1,16}) \(\S*\) level (\d{1,10}) at ([0-9a-f]{1,16})\s*$",
+        r"gfn ([0-9a-f]{1,16}) spte ([0-9a-f]{1,16}) \(\S*\) level (\d{1,10}) at "
+        r"([0-9a-f]{1,16})\s*$",
         lambda gfn, spte, level, at: SetSpte(int(gfn, 16), int(spte, 16), int(level), int(at, 16)),
     ),
     "kvm_mmu_spte_requested": _format(
@@ -288,7 +321,8 @@ PARSERS: Final[dict[str, Callable[[str], Fields]]] = {
     "kvm_mmu_get_page": _parse_page,
     "kvm_mmu_prepare_zap_page": _parse_page,
     "fast_page_fault": _format(
-        r"vcpu (\d{1,10}) gva ([0-9a-f]{1,16}) error_code \S* sptep \S+ old 0x([0-9a-f]{1,16}) new ([0-9a-f]{1,16}) "
+        r"vcpu (\d{1,10}) gva ([0-9a-f]{1,16}) error_code \S* sptep \S+ old 0x([0-9a-f]{1,16}) new "
+        r"([0-9a-f]{1,16}) "
         r"spurious ([01]) fixed ([01])\s*$",
         _fast,
     ),
@@ -296,20 +330,32 @@ PARSERS: Final[dict[str, Callable[[str], Fields]]] = {
         r"sptep: ?\S+ gfn ([0-9a-f]{1,16}) access (\w+) gen ([0-9a-f]{1,16})\s*$",
         lambda gfn, access, gen: MarkMmio(int(gfn, 16), int(access, 16), int(gen, 16)),
     ),
-    "check_mmio_spte": _format(r"spte ([0-9a-f]{1,16}) kvm_gen ([0-9a-f]{1,16}) spte-gen ([0-9a-f]{1,16}) valid ([01])\s*$", _check_mmio),
+    "check_mmio_spte": _format(
+        r"spte ([0-9a-f]{1,16}) kvm_gen ([0-9a-f]{1,16}) spte-gen ([0-9a-f]{1,16}) valid "
+        r"([01])\s*$",
+        _check_mmio,
+    ),
     "kvm_unmap_hva_range": _format(
-        r"mmu notifier unmap range: 0x([0-9a-f]{1,16}) -- 0x([0-9a-f]{1,16})\s*$", lambda start, end: HvaRange(int(start, 16), int(end, 16))
+        r"mmu notifier unmap range: 0x([0-9a-f]{1,16}) -- 0x([0-9a-f]{1,16})\s*$",
+        lambda start, end: HvaRange(int(start, 16), int(end, 16)),
     ),
     "kvm_mmu_zap_all_fast": _format(
-        r"kvm-mmu-valid-gen (\w+) used_pages ([0-9a-f]{1,16})\s*$", lambda gen, used: ZapAllFast(int(gen, 16), int(used, 16))
+        r"kvm-mmu-valid-gen (\w+) used_pages ([0-9a-f]{1,16})\s*$",
+        lambda gen, used: ZapAllFast(int(gen, 16), int(used, 16)),
     ),
     "kvm_entry": _format(r"vcpu (\d{1,10})\b", lambda vcpu: VcpuEvent(int(vcpu), "", 0, 0)),
-    "kvm_exit": _format(r"vcpu (\d{1,10}) reason (\S+)", lambda vcpu, reason: VcpuEvent(int(vcpu), reason, 0, 0)),
+    "kvm_exit": _format(
+        r"vcpu (\d{1,10}) reason (\S+)", lambda vcpu, reason: VcpuEvent(int(vcpu), reason, 0, 0)
+    ),
     "kvm_page_fault": _format(
-        r"(?:vcpu (\d{1,10}) )?(?:rip 0x[0-9a-f]+ )?address 0x([0-9a-f]{1,16}) error_code (?:0x)?([0-9a-f]{1,16})",
-        lambda vcpu, address, error: VcpuEvent(int(vcpu or -1), "", int(address, 16), int(error, 16)),
+        r"(?:vcpu (\d{1,10}) )?(?:rip 0x[0-9a-f]+ )?address 0x([0-9a-f]{1,16}) error_code "
+        r"(?:0x)?([0-9a-f]{1,16})",
+        lambda vcpu, address, error: VcpuEvent(
+            int(vcpu or -1), "", int(address, 16), int(error, 16)
+        ),
     ),
     "tracing_mark_write": Text,
     "print": Text,
 }
-"""The payload of each event whose format is known by its name; everything else is a probe event, a function or text."""
+"""The payload of each event whose format is known by its name; everything else is a probe event, a
+function or text."""

@@ -1,9 +1,11 @@
 """SPTE layouts as data: what the values in a recording mean, by kernel and by vendor.
 
-A recording does not say which kernel made it. What it holds does: the value of an entry that maps nothing, the frozen
-value, and where leaves keep "the host lets me write". `Detector` collects that evidence, with the line of each piece.
+A recording does not say which kernel made it. What it holds does: the value of an entry that maps
+nothing, the frozen value, and where leaves keep "the host lets me write". `Detector` collects that
+evidence, with the line of each piece.
 
-Source: arch/x86/kvm/mmu/spte.h of 6.1, 6.12 and 7.2; reference 0.1; the recordings that the tests use.
+Source: arch/x86/kvm/mmu/spte.h of 6.1, 6.12 and 7.2; reference 0.1; the recordings that the tests
+use.
 """
 
 from __future__ import annotations
@@ -13,7 +15,8 @@ from typing import Final
 from attrs import define, field, frozen
 
 PRESENT: Final = 1 << 11
-"""SPTE_MMU_PRESENT_MASK: the bit that means "maps something" to KVM, on both vendors, since 5.13."""
+"""SPTE_MMU_PRESENT_MASK: the bit that means "maps something" to KVM, on both vendors, since
+5.13."""
 LARGE: Final = 1 << 7
 WRITABLE: Final = 1 << 1
 ADDRESS: Final = ((1 << 52) - 1) & ~0xFFF
@@ -62,13 +65,15 @@ VENDORS: Final = {vendor.name.lower(): vendor for vendor in (AMD, INTEL)}
 
 @frozen
 class KernelLayout:
-    """What a kernel writes where nothing is mapped, and how it packs the generation into an MMIO SPTE."""
+    """What a kernel writes where nothing is mapped, and how it packs the generation into an MMIO
+    SPTE."""
 
     name: str
     none: int
     """SHADOW_NONPRESENT_VALUE."""
     frozen: int
-    """FROZEN_SPTE (REMOVED_SPTE until 6.10): written by whoever removes the entry, replaced by nobody else."""
+    """FROZEN_SPTE (REMOVED_SPTE until 6.10): written by whoever removes the entry, replaced by
+    nobody else."""
     gen_fields: tuple[tuple[int, int], ...]
     """The (shift, width) pieces of an MMIO SPTE's generation, lowest first."""
 
@@ -89,12 +94,18 @@ LAYOUTS: Final = {
         KernelLayout("7.2", none=NO_VE, frozen=NO_VE | 0x1A0, gen_fields=((3, 7), (52, 11))),
     )
 }
-"""By the first kernel known to have it: 6.1 stands for 5.13 to 6.9, 6.12 for 6.10 to the change of 7.x."""
+"""By the first kernel known to have it: 6.1 stands for 5.13 to 6.9, 6.12 for 6.10 to the change of
+7.x."""
 
 INVALID_BIT: Final = {"6.1": 0x800, "6.12": 0x800, "7.2": 0x1000}
 """role.invalid in a root's role word: behind the access bits, of which 7.x has one more."""
 
-ALIASES: Final = {"6.6": "6.1", "6.12-quirkoff": "6.12", "7.2-quirkoff": "7.2", "6.1-quirkoff": "6.1"}
+ALIASES: Final = {
+    "6.6": "6.1",
+    "6.12-quirkoff": "6.12",
+    "7.2-quirkoff": "7.2",
+    "6.1-quirkoff": "6.1",
+}
 """Other names for a layout: a quirk changes what KVM does, not how it writes."""
 
 NONE_VALUES: Final = frozenset(layout.none for layout in LAYOUTS.values())
@@ -102,7 +113,8 @@ FROZEN_VALUES: Final = frozenset(layout.frozen for layout in LAYOUTS.values())
 
 
 def is_frozen(spte: int) -> bool:
-    """The frozen value of any kernel; they are distinct from everything else that any kernel writes."""
+    """The frozen value of any kernel; they are distinct from everything else that any kernel
+    writes."""
     return spte in FROZEN_VALUES
 
 
@@ -138,7 +150,8 @@ class Clue:
 
 @define
 class Detector:
-    """Which layouts are still possible, and why. Give it every SPTE; it stops looking once there is nothing to learn."""
+    """Which layouts are still possible, and why. Give it every SPTE; it stops looking once there is
+    nothing to learn."""
 
     kernels: set[str] = field(factory=lambda: set(LAYOUTS))
     vendors: set[str] = field(factory=lambda: set(VENDORS))
@@ -155,7 +168,9 @@ class Detector:
             return ""
         self._seen.add(spte)
         meaning = "non-present value" if spte in NONE_VALUES else "frozen value"
-        kernels = {layout.name for layout in LAYOUTS.values() if spte in (layout.none, layout.frozen)}
+        kernels = {
+            layout.name for layout in LAYOUTS.values() if spte in (layout.none, layout.frozen)
+        }
         return self._learn(Clue(line, spte, meaning, frozenset(kernels)))
 
     def _learn(self, clue: Clue) -> str:
@@ -170,8 +185,12 @@ class Detector:
         return ""
 
     def see_role(self, line: int, before: int, after: int) -> None:
-        """The role word of a root before and after it became invalid: one bit more, and that bit has moved in 7.x."""
-        kernels = {bit: frozenset(name for name, at in INVALID_BIT.items() if at == bit) for bit in INVALID_BIT.values()}
+        """The role word of a root before and after it became invalid: one bit more, and that bit
+        has moved in 7.x."""
+        kernels = {
+            bit: frozenset(name for name, at in INVALID_BIT.items() if at == bit)
+            for bit in INVALID_BIT.values()
+        }
         found = kernels.get(before ^ after)
         if found and not self.kernels <= found:
             self._learn(Clue(line, before ^ after, "role.invalid", found))
@@ -183,7 +202,8 @@ class Detector:
         return bits.pop() if len(bits) == 1 else 0
 
     def _see_leaf(self, spte: int) -> None:
-        """Bits 57 and 58 are Intel's; a present AMD entry has bit 9 or 10, or the user bit with accessed, without a memory type."""
+        """Bits 57 and 58 are Intel's; a present AMD entry has bit 9 or 10, or the user bit with
+        accessed, without a memory type."""
         if spte & (INTEL.host_writable | INTEL.mmu_writable):
             self.vendors &= {"intel"}
         elif spte & (1 << 10) and not spte & 0b011000:
@@ -191,7 +211,8 @@ class Detector:
 
     @property
     def kernel(self) -> KernelLayout:
-        """The layout, or the likeliest where several fit: the one in the middle of what is possible."""
+        """The layout, or the likeliest where several fit: the one in the middle of what is
+        possible."""
         order = [name for name in ("6.12", "6.1", "7.2") if name in self.kernels]
         return LAYOUTS[order[0]]
 

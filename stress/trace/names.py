@@ -1,7 +1,9 @@
-"""The vocabulary of `check`: one canonical name for each function that matters, whatever a recording calls its probe.
+"""The vocabulary of `check`: one canonical name for each function that matters, whatever a
+recording calls its probe.
 
-A probe event may have any name; the function in its payload cannot lie. `canonical` maps `kvm_tdp_mmu_put_root` to
-`put_root`, and a return probe on it to `put_root_ret`. Functions that changed their name between kernels share one.
+A probe event may have any name; the function in its payload cannot lie. `canonical` maps
+`kvm_tdp_mmu_put_root` to `put_root`, and a return probe on it to `put_root_ret`. Functions that
+changed their name between kernels share one.
 """
 
 from __future__ import annotations
@@ -101,7 +103,7 @@ TRACEPOINTS: Final = frozenset(
 _CANONICAL: Final = frozenset(FUNCTIONS.values())
 
 
-class Names(dict[tuple[str, bool], str]):
+class EventNames(dict[tuple[str, bool], str]):
     """Canonical names by (event name, is it a probe event); learned as the events come."""
 
     def of(self, event: Event) -> str:

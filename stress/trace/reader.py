@@ -1,22 +1,25 @@
-"""Read an ftrace recording: streaming, in constant memory, one `Event` a line (see `stress.trace.events`).
+"""Read an ftrace recording: streaming, in constant memory, one `Event` a line (see
+`stress.trace.events`).
 
-    reader = Reader.open(Path("w1.trace.xz"))       # .xz, .gz, plain (told by content, not by name); Path("-") is stdin
-    for event in reader:                            # Event(line, cpu, pid, task, time, flags, name, text), in file order
+    reader = Reader.open(Path("w1.trace.xz"))       # .xz, .gz, plain; Path("-") is stdin
+    for event in reader:                            # in file order
         ...
     reader.counts.lines, .events, .skipped, .lost   # after (or during) the loop
     reader.counts.announced                         # how many events the header says there are
 
 Stable interface for everything that reads recordings:
 
-* `Reader.open(path, wanted=None)`, `Reader.of_lines(lines, wanted=None)`: with `wanted`, a set of event names (functions
-  as `name()`), other events are skipped at little cost and counted by name in `counts.skipped`.
-* Iteration yields events in the order of the file. Lines that cannot be read, lost events, broken order, further
-  headers and the end of a truncated file are events too, where they happened, with the names in `NOTICES`; nothing
-  raises for them.
+* `Reader.open(path, wanted=None)`, `Reader.of_lines(lines, wanted=None)`: with `wanted`, a set of
+  event names (functions as `name()`), other events are skipped at little cost and counted by name
+  in `counts.skipped`.
+* Iteration yields events in the order of the file. Lines that cannot be read, lost events, broken
+  order, further headers and the end of a truncated file are events too, where they happened, with
+  the names in `NOTICES`; nothing raises for them.
 * A file that is no recording at all raises `TraceError`, while it is iterated.
 
-Understood: the `trace` file of tracefs in its default and its latency format, with or without the irq-info and tgid
-columns, any trace clock, annotations of lost events; stack traces and further lines of a marker are passed over.
+Understood: the `trace` file of tracefs in its default and its latency format, with or without the
+irq-info and tgid columns, any trace clock, annotations of lost events; stack traces and further
+lines of a marker are passed over.
 """
 
 from __future__ import annotations
@@ -34,7 +37,17 @@ from typing import IO, Final
 
 from attrs import define, field
 
-from stress.trace.events import DAMAGE, LOST, MARKER, MISSING, ORDER, ORDERED, RECORDING, Event, TraceError
+from stress.trace.events import (
+    DAMAGE,
+    LOST,
+    MARKER,
+    MISSING,
+    ORDER,
+    ORDERED,
+    RECORDING,
+    Event,
+    TraceError,
+)
 
 BLOCK: Final = 1 << 18
 """Bytes read at a time."""
@@ -43,7 +56,8 @@ LONGEST: Final = 1 << 16
 PATIENCE: Final = 1000
 """Damaged lines before a file without a single event is called something else than a recording."""
 SKEW: Final = 200
-"""Microseconds by which clocks of two CPUs may differ (`trace_clock=local`) in what is still one order."""
+"""Microseconds by which clocks of two CPUs may differ (`trace_clock=local`) in what is still one
+order."""
 FOREIGN: Final = frozenset({"function_graph", "blk", "mmiotrace", "hwlat", "osnoise", "timerlat"})
 """Tracers whose lines are not events."""
 
@@ -66,7 +80,7 @@ _STACK = re.compile(r"\s*=> |.*<(?:user )?stack trace>")
 
 
 @define
-class Counts:
+class ReadCounts:
     """What was read so far."""
 
     lines: int = 0
@@ -91,7 +105,8 @@ class Counts:
     recordings: int = 0
     """Headers: how many recordings the file holds."""
     decimal: bool = False
-    """Whether the clock prints seconds with decimals (local, global, mono, boot) or whole ticks (counter, x86-tsc)."""
+    """Whether the clock prints seconds with decimals (local, global, mono, boot) or whole ticks
+    (counter, x86-tsc)."""
 
 
 class _Numbers(dict[str, int]):
@@ -118,13 +133,15 @@ class _Names(dict[str, str]):
         return value
 
 
-class Reader:
+class TraceReader:
     """An iterator over the events of one file, to be used once."""
 
-    def __init__(self, chunks: Iterator[bytes], origin: str, wanted: frozenset[str] | None = None) -> None:
+    def __init__(
+        self, chunks: Iterator[bytes], origin: str, wanted: frozenset[str] | None = None
+    ) -> None:
         self.origin = origin
         """What is read, for messages."""
-        self.counts = Counts()
+        self.counts = ReadCounts()
         self.ignore: set[str] = set()
         """Names of events to skip from here on; whoever iterates may add to it meanwhile."""
         self._chunks = chunks
@@ -134,8 +151,9 @@ class Reader:
         self._marker = -1
 
     @classmethod
-    def open(cls, path: Path, wanted: frozenset[str] | None = None) -> Reader:
-        """A reader of a file, compressed or not, or of stdin where `path` is `-`; raises `TraceError` if there is none."""
+    def open(cls, path: Path, wanted: frozenset[str] | None = None) -> TraceReader:
+        """A reader of a file, compressed or not, or of stdin where `path` is `-`; raises
+        `TraceError` if there is none."""
         try:
             raw: IO[bytes] = sys.stdin.buffer if str(path) == "-" else path.open("rb")
         except OSError as error:
@@ -143,7 +161,7 @@ class Reader:
         return cls(_chunks(raw), str(path), wanted)
 
     @classmethod
-    def of_lines(cls, lines: Iterable[str], wanted: frozenset[str] | None = None) -> Reader:
+    def of_lines(cls, lines: Iterable[str], wanted: frozenset[str] | None = None) -> TraceReader:
         """A reader of lines that are already there, without their newlines."""
         return cls(iter([("\n".join(lines) + "\n").encode("utf-8", "replace")]), "lines", wanted)
 
@@ -152,7 +170,8 @@ class Reader:
         counts, wanted, ignore, match = self.counts, self._wanted, self.ignore, self._match
         last, disorder = -1, False
         numbers, tasks, functions, plain = _Numbers(), _Names(""), _Names("()"), _Names("")
-        make = tuple.__new__  # an Event without the detour over its own constructor, which costs half of a line's time
+        # an Event without the detour over its own constructor, which costs half of a line's time
+        make = tuple.__new__
         for lines in self._blocks():
             first = counts.lines + 1
             for line_number, line in enumerate(lines, first):
@@ -169,24 +188,41 @@ class Reader:
                 if stamp >= last:
                     if disorder:
                         disorder = False
-                        yield _notice(line_number, numbers[cpu], ORDERED, f"time has caught up with {last}")
+                        yield _notice(
+                            line_number, numbers[cpu], ORDERED, f"time has caught up with {last}"
+                        )
                     last = stamp
                 elif not disorder and not self._skewed(last - stamp):
                     disorder = True
                     counts.disordered += 1
-                    yield _notice(line_number, numbers[cpu], ORDER, f"time goes back from {last} to {stamp}")
+                    yield _notice(
+                        line_number, numbers[cpu], ORDER, f"time goes back from {last} to {stamp}"
+                    )
                 if event == MARKER:
                     self._marker = line_number
                 if event in ignore or (wanted is not None and event not in wanted):
                     counts.skipped[event] += 1
                 else:
-                    yield make(Event, (line_number, numbers[cpu], numbers[pid], tasks[task], stamp, flags or "", event, text))
+                    yield make(
+                        Event,
+                        (
+                            line_number,
+                            numbers[cpu],
+                            numbers[pid],
+                            tasks[task],
+                            stamp,
+                            flags or "",
+                            event,
+                            text,
+                        ),
+                    )
                 match = self._match
             counts.lines = first + len(lines) - 1
         yield from self._end()
 
     def _blocks(self) -> Iterator[list[str]]:
-        """The lines of the file, a block at a time; a last line without a newline is cut, and left out."""
+        """The lines of the file, a block at a time; a last line without a newline is cut, and left
+        out."""
         tail = b""
         try:
             for chunk in self._chunks:
@@ -200,7 +236,9 @@ class Reader:
         except (EOFError, OSError, lzma.LZMAError, zlib.error) as error:
             self._trouble = f"the file cannot be read on from here: {error}"
         if tail and not self._trouble:
-            self._trouble = f"the file ends in the middle of a line: {tail[-60:].decode('utf-8', 'replace')!r}"
+            self._trouble = (
+                f"the file ends in the middle of a line: {tail[-60:].decode('utf-8', 'replace')!r}"
+            )
 
     def _decimal(self, time: str) -> int:
         """A time of a clock that prints decimals, in its last digit."""
@@ -208,7 +246,8 @@ class Reader:
         return int(time.replace(".", "", 1))
 
     def _skewed(self, back: int) -> bool:
-        """Is this only the difference between the clocks of two CPUs? Ticks of a counter have no such thing."""
+        """Is this only the difference between the clocks of two CPUs? Ticks of a counter have no
+        such thing."""
         if not self.counts.decimal or back > SKEW:
             return False
         self.counts.skewed += 1
@@ -224,13 +263,19 @@ class Reader:
         return found
 
     def _odd(self, line: int, text: str) -> Iterator[Event]:
-        """A line that is no event: a header, an annotation, what belongs to the line before, or damage."""
+        """A line that is no event: a header, an annotation, what belongs to the line before, or
+        damage."""
         if text.startswith("#"):
             yield from self._comment(line, text)
         elif lost := _LOST.match(text):
             self.counts.losses += 1
             self.counts.lost += int(lost[2] or 0)
-            yield _notice(line, int(lost[1]), LOST, f"{lost[2] or 'an unknown number of'} events of CPU {lost[1]} were lost")
+            yield _notice(
+                line,
+                int(lost[1]),
+                LOST,
+                f"{lost[2] or 'an unknown number of'} events of CPU {lost[1]} were lost",
+            )
         elif self._marker == line - 1 and "]" not in text:
             self._marker = line
         elif text.strip() and not _STACK.match(text):
@@ -244,7 +289,10 @@ class Reader:
         if text.startswith("# tracer:"):
             tracer = text.partition(":")[2].strip()
             if tracer in FOREIGN:
-                raise TraceError(f"{self.origin}: line {line}: tracer {tracer} is not understood; record with tracer function or nop")
+                raise TraceError(
+                    f"{self.origin}: line {line}: tracer {tracer} is not understood; record with "
+                    "tracer function or nop"
+                )
             self.counts.recordings += 1
             yield _notice(line, -1, RECORDING, f"tracer {tracer}")
         elif entries := _ENTRIES.match(text):
@@ -252,10 +300,20 @@ class Reader:
             overwritten = max(0, int(entries[2]) - int(entries[1]))
             self.counts.overwritten += overwritten
             if overwritten:
-                yield _notice(line, -1, LOST, f"{overwritten} events were overwritten before the recording was read")
+                yield _notice(
+                    line,
+                    -1,
+                    LOST,
+                    f"{overwritten} events were overwritten before the recording was read",
+                )
         elif started := _STARTED.match(text):
             self.counts.losses += 1
-            yield _notice(line, int(started[1]), LOST, f"what CPU {started[1]} did before this line was overwritten")
+            yield _notice(
+                line,
+                int(started[1]),
+                LOST,
+                f"what CPU {started[1]} did before this line was overwritten",
+            )
 
     def _end(self) -> Iterator[Event]:
         """What is wrong with the end, if anything."""
@@ -266,12 +324,18 @@ class Reader:
         if not counts.events and not counts.recordings:
             raise self._no_recording()
         if counts.events < counts.announced and not self._trouble:
-            yield _notice(counts.lines + 1, -1, MISSING, f"the header announces {counts.announced} events, the file has {counts.events}")
+            yield _notice(
+                counts.lines + 1,
+                -1,
+                MISSING,
+                f"the header announces {counts.announced} events, the file has {counts.events}",
+            )
 
     def _no_recording(self) -> TraceError:
         why = f" ({self._trouble})" if self._trouble else ""
         return TraceError(
-            f"{self.origin}: no line of the file is an ftrace event{why}; expected the text of tracefs' trace file, plain, .xz or .gz"
+            f"{self.origin}: no line of the file is an ftrace event{why}; expected the text of "
+            "tracefs' trace file, plain, .xz or .gz"
         )
 
 

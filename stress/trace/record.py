@@ -1,7 +1,9 @@
-"""`stress trace record`: the ftrace set-up that `check` wants, as a shell script for a user to read and run as root.
+"""`stress trace record`: the ftrace set-up that `check` wants, as a shell script for a user to read
+and run as root.
 
-Arguments of probes are given by name (`root->role.word`), which the kernel resolves with its own BTF; where it cannot,
-the script falls back to registers, and says so. Source: Documentation/trace/{ftrace,kprobetrace,fprobetrace}.rst.
+Arguments of probes are given by name (`root->role.word`), which the kernel resolves with its own
+BTF; where it cannot, the script falls back to registers, and says so. Source:
+Documentation/trace/{ftrace,kprobetrace,fprobetrace}.rst.
 """
 
 from __future__ import annotations
@@ -18,19 +20,30 @@ from stress.trace.parts.sptes import FROZEN, TABLES, TRANSITIONS
 from stress.trace.parts.statistics import STATISTICS
 from stress.trace.parts.vcpus import OBSOLETE
 
-EVENTS: Final = ("kvmmmu", "kvm/kvm_entry", "kvm/kvm_exit", "kvm/kvm_page_fault", "kvm/kvm_userspace_exit", "kvm/kvm_unmap_hva_range")
+EVENTS: Final = (
+    "kvmmmu",
+    "kvm/kvm_entry",
+    "kvm/kvm_exit",
+    "kvm/kvm_page_fault",
+    "kvm/kvm_userspace_exit",
+    "kvm/kvm_unmap_hva_range",
+)
 """Events of level 1."""
 
 LEVELS: Final = {
     1: "tracepoints only: what changed in the page tables",
-    2: "and function entries, with the probes that need registers only: who did it, and whether it was flushed",
+    2: (
+        "and function entries, with the probes that need registers only: who did it, and whether "
+        "it was flushed"
+    ),
     3: "and probes with arguments, with page statistics: roots, slots, references, requests",
 }
 
 
 @frozen
 class ProbeSpec:
-    """A probe: its event name, its function, its arguments by BTF and, as a fallback, by register."""
+    """A probe: its event name, its function, its arguments by BTF and, as a fallback, by
+    register."""
 
     name: str
     function: str
@@ -41,11 +54,17 @@ class ProbeSpec:
     @property
     def definition(self) -> str:
         """`p` for an entry, `r` for a return."""
-        return f"{'r' if self.name.endswith('_ret') else 'p'}:tdp_stress/{self.name} {self.function}"
+        return (
+            f"{'r' if self.name.endswith('_ret') else 'p'}:tdp_stress/{self.name} {self.function}"
+        )
 
 
-def _entry_and_return(name: str, function: str, typed: str = "", plain: str = "", ret: str = "", level: int = 3) -> tuple[ProbeSpec, ...]:
-    return ProbeSpec(name, function, typed, plain, level), ProbeSpec(f"{name}_ret", function, ret, ret, level)
+def _entry_and_return(
+    name: str, function: str, typed: str = "", plain: str = "", ret: str = "", level: int = 3
+) -> tuple[ProbeSpec, ...]:
+    return ProbeSpec(name, function, typed, plain, level), ProbeSpec(
+        f"{name}_ret", function, ret, ret, level
+    )
 
 
 KVM: Final = "kvm=kvm:x64"
@@ -55,51 +74,138 @@ PAGES: Final = f"{KVM} tdp_pages=kvm->arch.tdp_mmu_pages.counter:u64"
 SLOT: Final = " ".join(
     f"{which}_{short}={which}->{member}:{kind}"
     for which in ("old", "new")
-    for short, member, kind in (("id", "id", "s16"), ("gfn", "base_gfn", "x64"), ("n", "npages", "x64"), ("fl", "flags", "x32"))
+    for short, member, kind in (
+        ("id", "id", "s16"),
+        ("gfn", "base_gfn", "x64"),
+        ("n", "npages", "x64"),
+        ("fl", "flags", "x32"),
+    )
 )
-ROOT: Final = "root=root:x64 spt=root->spt:x64 ref=root->tdp_mmu_root_count.refs.counter:u32 role=root->role.word:x32"
+ROOT: Final = (
+    "root=root:x64 spt=root->spt:x64 ref=root->tdp_mmu_root_count.refs.counter:u32 "
+    "role=root->role.word:x32"
+)
 
 PROBES: Final = (
-    *_entry_and_return("set_memslot", "kvm_set_memslot", f"{KVM} change=change:s32 {SLOT}", "kvm=%di:x64 change=%cx:s32", RET, 2),
-    *_entry_and_return("swap_memslots", "kvm_swap_active_memslots", f"{KVM} as_id=as_id:s32", "kvm=%di:x64 as_id=%si:s32"),
-    ProbeSpec("memslots_updated", "kvm_arch_memslots_updated", f"{KVM} gen=gen:x64", "kvm=%di:x64 gen=%si:x64", 2),
+    *_entry_and_return(
+        "set_memslot",
+        "kvm_set_memslot",
+        f"{KVM} change=change:s32 {SLOT}",
+        "kvm=%di:x64 change=%cx:s32",
+        RET,
+        2,
+    ),
+    *_entry_and_return(
+        "swap_memslots",
+        "kvm_swap_active_memslots",
+        f"{KVM} as_id=as_id:s32",
+        "kvm=%di:x64 as_id=%si:s32",
+    ),
+    ProbeSpec(
+        "memslots_updated",
+        "kvm_arch_memslots_updated",
+        f"{KVM} gen=gen:x64",
+        "kvm=%di:x64 gen=%si:x64",
+        2,
+    ),
     *_entry_and_return("flush_shadow_memslot", "kvm_arch_flush_shadow_memslot", KVM, "kvm=%di:x64"),
     *_entry_and_return("zap_all_fast", "kvm_mmu_zap_all_fast", PAGES, "kvm=%di:x64"),
-    *_entry_and_return("invalidate_all_roots", "kvm_tdp_mmu_invalidate_all_roots", KVM, "kvm=%di:x64"),
+    *_entry_and_return(
+        "invalidate_all_roots", "kvm_tdp_mmu_invalidate_all_roots", KVM, "kvm=%di:x64"
+    ),
     *_entry_and_return("invalidate_roots", "kvm_tdp_mmu_invalidate_roots", KVM, "kvm=%di:x64"),
-    *_entry_and_return("zap_invalidated_roots", "kvm_tdp_mmu_zap_invalidated_roots", PAGES, "kvm=%di:x64"),
-    *_entry_and_return("make_all_req", "kvm_make_all_cpus_request", f"{KVM} req=req:x32", "kvm=%di:x64 req=%si:x32", "called=$retval:u8"),
-    *_entry_and_return("alloc_root", "kvm_tdp_mmu_alloc_root", f"{VCPU} role=vcpu->arch.mmu->root_role.word:x32", "", RET),
     *_entry_and_return(
-        "get_vcpu_root", "kvm_tdp_mmu_get_vcpu_root_hpa", f"{VCPU} role=vcpu->arch.mmu->root_role.word:x32", "", "ret=$retval:x64"
+        "zap_invalidated_roots", "kvm_tdp_mmu_zap_invalidated_roots", PAGES, "kvm=%di:x64"
     ),
-    *_entry_and_return("next_root", "tdp_mmu_next_root", "prev=prev_root:x64 only_valid=only_valid:u8", "prev=%si:x64", "root=$retval:x64"),
+    *_entry_and_return(
+        "make_all_req",
+        "kvm_make_all_cpus_request",
+        f"{KVM} req=req:x32",
+        "kvm=%di:x64 req=%si:x32",
+        "called=$retval:u8",
+    ),
+    *_entry_and_return(
+        "alloc_root",
+        "kvm_tdp_mmu_alloc_root",
+        f"{VCPU} role=vcpu->arch.mmu->root_role.word:x32",
+        "",
+        RET,
+    ),
+    *_entry_and_return(
+        "get_vcpu_root",
+        "kvm_tdp_mmu_get_vcpu_root_hpa",
+        f"{VCPU} role=vcpu->arch.mmu->root_role.word:x32",
+        "",
+        "ret=$retval:x64",
+    ),
+    *_entry_and_return(
+        "next_root",
+        "tdp_mmu_next_root",
+        "prev=prev_root:x64 only_valid=only_valid:u8",
+        "prev=%si:x64",
+        "root=$retval:x64",
+    ),
     ProbeSpec("put_root", "kvm_tdp_mmu_put_root", f"{KVM} {ROOT}", "kvm=%di:x64 root=%si:x64"),
-    *_entry_and_return("zap_root", "tdp_mmu_zap_root", f"{KVM} {ROOT} shared=shared:u8", "kvm=%di:x64 root=%si:x64"),
     *_entry_and_return(
-        "zap_leafs", "tdp_mmu_zap_leafs", "kvm=kvm:x64 root=root:x64 start=start:x64 end=end:x64", "kvm=%di:x64 root=%si:x64"
+        "zap_root", "tdp_mmu_zap_root", f"{KVM} {ROOT} shared=shared:u8", "kvm=%di:x64 root=%si:x64"
     ),
-    *_entry_and_return("unmap_gfn_range", "kvm_tdp_mmu_unmap_gfn_range", KVM, "kvm=%di:x64", "flush=$retval:u8"),
-    *_entry_and_return("mn_start", "kvm_mmu_notifier_invalidate_range_start", "start=range->start:x64 end=range->end:x64", "", RET, 2),
+    *_entry_and_return(
+        "zap_leafs",
+        "tdp_mmu_zap_leafs",
+        "kvm=kvm:x64 root=root:x64 start=start:x64 end=end:x64",
+        "kvm=%di:x64 root=%si:x64",
+    ),
+    *_entry_and_return(
+        "unmap_gfn_range", "kvm_tdp_mmu_unmap_gfn_range", KVM, "kvm=%di:x64", "flush=$retval:u8"
+    ),
+    *_entry_and_return(
+        "mn_start",
+        "kvm_mmu_notifier_invalidate_range_start",
+        "start=range->start:x64 end=range->end:x64",
+        "",
+        RET,
+        2,
+    ),
     *_entry_and_return("mmu_load", "kvm_mmu_load", VCPU, "", RET, 2),
     ProbeSpec("load_pgd", "svm_load_mmu_pgd", f"{VCPU} root=root_hpa:x64", ""),
     ProbeSpec("load_ept", "vmx_load_mmu_pgd", f"{VCPU} root=root_hpa:x64", ""),
-    ProbeSpec("mmu_free_roots", "kvm_mmu_free_roots", "roots=roots_to_free:x64 root=mmu->root.hpa:x64", "roots=%dx:x64"),
+    ProbeSpec(
+        "mmu_free_roots",
+        "kvm_mmu_free_roots",
+        "roots=roots_to_free:x64 root=mmu->root.hpa:x64",
+        "roots=%dx:x64",
+    ),
     ProbeSpec("free_obsolete", "kvm_mmu_free_obsolete_roots", VCPU, ""),
     ProbeSpec("mmu_unload", "kvm_mmu_unload", VCPU, ""),
-    ProbeSpec("stale", "is_page_fault_stale", f"{VCPU} gfn=fault->gfn:x64 root=vcpu->arch.mmu->root.hpa:x64", ""),
-    *_entry_and_return("map", "kvm_tdp_mmu_map", f"{VCPU} gfn=fault->gfn:x64 pfn=fault->pfn:x64", "", RET, 2),
-    ProbeSpec("flush_remote_range", "kvm_flush_remote_tlbs_range", "gfn=gfn:x64 n=nr_pages:x64", "gfn=%si:x64 n=%dx:x64", 2),
+    ProbeSpec(
+        "stale",
+        "is_page_fault_stale",
+        f"{VCPU} gfn=fault->gfn:x64 root=vcpu->arch.mmu->root.hpa:x64",
+        "",
+    ),
+    *_entry_and_return(
+        "map", "kvm_tdp_mmu_map", f"{VCPU} gfn=fault->gfn:x64 pfn=fault->pfn:x64", "", RET, 2
+    ),
+    ProbeSpec(
+        "flush_remote_range",
+        "kvm_flush_remote_tlbs_range",
+        "gfn=gfn:x64 n=nr_pages:x64",
+        "gfn=%si:x64 n=%dx:x64",
+        2,
+    ),
     ProbeSpec("zap_all", "kvm_tdp_mmu_zap_all", KVM, "kvm=%di:x64", 2),
     ProbeSpec("uninit_tdp", "kvm_mmu_uninit_tdp_mmu", PAGES, "kvm=%di:x64"),
     ProbeSpec("init_vm", "kvm_mmu_init_vm", KVM, "kvm=%di:x64", 2),
     ProbeSpec("free_sp_rcu", "tdp_mmu_free_sp_rcu_callback", "head=head:x64", "head=%di:x64"),
 )
-"""What `check` looks for. A function that a kernel does not have, or has inlined, is left out with a note."""
+"""What `check` looks for. A function that a kernel does not have, or has inlined, is left out with
+a note."""
 
 CHECKS: Final = (SLOTS, TRANSITIONS, FROZEN, FLUSHES, ROOTS, TABLES, STATISTICS, OBSOLETE)
 _LEVEL_1: Final = {
-    "kvm_tdp_mmu_spte_changed", "kvm_mmu_get_page", "kvm_mmu_prepare_zap_page", "kvm_entry", "kvm_exit", "tracing_mark_write",
+    "kvm_tdp_mmu_spte_changed", "kvm_mmu_get_page", (
+        "kvm_mmu_prepare_zap_page"
+    ), "kvm_entry", "kvm_exit", "tracing_mark_write",
 }  # fmt: skip
 
 
@@ -128,7 +234,10 @@ def explanation() -> str:
         lines += [f"level {level}: {what}", f"  judges: {', '.join(provable(level))}"]
         missing = [check for check in CHECKS if check.name not in provable(level)]
         lines += [f"  not {check.name}: needs {check.wants}" for check in missing]
-    lines.append("Every level needs a recording that begins before the VM does, or it can only judge what it has seen the beginning of.")
+    lines.append(
+        "Every level needs a recording that begins before the VM does, or it can only judge what "
+        "it has seen the beginning of."
+    )
     return "\n".join(lines) + "\n"
 
 
@@ -163,11 +272,12 @@ _TEMPLATE: Final = r"""#!/bin/sh
 # Record what KVM's TDP MMU does, for `stress trace check`. Level {level}{made_for}: {what}.
 # With it `check` can judge: {judges}.
 #
-# Read it, then run it as root. It works in a trace instance of its own, changes no other tracing, and takes everything
+# Read it, then run it as root. It works in a trace instance of its own, changes no other
+# tracing, and takes everything
 # down again when it ends (Ctrl-C included).
 #
-#   sh record.sh -o vm.trace -- qemu-system-x86_64 ...     start a VM and record it from its beginning (best)
-#   sh record.sh -o vm.trace -p PID -t 30                  record a VM that runs already, for 30 seconds
+#   sh record.sh -o vm.trace -- qemu-system-x86_64 ...     record a VM from its start (best)
+#   sh record.sh -o vm.trace -p PID -t 30                  record a running VM for 30 s
 #
 # Without -p and without a command it records every VM on the machine until Ctrl-C.
 # shellcheck disable=SC2016  # $retval is for the kernel, not for the shell
@@ -270,7 +380,8 @@ setup() {{
 }}
 
 only() {{
-    # This process and its threads; what the kernel's own threads do for it (RCU, NX recovery) stays unrecorded.
+    # This process and its threads; what the kernel's own threads do for it (RCU, NX recovery)
+    # stays unrecorded.
     put options/event-fork 1
     put options/function-fork 1
     for task in /proc/"$1"/task/*; do

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from stress.trace.checker import CheckResult
 from stress.trace.summary import ROWS
-from stress.trace.world import Check, Tally
+from stress.trace.world import Check, CheckTally
 
 MOST_SHOWN = 10
 """Splats on the console; --json has all that were kept."""
@@ -19,18 +19,28 @@ MOST_SHOWN = 10
 
 def verdict_line(result: CheckResult) -> str:
     """The verdict in one line."""
-    return f"{result.judgement.verdict.name}  {result.origin}: {'; '.join(result.judgement.reasons)}"
+    return (
+        f"{result.judgement.verdict.name}  {result.origin}: {'; '.join(result.judgement.reasons)}"
+    )
 
 
 def text(result: CheckResult, width: int = 100) -> str:
-    """Everything for the console: what was read, what was checked, what broke, what happened, the verdict."""
+    """Everything for the console: what was read, what was checked, what broke, what happened, the
+    verdict."""
     out = io.StringIO()
     console = Console(file=out, width=width, force_terminal=False, highlight=False)
     counts = result.counts
-    console.print(Text(f"{result.origin}: {counts.lines:,} lines, {counts.events:,} events{_losses(result)}"))
+    console.print(
+        Text(f"{result.origin}: {counts.lines:,} lines, {counts.events:,} events{_losses(result)}")
+    )
     console.print(Text(f"SPTE layout: kernel {result.layout}, {result.vendor}"))
     for clue in result.clues:
-        console.print(Text(f"  line {clue.line}: {clue.spte:#x} is the {clue.meaning} of {' or '.join(sorted(clue.kernels))}"))
+        console.print(
+            Text(
+                f"  line {clue.line}: {clue.spte:#x} is the {clue.meaning} of "
+                f"{' or '.join(sorted(clue.kernels))}"
+            )
+        )
     console.print()
     console.print(_checks(result))
     for line, why in result.gaps[:MOST_SHOWN]:
@@ -38,7 +48,11 @@ def text(result: CheckResult, width: int = 100) -> str:
     console.print(_happened(result))
     for report in result.reports[:MOST_SHOWN]:
         console.print(Text(report.render()), soft_wrap=True)
-    more = len(result.reports) - MOST_SHOWN + result.dropped_reports if len(result.reports) > MOST_SHOWN else result.dropped_reports
+    more = (
+        len(result.reports) - MOST_SHOWN + result.dropped_reports
+        if len(result.reports) > MOST_SHOWN
+        else result.dropped_reports
+    )
     if more > 0:
         console.print(Text(f"and {more} more violations (--json lists them)"))
     console.print(Text(verdict_line(result)), soft_wrap=True)
@@ -56,7 +70,7 @@ def _losses(result: CheckResult) -> str:
     return "".join(f", {count:,} {what}" for count, what in losses if count)
 
 
-def state_of(check: Check, tally: Tally, missing: dict[str, str]) -> str:
+def state_of(check: Check, tally: CheckTally, missing: dict[str, str]) -> str:
     """One word for what a check has come to."""
     if tally.broken:
         return "BROKEN"
@@ -68,7 +82,15 @@ def state_of(check: Check, tally: Tally, missing: dict[str, str]) -> str:
 
 
 def _checks(result: CheckResult) -> Table:
-    table = Table("check", "oracle", "state", "times", "what was checked", title="checks", title_justify="left")
+    table = Table(
+        "check",
+        "oracle",
+        "state",
+        "times",
+        "what was checked",
+        title="checks",
+        title_justify="left",
+    )
     table.columns[3].justify = "right"
     for check in result.checks:
         tally = result.tallies[check.name]
@@ -110,7 +132,12 @@ def as_data(result: CheckResult) -> dict[str, Any]:
             "kernel": result.layout,
             "vendor": result.vendor,
             "evidence": [
-                {"line": clue.line, "value": f"{clue.spte:#x}", "meaning": clue.meaning, "kernels": sorted(clue.kernels)}
+                {
+                    "line": clue.line,
+                    "value": f"{clue.spte:#x}",
+                    "meaning": clue.meaning,
+                    "kernels": sorted(clue.kernels),
+                }
                 for clue in result.clues
             ],
         },

@@ -54,14 +54,19 @@ _AS_THEY_ARE: Final = {
 _WHERE: Final[dict[str, tuple[str, Callable[[Any], bool]]]] = {
     "kvm_mmu_get_page": ("new_root", lambda page: page.created and page.level > 3),
     "put_root": ("put_last", lambda probe: probe.args.get("ref") == 1),
-    "tracing_mark_write": ("moves_marked", lambda marker: marker.text.startswith("MK begin slot_move ")),
+    "tracing_mark_write": (
+        "moves_marked",
+        lambda marker: marker.text.startswith("MK begin slot_move "),
+    ),
     "make_all_req": ("req_free_obs", lambda probe: probe.args.get("req", 0) == 0x327),
     "stale_ret": ("stale", lambda probe: probe.args.get("ret") == 1),
     "tdp_page_fault_ret": ("pf_retry", lambda probe: probe.args.get("ret") == 1),
     "fast_page_fault": ("fast_fixed", lambda fault: fault.fixed),
     "make_all_req_ret": ("kicked", lambda probe: probe.args.get("called") == 1),
 }
-COUNTED: Final = frozenset({*_AS_THEY_ARE, *_WHERE, "next_root_ret", "set_memslot", "kvm_tdp_mmu_spte_changed"})
+COUNTED: Final = frozenset(
+    {*_AS_THEY_ARE, *_WHERE, "next_root_ret", "set_memslot", "kvm_tdp_mmu_spte_changed"}
+)
 """Events that count, by canonical name."""
 
 

@@ -1,8 +1,9 @@
 """What the page tables of one VM must look like, as far as the recording has shown it.
 
-A `Tree` holds the live tables of all roots of a VM. Two roots of an address space have tables for the same guest
-frames; which one an event speaks of follows from the task (it zaps or faults on a root that is known) or from the value
-that the event says was there. What the recording has never shown is unknown, and unknown never contradicts anything.
+A `Tree` holds the live tables of all roots of a VM. Two roots of an address space have tables for
+the same guest frames; which one an event speaks of follows from the task (it zaps or faults on a
+root that is known) or from the value that the event says was there. What the recording has never
+shown is unknown, and unknown never contradicts anything.
 """
 
 from __future__ import annotations
@@ -11,7 +12,16 @@ from typing import Final
 
 from attrs import define, field
 
-from stress.trace.layouts import ADDRESS, LARGE, PRESENT, WRITABLE, is_frozen, is_leaf, is_table, span
+from stress.trace.layouts import (
+    ADDRESS,
+    LARGE,
+    PRESENT,
+    WRITABLE,
+    is_frozen,
+    is_leaf,
+    is_table,
+    span,
+)
 
 UNKNOWN: Final = -1
 """What an entry holds of which nothing was seen."""
@@ -21,7 +31,8 @@ EMPTY: Final = 0
 
 @define(eq=False)
 class Root:
-    """A root page: `pointer` is its struct kvm_mmu_page, `hpa` its address; 0 while the recording has not shown it."""
+    """A root page: `pointer` is its struct kvm_mmu_page, `hpa` its address; 0 while the recording
+    has not shown it."""
 
     level: int
     born: int
@@ -54,7 +65,7 @@ class Root:
 
 
 @define(eq=False)
-class Table:
+class TracedTable:
     """One table page. `entries` holds (value, line); what is not in it is `default`."""
 
     level: int
@@ -65,7 +76,7 @@ class Table:
     """Physical address, 0 if unknown."""
     line: int
     default: int
-    parent: Table | None = None
+    parent: TracedTable | None = None
     split_of: int = 0
     """The huge leaf whose parts it began with."""
     entries: dict[int, tuple[int, int]] = field(factory=dict)
@@ -90,7 +101,11 @@ class Table:
         """(index, value, line) of everything in it that maps memory."""
         if self.split_of:
             return [(i, *self.get(i)) for i in range(512) if is_leaf(self.get(i)[0], self.level)]
-        return [(i, value, line) for i, (value, line) in self.entries.items() if value > 0 and is_leaf(value, self.level)]
+        return [
+            (i, value, line)
+            for i, (value, line) in self.entries.items()
+            if value > 0 and is_leaf(value, self.level)
+        ]
 
 
 def normal(spte: int) -> int:
@@ -103,32 +118,35 @@ Where = tuple[int, int, int]
 
 
 @define(eq=False)
-class Tree:
+class TracedTree:
     """All tables of one VM."""
 
     complete: bool = False
-    """Whether the recording saw the VM's beginning: then a table that is not here does not exist."""
+    """Whether the recording saw the VM's beginning: then a table that is not here does not
+    exist."""
     roots: list[Root] = field(factory=list)
-    live: dict[Where, list[Table]] = field(factory=dict)
-    dying: dict[Where, list[Table]] = field(factory=dict)
+    live: dict[Where, list[TracedTable]] = field(factory=dict)
+    dying: dict[Where, list[TracedTable]] = field(factory=dict)
     linked: int = 0
     """Tables below a root that are linked now."""
-    by_address: dict[int, Table] = field(factory=dict)
+    by_address: dict[int, TracedTable] = field(factory=dict)
     leaves: dict[int, int] = field(factory=lambda: {1: 0, 2: 0, 3: 0})
     root_level: int = 0
 
-    def add(self, table: Table) -> None:
+    def add(self, table: TracedTable) -> None:
         """A table is there from now on."""
         self.live.setdefault((table.as_id, table.level, table.base), []).append(table)
         if table.address:
             self.by_address[table.address] = table
 
-    def knows(self, table: Table) -> bool:
-        """Whether everything in a table is known: nothing in it is older than the recording, or was attributed wrongly."""
+    def knows(self, table: TracedTable) -> bool:
+        """Whether everything in a table is known: nothing in it is older than the recording, or was
+        attributed wrongly."""
         return self.complete or (table.root is not None and table.root.sure)
 
     def taint(self, as_id: int = -1) -> None:
-        """Something happened in one of the trees (of an address space), and nothing says in which."""
+        """Something happened in one of the trees (of an address space), and nothing says in
+        which."""
         for root in self.roots:
             if as_id < 0 or root.as_id in (as_id, -1):
                 root.tainted = True
@@ -140,43 +158,54 @@ class Tree:
         self.root_level = max(self.root_level, level)
         return root
 
-    def table_of(self, root: Root) -> Table | None:
+    def table_of(self, root: Root) -> TracedTable | None:
         """The root page itself."""
         for table in self.live.get((root.as_id, root.level, 0), ()):
             if table.root is root:
                 return table
         return None
 
-    def settle(self, root: Root, as_id: int) -> Table:
+    def settle(self, root: Root, as_id: int) -> TracedTable:
         """A root's address space is known now, so its page can be found."""
         root.as_id = as_id
-        table = Table(root.level, 0, as_id, root, root.hpa, root.born, EMPTY if root.born else UNKNOWN)
+        table = TracedTable(
+            root.level, 0, as_id, root, root.hpa, root.born, EMPTY if root.born else UNKNOWN
+        )
         self.live.setdefault((as_id, root.level, 0), []).append(table)
         return table
 
-    def candidates(self, as_id: int, level: int, gfn: int, *, freezing: bool) -> list[Table]:
+    def candidates(self, as_id: int, level: int, gfn: int, *, freezing: bool) -> list[TracedTable]:
         """The tables that can hold the entry for `gfn` at `level`."""
         where = (as_id, level, gfn >> 9 * level << 9 * level)
         found = self.live.get(where, [])
         if freezing and where in self.dying:
             found = [*self.dying[where], *found]
         if level == self.root_level:
-            fresh = [root for root in self.roots if root.as_id < 0 and root.level == level and not root.dead]
+            fresh = [
+                root
+                for root in self.roots
+                if root.as_id < 0 and root.level == level and not root.dead
+            ]
             if fresh:
                 found = [*found, *(self.settle(root, as_id) for root in fresh[:1])]
         return found
 
-    def link(self, parent: Table, index: int, value: int, line: int, split_of: int) -> Table:
-        """A table is hung into `parent`: empty, or with the parts of the huge leaf that it replaces."""
+    def link(
+        self, parent: TracedTable, index: int, value: int, line: int, split_of: int
+    ) -> TracedTable:
+        """A table is hung into `parent`: empty, or with the parts of the huge leaf that it
+        replaces."""
         level = parent.level - 1
         base = parent.base + index * span(parent.level)
         default = EMPTY if not split_of else UNKNOWN
-        table = Table(level, base, parent.as_id, parent.root, value & ADDRESS, line, default, parent, split_of)
+        table = TracedTable(
+            level, base, parent.as_id, parent.root, value & ADDRESS, line, default, parent, split_of
+        )
         self.add(table)
         self.linked += 1
         return table
 
-    def child(self, parent: Table, index: int, value: int) -> Table | None:
+    def child(self, parent: TracedTable, index: int, value: int) -> TracedTable | None:
         """The table that the entry `index` of `parent` points to."""
         base = parent.base + index * span(parent.level)
         address = value & ADDRESS
@@ -185,7 +214,7 @@ class Tree:
                 return table
         return None
 
-    def unlink(self, table: Table, line: int) -> None:
+    def unlink(self, table: TracedTable, line: int) -> None:
         """The entry that pointed to `table` is gone; what is below it goes entry by entry."""
         where = (table.as_id, table.level, table.base)
         tables = self.live.get(where, [])
@@ -198,7 +227,7 @@ class Tree:
         self.dying.setdefault(where, []).append(table)
         self.linked -= 1
 
-    def drop(self, table: Table) -> None:
+    def drop(self, table: TracedTable) -> None:
         """Nothing more can happen to a removed table."""
         where = (table.as_id, table.level, table.base)
         tables = self.dying.get(where, [])
@@ -207,11 +236,18 @@ class Tree:
             if not tables:
                 del self.dying[where]
 
-    def leaves_in(self, as_id: int, first: int, count: int) -> list[tuple[Table, int, int, int]]:
+    def leaves_in(
+        self, as_id: int, first: int, count: int
+    ) -> list[tuple[TracedTable, int, int, int]]:
         """(table, gfn, value, line) of every leaf that maps something of a range."""
         found = []
         for (space, level, base), tables in self.live.items():
-            if space != as_id or level > 3 or base + span(level + 1) <= first or base >= first + count:
+            if (
+                space != as_id
+                or level > 3
+                or base + span(level + 1) <= first
+                or base >= first + count
+            ):
                 continue
             size = span(level)
             for table in tables:
@@ -225,7 +261,8 @@ class Tree:
 def agrees(known: int, said: int, vendor_volatile: int, writable_may_differ: int) -> bool:
     """Whether an entry known to hold `known` can be what the event says was there, `said`.
 
-    Hardware sets accessed and dirty bits without an event; fast_page_fault() sets W without this event.
+    Hardware sets accessed and dirty bits without an event; fast_page_fault() sets W without this
+    event.
     """
     if known in (UNKNOWN, said):
         return True

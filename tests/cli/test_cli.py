@@ -14,7 +14,7 @@ import pytest
 from mmu.runtime import Runtime
 from stress.cli import VERBS
 from stress.engines.session import Session
-from stress.results.record import to_json
+from stress.results.run_record import to_json
 from tests.command import PATIENCE_S, ROOT, Stress, python, real, start
 from tests.engine import small
 from tests.records import record as example
@@ -36,7 +36,9 @@ SMALL = ["--set", "obligations={vcpu_faults=10}", "--set", "vm.vcpus=2"]
 
 
 def test_a_passing_run_exits_0_and_leaves_a_complete_result(tmp_path: Path) -> None:
-    done = real("run", "--config", QUICK, "--duration", "1", "--seed", "3", "--results", tmp_path, *SMALL)
+    done = real(
+        "run", "--config", QUICK, "--duration", "1", "--seed", "3", "--results", tmp_path, *SMALL
+    )
     assert done.code == 0, done.out + done.err
     assert "PASS  quick, seed 3" in done.out
     directory = (tmp_path / "latest").resolve()
@@ -63,13 +65,26 @@ def test_a_passing_run_exits_0_and_leaves_a_complete_result(tmp_path: Path) -> N
 
 
 def test_unmet_obligations_are_inconclusive(stress: Stress, tmp_path: Path) -> None:
-    done = stress("run", "-c", QUICK, "--duration", "0.5", "--results", tmp_path, "--set", "obligations={io_faults=1000000000}", "-q")
+    done = stress(
+        "run",
+        "-c",
+        QUICK,
+        "--duration",
+        "0.5",
+        "--results",
+        tmp_path,
+        "--set",
+        "obligations={io_faults=1000000000}",
+        "-q",
+    )
     assert done.code == 2
     assert "io_faults:" in done.out
     assert len(done.out.splitlines()) == 1
 
 
-def test_a_busted_scenario_exits_1_and_names_the_expected_rule(stress: Stress, tmp_path: Path) -> None:
+def test_a_busted_scenario_exits_1_and_names_the_expected_rule(
+    stress: Stress, tmp_path: Path
+) -> None:
     config = ROOT / "configs" / "BUSTED" / "no-flush-after-exported-zap.toml"
     done = stress("run", "--config", config, "--seed", "1", "--results", tmp_path)
     assert done.code == 1
@@ -81,7 +96,8 @@ def test_a_busted_scenario_exits_1_and_names_the_expected_rule(stress: Stress, t
 def test_all_mistakes_of_a_file_in_one_message_exit_4_and_nothing_left(tmp_path: Path) -> None:
     config = tmp_path / "wrong.toml"
     config.write_text(
-        '[vm]\nvcpu = 1\nlevels = "4"\npolicy = "keep"\nvariant_files = ["none.py"]\n[actors.consumer]\nreexports_per_s = -1\n'
+        '[vm]\nvcpu = 1\nlevels = "4"\npolicy = "keep"\nvariant_files = '
+        '["none.py"]\n[actors.consumer]\nreexports_per_s = -1\n'
     )
     done = real("run", "--config", config, "--results", tmp_path / "results")
     assert done.code == 4
@@ -112,7 +128,13 @@ def test_all_mistakes_of_a_file_in_one_message_exit_4_and_nothing_left(tmp_path:
         (["list", "everything"], "everything"),
     ],
 )
-def test_usage_errors_exit_4(stress: Stress, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], reason: str) -> None:
+def test_usage_errors_exit_4(
+    stress: Stress,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    reason: str,
+) -> None:
     monkeypatch.chdir(tmp_path)
     done = stress(*arguments)
     assert done.code == 4
@@ -128,7 +150,9 @@ def test_json_is_the_record_and_nothing_else(stress: Stress, tmp_path: Path) -> 
 def test_a_variant_from_a_file_takes_part(stress: Stress, tmp_path: Path) -> None:
     variant = tmp_path / "idea.py"
     variant.write_text(FORGETFUL)
-    done = stress("run", "-c", QUICK, "--seed", "1", "--variant", variant, "--results", tmp_path, "-q")
+    done = stress(
+        "run", "-c", QUICK, "--seed", "1", "--variant", variant, "--results", tmp_path, "-q"
+    )
     assert done.code == 1
     assert "forgetful" in json.loads((tmp_path / "latest" / "run.json").read_text())["variants"]
 
@@ -138,10 +162,15 @@ def test_a_variant_from_a_file_takes_part(stress: Stress, tmp_path: Path) -> Non
     [
         ("x = 1\n", "defines no variant"),
         ("1/0\n", "ZeroDivisionError"),
-        ("from mmu import Variant\nVARIANT = Variant(name='x', title='x', parts=(int,))\n", "int is no subclass of a part"),
+        (
+            "from mmu import Variant\nVARIANT = Variant(name='x', title='x', parts=(int,))\n",
+            "int is no subclass of a part",
+        ),
     ],
 )
-def test_a_variant_file_that_cannot_be_used_says_why(stress: Stress, tmp_path: Path, text: str, reason: str) -> None:
+def test_a_variant_file_that_cannot_be_used_says_why(
+    stress: Stress, tmp_path: Path, text: str, reason: str
+) -> None:
     variant = tmp_path / "idea.py"
     variant.write_text(text)
     done = stress("run", "-c", QUICK, "--variant", variant, "--results", tmp_path / "results")
@@ -156,7 +185,10 @@ def running(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     record = tmp_path / "latest" / "run.json"
     with start("run", "-c", QUICK, "--duration", PATIENCE_S, "--results", tmp_path) as process:
         try:
-            while not (record.exists() and json.loads(record.read_text())["counters"].get("memslot_deletes", 0)):
+            while not (
+                record.exists()
+                and json.loads(record.read_text())["counters"].get("memslot_deletes", 0)
+            ):
                 assert process.poll() is None, process.communicate()
                 time.sleep(0.05)
             yield process
@@ -164,10 +196,14 @@ def running(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
             process.kill()
 
 
-def test_a_killed_run_can_still_be_reported(stress: Stress, tmp_path: Path, running: subprocess.Popen[str]) -> None:
+def test_a_killed_run_can_still_be_reported(
+    stress: Stress, tmp_path: Path, running: subprocess.Popen[str]
+) -> None:
     running.kill()
     unreaped = stress("report", tmp_path / "latest")
-    assert "INCONCLUSIVE (killed)" in unreaped.out, "nobody has waited for the process yet, and it is dead all the same"
+    assert "INCONCLUSIVE (killed)" in unreaped.out, (
+        "nobody has waited for the process yet, and it is dead all the same"
+    )
     running.communicate()
     done = stress("report", tmp_path / "latest")
     assert done.code == 0
@@ -210,7 +246,10 @@ def test_every_verb_can_be_loaded_and_helps(stress: Stress, name: str) -> None:
 
 def test_nothing_is_imported_for_a_verb_that_was_not_asked_for() -> None:
     modules = {verb.module for verb in VERBS.values()}
-    asked = "import sys; from stress.cli import invoke; invoke(sys.argv[1:]); print(*sys.modules, sep='\\n')"
+    asked = (
+        "import sys; from stress.cli import invoke; invoke(sys.argv[1:]); print(*sys.modules, "
+        "sep='\\n')"
+    )
     assert modules & set(python("-c", asked, "--help").out.split()) == set()
     assert modules & set(python("-c", asked, "list").out.split()) == {VERBS["list"].module}
 
@@ -228,23 +267,63 @@ def test_the_same_seed_gives_actors_the_same_programs() -> None:
 
 def test_a_must_fail_scenario_that_does_not_fail_is_no_pass(stress: Stress, tmp_path: Path) -> None:
     config = ROOT / "configs" / "BUSTED" / "no-flush-after-exported-zap.toml"
-    done = stress("run", "-c", config, "--set", "vm.variants=[]", "--duration", "0.5", "--results", tmp_path, "-q")
+    done = stress(
+        "run",
+        "-c",
+        config,
+        "--set",
+        "vm.variants=[]",
+        "--duration",
+        "0.5",
+        "--results",
+        tmp_path,
+        "-q",
+    )
     assert done.code == 2
     assert "none of the expected rules fired: O1" in done.out
 
 
 def test_one_long_kvm_run_is_no_hang(stress: Stress, tmp_path: Path) -> None:
-    quiet = ["actors.vcpu.unmapped_share=0", "actors.vcpu.churn_share=0", "actors.vcpu.smm_share=0", "actors.vcpu.idle_share=0"]
-    settings = [*quiet, "actors.vcpu.accesses_per_run=16000000", "limits.stall_s=0.5", "actors.memslot_worker.enabled=false"]
+    quiet = [
+        "actors.vcpu.unmapped_share=0",
+        "actors.vcpu.churn_share=0",
+        "actors.vcpu.smm_share=0",
+        "actors.vcpu.idle_share=0",
+    ]
+    settings = [
+        *quiet,
+        "actors.vcpu.accesses_per_run=16000000",
+        "limits.stall_s=0.5",
+        "actors.memslot_worker.enabled=false",
+    ]
     options = [part for setting in settings for part in ("--set", setting)]
-    done = stress("run", "-c", QUICK, "--duration", "1.2", "--results", tmp_path, "-q", "--set", "obligations={vcpu_accesses=1}", *options)
+    done = stress(
+        "run",
+        "-c",
+        QUICK,
+        "--duration",
+        "1.2",
+        "--results",
+        tmp_path,
+        "-q",
+        "--set",
+        "obligations={vcpu_accesses=1}",
+        *options,
+    )
     assert done.code == 0, done.out
 
 
 @pytest.mark.parametrize(
-    "change", [{"scenario": {}}, {"pid": -1, "status": "running"}, {"obligations": [{"counter": "new", "needed": 1, "reached": 1}]}]
+    "change",
+    [
+        {"scenario": {}},
+        {"pid": -1, "status": "running"},
+        {"obligations": [{"counter": "new", "needed": 1, "reached": 1}]},
+    ],
 )
-def test_reports_of_damaged_or_foreign_records_end_in_order(stress: Stress, tmp_path: Path, change: dict[str, object]) -> None:
+def test_reports_of_damaged_or_foreign_records_end_in_order(
+    stress: Stress, tmp_path: Path, change: dict[str, object]
+) -> None:
     record = json.loads(to_json(example()))
     record.update(change)
     (tmp_path / "run.json").write_text(json.dumps(record))
@@ -257,7 +336,10 @@ def test_reports_of_damaged_or_foreign_records_end_in_order(stress: Stress, tmp_
     ("text", "reason"),
     [
         ("import sys\nsys.exit(0)\n", "SystemExit"),
-        ("from mmu import Variant\nVARIANT = Variant(name='x', title='x', parts=())\n", "parts must be a tuple of classes"),
+        (
+            "from mmu import Variant\nVARIANT = Variant(name='x', title='x', parts=())\n",
+            "parts must be a tuple of classes",
+        ),
         (
             "from mmu import Variant\nfrom mmu.memory.tlb import RemoteTlb\n"
             "class Typo(RemoteTlb):\n    def notify_importer(self, gfn, pages): pass\n"
@@ -272,7 +354,9 @@ def test_reports_of_damaged_or_foreign_records_end_in_order(stress: Stress, tmp_
         ),
     ],
 )
-def test_a_variant_that_cannot_mean_what_it_says_is_refused(stress: Stress, tmp_path: Path, text: str, reason: str) -> None:
+def test_a_variant_that_cannot_mean_what_it_says_is_refused(
+    stress: Stress, tmp_path: Path, text: str, reason: str
+) -> None:
     variant = tmp_path / "idea.py"
     variant.write_text(text)
     done = stress("run", "-c", QUICK, "--variant", variant, "--results", tmp_path / "results")
@@ -285,10 +369,22 @@ def test_a_variant_that_raises_is_a_harness_error_and_no_finding(tmp_path: Path)
     variant = tmp_path / "idea.py"
     variant.write_text(
         "from mmu import Variant\nfrom mmu.memory.tlb import RemoteTlb\n"
-        "class Raises(RemoteTlb):\n    def notify_importers(self, gfn, pages): raise ValueError('oops')\n"
+        "class Raises(RemoteTlb):\n    def notify_importers(self, gfn, pages): raise "
+        "ValueError('oops')\n"
         "VARIANT = Variant(name='raises', title='x', parts=(Raises,))\n"
     )
-    done = real("run", "-c", QUICK, "--duration", PATIENCE_S, "--variant", variant, "--results", tmp_path, "-q")
+    done = real(
+        "run",
+        "-c",
+        QUICK,
+        "--duration",
+        PATIENCE_S,
+        "--variant",
+        variant,
+        "--results",
+        tmp_path,
+        "-q",
+    )
     assert done.code == 3, done.out
     assert "ValueError('oops')" in done.out
     assert len(done.out.splitlines()) == 1
@@ -297,7 +393,10 @@ def test_a_variant_that_raises_is_a_harness_error_and_no_finding(tmp_path: Path)
 def test_a_scenario_may_name_variant_files_beside_it(stress: Stress, tmp_path: Path) -> None:
     (tmp_path / "idea.py").write_text(FORGETFUL)
     config = tmp_path / "mine.toml"
-    config.write_text("[vm]\nvariant_files = ['idea.py']\n[obligations]\nvcpu_faults = 1\n[expect]\nrules = ['O1']\n")
+    config.write_text(
+        "[vm]\nvariant_files = ['idea.py']\n[obligations]\nvcpu_faults = 1\n[expect]\nrules = "
+        "['O1']\n"
+    )
     done = stress("run", "-c", config, "--seed", "1", "--results", tmp_path / "results", "-q")
     assert done.code == 1
     assert "expected O1: seen O1" in done.out

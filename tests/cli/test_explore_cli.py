@@ -1,4 +1,5 @@
-"""The commands of the controlled engine as a user types them: exit codes, outputs, and that nothing is left half-done."""
+"""The commands of the controlled engine as a user types them: exit codes, outputs, and that nothing
+is left half-done."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from stress.cli import invoke
-from stress.litmus.registry import LITMUS
+from stress.selftest.litmus.registry import LITMUS
 from tests.command import ROOT, Done, Stress, real
 
 EXPLORE = ROOT / "configs" / "explore"
@@ -50,15 +51,50 @@ vcpu_accesses = 1
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A schedule file of a vCPU that maps a page in an obsolete root."""
     results = tmp_path_factory.mktemp("recorded")
-    assert invoke(["explore", "-c", str(FAULT), "-n", "400", "--seed", "3", "-q", "--results", str(results), *STALE]) == 1
+    assert (
+        invoke(
+            [
+                "explore",
+                "-c",
+                str(FAULT),
+                "-n",
+                "400",
+                "--seed",
+                "3",
+                "-q",
+                "--results",
+                str(results),
+                *STALE,
+            ]
+        )
+        == 1
+    )
     return results / "latest" / "schedule-1.json"
 
 
 @pytest.fixture(scope="module")
 def minimised(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A schedule of a table that is freed at once, which has been minimised beside its file; and what was said then."""
+    """A schedule of a table that is freed at once, which has been minimised beside its file; and
+    what was said then."""
     results, said = tmp_path_factory.mktemp("minimised"), io.StringIO()
-    assert invoke(["explore", "-c", str(FAULT), "-n", "5", "--seed", "1", "-q", "--results", str(results), *AT_ONCE]) == 1
+    assert (
+        invoke(
+            [
+                "explore",
+                "-c",
+                str(FAULT),
+                "-n",
+                "5",
+                "--seed",
+                "1",
+                "-q",
+                "--results",
+                str(results),
+                *AT_ONCE,
+            ]
+        )
+        == 1
+    )
     with contextlib.redirect_stdout(said):
         assert invoke(["minimise", str(results / "latest" / "schedule-1.json"), "-q"]) == 1
     return results / "latest" / "schedule-1.json", said.getvalue()
@@ -79,9 +115,20 @@ def test_the_real_command_fails_with_everything_to_go_on(tmp_path: Path) -> None
     config = BUSTED / "table-freed-at-once.toml"
     done = real("explore", "-c", config, "-n", 20, "--seed", 1, "--results", tmp_path)
     assert done.code == 1, done.out + done.err
-    for part in ("call trace:", "stress replay ", "stress minimise ", "schedule: tdp1-", "expected O3 or O2: seen O3", "results: "):
+    for part in (
+        "call trace:",
+        "stress replay ",
+        "stress minimise ",
+        "schedule: tdp1-",
+        "expected O3 or O2: seen O3",
+        "results: ",
+    ):
         assert part in done.out
-    assert set(left_in((tmp_path / "latest").resolve())) == {*KEPT, "schedule-1.json", "explanation-1.json"}
+    assert set(left_in((tmp_path / "latest").resolve())) == {
+        *KEPT,
+        "schedule-1.json",
+        "explanation-1.json",
+    }
 
 
 def test_a_scenario_that_passes_exits_0(stress: Stress, tmp_path: Path) -> None:
@@ -95,18 +142,50 @@ def test_a_scenario_that_passes_exits_0(stress: Stress, tmp_path: Path) -> None:
 
 def test_a_mended_scenario_passes(stress: Stress, tmp_path: Path) -> None:
     config = BUSTED / "table-freed-at-once.toml"
-    assert stress("explore", "-c", config, "-n", "10", "--seed", "1", "-q", "--results", tmp_path, "--mended").code == 0
+    assert (
+        stress(
+            "explore",
+            "-c",
+            config,
+            "-n",
+            "10",
+            "--seed",
+            "1",
+            "-q",
+            "--results",
+            tmp_path,
+            "--mended",
+        ).code
+        == 0
+    )
 
 
-def test_a_scenario_that_must_fail_and_does_not_is_inconclusive(stress: Stress, tmp_path: Path) -> None:
+def test_a_scenario_that_must_fail_and_does_not_is_inconclusive(
+    stress: Stress, tmp_path: Path
+) -> None:
     config = BUSTED / "table-freed-at-once.toml"
-    done = stress("explore", "-c", config, "-n", "5", "--seed", "1", "-q", "--results", tmp_path, "--set", "vm.variants=[]")
+    done = stress(
+        "explore",
+        "-c",
+        config,
+        "-n",
+        "5",
+        "--seed",
+        "1",
+        "-q",
+        "--results",
+        tmp_path,
+        "--set",
+        "vm.variants=[]",
+    )
     assert done.code == 2
     assert "none of the expected rules fired: O3, O2" in done.out
     assert "NOT seen" in done.out
 
 
-def test_an_exhaustive_search_that_does_not_end_is_inconclusive(stress: Stress, tmp_path: Path) -> None:
+def test_an_exhaustive_search_that_does_not_end_is_inconclusive(
+    stress: Stress, tmp_path: Path
+) -> None:
     done = stress("explore", "-c", FAULT, "--exhaustive", "-n", "10", "--results", tmp_path)
     assert done.code == 2
     assert "the search did not come to its end" in done.out
@@ -124,11 +203,18 @@ def test_an_exhaustive_search_that_ends_passes(stress: Stress, tmp_path: Path) -
 
 
 def test_json_is_the_result_and_nothing_else(stress: Stress, tmp_path: Path) -> None:
-    done = stress("explore", "-c", FAULT, "-n", "30", "--seed", "1", "--json", "--results", tmp_path, *AT_ONCE)
+    done = stress(
+        "explore", "-c", FAULT, "-n", "30", "--seed", "1", "--json", "--results", tmp_path, *AT_ONCE
+    )
     assert done.code == 1
     data = json.loads(done.out)
     assert data == data_of(tmp_path / "latest" / "explore.json")
-    assert (data["schema"], data["kind"], data["name"], data["seed"]) == (2, "stress-exploration", "fault-vs-delete", 1)
+    assert (data["schema"], data["kind"], data["name"], data["seed"]) == (
+        2,
+        "stress-exploration",
+        "fault-vs-delete",
+        1,
+    )
     assert data["certificate"]["verdict"] == "FAIL"
     assert data["scenario"]["vm"]["variants"] == ["table-freed-at-once"]
     (failure,) = data["failures"]
@@ -138,27 +224,56 @@ def test_json_is_the_result_and_nothing_else(stress: Stress, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("variant", [(), AT_ONCE])
 def test_quiet_is_one_line(stress: Stress, tmp_path: Path, variant: tuple[str, ...]) -> None:
-    done = stress("explore", "-c", FAULT, "-n", "5", "--seed", "1", "-q", "--results", tmp_path, *variant)
+    done = stress(
+        "explore", "-c", FAULT, "-n", "5", "--seed", "1", "-q", "--results", tmp_path, *variant
+    )
     (line,) = done.out.splitlines()
     assert line.startswith("FAIL  " if variant else "PASS  ")
     assert done.err == ""
 
 
 def test_two_jobs(stress: Stress, tmp_path: Path) -> None:
-    done = stress("explore", "-c", FAULT, "-n", "10", "--seed", "1", "--jobs", "2", "--json", "--results", tmp_path)
+    done = stress(
+        "explore",
+        "-c",
+        FAULT,
+        "-n",
+        "10",
+        "--seed",
+        "1",
+        "--jobs",
+        "2",
+        "--json",
+        "--results",
+        tmp_path,
+    )
     assert done.code == 0, done.out
     data = json.loads(done.out)
     assert (data["jobs"], data["schedules"], data["verdict"]) == (2, 10, "PASS")
 
 
 def test_keep_going_finds_more(stress: Stress, tmp_path: Path) -> None:
-    command = ("explore", "-c", OBSOLETE, "-n", "25", "--seed", "1", "--json", "--results", tmp_path, *PUT)
+    command = (
+        "explore",
+        "-c",
+        OBSOLETE,
+        "-n",
+        "25",
+        "--seed",
+        "1",
+        "--json",
+        "--results",
+        tmp_path,
+        *PUT,
+    )
     first, more = (json.loads(stress(*command, *option).out) for option in ((), ("--keep-going",)))
     assert len(first["failures"]) == 1
     assert len(more["failures"]) > 1
     assert more["schedules"] == 25 > first["schedules"]
     assert more["failures"][0] | {"after_s": 0} == first["failures"][0] | {"after_s": 0}
-    kept = [path for path in left_in((tmp_path / "latest").resolve()) if path.startswith("schedule-")]
+    kept = [
+        path for path in left_in((tmp_path / "latest").resolve()) if path.startswith("schedule-")
+    ]
     assert len(kept) == len(more["failures"])
 
 
@@ -190,7 +305,9 @@ def test_equal_seeds_have_equal_results(stress: Stress, tmp_path: Path) -> None:
         ([], "Missing option"),
     ],
 )
-def test_wrong_requests_exit_4_and_leave_nothing(stress: Stress, tmp_path: Path, arguments: list[object], reason: str) -> None:
+def test_wrong_requests_exit_4_and_leave_nothing(
+    stress: Stress, tmp_path: Path, arguments: list[object], reason: str
+) -> None:
     done = stress("explore", *arguments, "--results", tmp_path / "results")
     assert done.code == 4
     assert done.out == ""
@@ -205,7 +322,10 @@ def test_a_carrier_that_there_is_not_exits_4_and_leaves_nothing(
     monkeypatch.setenv("STRESS_CARRIER", "fibres")
     done = stress("explore", "-c", FAULT, "--jobs", jobs, "--results", tmp_path / "results")
     assert done.code == 4
-    assert "STRESS_CARRIER=fibres: there is no such carrier; there are auto, threads, greenlets" in done.err
+    assert (
+        "STRESS_CARRIER=fibres: there is no such carrier; there are auto, threads, greenlets"
+        in done.err
+    )
     assert left_in(tmp_path) == []
 
 
@@ -251,7 +371,9 @@ def test_another_scenario_diverges(stress: Stress, recorded: Path) -> None:
     assert done.out.startswith("DIVERGED  the replay diverges at step ")
 
 
-def test_a_file_whose_scenario_was_changed_diverges_and_names_both_steps(stress: Stress, recorded: Path, tmp_path: Path) -> None:
+def test_a_file_whose_scenario_was_changed_diverges_and_names_both_steps(
+    stress: Stress, recorded: Path, tmp_path: Path
+) -> None:
     data = data_of(recorded)
     data["scenario"]["script"]["memslot-worker"] = ["flags 0", "delete 0"]
     path = tmp_path / "changed.json"
@@ -261,10 +383,14 @@ def test_a_file_whose_scenario_was_changed_diverges_and_names_both_steps(stress:
     (line,) = done.out.splitlines()
     assert line.startswith("DIVERGED  the replay diverges at step ")
     step = int(line.partition("at step ")[2].partition(":")[0])
-    assert f"expected {data['steps'][step]}, found {data['steps'][step].partition(':')[0]}: " in line
+    assert (
+        f"expected {data['steps'][step]}, found {data['steps'][step].partition(':')[0]}: " in line
+    )
 
 
-def test_a_model_that_was_mended_does_not_reproduce_or_diverges(stress: Stress, recorded: Path, tmp_path: Path) -> None:
+def test_a_model_that_was_mended_does_not_reproduce_or_diverges(
+    stress: Stress, recorded: Path, tmp_path: Path
+) -> None:
     data = data_of(recorded)
     data["scenario"]["vm"]["variants"] = []
     path = tmp_path / "mended.json"
@@ -276,10 +402,17 @@ def test_a_model_that_was_mended_does_not_reproduce_or_diverges(stress: Stress, 
 
 def test_a_replay_can_branch(stress: Stress, recorded: Path) -> None:
     steps = len(data_of(recorded)["steps"])
-    outs = {stress("replay", recorded, "--from", steps // 3, "--then", "random", "--seed", seed, "-q").out for seed in range(4)}
+    outs = {
+        stress(
+            "replay", recorded, "--from", steps // 3, "--then", "random", "--seed", seed, "-q"
+        ).out
+        for seed in range(4)
+    }
     assert len(outs) > 1
     assert all(out.startswith("BRANCHED  fault-vs-delete: ") for out in outs)
-    assert stress("replay", recorded, "--from", 0, "-q").code == 0, "without a switch nothing is wrong"
+    assert stress("replay", recorded, "--from", 0, "-q").code == 0, (
+        "without a switch nothing is wrong"
+    )
 
 
 @pytest.mark.parametrize(
@@ -293,7 +426,9 @@ def test_a_replay_can_branch(stress: Stress, recorded: Path) -> None:
         (["tdp1-cgAA", "-c", "none.toml"], "none.toml"),
     ],
 )
-def test_what_cannot_be_replayed_exits_4(stress: Stress, arguments: list[object], reason: str) -> None:
+def test_what_cannot_be_replayed_exits_4(
+    stress: Stress, arguments: list[object], reason: str
+) -> None:
     done = stress("replay", *arguments)
     assert done.code == 4
     assert reason in done.err
@@ -301,7 +436,9 @@ def test_what_cannot_be_replayed_exits_4(stress: Stress, arguments: list[object]
 
 
 @pytest.mark.parametrize("command", ["replay", "minimise", "explain"])
-def test_damaged_and_foreign_files_exit_4(stress: Stress, recorded: Path, tmp_path: Path, command: str) -> None:
+def test_damaged_and_foreign_files_exit_4(
+    stress: Stress, recorded: Path, tmp_path: Path, command: str
+) -> None:
     text = recorded.read_text()
     path = tmp_path / "schedule.json"
     for damaged, reason in (
@@ -335,7 +472,9 @@ def replayed_elsewhere(path: Path) -> Done:
     return real("replay", path, "-q")
 
 
-def test_a_divergence_at_the_very_first_step_is_one_like_any_other(recorded: Path, tmp_path: Path) -> None:
+def test_a_divergence_at_the_very_first_step_is_one_like_any_other(
+    recorded: Path, tmp_path: Path
+) -> None:
     data = data_of(recorded)
     data["steps"][0] = "somebody: start"
     path = tmp_path / "first.json"
@@ -356,7 +495,9 @@ def test_a_file_that_lacks_names_of_steps_is_damaged(recorded: Path, tmp_path: P
 # minimise, explain
 
 
-def test_a_schedule_is_minimised_beside_its_file_or_elsewhere(stress: Stress, minimised: tuple[Path, str], tmp_path: Path) -> None:
+def test_a_schedule_is_minimised_beside_its_file_or_elsewhere(
+    stress: Stress, minimised: tuple[Path, str], tmp_path: Path
+) -> None:
     file, quiet = minimised
     small, other = file.with_suffix(".min.json"), tmp_path / "other.json"
     done = stress("minimise", file, "--output", other)
@@ -375,7 +516,9 @@ def test_a_schedule_is_minimised_beside_its_file_or_elsewhere(stress: Stress, mi
     assert not (tmp_path / "none").exists()
 
 
-def test_what_does_not_fail_is_not_minimised(stress: Stress, recorded: Path, tmp_path: Path) -> None:
+def test_what_does_not_fail_is_not_minimised(
+    stress: Stress, recorded: Path, tmp_path: Path
+) -> None:
     data = data_of(recorded)
     data["scenario"]["vm"]["variants"] = []
     path = tmp_path / "mended.json"

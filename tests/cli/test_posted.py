@@ -1,4 +1,5 @@
-"""The command with the posted series: fails with a defect's name, passes once mended, and lists what there is."""
+"""The command with the posted series: fails with a defect's name, passes once mended, and lists
+what there is."""
 
 from __future__ import annotations
 
@@ -10,9 +11,9 @@ import pytest
 from mmu.export.policies import POLICIES
 from mmu.kernels import KERNELS
 from mmu.posted import POSTED
+from stress.commands.catalogue import KINDS
 from stress.mutants import MUTANTS
-from stress.observe.counters import COUNTERS
-from stress.report.catalogue import KINDS
+from stress.scenario.counters import COUNTERS
 from tests.cli.test_cli import FORGETFUL
 from tests.command import ROOT, Stress
 
@@ -21,7 +22,9 @@ R5 = POSTED_CONFIGS / "R05-unexport-without-flush.toml"
 ENOUGH = ["--set", "obligations={vcpu_faults=10}"]
 
 
-def test_the_posted_series_fails_with_the_defects_that_may_have_done_it(stress: Stress, tmp_path: Path) -> None:
+def test_the_posted_series_fails_with_the_defects_that_may_have_done_it(
+    stress: Stress, tmp_path: Path
+) -> None:
     done = stress("run", "-c", R5, "--seed", "1", "--results", tmp_path)
     assert done.code == 1, done.out + done.err
     assert "profile rfc-v1, kernel 6.6" in done.out
@@ -40,14 +43,31 @@ def test_json_has_figures_and_suspects(stress: Stress, tmp_path: Path) -> None:
     data = json.loads(done.out)
     assert {figure["number"] for figure in data["figures"]} >= {"M1", "M7", "M8", "M9", "M12"}
     assert all(set(figure) >= {"number", "name", "value", "unit"} for figure in data["figures"])
-    suspected = {title.split()[0] for finding in data["findings"] for title in finding["suspects"] if finding["rule"] == "O1"}
+    suspected = {
+        title.split()[0]
+        for finding in data["findings"]
+        for title in finding["suspects"]
+        if finding["rule"] == "O1"
+    }
     assert suspected == {"R5", "R12"}
     again = stress("report", tmp_path / "latest", "--json")
     assert json.loads(again.out) == data
 
 
 def test_once_mended_the_same_scenario_passes(stress: Stress, tmp_path: Path) -> None:
-    done = stress("run", "-c", R5, "--mended", "--duration", "0.5", "--seed", "1", "--results", tmp_path, *ENOUGH)
+    done = stress(
+        "run",
+        "-c",
+        R5,
+        "--mended",
+        "--duration",
+        "0.5",
+        "--seed",
+        "1",
+        "--results",
+        tmp_path,
+        *ENOUGH,
+    )
     assert done.code == 0, done.out + done.err
     assert f"PASS  {R5.stem}, seed 1" in done.out
     assert "expected" not in done.out
@@ -60,21 +80,70 @@ def test_once_mended_the_same_scenario_passes(stress: Stress, tmp_path: Path) ->
 
 def test_mended_takes_mutants_and_their_rules_out_as_well(stress: Stress, tmp_path: Path) -> None:
     config = ROOT / "configs" / "BUSTED" / "no-flush-after-exported-zap.toml"
-    done = stress("run", "-c", config, "--mended", "--duration", "0.5", "--seed", "1", "--results", tmp_path, "-q", *ENOUGH)
+    done = stress(
+        "run",
+        "-c",
+        config,
+        "--mended",
+        "--duration",
+        "0.5",
+        "--seed",
+        "1",
+        "--results",
+        tmp_path,
+        "-q",
+        *ENOUGH,
+    )
     assert done.code == 0, done.out
 
 
 def test_mended_wins_over_what_was_set(stress: Stress, tmp_path: Path) -> None:
-    overrides = ["--set", "vm.profile=rfc-v1", "--set", 'vm.variants=["put-before-zap"]', "--set", 'expect.codes=["stale-tlb"]']
-    done = stress("run", "-c", R5, *overrides, "--mended", "--duration", "0.5", "--seed", "1", "--results", tmp_path, "-q", *ENOUGH)
+    overrides = [
+        "--set",
+        "vm.profile=rfc-v1",
+        "--set",
+        'vm.variants=["put-before-zap"]',
+        "--set",
+        'expect.codes=["stale-tlb"]',
+    ]
+    done = stress(
+        "run",
+        "-c",
+        R5,
+        *overrides,
+        "--mended",
+        "--duration",
+        "0.5",
+        "--seed",
+        "1",
+        "--results",
+        tmp_path,
+        "-q",
+        *ENOUGH,
+    )
     assert done.code == 0, done.out
 
 
 def test_mended_takes_variants_of_ones_own_out_as_well(stress: Stress, tmp_path: Path) -> None:
     (tmp_path / "idea.py").write_text(FORGETFUL)
     config = tmp_path / "mine.toml"
-    config.write_text("[vm]\nvariant_files = ['idea.py']\n[obligations]\nvcpu_faults = 1\n[expect]\nrules = ['O1']\n")
-    done = stress("run", "-c", config, "--mended", "--duration", "0.5", "--seed", "1", "--results", tmp_path / "results", "-q")
+    config.write_text(
+        "[vm]\nvariant_files = ['idea.py']\n[obligations]\nvcpu_faults = 1\n[expect]\nrules = "
+        "['O1']\n"
+    )
+    done = stress(
+        "run",
+        "-c",
+        config,
+        "--mended",
+        "--duration",
+        "0.5",
+        "--seed",
+        "1",
+        "--results",
+        tmp_path / "results",
+        "-q",
+    )
     assert done.code == 0, done.out
 
 
@@ -102,7 +171,13 @@ def test_one_defect_in_the_mended_design_is_named_alone(stress: Stress, tmp_path
         ("defects", POSTED),
         ("counters", COUNTERS),
         ("oracles", ["O1", "O8", "O13", "O14", "O15", "O16", "INV"]),
-        ("scenarios", ["configs/full.toml", *(f"configs/rfc-v1/{path.name}" for path in POSTED_CONFIGS.glob("*.toml"))]),
+        (
+            "scenarios",
+            [
+                "configs/full.toml",
+                *(f"configs/rfc-v1/{path.name}" for path in POSTED_CONFIGS.glob("*.toml")),
+            ],
+        ),
     ],
 )
 def test_list_has_every_name_of_a_kind(stress: Stress, kind: str, names: list[str]) -> None:
@@ -110,7 +185,11 @@ def test_list_has_every_name_of_a_kind(stress: Stress, kind: str, names: list[st
     assert done.code == 0
     lines = done.out.splitlines()
     assert lines[0] == f"{kind}:"
-    listed = {line.split()[0] for line in lines[1:] if line.startswith("  ") and not line.startswith("   ")}
+    listed = {
+        line.split()[0]
+        for line in lines[1:]
+        if line.startswith("  ") and not line.startswith("   ")
+    }
     assert listed == set(names) if kind not in ("oracles", "scenarios") else listed >= set(names)
 
 
@@ -128,9 +207,13 @@ def test_the_oracles_say_what_they_watch(stress: Stress) -> None:
 
 def test_list_of_everything_has_every_kind(stress: Stress) -> None:
     done = stress("list")
-    assert [line[:-1] for line in done.out.splitlines() if line and not line.startswith(" ")] == list(KINDS)
+    assert [
+        line[:-1] for line in done.out.splitlines() if line and not line.startswith(" ")
+    ] == list(KINDS)
 
 
-@pytest.mark.parametrize("arguments", [["list", "defect"], ["run", "--mended"], ["run", "-c", str(R5), "--mended=yes"]])
+@pytest.mark.parametrize(
+    "arguments", [["list", "defect"], ["run", "--mended"], ["run", "-c", str(R5), "--mended=yes"]]
+)
 def test_what_is_misspelt_is_a_usage_error(stress: Stress, arguments: list[str]) -> None:
     assert stress(*arguments).code == 4

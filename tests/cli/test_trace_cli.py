@@ -18,12 +18,18 @@ def test_check_passes_on_a_real_kernel(stress: Stress) -> None:
     printed = [line.rstrip() for line in done.out.splitlines()]
     assert printed[-1].startswith("PASS  ")
     page = (ROOT / "docs" / "traces.md").read_text(encoding="utf-8")
-    table = printed[printed.index("checks") : next(index for index, line in enumerate(printed) if line.startswith("what happened"))]
+    table = printed[
+        printed.index("checks") : next(
+            index for index, line in enumerate(printed) if line.startswith("what happened")
+        )
+    ]
     assert "\n".join(table) in page, "the page shows what the command prints"
     assert printed[-1] in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_check_of_several_files_has_the_worst_verdict_and_a_line_each(stress: Stress, tmp_path: Path) -> None:
+def test_check_of_several_files_has_the_worst_verdict_and_a_line_each(
+    stress: Stress, tmp_path: Path
+) -> None:
     lines, at = recordings.put_doubled(recordings.lines_of("w6_close"), 1)
     bad = tmp_path / "bad.trace"
     bad.write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -32,8 +38,12 @@ def test_check_of_several_files_has_the_worst_verdict_and_a_line_each(stress: St
     good, broken = (json.loads(line) for line in done.out.splitlines())
     assert good["verdict"] == "PASS"
     assert at in {violation["line"] for violation in broken["violations"]}
-    assert any("put_root" in row for violation in broken["violations"] for row in violation["lines"]), "the lines are quoted"
-    assert stress("trace", "check", "-q", "--only", "transitions", bad).code == 0, "the put is not what this check judges"
+    assert any(
+        "put_root" in row for violation in broken["violations"] for row in violation["lines"]
+    ), "the lines are quoted"
+    assert stress("trace", "check", "-q", "--only", "transitions", bad).code == 0, (
+        "the put is not what this check judges"
+    )
 
 
 def test_a_violation_is_printed_like_a_splat(stress: Stress, tmp_path: Path) -> None:
@@ -42,7 +52,10 @@ def test_a_violation_is_printed_like_a_splat(stress: Stress, tmp_path: Path) -> 
     bad.write_text("\n".join(lines) + "\n", encoding="utf-8")
     done = stress("trace", "check", bad)
     assert done.code == 1
-    assert f"ROOT-VALIDITY: line {entry}: vCPU 0 enters the guest although it has dropped its root and loaded no other" in done.out
+    assert (
+        f"ROOT-VALIDITY: line {entry}: vCPU 0 enters the guest although it has dropped its root "
+        "and loaded no other" in done.out
+    )
     assert "rule O12 (no-root)" in done.out
     assert "kvm_entry: vcpu 0" in done.out
 

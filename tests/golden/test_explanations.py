@@ -1,7 +1,9 @@
-"""Golden explanations: what `stress explain` says about failing schedules of broken variants, to the letter.
+"""Golden explanations: what `stress explain` says about failing schedules of broken variants, to
+the letter.
 
-Beside each text lies the schedule that it explains. With REWRITE_GOLDEN=texts in the environment the texts are written
-anew, with REWRITE_GOLDEN=schedules the schedules are looked for anew before; a changed text is a decision all the same.
+Beside each text lies the schedule that it explains. With REWRITE_GOLDEN=texts in the environment
+the texts are written anew, with REWRITE_GOLDEN=schedules the schedules are looked for anew before;
+a changed text is a decision all the same.
 """
 
 from __future__ import annotations
@@ -15,14 +17,14 @@ from attrs import evolve, frozen
 
 from mmu.report import RULES
 from stress.engines.carrier import pinned
-from stress.engines.exploration import ScenarioProgram
+from stress.engines.scenario_program import ScenarioProgram
+from stress.report.explanation import WIDTH, text
 from stress.scenario.load import load
-from stress.search import store
-from stress.search.campaign import Budget, Campaign
+from stress.search import schedule_file
 from stress.search.explain import explain_stored
-from stress.search.explain_text import WIDTH, text
+from stress.search.exploration import Exploration, SearchBudget
 from stress.search.minimise import Minimiser
-from stress.search.store import StoredSchedule, stored
+from stress.search.schedule_file import StoredSchedule, stored
 from stress.search.strategies import strategy_for
 
 HERE = Path(__file__).parent / "explanations"
@@ -33,7 +35,8 @@ TRIES = 4
 
 @frozen
 class Case:
-    """How a failing schedule of a variant is found: in which scenario, by which strategy, and whether it is then made smaller."""
+    """How a failing schedule of a variant is found: in which scenario, by which strategy, and
+    whether it is then made smaller."""
 
     scenario: str
     strategy: str = "portfolio"
@@ -54,13 +57,18 @@ CASES = {
 
 
 def look_for(variant: str, case: Case) -> StoredSchedule:
-    """The first failing schedule that a campaign meets, minimised. The steps are left out: the schedule says them all."""
+    """The first failing schedule that a campaign meets, minimised. The steps are left out: the
+    schedule says them all."""
     scenario = load(EXPLORE / f"{case.scenario}.toml", [f'vm.variants=["{variant}"]'])
     with pinned():
-        tally = Campaign(ScenarioProgram(case.scenario, scenario), strategy_for(case.strategy, 1)).run(Budget(3000, 60))
+        tally = Exploration(
+            ScenarioProgram(case.scenario, scenario), strategy_for(case.strategy, 1)
+        ).run(SearchBudget(3000, 60))
         failure = next(iter(tally.failures.values()))
         if case.minimised:
-            minimiser = Minimiser(case.scenario, (), failure.report.signature, predicted=failure.predicted)
+            minimiser = Minimiser(
+                case.scenario, (), failure.report.signature, predicted=failure.predicted
+            )
             smallest = minimiser.minimise(scenario, failure.schedule)
             assert smallest is not None
             scenario, failure = smallest.scenario, smallest.failure
@@ -77,7 +85,7 @@ def test_the_explanation_is_as_it_was(variant: str) -> None:
     schedule, golden = HERE / f"{variant}.json", HERE / f"{variant}.txt"
     if REWRITE == "schedules":
         schedule.write_text(look_for(variant, CASES[variant]).to_json() + "\n", encoding="utf-8")
-    explained = normal(text(explain_stored(store.read(schedule), tries=TRIES)))
+    explained = normal(text(explain_stored(schedule_file.read(schedule), tries=TRIES)))
     if REWRITE:
         golden.write_text(explained, encoding="utf-8")
     assert explained == golden.read_text(encoding="utf-8")
@@ -86,7 +94,7 @@ def test_the_explanation_is_as_it_was(variant: str) -> None:
 @pytest.mark.parametrize("variant", CASES)
 def test_it_names_the_rule_and_not_the_variant(variant: str) -> None:
     page = (HERE / f"{variant}.txt").read_text(encoding="utf-8")
-    rule = store.read(HERE / f"{variant}.json").signatures[0].split("/")[0]
+    rule = schedule_file.read(HERE / f"{variant}.json").signatures[0].split("/")[0]
     assert f"rule       {rule} {RULES[rule].split(':')[0]}" in page
     assert variant not in page
     assert variant.replace("-", "_") not in page

@@ -1,4 +1,5 @@
-"""Golden splats: what a report looks like, to the letter. Line numbers are left out, so that only the words count."""
+"""Golden splats: what a report looks like, to the letter. Line numbers are left out, so that only
+the words count."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""DPOR loses nothing: on random small programs it sees exactly the classes, outcomes and deadlocks that trying every
-interleaving sees, and no class twice more often than it must."""
+"""DPOR loses nothing: on random small programs it sees exactly the classes, outcomes and deadlocks
+that trying every interleaving sees, and no class twice more often than it must."""
 
 from __future__ import annotations
 
@@ -11,28 +11,29 @@ import pytest
 from mmu.report import Report
 from stress.engines.carrier import pinned
 from stress.engines.controlled import ControlledRuntime
-from stress.engines.program import Executor, Part, Strategy
+from stress.engines.program import Executor, ProgramTask, Strategy
 from stress.engines.program import Program as AnyProgram
-from stress.litmus.base import LitmusProgram
-from stress.litmus.registry import LITMUS
 from stress.search.bounded import DepthFirst
 from stress.search.dpor import Dpor
-from stress.search.order import class_of
-from stress.search.walk import RandomWalk
+from stress.search.happens_before import class_of
+from stress.search.random_walk import RandomWalk
+from stress.selftest.litmus.base import LitmusProgram
+from stress.selftest.litmus.registry import LITMUS
 
 MOST = 500
 """A program with more interleavings than this is not compared."""
 
 
 class Drawn:
-    """A program that is drawn from a number, and breaks no rule: what its tasks have `seen` is its outcome."""
+    """A program that is drawn from a number, and breaks no rule: what its tasks have `seen` is its
+    outcome."""
 
     has_start = False
     _seen: list[list[object]]
 
     def start(self) -> None: ...
 
-    def closing(self) -> Sequence[Part]:
+    def closing(self) -> Sequence[ProgramTask]:
         return ()
 
     def reports(self) -> Sequence[Report]:
@@ -56,10 +57,14 @@ class Chance(Drawn):
         self._rwlock = runtime.rwlock(dice.choice(["fair", "reader", "writer"]), "rw")
         self._runtime = runtime
         count = dice.choice([2, 2, 3])
-        plans = [[dice.randrange(10) for _ in range(dice.randint(1, 3 if count == 2 else 2))] for _ in range(count)]
+        plans = [
+            [dice.randrange(10) for _ in range(dice.randint(1, 3 if count == 2 else 2))]
+            for _ in range(count)
+        ]
         picks = [[dice.randrange(2) for _ in plan] for plan in plans]
-        self.parts: Sequence[Part] = [
-            Part(f"t{index}", self._body(plan, picked)) for index, (plan, picked) in enumerate(zip(plans, picks, strict=True))
+        self.parts: Sequence[ProgramTask] = [
+            ProgramTask(f"t{index}", self._body(plan, picked))
+            for index, (plan, picked) in enumerate(zip(plans, picks, strict=True))
         ]
 
     def _body(self, plan: list[int], picked: list[int]) -> Callable[[], None]:
@@ -102,7 +107,9 @@ class Chance(Drawn):
                 seen.append(word.value)
                 handle.release()
             case _:
-                self._runtime.wait_until("something", lambda: word.value > 0 or self._words[1 - which].value == 0)
+                self._runtime.wait_until(
+                    "something", lambda: word.value > 0 or self._words[1 - which].value == 0
+                )
                 seen.append("went on")
 
 
@@ -116,8 +123,11 @@ class Program:
 Everything = tuple[dict[int, Hashable], int]
 
 
-def everything(strategy: Strategy, number: int, program: AnyProgram | None = None, most: int = 0) -> Everything | None:
-    """Every class with its outcome, deadlocks as their report; and how many executions that took. None: more than `most`."""
+def everything(
+    strategy: Strategy, number: int, program: AnyProgram | None = None, most: int = 0
+) -> Everything | None:
+    """Every class with its outcome, deadlocks as their report; and how many executions that took.
+    None: more than `most`."""
     executor = Executor(program or Program(), keep_extras=True)
     classes: dict[int, Hashable] = {}
     executions = 0
@@ -133,8 +143,11 @@ def everything(strategy: Strategy, number: int, program: AnyProgram | None = Non
 
 
 @pytest.mark.parametrize("name", LITMUS)
-def test_no_random_schedule_of_a_litmus_program_is_of_a_class_that_dpor_has_missed(name: str) -> None:
-    """Nor has it, then, an outcome that DPOR has not seen: schedules of one class come to the same."""
+def test_no_random_schedule_of_a_litmus_program_is_of_a_class_that_dpor_has_missed(
+    name: str,
+) -> None:
+    """Nor has it, then, an outcome that DPOR has not seen: schedules of one class come to the
+    same."""
     litmus = LITMUS[name]
     executor = Executor(LitmusProgram(litmus), limit=3000, keep_extras=True)
     explored: set[int] = set()

@@ -1,4 +1,5 @@
-"""Laws of the walk: for any tree it visits exactly what is there, in pre-order, and no yield makes it miss or skip a thing."""
+"""Laws of the walk: for any tree it visits exactly what is there, in pre-order, and no yield makes
+it miss or skip a thing."""
 
 from __future__ import annotations
 
@@ -16,12 +17,22 @@ from tests.model import Machine, machine_of
 Entry = tuple[int, int]
 """(gfn, level) of an SPTE."""
 
-geometries = st.sampled_from([Geometry(3, 4), Geometry(4, 2), Geometry(2, 8), Geometry(1, 4), Geometry(5, 2), Geometry(4, 512)])
+geometries = st.sampled_from(
+    [
+        Geometry(3, 4),
+        Geometry(4, 2),
+        Geometry(2, 8),
+        Geometry(1, 4),
+        Geometry(5, 2),
+        Geometry(4, 512),
+    ]
+)
 
 
 @st.composite
 def shapes(draw: st.DrawFn) -> tuple[Geometry, list[int], list[int]]:
-    """A geometry, the gfns that are mapped, and those of them that are unmapped again, which leaves tables empty."""
+    """A geometry, the gfns that are mapped, and those of them that are unmapped again, which leaves
+    tables empty."""
     geometry = draw(geometries)
     near = st.integers(0, min(geometry.max_gfn, 255))
     far = st.integers(0, geometry.max_gfn)
@@ -34,7 +45,9 @@ def shapes(draw: st.DrawFn) -> tuple[Geometry, list[int], list[int]]:
 def trees(draw: st.DrawFn) -> tuple[Geometry, list[int], list[int], int, int]:
     """A shape and a range of gfns that is not empty, its ends often at something."""
     geometry, mapped, unmapped = draw(shapes())
-    edges = st.integers(0, geometry.max_gfn + 1) | st.sampled_from([0, geometry.max_gfn + 1, *mapped, *(gfn + 1 for gfn in mapped)])
+    edges = st.integers(0, geometry.max_gfn + 1) | st.sampled_from(
+        [0, geometry.max_gfn + 1, *mapped, *(gfn + 1 for gfn in mapped)]
+    )
     start, end = sorted(draw(st.tuples(edges, edges).filter(lambda ends: ends[0] != ends[1])))
     return geometry, mapped, unmapped, start, end
 
@@ -55,14 +68,24 @@ def unmap(machine: Machine, root: RootPage, gfn: int) -> None:
         machine.vm.writer.set_spte(sp, index, gfn, sp.spt[index], 0)
 
 
-def expected(geometry: Geometry, mapped: Iterable[int], unmapped: Iterable[int], start: int, end: int, min_level: int = 1) -> list[Entry]:
-    """What a walk must visit: every entry on the way to a mapped gfn that lies in the range, in pre-order."""
+def expected(
+    geometry: Geometry,
+    mapped: Iterable[int],
+    unmapped: Iterable[int],
+    start: int,
+    end: int,
+    min_level: int = 1,
+) -> list[Entry]:
+    """What a walk must visit: every entry on the way to a mapped gfn that lies in the range, in
+    pre-order."""
     entries: set[Entry] = set()
     for level in range(max(min_level, 2), geometry.levels + 1):
         entries |= {(geometry.round_down(gfn, level), level) for gfn in mapped}
     if min_level == 1:
         entries |= {(gfn, 1) for gfn in set(mapped) - set(unmapped)}
-    inside = [(gfn, level) for gfn, level in entries if gfn < end and gfn + geometry.pages(level) > start]
+    inside = [
+        (gfn, level) for gfn, level in entries if gfn < end and gfn + geometry.pages(level) > start
+    ]
     return sorted(inside, key=lambda entry: (entry[0], -entry[1]))
 
 
@@ -88,7 +111,12 @@ def test_the_walk_visits_exactly_the_present_entries_in_pre_order(
         assert visited == expected(geometry, mapped, unmapped, start, end, min_level)
 
 
-@given(shapes(), st.lists(st.integers(0, 40), max_size=6), st.randoms(use_true_random=False), st.booleans())
+@given(
+    shapes(),
+    st.lists(st.integers(0, 40), max_size=6),
+    st.randoms(use_true_random=False),
+    st.booleans(),
+)
 def test_whatever_happens_during_yields_what_stays_is_visited(
     shape: tuple[Geometry, list[int], list[int]], yields: list[int], random: object, skipping: bool
 ) -> None:
@@ -115,7 +143,8 @@ def test_whatever_happens_during_yields_what_stays_is_visited(
 
 
 def disturb(machine: Machine, root: RootPage, stays: set[int], random: object) -> set[int]:
-    """What another thread does while the lock is dropped: unmap a leaf or a whole subtree; the gfns that went."""
+    """What another thread does while the lock is dropped: unmap a leaf or a whole subtree; the gfns
+    that went."""
     chosen = sorted(stays)
     if not chosen:
         return set()
@@ -130,7 +159,9 @@ def disturb(machine: Machine, root: RootPage, stays: set[int], random: object) -
 
 
 @given(trees())
-def test_a_leaf_zap_removes_exactly_the_leaves_of_its_range(tree: tuple[Geometry, list[int], list[int], int, int]) -> None:
+def test_a_leaf_zap_removes_exactly_the_leaves_of_its_range(
+    tree: tuple[Geometry, list[int], list[int], int, int],
+) -> None:
     geometry, mapped, unmapped, start, end = tree
     with machine_of(geometry, frames=4) as machine:
         root = grow(machine, mapped, unmapped)
@@ -185,6 +216,14 @@ def test_zapping_a_root_leaves_nothing_of_any_tree(
 
 
 @given(geometries, st.data())
-def test_geometry_splits_a_gfn_into_its_indices_and_back(geometry: Geometry, data: st.DataObject) -> None:
+def test_geometry_splits_a_gfn_into_its_indices_and_back(
+    geometry: Geometry, data: st.DataObject
+) -> None:
     gfn = data.draw(st.integers(0, geometry.max_gfn))
-    assert sum(geometry.index(gfn, level) * geometry.pages(level) for level in range(1, geometry.levels + 1)) == gfn
+    assert (
+        sum(
+            geometry.index(gfn, level) * geometry.pages(level)
+            for level in range(1, geometry.levels + 1)
+        )
+        == gfn
+    )

@@ -1,6 +1,8 @@
-"""Laws of lockdep: it reports exactly when the orders that were seen could deadlock, whatever the history before.
+"""Laws of lockdep: it reports exactly when the orders that were seen could deadlock, whatever the
+history before.
 
-Every law runs its locks on one thread, one acquisition after the other: what could deadlock is never made to happen.
+Every law runs its locks on one thread, one acquisition after the other: what could deadlock is
+never made to happen.
 """
 
 from __future__ import annotations
@@ -60,8 +62,13 @@ def give(lock: Mutex | RwLock, shared: bool) -> None:
     lock.unlock(shared) if isinstance(lock, RwLock) else lock.release()
 
 
-def run(locks: Sequence[Mutex | RwLock], nest: Sequence[Step], release_order: Sequence[int] | None = None) -> None:
-    """Take the locks of `nest` one inside the other, then release them, innermost first unless told otherwise."""
+def run(
+    locks: Sequence[Mutex | RwLock],
+    nest: Sequence[Step],
+    release_order: Sequence[int] | None = None,
+) -> None:
+    """Take the locks of `nest` one inside the other, then release them, innermost first unless told
+    otherwise."""
     for step in nest:
         take(locks[step.lock], step.shared)
     for position in release_order or range(len(nest) - 1, -1, -1):
@@ -88,7 +95,9 @@ in_global_order = steps(KINDS).map(sorted)
 
 @LAW
 @given(st.lists(in_global_order, max_size=8), st.randoms(use_true_random=False))
-def test_one_global_order_never_reports_whatever_the_modes_and_the_release_order(nests: list[list[Step]], random: Random) -> None:
+def test_one_global_order_never_reports_whatever_the_modes_and_the_release_order(
+    nests: list[list[Step]], random: Random
+) -> None:
     sync, reporter = fresh()
     locks = make_locks(sync)
     for nest in nests:
@@ -105,7 +114,9 @@ def test_the_graph_holds_every_pair_that_was_nested_and_no_other(nests: list[lis
     for nest in nests:
         run(make_locks(sync), nest)
     nested = {(int(outer[0]), int(inner[0])) for outer, _, inner, _ in sync.lockdep.orders()}
-    assert nested == {(outer.lock, inner.lock) for nest in nests for outer, inner in combinations(nest, 2)}
+    assert nested == {
+        (outer.lock, inner.lock) for nest in nests for outer, inner in combinations(nest, 2)
+    }
 
 
 # Inverted pairs
@@ -117,7 +128,9 @@ def test_the_graph_holds_every_pair_that_was_nested_and_no_other(nests: list[lis
     pair=st.lists(st.integers(0, 4), min_size=2, max_size=2, unique=True).map(sorted),
     times=st.integers(1, 3),
 )
-def test_an_inverted_pair_is_reported_exactly_once(history: list[list[Step]], pair: list[int], times: int) -> None:
+def test_an_inverted_pair_is_reported_exactly_once(
+    history: list[list[Step]], pair: list[int], times: int
+) -> None:
     sync, reporter = fresh()
     locks = [sync.mutex(f"lock {number}") for number in range(5)]
     outer, inner = (Step(number, shared=False) for number in pair)
@@ -134,7 +147,9 @@ def test_an_inverted_pair_is_reported_exactly_once(history: list[list[Step]], pa
 
 @LAW
 @given(st.permutations(range(6)).flatmap(lambda ring: st.tuples(st.just(ring), st.integers(2, 6))))
-def test_a_ring_of_any_length_is_reported_when_its_last_order_closes_it(ring_and_length: tuple[list[int], int]) -> None:
+def test_a_ring_of_any_length_is_reported_when_its_last_order_closes_it(
+    ring_and_length: tuple[list[int], int],
+) -> None:
     sync, reporter = fresh()
     ring = ring_and_length[0][: ring_and_length[1]]
     locks = [sync.mutex(f"lock {number}") for number in range(6)]
@@ -143,7 +158,10 @@ def test_a_ring_of_any_length_is_reported_when_its_last_order_closes_it(ring_and
     assert reporter.reports == ()
     run(locks, [Step(ring[-1], shared=False), Step(ring[0], shared=False)])
     (report,) = cycles(reporter)
-    assert len([part for part in report.sections if "existing dependency" in part.title]) == len(ring) - 1
+    assert (
+        len([part for part in report.sections if "existing dependency" in part.title])
+        == len(ring) - 1
+    )
 
 
 # Any history
@@ -157,10 +175,11 @@ class Order(NamedTuple):
 
 
 def can_deadlock(orders: set[Order], recursive_reads: set[int]) -> bool:
-    """Whether threads that follow `orders` can wait for each other in a ring. Written without looking at lockdep.
+    """Whether threads that follow `orders` can wait for each other in a ring. Written without
+    looking at lockdep.
 
-    The waiter of one order waits for the holder of the next when they name the same lock and the wait is not a read
-    that is granted beside other readers even while a writer waits.
+    The waiter of one order waits for the holder of the next when they name the same lock and the
+    wait is not a read that is granted beside other readers even while a writer waits.
     """
 
     def waits_for(order: Order, other: Order) -> bool:
@@ -183,7 +202,12 @@ def can_deadlock(orders: set[Order], recursive_reads: set[int]) -> bool:
 @example([[Step(2, True), Step(0, False)], [Step(0, False), Step(2, False)]])
 def test_a_report_comes_exactly_when_the_orders_seen_can_deadlock(nests: list[list[Step]]) -> None:
     sync, reporter = fresh()
-    locks = [sync.rwlock("fair"), sync.rwlock("writer", "writer"), sync.rwlock("reader", "reader"), sync.rwlock("reader too", "reader")]
+    locks = [
+        sync.rwlock("fair"),
+        sync.rwlock("writer", "writer"),
+        sync.rwlock("reader", "reader"),
+        sync.rwlock("reader too", "reader"),
+    ]
     orders: set[Order] = set()
     for nest in nests:
         run(locks, nest)

@@ -1,4 +1,5 @@
-"""Laws of memslots: any sequence of changes is answered as a dictionary would, keeps every invariant, and leaves nothing."""
+"""Laws of memslots: any sequence of changes is answered as a dictionary would, keeps every
+invariant, and leaves nothing."""
 
 from __future__ import annotations
 
@@ -44,26 +45,46 @@ class Vmm:
 
     def covered(self, as_id: int, gfn: int) -> bool:
         """Whether some slot backs a gfn."""
-        return any(space == as_id and slot.gfn <= gfn < slot.gfn + slot.npages for (space, _), slot in self.slots.items())
+        return any(
+            space == as_id and slot.gfn <= gfn < slot.gfn + slot.npages
+            for (space, _), slot in self.slots.items()
+        )
 
     def answer(self, as_id: int, number: int, wanted: Slot) -> int:
         """The errno for a new or moved slot, 0 when it is granted."""
         if not wanted.fits():
             return errno.EINVAL
-        others = [slot for (space, other), slot in self.slots.items() if space == as_id and other != number]
+        others = [
+            slot
+            for (space, other), slot in self.slots.items()
+            if space == as_id and other != number
+        ]
         return errno.EEXIST if any(wanted.overlaps(other) for other in others) else 0
 
     def create(self, as_id: int, number: int, wanted: Slot) -> None:
-        """Add a slot, or try to; adding an existing one with other memory is a change that is always refused."""
+        """Add a slot, or try to; adding an existing one with other memory is a change that is
+        always refused."""
         key = as_id, number
         if key in self.slots:
             region = self.machine.vm.host.mmap(wanted.npages)
-            assert errno_of(self.machine, MemoryRegion(number, wanted.gfn, wanted.npages, region, as_id=as_id)) == errno.EINVAL
+            assert (
+                errno_of(
+                    self.machine,
+                    MemoryRegion(number, wanted.gfn, wanted.npages, region, as_id=as_id),
+                )
+                == errno.EINVAL
+            )
             return
         expected = self.answer(as_id, number, wanted)
         if expected:
             region = self.machine.vm.host.mmap(wanted.npages)
-            assert errno_of(self.machine, MemoryRegion(number, wanted.gfn, wanted.npages, region, as_id=as_id)) == expected
+            assert (
+                errno_of(
+                    self.machine,
+                    MemoryRegion(number, wanted.gfn, wanted.npages, region, as_id=as_id),
+                )
+                == expected
+            )
             return
         self.machine.add_slot(wanted.gfn, wanted.npages, slot=number, as_id=as_id)
         self.slots[key] = wanted
@@ -85,7 +106,12 @@ class Vmm:
         expected = self.answer(as_id, number, wanted)
         if expected:
             region = self.machine.regions[key]
-            assert errno_of(self.machine, MemoryRegion(number, gfn, wanted.npages, region, as_id=as_id)) == expected
+            assert (
+                errno_of(
+                    self.machine, MemoryRegion(number, gfn, wanted.npages, region, as_id=as_id)
+                )
+                == expected
+            )
             return
         self.machine.move_slot(gfn, slot=number, as_id=as_id)
         self.slots[key] = wanted
@@ -118,7 +144,9 @@ def change(vmm: Vmm, step: tuple[Any, ...]) -> None:
 
 
 @given(steps)
-def test_slots_behave_like_a_dictionary_and_every_invariant_holds_throughout(sequence: list[tuple[Any, ...]]) -> None:
+def test_slots_behave_like_a_dictionary_and_every_invariant_holds_throughout(
+    sequence: list[tuple[Any, ...]],
+) -> None:
     with machine_of(frames=2048) as machine:
         vmm = Vmm(machine, {})
         vcpu = machine.vm.create_vcpu()
@@ -142,7 +170,8 @@ def test_slots_behave_like_a_dictionary_and_every_invariant_holds_throughout(seq
 def test_a_device_on_the_exported_root_sees_what_the_slots_say_at_any_time(
     sequence: list[tuple[Any, ...]], export_at: int, close_at: int
 ) -> None:
-    """Export and un-export come anywhere in the sequence; the device is served exactly what has a slot."""
+    """Export and un-export come anywhere in the sequence; the device is served exactly what has a
+    slot."""
     with machine_of(variants=[KEEP_VALID], frames=2048) as machine:
         vmm = Vmm(machine, {})
         vcpu = machine.vm.create_vcpu()

@@ -1,5 +1,5 @@
-"""State caching loses nothing: a search that gives up where it was before sees exactly the classes of schedules, with their
-outcomes and findings, that it sees without."""
+"""State caching loses nothing: a search that gives up where it was before sees exactly the classes
+of schedules, with their outcomes and findings, that it sees without."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import pytest
 
 from stress.engines.carrier import pinned
 from stress.engines.program import Executor
-from stress.litmus.base import LitmusProgram
-from stress.litmus.registry import LITMUS
 from stress.search.bounded import DelayBounded, DepthFirst, PreemptionBounded, Systematic
 from stress.search.dpor import Dpor
-from stress.search.order import class_of
-from stress.search.states import States
+from stress.search.happens_before import class_of
+from stress.search.state_cache import States
+from stress.selftest.litmus.base import LitmusProgram
+from stress.selftest.litmus.registry import LITMUS
 from tests.laws.test_dpor_laws import everything
 
 Search = Callable[[States | None], Systematic]
@@ -53,13 +53,17 @@ def test_random_programs_show_the_same(name: str) -> None:
 
 
 def seen(name: str, search: Systematic | Dpor) -> Seen | None:
-    """Every class of a litmus program that is run to its end, with what came of it; None if there is too much."""
+    """Every class of a litmus program that is run to its end, with what came of it; None if there
+    is too much."""
     executor = Executor(LitmusProgram(LITMUS[name]), limit=3000, keep_extras=True)
     found: Seen = {}
     for _ in range(MOST):
         run = executor.execute(search)
         if not run.cut:
-            found[class_of(run)] = (run.outcome, *sorted(report.signature for report in run.reports))
+            found[class_of(run)] = (
+                run.outcome,
+                *sorted(report.signature for report in run.reports),
+            )
         run.release()
         if search.exhausted:
             return found
@@ -84,7 +88,11 @@ def test_depth_first_and_dpor_prove_the_same_of_litmus_programs() -> None:
     with pinned():
         for name in list(LITMUS)[::4]:
             classes = seen(name, Dpor())
-            whole = seen(name, DepthFirst(States())) if classes is not None and len(classes) <= 3 else None
+            whole = (
+                seen(name, DepthFirst(States()))
+                if classes is not None and len(classes) <= 3
+                else None
+            )
             if whole is not None:
                 assert whole == classes, name
                 compared += 1

@@ -1,7 +1,9 @@
-"""What litmus programs share: a small VM under every oracle, guests with stops in them, and other threads' whole parts.
+"""What litmus programs share: a small VM under every oracle, guests with stops in them, and other
+threads' whole parts.
 
-A program is driven to one interleaving. `meanwhile` runs another thread's part to its end while the caller stands still;
-`until_stuck` runs it to its end or to the wait that is named, whichever comes first. Nothing here depends on luck or on time.
+A program is driven to one interleaving. `meanwhile` runs another thread's part to its end while the
+caller stands still; `until_stuck` runs it to its end or to the wait that is named, whichever comes
+first. Nothing here depends on luck or on time.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from mmu.posted import POSTED
 from mmu.task import Task
 from mmu.tdp.fault import RetPf
 from mmu.variant import Variant
-from stress.oracles import attach_all
+from stress.observe.oracles import attach_all
 from stress.scenario.types import Limits, Seconds
 from tests.conftest import eventually, finish, srcu_section, together
 from tests.model import SMALL, Machine, machine_of
@@ -34,7 +36,9 @@ both_ways = pytest.mark.parametrize("posted", [False, True], ids=["mended", "pos
 
 
 @contextmanager
-def litmus(*variants: Variant, geometry: Geometry = SMALL, limits: Limits = PATIENT, **config: Any) -> Iterator[Machine]:
+def litmus(
+    *variants: Variant, geometry: Geometry = SMALL, limits: Limits = PATIENT, **config: Any
+) -> Iterator[Machine]:
     """A machine under every oracle; what a program provokes it has to `expect`."""
     with machine_of(geometry, variants, **config) as machine:
         attach_all(machine.vm, limits)
@@ -59,7 +63,9 @@ def broken(machine: Machine) -> set[str]:
 def expect(machine: Machine, *reports: str) -> None:
     """Exactly these were reported since the last look; each a `rule code`."""
     found = machine.news()
-    assert found == set(reports), f"reported {sorted(found)}, expected {sorted(reports)}\n{machine.splats()}"
+    assert found == set(reports), (
+        f"reported {sorted(found)}, expected {sorted(reports)}\n{machine.splats()}"
+    )
 
 
 def assert_clean(machine: Machine) -> None:
@@ -79,9 +85,17 @@ def assert_found(machine: Machine, *reports: str) -> None:
 
 
 def add_huge_slot(
-    machine: Machine, gfn: int = 0, npages: int = 16, *, slot: int = 0, level: int = 2, flags: int = 0, writable: bool = True
+    machine: Machine,
+    gfn: int = 0,
+    npages: int = 16,
+    *,
+    slot: int = 0,
+    level: int = 2,
+    flags: int = 0,
+    writable: bool = True,
 ) -> Region:
-    """A slot whose memory the host maps with pages of up to `level`; give the machine blocks for them (huge_2m)."""
+    """A slot whose memory the host maps with pages of up to `level`; give the machine blocks for
+    them (huge_2m)."""
     region = machine.vm.host.mmap(npages, writable=writable, max_level=level)
     machine.vm.host.assign(region, tag_of(0, gfn))
     machine.vm.set_user_memory_region(MemoryRegion(slot, gfn, npages, region, flags))
@@ -120,8 +134,8 @@ def x(gfn: int) -> int:
 
 
 class Steps:
-    """A guest that makes accesses and stops where it is told to: an int is an access as in `Script` (or `x(gfn)`), anything
-    else is called, in guest mode, before the access that follows it."""
+    """A guest that makes accesses and stops where it is told to: an int is an access as in `Script`
+    (or `x(gfn)`), anything else is called, in guest mode, before the access that follows it."""
 
     def __init__(self, *steps: int | Callable[[], object]) -> None:
         self._left: Iterator[Any] = iter(steps)
@@ -167,8 +181,14 @@ def meanwhile(machine: Machine, *bodies: Callable[[], object]) -> None:
         together(machine.runtime, whole)
 
 
-def until_stuck(machine: Machine, body: Callable[[], object], on: str, also: Callable[[], object] = lambda: False) -> Task:
-    """Another thread runs `body` until it ends, or waits for something whose name has `on` in it, or `also` holds."""
+def until_stuck(
+    machine: Machine,
+    body: Callable[[], object],
+    on: str,
+    also: Callable[[], object] = lambda: False,
+) -> Task:
+    """Another thread runs `body` until it ends, or waits for something whose name has `on` in it,
+    or `also` holds."""
 
     def whole() -> None:
         body()
@@ -178,7 +198,9 @@ def until_stuck(machine: Machine, body: Callable[[], object], on: str, also: Cal
     def waits() -> bool:
         return bool(task.waiting_for) and on in task.waiting_for
 
-    eventually(lambda: waits() or ended(machine, task) or also(), f"{task} to end or to wait for {on}")
+    eventually(
+        lambda: waits() or ended(machine, task) or also(), f"{task} to end or to wait for {on}"
+    )
     return task
 
 

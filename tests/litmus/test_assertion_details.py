@@ -1,5 +1,5 @@
-"""The reference's assertion table (2.14), where a row asks for more than the right lock: what must not have yielded or be
-frozen, which section must be open, whose reference must be held."""
+"""The reference's assertion table (2.14), where a row asks for more than the right lock: what must
+not have yielded or be frozen, which section must be open, whose reference must be held."""
 
 from __future__ import annotations
 
@@ -173,7 +173,10 @@ def test_a_setter_refuses_an_iterator_that_has_yielded(shared: bool, yielded: bo
         machine.abandon()
 
 
-@pytest.mark.parametrize(("shared", "old", "new"), [(True, REMOVED_SPTE, 0), (False, REMOVED_SPTE, 0), (False, 0, REMOVED_SPTE)])
+@pytest.mark.parametrize(
+    ("shared", "old", "new"),
+    [(True, REMOVED_SPTE, 0), (False, REMOVED_SPTE, 0), (False, 0, REMOVED_SPTE)],
+)
 def test_a_setter_refuses_frozen_values(shared: bool, old: int, new: int) -> None:
     with machine_of() as machine:
         prepared(machine)
@@ -286,7 +289,9 @@ def test_an_io_fault_under_srcu_alone_is_reported() -> None:
         expect(machine, HELD)
 
 
-@pytest.mark.parametrize(("atomic", "report"), [("pages_lock", "O5 sleep-in-atomic"), ("rcu", "O3 sleep-in-rcu")])
+@pytest.mark.parametrize(
+    ("atomic", "report"), [("pages_lock", "O5 sleep-in-atomic"), ("rcu", "O3 sleep-in-rcu")]
+)
 def test_an_io_fault_in_atomic_context_is_reported(atomic: str, report: str) -> None:
     with machine_of() as machine:
         prepared(machine)
@@ -312,7 +317,9 @@ def test_export_and_un_export_take_their_locks_in_order() -> None:
     """exported_tdp_cache_lock, then mmu_lock for write (2.1 rule 7)."""
     with machine_of() as machine:
         machine.export().put()
-        orders = {(outer, inner, mode) for outer, _, inner, mode in machine.kvm.sync.lockdep.orders()}
+        orders = {
+            (outer, inner, mode) for outer, _, inner, mode in machine.kvm.sync.lockdep.orders()
+        }
         assert ("exported_tdp_cache_lock", "mmu_lock", "write") in orders
         expect(machine)
 
@@ -323,7 +330,11 @@ def test_the_recovery_worker_takes_srcu_mmu_lock_and_rcu_itself() -> None:
         assert fetch(machine, machine.vcpu(), 1) is RetPf.FIXED
         held: list[tuple[bool, int, bool]] = []
         kvm = machine.kvm
-        machine.on(prepare_zap_page=lambda *_: held.append((kvm.srcu.read_held(), kvm.mmu_lock.held_mode(), kvm.rcu.read_held())))
+        machine.on(
+            prepare_zap_page=lambda *_: held.append(
+                (kvm.srcu.read_held(), kvm.mmu_lock.held_mode(), kvm.rcu.read_held())
+            )
+        )
         assert machine.vm.recover_nx_huge_pages() == 1
         assert held == [(True, 2, True)]
         expect(machine)

@@ -1,6 +1,8 @@
-"""The reference's assertion table (2.14), row by row: called the wrong way a function says so, called the right way it is silent.
+"""The reference's assertion table (2.14), row by row: called the wrong way a function says so,
+called the right way it is silent.
 
-What does not fit that pattern is in test_assertion_details, what the rows say about yielding in test_assertion_yields.
+What does not fit that pattern is in test_assertion_details, what the rows say about yielding in
+test_assertion_yields.
 """
 
 from __future__ import annotations
@@ -47,7 +49,8 @@ def within(machine: Machine, contexts: str) -> Iterator[None]:
 
 
 def prepared(machine: Machine) -> RootPage:
-    """A slot of 64 frames that logs dirty pages, a vCPU, and leaves at gfns 1, 2 and 21 of the normal root."""
+    """A slot of 64 frames that logs dirty pages, a vCPU, and leaves at gfns 1, 2 and 21 of the
+    normal root."""
     machine.add_slot(0, 64, flags=KVM_MEM_LOG_DIRTY_PAGES)
     vcpu = machine.vcpu()
     machine.run(vcpu, w(1), w(2), w(21))
@@ -368,7 +371,8 @@ JUDGE: dict[Call, str] = {
     invalidate_end: "Invalidation.end",
     export_and_un_export: "exported_tdp_cache_lock",
 }
-"""Who has to say so: the function itself, not one that it calls. The others name the lock that they take."""
+"""Who has to say so: the function itself, not one that it calls. The others name the lock that they
+take."""
 
 
 def name_of(value: object) -> str:
@@ -391,7 +395,11 @@ def test_called_the_wrong_way_it_says_so(call: Call, contexts: str, report: str)
         prepared(machine)
         with suppress(SelfDeadlock), within(machine, contexts):
             call(machine)
-        said = [found.subject for found in machine.reporter.reports if f"{found.rule} {found.code}" == report]
+        said = [
+            found.subject
+            for found in machine.reporter.reports
+            if f"{found.rule} {found.code}" == report
+        ]
         assert any(JUDGE.get(call, "") in subject for subject in said), machine.splats()
         machine.news()
         machine.abandon()

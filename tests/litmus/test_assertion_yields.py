@@ -1,5 +1,6 @@
-"""The third column of the reference's assertion table (2.14): who gives up mmu_lock to a thread that waits for it, who does
-not, and who sleeps. Each program has two threads; the second one is known to wait before the first one is asked to yield.
+"""The third column of the reference's assertion table (2.14): who gives up mmu_lock to a thread
+that waits for it, who does not, and who sleeps. Each program has two threads; the second one is
+known to wait before the first one is asked to yield.
 """
 
 from __future__ import annotations
@@ -10,19 +11,19 @@ from contextlib import ExitStack
 
 import pytest
 
-from mmu.paging.table import PageTableMemory, RootPage, RootRole, ShadowPage
-from mmu.runtime import Queue
+from mmu.paging.table import RootPage, RootRole
 from mmu.task import Task
 from mmu.tdp.fault import Fault, RetPf
 from mmu.tdp.iter import TdpIter
-from tests.conftest import elsewhere, eventually, finish, rcu_section, reading, srcu_section, writing
-from tests.litmus.bench import add_huge_slot, both_ways, defect, ended, expect, fetch, finish_all, litmus, meanwhile, part, until_stuck
+from tests.conftest import elsewhere, eventually, finish, rcu_section, reading, writing
+from tests.litmus.bench import add_huge_slot, both_ways, defect, expect, fetch, meanwhile
 from tests.model import Machine, machine_of, w
 
 
 class Waiter:
-    """Another thread that wants mmu_lock for write. `arrive` returns when it is waiting; `yields` counts how often mmu_lock
-    was given up for it, as (mode it was held in, whether RCU was held); `served` says that it has had the lock."""
+    """Another thread that wants mmu_lock for write. `arrive` returns when it is waiting; `yields`
+    counts how often mmu_lock was given up for it, as (mode it was held in, whether RCU was held);
+    `served` says that it has had the lock."""
 
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
@@ -77,8 +78,11 @@ def slot_of(machine: Machine) -> object:
     return slot
 
 
-def yields_of(machine: Machine, shared: bool, call: Callable[[], object], *sections: str) -> tuple[int, bool]:
-    """How often `call` gives up mmu_lock, which the caller holds and another thread wants, and whether that one got it."""
+def yields_of(
+    machine: Machine, shared: bool, call: Callable[[], object], *sections: str
+) -> tuple[int, bool]:
+    """How often `call` gives up mmu_lock, which the caller holds and another thread wants, and
+    whether that one got it."""
     waiter = Waiter(machine)
     with ExitStack() as stack:
         stack.enter_context(reading(machine.mmu_lock) if shared else writing(machine.mmu_lock))
@@ -88,7 +92,9 @@ def yields_of(machine: Machine, shared: bool, call: Callable[[], object], *secti
         call()
         served = waiter.served.is_set()
     waiter.leave()
-    assert all(mode == shared and not rcu for mode, rcu in waiter.yields), "RCU is left before the lock is"
+    assert all(mode == shared and not rcu for mode, rcu in waiter.yields), (
+        "RCU is left before the lock is"
+    )
     return len(waiter.yields), served
 
 
@@ -96,23 +102,61 @@ def yields_of(machine: Machine, shared: bool, call: Callable[[], object], *secti
 
 
 YIELDING: list[tuple[str, bool, Call]] = [
-    ("tdp_mmu_zap_root shared", True, lambda machine, root: machine.vm.zapper.zap_root(root, shared=True)),
-    ("tdp_mmu_zap_root exclusive", False, lambda machine, root: machine.vm.zapper.zap_root(root, shared=False)),
+    (
+        "tdp_mmu_zap_root shared",
+        True,
+        lambda machine, root: machine.vm.zapper.zap_root(root, shared=True),
+    ),
+    (
+        "tdp_mmu_zap_root exclusive",
+        False,
+        lambda machine, root: machine.vm.zapper.zap_root(root, shared=False),
+    ),
     (
         "tdp_mmu_zap_leafs can_yield",
         False,
         lambda machine, root: machine.vm.zapper.zap_leafs(root, 0, 64, can_yield=True, flush=False),
     ),
-    ("kvm_tdp_mmu_unmap_gfn_range", False, lambda machine, root: machine.vm.zapper.zap_roots_leafs(0, 0, 64)),
-    ("wrprot_slot", True, lambda machine, root: machine.vm.dirty.wrprot_slot(root, slot_of(machine), 1)),
-    ("clear_dirty_slot", True, lambda machine, root: machine.vm.dirty.clear_dirty_slot(root, slot_of(machine))),
-    ("zap_collapsible_sptes", True, lambda machine, root: machine.vm.huge.zap_collapsible_sptes(slot_of(machine))),
-    ("try_split shared", True, lambda machine, root: machine.vm.huge.try_split_huge_pages(slot_of(machine), 0, 64, shared=True)),
-    ("try_split exclusive", False, lambda machine, root: machine.vm.huge.try_split_huge_pages(slot_of(machine), 0, 64, shared=False)),
+    (
+        "kvm_tdp_mmu_unmap_gfn_range",
+        False,
+        lambda machine, root: machine.vm.zapper.zap_roots_leafs(0, 0, 64),
+    ),
+    (
+        "wrprot_slot",
+        True,
+        lambda machine, root: machine.vm.dirty.wrprot_slot(root, slot_of(machine), 1),
+    ),
+    (
+        "clear_dirty_slot",
+        True,
+        lambda machine, root: machine.vm.dirty.clear_dirty_slot(root, slot_of(machine)),
+    ),
+    (
+        "zap_collapsible_sptes",
+        True,
+        lambda machine, root: machine.vm.huge.zap_collapsible_sptes(slot_of(machine)),
+    ),
+    (
+        "try_split shared",
+        True,
+        lambda machine, root: machine.vm.huge.try_split_huge_pages(
+            slot_of(machine), 0, 64, shared=True
+        ),
+    ),
+    (
+        "try_split exclusive",
+        False,
+        lambda machine, root: machine.vm.huge.try_split_huge_pages(
+            slot_of(machine), 0, 64, shared=False
+        ),
+    ),
 ]
 
 
-@pytest.mark.parametrize(("shared", "call"), [row[1:] for row in YIELDING], ids=[row[0] for row in YIELDING])
+@pytest.mark.parametrize(
+    ("shared", "call"), [row[1:] for row in YIELDING], ids=[row[0] for row in YIELDING]
+)
 def test_it_gives_the_lock_to_who_waits(shared: bool, call: Call) -> None:
     with machine_of() as machine:
         root = prepared(machine)
@@ -122,7 +166,9 @@ def test_it_gives_the_lock_to_who_waits(shared: bool, call: Call) -> None:
         machine.abandon()
 
 
-@pytest.mark.parametrize(("shared", "call"), [row[1:] for row in YIELDING], ids=[row[0] for row in YIELDING])
+@pytest.mark.parametrize(
+    ("shared", "call"), [row[1:] for row in YIELDING], ids=[row[0] for row in YIELDING]
+)
 def test_it_keeps_the_lock_when_nobody_waits(shared: bool, call: Call) -> None:
     with machine_of() as machine:
         root = prepared(machine)
@@ -176,15 +222,39 @@ def begin_and_end(machine: Machine, root: RootPage) -> None:
 
 
 KEEPING: list[tuple[str, bool, Call]] = [
-    ("kvm_tdp_mmu_invalidate_all_roots", False, lambda machine, root: machine.vm.roots.invalidate_all_roots()),
-    ("tdp_mmu_zap_leafs", False, lambda machine, root: machine.vm.zapper.zap_leafs(root, 0, 64, can_yield=False, flush=False)),
+    (
+        "kvm_tdp_mmu_invalidate_all_roots",
+        False,
+        lambda machine, root: machine.vm.roots.invalidate_all_roots(),
+    ),
+    (
+        "tdp_mmu_zap_leafs",
+        False,
+        lambda machine, root: machine.vm.zapper.zap_leafs(
+            root, 0, 64, can_yield=False, flush=False
+        ),
+    ),
     ("kvm_tdp_mmu_put_root", False, put_a_reference),
     ("kvm_tdp_mmu_put_root last", False, put_the_last_reference),
-    ("tdp_mmu_next_root", False, lambda machine, root: list(machine.vm.roots.each_yield_safe(shared=False))),
+    (
+        "tdp_mmu_next_root",
+        False,
+        lambda machine, root: list(machine.vm.roots.each_yield_safe(shared=False)),
+    ),
     ("age", False, lambda machine, root: machine.vm.ageing.age_gfn_range(slot_of(machine), 0, 64)),
-    ("test_age", False, lambda machine, root: machine.vm.ageing.test_age_gfn(slot_of(machine), 0, 64)),
+    (
+        "test_age",
+        False,
+        lambda machine, root: machine.vm.ageing.test_age_gfn(slot_of(machine), 0, 64),
+    ),
     ("root lookup", False, lambda machine, root: machine.vm.roots.find_root(RootRole(0))),
-    ("clear_dirty_pt_masked", False, lambda machine, root: machine.vm.dirty.clear_dirty_pt_masked(root, slot_of(machine), {1, 2, 63})),
+    (
+        "clear_dirty_pt_masked",
+        False,
+        lambda machine, root: machine.vm.dirty.clear_dirty_pt_masked(
+            root, slot_of(machine), {1, 2, 63}
+        ),
+    ),
     ("tdp_mmu_set_spte_atomic", True, change_atomically),
     ("tdp_mmu_set_spte", False, change_exclusively),
     ("kvm_tdp_mmu_map", True, map_a_page),
@@ -194,7 +264,9 @@ KEEPING: list[tuple[str, bool, Call]] = [
 ]
 
 
-@pytest.mark.parametrize(("shared", "call"), [row[1:] for row in KEEPING], ids=[row[0] for row in KEEPING])
+@pytest.mark.parametrize(
+    ("shared", "call"), [row[1:] for row in KEEPING], ids=[row[0] for row in KEEPING]
+)
 def test_it_keeps_the_lock_whoever_waits(shared: bool, call: Call) -> None:
     with machine_of() as machine:
         root = prepared(machine)
@@ -228,7 +300,9 @@ def test_cond_resched_is_the_yield_point_itself(shared: bool) -> None:
             answers.append(machine.vm.yielding.iter_cond_resched(it, False, shared))
 
         count, _ = yields_of(machine, shared, ask, "rcu")
-        assert (answers, count) == ([False, True], 1), "not before a step was made, and then at once"
+        assert (answers, count) == ([False, True], 1), (
+            "not before a step was made, and then at once"
+        )
         expect(machine)
 
 
@@ -296,7 +370,9 @@ def test_the_recovery_worker_yields_between_pages() -> None:
         assert machine.vm.recover_nx_huge_pages() == 3
         waiter.leave()
         assert waiter.yields
-        assert events.names()[:3] == ["prepare_zap_page", "flush_begin", "mmu_write_unlocking"], "flushed before the lock goes"
+        assert events.names()[:3] == ["prepare_zap_page", "flush_begin", "mmu_write_unlocking"], (
+            "flushed before the lock goes"
+        )
         expect(machine)
 
 
@@ -368,7 +444,8 @@ def test_the_last_put_does_not_wait_for_readers() -> None:
 
 @pytest.mark.parametrize("shared", [True, False])
 def test_the_body_of_a_yield_safe_loop_may_drop_the_lock_while_the_root_goes(shared: bool) -> None:
-    """The loop's own reference keeps the root that it stands on, and its link, alive; RCU is not held in the body."""
+    """The loop's own reference keeps the root that it stands on, and its link, alive; RCU is not
+    held in the body."""
     with machine_of() as machine:
         vcpu = machine.vcpu()
         last = machine.root(as_id=1)
@@ -391,111 +468,4 @@ def test_the_body_of_a_yield_safe_loop_may_drop_the_lock_while_the_root_goes(sha
         machine.mmu_lock.unlock(shared)
         assert [rcu for _, rcu in seen] == [False] * len(seen)
         assert (last,) in freed.args("root_freed")
-        expect(machine)
-
-
-# Who sleeps.
-
-
-class WatchedMemory(PageTableMemory):
-    """Notes how locks are held when a page is allocated."""
-
-    seen: list[tuple[int, bool]]
-    machine: Machine | None = None
-
-    def allocate(self) -> ShadowPage:
-        machine = type(self).machine
-        if machine is not None:
-            self.seen.append((machine.mmu_lock.held_mode(), machine.kvm.rcu.read_held()))
-        return super().allocate()
-
-
-@pytest.mark.parametrize("shared", [True, False])
-def test_splitting_allocates_with_everything_dropped_and_the_lock_is_free_meanwhile(shared: bool) -> None:
-    class Memory(WatchedMemory):
-        seen: list[tuple[int, bool]] = []  # noqa: RUF012 - the test's own class
-
-        def allocate(self) -> ShadowPage:
-            if self.machine is not None:
-                meanwhile(self.machine, lambda: self.machine.mmu_lock.write_lock() or self.machine.mmu_lock.write_unlock())
-            return super().allocate()
-
-    with machine_of(variants=[part(Memory)], huge_2m=4) as machine:
-        add_huge_slot(machine)
-        machine.run(machine.vcpu(), w(1), w(5))
-        assert machine.kvm.stat.pages_2m.value == 2
-        Memory.machine = machine
-        machine.mmu_lock.lock(shared)
-        machine.vm.huge.try_split_huge_pages(slot_of(machine), 0, 16, shared=shared)
-        machine.mmu_lock.unlock(shared)
-        Memory.machine = None
-        assert Memory.seen == [(0, False)] * 2
-        assert machine.kvm.stat.pages_2m.value == 0
-        expect(machine)
-        machine.assert_sound()
-
-
-@pytest.mark.parametrize(("atomic", "report"), [("rcu", "O3 sleep-in-rcu"), ("pages_lock", "O5 sleep-in-atomic")])
-def test_splitting_in_atomic_context_is_reported(atomic: str, report: str) -> None:
-    with machine_of(huge_2m=4) as machine:
-        add_huge_slot(machine)
-        machine.run(machine.vcpu(), w(1))
-        with ExitStack() as stack:
-            stack.enter_context(rcu_section(machine.kvm.rcu) if atomic == "rcu" else machine.kvm.tdp_mmu_pages_lock)
-            machine.mmu_lock.read_lock()
-            machine.vm.huge.try_split_huge_pages(slot_of(machine), 0, 16, shared=True)
-            machine.mmu_lock.read_unlock()
-        assert report in machine.news()
-        machine.abandon()
-
-
-def test_swapping_memslots_waits_for_srcu_readers() -> None:
-    with machine_of() as machine:
-        with elsewhere(machine.runtime, srcu_section(machine.kvm.srcu)):
-            adder = until_stuck(machine, lambda: machine.add_slot(0, 4), "grace period")
-            assert not ended(machine, adder)
-            assert machine.vm.memslots.peek(0).by_id(0) is not None, "published"
-        finish_all(machine, [adder])
-        expect(machine)
-
-
-def test_swapping_memslots_waits_for_the_end_of_invalidations() -> None:
-    with machine_of() as machine:
-        region = machine.add_slot(0, 4)
-        machine.vm.notifier.invalidate_range_start(region, 0, 4)
-        adder = until_stuck(machine, lambda: machine.add_slot(4, 4, slot=1), "mmu_notifier")
-        assert not ended(machine, adder)
-        assert machine.vm.memslots.peek(0).by_id(1) is None, "not published"
-        machine.vm.notifier.invalidate_range_end(region, 0, 4)
-        finish_all(machine, [adder])
-        expect(machine)
-
-
-def test_slots_arch_lock_is_free_during_the_srcu_wait() -> None:
-    """2.1 rule 3: it may be taken inside SRCU, so it is released before the wait."""
-    with machine_of() as machine:
-        token = machine.kvm.srcu.read_lock()
-        adder = until_stuck(machine, lambda: machine.add_slot(0, 4), "grace period")
-        with machine.kvm.slots_arch_lock:
-            assert not ended(machine, adder)
-        machine.kvm.srcu.read_unlock(token)
-        finish_all(machine, [adder])
-        expect(machine)
-
-
-@both_ways
-def test_an_io_fault_sleeps_while_its_page_is_brought_in(posted: bool) -> None:
-    """In the posted series with slots_lock held (R17); mended before any lock is taken."""
-    with litmus(*defect("r17-gup-under-slots-lock", posted)) as machine:
-        queue: Queue[tuple[object, int]] = machine.runtime.queue()
-        region = machine.add_slot(0, 4, userfaults=queue)
-        fd = machine.export()
-        answers: list[bool] = []
-        worker = until_stuck(machine, lambda: answers.append(fd.fault(1, write=True)), "userfaultfd")
-        assert not ended(machine, worker)
-        other = until_stuck(machine, lambda: machine.add_slot(8, 4, slot=1), "slots_lock")
-        assert ended(machine, other) is not posted
-        machine.vm.host.resolve(region, 1)
-        finish_all(machine, [worker, other])
-        assert answers == [True]
         expect(machine)

@@ -1,6 +1,6 @@
-"""Every operation stopped when it first comes to each of its preemption points, while another thread does the whole of
-another operation, or as much of it as can be done. Whatever the interleaving: no rule is broken, every invariant holds, and
-nobody sees wrong memory.
+"""Every operation stopped when it first comes to each of its preemption points, while another
+thread does the whole of another operation, or as much of it as can be done. Whatever the
+interleaving: no rule is broken, every invariant holds, and nobody sees wrong memory.
 
 How far the second thread gets is not fixed; that it may not do harm is.
 """
@@ -29,7 +29,8 @@ from tests.model import Machine, w
 
 @frozen
 class World:
-    """A machine in the middle of its life: a huge slot, one that logs, two vCPUs and two devices, all of them warm."""
+    """A machine in the middle of its life: a huge slot, one that logs, two vCPUs and two devices,
+    all of them warm."""
 
     machine: Machine
     region: Region
@@ -90,17 +91,38 @@ def un_export(world: World, who: int) -> None:
     world.fd.put()
 
 
-OPERATIONS: list[Callable[[World, int], None]] = [guest, transfer, delete, move, take_pages, log, toggle, un_export]
+OPERATIONS: list[Callable[[World, int], None]] = [
+    guest,
+    transfer,
+    delete,
+    move,
+    take_pages,
+    log,
+    toggle,
+    un_export,
+]
 """What either thread may do."""
 
-ONLY_ONCE = {("delete", "delete"), ("delete", "move"), ("move", "delete"), ("move", "move"), ("un_export", "un_export")}
+ONLY_ONCE = {
+    ("delete", "delete"),
+    ("delete", "move"),
+    ("move", "delete"),
+    ("move", "move"),
+    ("un_export", "un_export"),
+}
 """What a VMM does not do twice at a time: its own bookkeeping would be wrong, not the MMU's."""
 
-PAIRS = [(first, second) for first in OPERATIONS for second in OPERATIONS if (first.__name__, second.__name__) not in ONLY_ONCE]
+PAIRS = [
+    (first, second)
+    for first in OPERATIONS
+    for second in OPERATIONS
+    if (first.__name__, second.__name__) not in ONLY_ONCE
+]
 
 
 def at_each_point(machine: Machine, reached: Callable[[int], None]) -> None:
-    """From now on `reached` is called when this thread comes to a point for the first time, with the number of the point."""
+    """From now on `reached` is called when this thread comes to a point for the first time, with
+    the number of the point."""
     names: list[str] = []
     me = threading.get_ident()
 
@@ -113,13 +135,15 @@ def at_each_point(machine: Machine, reached: Callable[[int], None]) -> None:
 
 
 def stands(world: World) -> bool:
-    """Whether somebody waits where nothing has a name: for mmu_lock, for a device that has an access in flight, or in a guest
-    that faults again and again on a slot that is being deleted."""
+    """Whether somebody waits where nothing has a name: for mmu_lock, for a device that has an
+    access in flight, or in a guest that faults again and again on a slot that is being deleted."""
     drained = any(device.hardware.locked() for device, _ in world.devices)  # type: ignore[attr-defined]
     frames = frames_of_threads().values()
     if any(vcpu.stat.pf_retry > 8 for vcpu in world.vcpus):
         return True
-    return world.machine.mmu_lock.needbreak() or (drained and any(frame.f_code is Device.invalidate.__code__ for frame in frames))
+    return world.machine.mmu_lock.needbreak() or (
+        drained and any(frame.f_code is Device.invalidate.__code__ for frame in frames)
+    )
 
 
 def use_everything(world: World) -> None:
@@ -137,7 +161,9 @@ def use_everything(world: World) -> None:
     machine.kvm.rcu.barrier()
 
 
-def interleaved(first: Callable[[World, int], None], second: Callable[[World, int], None], number: int) -> bool:
+def interleaved(
+    first: Callable[[World, int], None], second: Callable[[World, int], None], number: int
+) -> bool:
     """`second` comes when `first` is at its point `number`; whether there was such a point."""
     with litmus(frames=512, huge_2m=12, mmio_gen_bits=3) as machine:
         world = world_of(machine)
@@ -165,7 +191,9 @@ def interleaved(first: Callable[[World, int], None], second: Callable[[World, in
 
 
 @pytest.mark.parametrize(("first", "second"), PAIRS, ids=lambda operation: operation.__name__)
-def test_no_interleaving_of_two_operations_does_harm(first: Callable[[World, int], None], second: Callable[[World, int], None]) -> None:
+def test_no_interleaving_of_two_operations_does_harm(
+    first: Callable[[World, int], None], second: Callable[[World, int], None]
+) -> None:
     number = 0
     while interleaved(first, second, number):
         number += 1

@@ -1,4 +1,5 @@
-"""I1 to I10: for each invariant of the reference's appendix A a program that keeps it, and breaches that it alone notices."""
+"""I1 to I10: for each invariant of the reference's appendix A a program that keeps it, and breaches
+that it alone notices."""
 
 from __future__ import annotations
 
@@ -143,7 +144,8 @@ def test_i2_sees_a_root_whose_zap_was_forgotten() -> None:
 
 
 class LeavesTheLoopEarly(Zapper):
-    """B04's shape: whoever leaves a yield-safe loop early owns a reference, and this one forgets it."""
+    """B04's shape: whoever leaves a yield-safe loop early owns a reference, and this one forgets
+    it."""
 
     def zap_roots_leafs(self, as_id: int, start: int, end: int, *, flush: bool = False) -> bool:
         for root in self.roots.each_yield_safe(shared=False, as_id=as_id):
@@ -163,7 +165,9 @@ def test_i3_every_holder_is_counted() -> None:
         assert dma(device, hwpt, 1)
         reclaim(machine, region)
         root = machine.root()
-        assert root.refcount.read() == 1 + 2 + 1, "its own, two vCPUs (one by its previous roots), the exporter"
+        assert root.refcount.read() == 1 + 2 + 1, (
+            "its own, two vCPUs (one by its previous roots), the exporter"
+        )
         assert_clean(machine)
 
 
@@ -261,7 +265,16 @@ def test_i5_sees_an_exporter_without_the_flag() -> None:
 class WrongParent(SpteWriter):
     """The child is told of its neighbour's entry."""
 
-    def link_sp(self, sp: ShadowPage, index: int, gfn: int, old: int, child: ShadowPage, *, shared: bool = True) -> bool:
+    def link_sp(
+        self,
+        sp: ShadowPage,
+        index: int,
+        gfn: int,
+        old: int,
+        child: ShadowPage,
+        *,
+        shared: bool = True,
+    ) -> bool:
         child.parent_index ^= 1
         return super().link_sp(sp, index, gfn, old, child, shared=shared)
 
@@ -315,7 +328,9 @@ def test_i7_leaves_follow_the_host() -> None:
         machine.add_slot(16, 4, slot=1, flags=KVM_MEM_READONLY)
         vcpu = machine.vcpu()
         machine.run(vcpu, 1, w(5), 17)
-        assert {leaf: pfn % 4 for leaf, pfn in machine.leaves(machine.root()).items() if leaf < 16} == {0: 0, 4: 0}
+        assert {
+            leaf: pfn % 4 for leaf, pfn in machine.leaves(machine.root()).items() if leaf < 16
+        } == {0: 0, 4: 0}
         machine.assert_sound()
         move_pages(machine, region, 0, 4)
         machine.run(vcpu, 1, w(5), 17)
@@ -394,7 +409,8 @@ class DirtyLogDoesNotFlush(RemoteTlb):
 
 
 def warm_up_and_delete(machine: Machine, *, device: bool) -> None:
-    """A vCPU, and perhaps a device, cache gfn 1; then its slot goes, and every request is serviced."""
+    """A vCPU, and perhaps a device, cache gfn 1; then its slot goes, and every request is
+    serviced."""
     machine.add_slot(0, 8)
     fd = machine.export()
     vcpu = machine.vcpu()

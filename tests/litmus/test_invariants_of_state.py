@@ -1,4 +1,5 @@
-"""I11 to I20: for each invariant of the reference's appendix A a program that keeps it, and breaches that it alone notices."""
+"""I11 to I20: for each invariant of the reference's appendix A a program that keeps it, and
+breaches that it alone notices."""
 
 from __future__ import annotations
 
@@ -60,8 +61,11 @@ class FreezeIgnored(FaultHandler):
         return RetPf.FIXED
 
 
-def split_and_collapse(machine: Machine, during_freeze: Callable[[], object] = lambda: None) -> None:
-    """Dirty logging splits a huge page; when it goes off, the table is frozen, flushed and cleared."""
+def split_and_collapse(
+    machine: Machine, during_freeze: Callable[[], object] = lambda: None
+) -> None:
+    """Dirty logging splits a huge page; when it goes off, the table is frozen, flushed and
+    cleared."""
     add_huge_slot(machine)
     vcpu = machine.vcpu()
     machine.run(vcpu, w(1))
@@ -244,7 +248,8 @@ class DirtyForgotten(SpteWriter):
 
 
 def lose_to_the_cpu(base: type[SpteWriter], keep: bool) -> type[SpteWriter]:
-    """A setter during which the CPU sets a D bit: between the snapshot and the write. `keep` is xchg, else a plain store."""
+    """A setter during which the CPU sets a D bit: between the snapshot and the write. `keep` is
+    xchg, else a plain store."""
 
     class Meanwhile(base):  # type: ignore[misc,valid-type]
         act: Callable[[], object] | None = None
@@ -307,7 +312,8 @@ def test_i15_a_bit_that_the_cpu_sets_under_the_setter_survives_an_exchange_only(
 
 
 def wrap_the_generation(machine: Machine) -> Exit:
-    """An MMIO SPTE is made; a slot comes to its gfn, updates go on until the SPTE's generation is current; it is touched."""
+    """An MMIO SPTE is made; a slot comes to its gfn, updates go on until the SPTE's generation is
+    current; it is touched."""
     machine.export()
     vcpu = machine.vcpu()
     assert machine.run(vcpu, 40) is Exit.MMIO
@@ -389,7 +395,9 @@ def test_i18_an_importer_hears_of_every_flush_between_register_and_unregister() 
 
 
 @pytest.mark.parametrize("closed", [False, True])
-def test_i18_sees_a_device_that_walks_a_root_without_being_told_of_its_flushes(closed: bool) -> None:
+def test_i18_sees_a_device_that_walks_a_root_without_being_told_of_its_flushes(
+    closed: bool,
+) -> None:
     with litmus(part(KeepsWalking)) as machine:
         fd = machine.export()
         _, hwpt = machine.attach(fd)

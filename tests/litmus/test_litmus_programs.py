@@ -1,4 +1,5 @@
-"""The litmus programs of `stress.litmus`: every schedule of each, every outcome in its table, and nothing in the table in vain."""
+"""The litmus programs of `stress.selftest.litmus`: every schedule of each, every outcome in its
+table, and nothing in the table in vain."""
 
 from __future__ import annotations
 
@@ -9,22 +10,22 @@ from attrs import evolve
 
 from mmu.variant import Variant
 from stress.engines.carrier import pinned
-from stress.litmus import FAMILIES, LITMUS
-from stress.litmus.base import (
+from stress.mutants import SHIPPED
+from stress.search.bounded import PreemptionBounded
+from stress.search.state_cache import States
+from stress.selftest.litmus import FAMILIES, LITMUS
+from stress.selftest.litmus.base import (
     ACCEPTABLE,
     FORBIDDEN,
     INTERESTING,
     UNGRADED,
-    Bench,
     Litmus,
+    LitmusBench,
     Tasks,
     acceptable,
     forbidden,
 )
-from stress.litmus.run import FAIL, PASS, LitmusResult, run_all, run_litmus, table
-from stress.mutants import SHIPPED
-from stress.search.bounded import PreemptionBounded
-from stress.search.states import States
+from stress.selftest.litmus.run import FAIL, PASS, LitmusResult, run_all, run_litmus, table
 
 SMALL = 2_000
 """Executions that no program may need."""
@@ -48,7 +49,7 @@ def explored(name: str) -> LitmusResult:
     return _RESULTS[name]
 
 
-def passing(bench: Bench) -> Tasks:
+def passing(bench: LitmusBench) -> Tasks:
     """Two tasks that each return a letter."""
     word = bench.cell("word")
 
@@ -99,7 +100,9 @@ def test_the_table_has_no_outcome_in_vain(name: str) -> None:
 def test_an_outcome_that_is_missing_in_the_table_fails(name: str) -> None:
     litmus = LITMUS[name]
     outcome = sorted(explored(name).seen())[0]
-    poorer = evolve(litmus, grades={each: grade for each, grade in litmus.grades.items() if each != outcome})
+    poorer = evolve(
+        litmus, grades={each: grade for each, grade in litmus.grades.items() if each != outcome}
+    )
     result = run_litmus(poorer)
     assert result.verdict == FAIL
     assert f"ungraded outcome: {outcome}" in result.problems
@@ -123,7 +126,8 @@ def test_there_are_programs_in_every_family() -> None:
     assert {litmus.family for litmus in LITMUS.values()} == {family.name for family in FAMILIES}
 
 
-# The rules, taken out one by one: a mutant or a defect of the posted series, and the program that it breaks.
+# The rules, taken out one by one: a mutant or a defect of the posted series, and the program that
+# it breaks.
 
 BREACHES = [
     ("request-check-skipped", "flush-against-guest", "old after"),
@@ -156,7 +160,9 @@ BREACHES = [
 
 
 @pytest.mark.parametrize(("breach", "name", "outcome"), BREACHES)
-def test_without_the_rule_the_forbidden_outcome_is_reached(breach: str, name: str, outcome: str) -> None:
+def test_without_the_rule_the_forbidden_outcome_is_reached(
+    breach: str, name: str, outcome: str
+) -> None:
     variant: Variant = SHIPPED[breach]
     result = run_litmus(LITMUS[name], variants=(variant,))
     assert result.verdict == FAIL
@@ -164,8 +170,12 @@ def test_without_the_rule_the_forbidden_outcome_is_reached(breach: str, name: st
     assert LITMUS[name].grade_of(outcome).grade == FORBIDDEN
 
 
-@pytest.mark.parametrize(("breach", "name", "outcome"), [each for number, each in enumerate(BREACHES) if number % 3])
-def test_it_is_reached_where_states_are_remembered_too(breach: str, name: str, outcome: str) -> None:
+@pytest.mark.parametrize(
+    ("breach", "name", "outcome"), [each for number, each in enumerate(BREACHES) if number % 3]
+)
+def test_it_is_reached_where_states_are_remembered_too(
+    breach: str, name: str, outcome: str
+) -> None:
     """With one preemption, and with most schedules cut where an earlier one had been."""
     search = PreemptionBounded(1, States())
     result = run_litmus(LITMUS[name], search, SMALL, variants=(SHIPPED[breach],))
@@ -180,7 +190,9 @@ def test_a_report_that_no_table_knows_fails() -> None:
     assert [report.code for report in result.reports] == ["free-without-rcu"]
 
 
-@pytest.mark.parametrize("name", [litmus.name for litmus in LITMUS.values() if litmus.family == "locks"])
+@pytest.mark.parametrize(
+    "name", [litmus.name for litmus in LITMUS.values() if litmus.family == "locks"]
+)
 def test_the_steps_inside_the_rwlock_lead_to_the_same_outcomes(name: str) -> None:
     """The rwlock as one step, and the real library explored inside."""
     assert run_litmus(LITMUS[name], granularity="library").seen() == explored(name).seen()
@@ -192,7 +204,10 @@ def test_the_steps_inside_the_rwlock_lead_to_the_same_outcomes(name: str) -> Non
 def test_a_program_that_is_right_passes() -> None:
     result = run_litmus(program())
     assert result.verdict == PASS
-    assert [(each.outcome, each.grade.grade) for each in result.outcomes] == [("a, b", ACCEPTABLE), ("a, c", ACCEPTABLE)]
+    assert [(each.outcome, each.grade.grade) for each in result.outcomes] == [
+        ("a, b", ACCEPTABLE),
+        ("a, c", ACCEPTABLE),
+    ]
 
 
 def test_a_forbidden_outcome_fails_a_correct_program_and_passes_a_broken_one() -> None:
@@ -212,19 +227,21 @@ def test_a_search_that_does_not_end_fails() -> None:
 
 
 def test_an_error_in_a_task_fails() -> None:
-    def build(bench: Bench) -> Tasks:
+    def build(bench: LitmusBench) -> Tasks:
         def task() -> None:
             raise ValueError("nothing works")
 
         return Tasks(task)
 
-    result = run_litmus(program(build=build, grades={"?": acceptable("it did not come to its end")}))
+    result = run_litmus(
+        program(build=build, grades={"?": acceptable("it did not come to its end")})
+    )
     assert result.verdict == FAIL
     assert "nothing works" in result.problems[0]
 
 
 def test_what_is_looked_at_afterwards_comes_last_and_none_is_left_out() -> None:
-    def build(bench: Bench) -> Tasks:
+    def build(bench: LitmusBench) -> Tasks:
         def silent() -> None:
             return None
 
@@ -244,10 +261,14 @@ def test_all_of_the_named_programs_are_run_and_handed_over_one_by_one() -> None:
 
 
 def test_the_table_tells_verdict_counts_grades_and_problems() -> None:
-    text = table([run_litmus(program(grades={"a, b": acceptable("left first")})), explored("lost-update")])
+    text = table(
+        [run_litmus(program(grades={"a, b": acceptable("left first")})), explored("lost-update")]
+    )
     lines = text.splitlines()
     assert lines[0].startswith("FAIL  name")
     assert any("1 x  a, c" in line and UNGRADED in line for line in lines)
     assert any("!! ungraded outcome: a, c" in line for line in lines)
-    assert any(line.startswith("PASS  lost-update") and "broken on purpose" in line for line in lines)
+    assert any(
+        line.startswith("PASS  lost-update") and "broken on purpose" in line for line in lines
+    )
     assert lines[-1] == "2 programs, 6 executions, 1 failed"

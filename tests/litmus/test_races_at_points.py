@@ -1,5 +1,6 @@
-"""Two threads at the preemption points of the reference's 2.16 that the other programs do not stand at, and two debts: of a
-flush that is owed from one address space to the next, and of an MMIO SPTE that is made while the generation wraps."""
+"""Two threads at the preemption points of the reference's 2.16 that the other programs do not stand
+at, and two debts: of a flush that is owed from one address space to the next, and of an MMIO SPTE
+that is made while the generation wraps."""
 
 from __future__ import annotations
 
@@ -34,9 +35,11 @@ from tests.litmus.bench import (
 from tests.model import Machine, w
 
 
-def writer_comes(machine: Machine, tasks: list[Task], body: Callable[[], object] = lambda: None) -> None:
-    """Another thread takes mmu_lock for write and does `body`; on return it is waiting for the lock, which whoever yields then
-    leaves to it, however busy the machine is."""
+def writer_comes(
+    machine: Machine, tasks: list[Task], body: Callable[[], object] = lambda: None
+) -> None:
+    """Another thread takes mmu_lock for write and does `body`; on return it is waiting for the
+    lock, which whoever yields then leaves to it, however busy the machine is."""
 
     def write() -> None:
         with writing(machine.mmu_lock):
@@ -57,7 +60,12 @@ def test_p5_a_table_is_counted_after_it_became_visible_and_the_sum_is_right() ->
         seen: list[tuple[int, int]] = []
 
         def use_it() -> None:
-            seen.append((len(machine.tables(machine.vm.roots.snapshot()[0])), machine.kvm.stat.tdp_mmu_pages.value))
+            seen.append(
+                (
+                    len(machine.tables(machine.vm.roots.snapshot()[0])),
+                    machine.kvm.stat.tdp_mmu_pages.value,
+                )
+            )
             meanwhile(machine, lambda: machine.fault(second, 2))
 
         machine.at("P5", use_it)
@@ -170,7 +178,13 @@ def test_a_vcpu_may_drop_and_reload_its_root_while_the_old_one_is_zapped(point: 
         reloading: list[Task] = []
 
         def reload() -> None:
-            reloading.append(until_stuck(machine, lambda: machine.run(vcpu, 2), "mmu_lock (write)" if point == "P10" else "-"))
+            reloading.append(
+                until_stuck(
+                    machine,
+                    lambda: machine.run(vcpu, 2),
+                    "mmu_lock (write)" if point == "P10" else "-",
+                )
+            )
 
         machine.at(point, reload)
         freed = machine.record("root_freed")
@@ -192,7 +206,9 @@ def test_p8_a_guest_that_runs_between_invalidation_and_request_leaves_before_the
         seen: list[int] = []
 
         def toggle() -> None:
-            toggling.append(until_stuck(machine, lambda: machine.vm.set_nx_huge_pages(True), "leave guest mode"))
+            toggling.append(
+                until_stuck(machine, lambda: machine.vm.set_nx_huge_pages(True), "leave guest mode")
+            )
             seen.append(len(kicked.events))
 
         vcpu.run(Steps(1, toggle, 1), 2)
@@ -234,7 +250,9 @@ def test_p18_a_page_that_is_made_writable_is_in_the_log_that_is_read_next() -> N
         machine.run(vcpu, w(1))
         assert machine.vm.get_dirty_log(0) == {1}
         logs: list[set[int]] = []
-        machine.at("P18", lambda: meanwhile(machine, lambda: logs.append(machine.vm.get_dirty_log(0))))
+        machine.at(
+            "P18", lambda: meanwhile(machine, lambda: logs.append(machine.vm.get_dirty_log(0)))
+        )
         machine.run(vcpu, w(1))
         logs.append(machine.vm.get_dirty_log(0))
         assert logs == [set(), {1}]
@@ -251,7 +269,12 @@ def test_p19_a_fault_between_knob_and_zap_follows_the_new_policy(exported: bool)
         if exported:
             machine.export()
         vcpu = machine.vcpu()
-        machine.at("P19", lambda: meanwhile(machine, lambda: machine.run(vcpu, 1), lambda: fetch(machine, vcpu, 5)))
+        machine.at(
+            "P19",
+            lambda: meanwhile(
+                machine, lambda: machine.run(vcpu, 1), lambda: fetch(machine, vcpu, 5)
+            ),
+        )
         machine.vm.set_nx_huge_pages(True)
         machine.run(vcpu, 1, 5)
         assert_clean(machine)
@@ -320,7 +343,8 @@ def test_an_io_fault_in_flight_keeps_the_memory_until_it_is_answered() -> None:
 
 
 class StopBeforeTheGeneration(Zapper):
-    """A point to meet at: everything that could match after the wrap is gone, the generation is still the old one."""
+    """A point to meet at: everything that could match after the wrap is gone, the generation is
+    still the old one."""
 
     act: Callable[[], object] | None = None
 
@@ -333,7 +357,8 @@ class StopBeforeTheGeneration(Zapper):
 
 
 class CachedInFlux(FaultHandler):
-    """An MMIO SPTE is made while memslots are being updated, with the generation as it was before."""
+    """An MMIO SPTE is made while memslots are being updated, with the generation as it was
+    before."""
 
     def is_in_flux(self, generation: int) -> bool:
         return False
@@ -341,8 +366,12 @@ class CachedInFlux(FaultHandler):
 
 @pytest.mark.parametrize("exported", [False, True])
 @pytest.mark.parametrize("careful", [True, False], ids=["careful", "cached-in-flux"])
-def test_an_mmio_spte_that_is_made_while_the_generation_wraps_does_not_match_a_round_later(careful: bool, exported: bool) -> None:
-    with litmus(part(StopBeforeTheGeneration, *(() if careful else (CachedInFlux,))), mmio_gen_bits=3) as machine:
+def test_an_mmio_spte_that_is_made_while_the_generation_wraps_does_not_match_a_round_later(
+    careful: bool, exported: bool
+) -> None:
+    with litmus(
+        part(StopBeforeTheGeneration, *(() if careful else (CachedInFlux,))), mmio_gen_bits=3
+    ) as machine:
         if exported:
             machine.export()
         vcpu = machine.vcpu()
@@ -367,14 +396,18 @@ def test_an_mmio_spte_that_is_made_while_the_generation_wraps_does_not_match_a_r
 
 
 @pytest.mark.parametrize("checked", [True, False], ids=["checked", "overwritten"])
-def test_p13_a_fault_that_does_not_see_a_new_slot_yet_leaves_its_leaves_alone(checked: bool) -> None:
+def test_p13_a_fault_that_does_not_see_a_new_slot_yet_leaves_its_leaves_alone(
+    checked: bool,
+) -> None:
     with litmus(*(() if checked else (part(CachedInFlux),))) as machine:
         early, late = machine.vcpu(), machine.vcpu()
         adding: list[Task] = []
         answers: list[RetPf] = []
 
         def slot_appears() -> None:
-            adding.append(until_stuck(machine, lambda: machine.add_slot(40, 4), "kvm->srcu grace period"))
+            adding.append(
+                until_stuck(machine, lambda: machine.add_slot(40, 4), "kvm->srcu grace period")
+            )
             meanwhile(machine, lambda: answers.append(machine.fault(late, 40)))
 
         machine.at("P2", slot_appears)

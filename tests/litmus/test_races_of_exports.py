@@ -1,6 +1,8 @@
-"""Two threads, one interleaving each: creating, using and closing exports, and what a device still sees of them.
+"""Two threads, one interleaving each: creating, using and closing exports, and what a device still
+sees of them.
 
-"posted" puts one defect of the series back, by the reference's R-number; its rule must fire. Mended, nothing does.
+"posted" puts one defect of the series back, by the reference's R-number; its rule must fire.
+Mended, nothing does.
 """
 
 from __future__ import annotations
@@ -175,7 +177,9 @@ def test_r5_a_guest_uses_what_it_has_cached_of_an_un_exported_root(posted: bool)
 
         def close_meanwhile() -> None:
             closing.append(until_stuck(machine, close_and_reclaim, "leave guest mode"))
-            assert ended(machine, closing[0]) is posted, "the flush of a mended un-export waits for this guest"
+            assert ended(machine, closing[0]) is posted, (
+                "the flush of a mended un-export waits for this guest"
+            )
 
         vcpu.run(Steps(1, 2, close_meanwhile, 1), 3)
         finish_all(machine, closing)
@@ -238,7 +242,9 @@ def test_r18_a_device_walks_an_mmio_spte(posted: bool) -> None:
 
 @both_ways
 @pytest.mark.parametrize("in_flight", [False, True])
-def test_r12_the_memory_of_an_exiting_process_is_out_of_reach(posted: bool, in_flight: bool) -> None:
+def test_r12_the_memory_of_an_exiting_process_is_out_of_reach(
+    posted: bool, in_flight: bool
+) -> None:
     with litmus(*defect("r12-mm-exit-without-flush", posted)) as machine:
         machine.add_slot(0, 8)
         device, hwpt = machine.attach(machine.export())
@@ -247,8 +253,12 @@ def test_r12_the_memory_of_an_exiting_process_is_out_of_reach(posted: bool, in_f
         called = machine.record("importer_called")
 
         def exit_meanwhile() -> None:
-            exiting.append(until_stuck(machine, machine.vm.exit_mm, "-", lambda: bool(called.events)))
-            assert ended(machine, exiting[0]) is posted, "mended, the exit drains the access in flight"
+            exiting.append(
+                until_stuck(machine, machine.vm.exit_mm, "-", lambda: bool(called.events))
+            )
+            assert ended(machine, exiting[0]) is posted, (
+                "mended, the exit drains the access in flight"
+            )
 
         if in_flight:
             machine.at("P16", exit_meanwhile)
@@ -324,7 +334,9 @@ def test_unregister_waits_for_a_callback_that_is_running() -> None:
 
 @both_ways
 @pytest.mark.parametrize("first", ["export", "logging"])
-def test_r19_a_device_writes_while_dirty_pages_are_logged_by_d_bits(posted: bool, first: str) -> None:
+def test_r19_a_device_writes_while_dirty_pages_are_logged_by_d_bits(
+    posted: bool, first: str
+) -> None:
     with litmus(*defect("r19-device-writes-not-logged", posted)) as machine:
         machine.add_slot(0, 8)
         vcpu = machine.vcpu()
@@ -386,7 +398,12 @@ def test_a_delete_drains_the_access_in_flight_before_it_returns() -> None:
         assert dma(device, hwpt, 1, write=True)
         called = machine.record("importer_called")
         deleting: list[Task] = []
-        machine.at("P16", lambda: deleting.append(until_stuck(machine, machine.delete_slot, "-", lambda: bool(called.events))))
+        machine.at(
+            "P16",
+            lambda: deleting.append(
+                until_stuck(machine, machine.delete_slot, "-", lambda: bool(called.events))
+            ),
+        )
         assert device.transact(1, write=True) is Dma.DONE
         finish_all(machine, deleting)
         assert device.transact(1, write=True) is None
@@ -394,7 +411,8 @@ def test_a_delete_drains_the_access_in_flight_before_it_returns() -> None:
 
 
 def test_an_io_fault_that_waits_behind_a_delete_fails_truly() -> None:
-    """slots_lock decides: the fault is handled after the delete, when there is nothing to map any more."""
+    """slots_lock decides: the fault is handled after the delete, when there is nothing to map any
+    more."""
     with litmus() as machine:
         machine.add_slot(0, 8)
         device, hwpt = machine.attach(machine.export())
@@ -402,7 +420,12 @@ def test_an_io_fault_that_waits_behind_a_delete_fails_truly() -> None:
         worker: list[Task] = []
         machine.vm.host.fault_in(machine.regions[0, 0], 1)
         assert device.transact(1, write=True) is None
-        machine.at("P9", lambda: worker.append(until_stuck(machine, lambda: answers.append(hwpt.io_fault(1, True)), "slots_lock")))
+        machine.at(
+            "P9",
+            lambda: worker.append(
+                until_stuck(machine, lambda: answers.append(hwpt.io_fault(1, True)), "slots_lock")
+            ),
+        )
         machine.delete_slot()
         finish_all(machine, worker)
         assert answers == [False]
@@ -414,7 +437,9 @@ def test_a_delete_waits_for_an_io_fault_that_came_first() -> None:
         machine.add_slot(0, 8)
         device, hwpt = machine.attach(machine.export())
         deleting: list[Task] = []
-        machine.at("P1", lambda: deleting.append(until_stuck(machine, machine.delete_slot, "slots_lock")))
+        machine.at(
+            "P1", lambda: deleting.append(until_stuck(machine, machine.delete_slot, "slots_lock"))
+        )
         assert hwpt.io_fault(1, write=True)
         finish_all(machine, deleting)
         assert device.transact(1, write=True) is None

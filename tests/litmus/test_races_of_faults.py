@@ -1,6 +1,8 @@
-"""Two threads, one interleaving each: faults against memslot updates, notifiers, other faults and the NX toggle.
+"""Two threads, one interleaving each: faults against memslot updates, notifiers, other faults and
+the NX toggle.
 
-Each race is run as the code is, which must be silent, and with one mend or check taken out, which must be found.
+Each race is run as the code is, which must be silent, and with one mend or check taken out, which
+must be found.
 """
 
 from __future__ import annotations
@@ -44,8 +46,8 @@ from tests.model import Machine, w
 
 
 def fault_across_a_delete(machine: Machine, point: str) -> tuple[RetPf, bool]:
-    """A vCPU has gfn 1's slot in its hands when the slot is deleted and its memory released: the fault's result, and
-    whether the delete had come to its end before the fault did."""
+    """A vCPU has gfn 1's slot in its hands when the slot is deleted and its memory released: the
+    fault's result, and whether the delete had come to its end before the fault did."""
     machine.add_slot(0, 8)
     machine.add_slot(8, 8, slot=1)
     machine.export()
@@ -92,7 +94,9 @@ def test_a_fault_between_the_two_swaps_of_a_delete_is_retried_and_then_finds_no_
         machine.export()
         vcpu = machine.vcpu()
         answers: list[RetPf] = []
-        machine.at("P14", lambda: meanwhile(machine, lambda: answers.append(machine.fault(vcpu, 1))))
+        machine.at(
+            "P14", lambda: meanwhile(machine, lambda: answers.append(machine.fault(vcpu, 1)))
+        )
         machine.delete_slot()
         assert answers == [RetPf.RETRY], "the slot is INVALID"
         assert machine.fault(vcpu, 1) is RetPf.EMULATE
@@ -150,7 +154,8 @@ def touch(machine: Machine, who: str) -> Callable[[], object]:
 
 @pytest.mark.parametrize(("who", "point"), [("vcpu", "P1"), ("vcpu", "P2"), ("device", "P1")])
 def test_an_invalidation_that_came_and_went_makes_the_fault_stale(who: str, point: str) -> None:
-    """P1 is after the sequence snapshot, P2 after the frame was found: the sequence has moved on."""
+    """P1 is after the sequence snapshot, P2 after the frame was found: the sequence has moved
+    on."""
     with litmus() as machine:
         region = machine.add_slot(0, 8)
         attempt = touch(machine, who)
@@ -186,10 +191,14 @@ def test_a_fault_between_start_and_end_is_retried_until_the_end() -> None:
         vcpu = machine.vcpu()
         machine.run(vcpu, 1)
         notifier = machine.vm.notifier
-        machine.at("P2", lambda: meanwhile(machine, lambda: notifier.invalidate_range_start(region, 0, 4)))
+        machine.at(
+            "P2", lambda: meanwhile(machine, lambda: notifier.invalidate_range_start(region, 0, 4))
+        )
         assert machine.fault(vcpu, 2) is RetPf.RETRY
         machine.vm.host.discard(region, 0, 4)
-        assert machine.fault(vcpu, 2) is RetPf.RETRY, "the start was before this fault's snapshot: in_progress says so"
+        assert machine.fault(vcpu, 2) is RetPf.RETRY, (
+            "the start was before this fault's snapshot: in_progress says so"
+        )
         assert machine.fault(vcpu, 5) is RetPf.FIXED, "outside the range"
         meanwhile(machine, lambda: notifier.invalidate_range_end(region, 0, 4))
         assert machine.fault(vcpu, 2) is RetPf.FIXED
@@ -209,7 +218,8 @@ def test_a_fault_that_ignores_what_is_in_progress_maps_a_frame_that_is_about_to_
 
 
 def test_range_start_waits_for_a_guest_that_uses_the_page_and_not_longer() -> None:
-    """P12 to the unlock: the flush returns when the vCPU has left the guest; its access before that was right."""
+    """P12 to the unlock: the flush returns when the vCPU has left the guest; its access before that
+    was right."""
     with litmus() as machine:
         region = machine.add_slot(0, 8)
         vcpu = machine.vcpu()
@@ -217,7 +227,9 @@ def test_range_start_waits_for_a_guest_that_uses_the_page_and_not_longer() -> No
         reclaiming: list[Task] = []
 
         def take_it() -> None:
-            reclaiming.append(until_stuck(machine, lambda: reclaim(machine, region), "leave guest mode"))
+            reclaiming.append(
+                until_stuck(machine, lambda: reclaim(machine, region), "leave guest mode")
+            )
             assert not ended(machine, reclaiming[0])
 
         vcpu.run(Steps(1, take_it, 1, 1), 3)
@@ -273,7 +285,9 @@ def test_two_vcpus_that_need_the_same_table_make_one() -> None:
         machine.add_slot(0, 64)
         first, second = machine.vcpu(), machine.vcpu()
         answers: list[RetPf] = []
-        machine.at("P4", lambda: meanwhile(machine, lambda: answers.append(machine.fault(second, 22))))
+        machine.at(
+            "P4", lambda: meanwhile(machine, lambda: answers.append(machine.fault(second, 22)))
+        )
         assert machine.fault(first, 21) is RetPf.RETRY
         assert answers == [RetPf.FIXED]
         assert machine.fault(first, 21) is RetPf.FIXED
@@ -332,7 +346,9 @@ def test_r8_cannot_happen_to_a_vcpu() -> None:
 
 @both_ways
 @pytest.mark.parametrize("kind", ["read", "fetch"])
-def test_r10_the_mitigation_is_switched_on_while_a_fault_is_in_flight(posted: bool, kind: str) -> None:
+def test_r10_the_mitigation_is_switched_on_while_a_fault_is_in_flight(
+    posted: bool, kind: str
+) -> None:
     with litmus(*defect("r10-nx-toggle-race", posted), huge_2m=4) as machine:
         add_huge_slot(machine)
         machine.export()
@@ -360,13 +376,16 @@ def test_r10_a_root_that_is_not_exported_needs_no_mend(posted: bool) -> None:
         assert_clean(machine)
 
 
-def test_r10_a_root_that_was_exported_when_the_knob_changed_needs_the_mend_although_it_is_not_any_more() -> None:
-    """It was kept valid then; that it is un-exported by now says nothing about the fault's policy."""
+def test_r10_a_root_exported_when_the_knob_changed_needs_the_mend_afterwards_too() -> None:
+    """It was kept valid then; that it is un-exported by now says nothing about the fault's
+    policy."""
     with litmus(huge_2m=4) as machine:
         add_huge_slot(machine)
         fd = machine.export()
         vcpu = machine.vcpu()
-        machine.at("P2", lambda: meanwhile(machine, lambda: machine.vm.set_nx_huge_pages(True), fd.put))
+        machine.at(
+            "P2", lambda: meanwhile(machine, lambda: machine.vm.set_nx_huge_pages(True), fd.put)
+        )
         assert machine.fault(vcpu, 1) is RetPf.RETRY
         machine.run(vcpu, 1)
         assert_clean(machine)
@@ -377,7 +396,12 @@ def test_r10_an_io_fault_holds_slots_lock_and_the_toggle_waits_for_it() -> None:
         add_huge_slot(machine)
         fd = machine.export()
         toggling: list[Task] = []
-        machine.at("P1", lambda: toggling.append(until_stuck(machine, lambda: machine.vm.set_nx_huge_pages(True), "slots_lock")))
+        machine.at(
+            "P1",
+            lambda: toggling.append(
+                until_stuck(machine, lambda: machine.vm.set_nx_huge_pages(True), "slots_lock")
+            ),
+        )
         assert fd.fault(1, write=False)
         finish_all(machine, toggling)
         assert machine.leaves(machine.root()) == {}
@@ -419,12 +443,16 @@ def test_r17_the_userfaultfd_handler_needs_a_memslot_ioctl(posted: bool) -> None
             _, index = queue.take() or (None, 0)
             machine.vm.host.resolve(region, index)
 
-        worker = until_stuck(machine, lambda: answers.append(hwpt.io_fault(3, write=True)), "userfaultfd")
+        worker = until_stuck(
+            machine, lambda: answers.append(hwpt.io_fault(3, write=True)), "userfaultfd"
+        )
         assert len(queue) == 1
         handler = until_stuck(machine, handle, "slots_lock")
         if posted:
             assert not ended(machine, handler)
-            assert (worker.waiting_for, handler.waiting_for) == ("userfaultfd", "slots_lock"), "each waits for the other"
+            assert (worker.waiting_for, handler.waiting_for) == ("userfaultfd", "slots_lock"), (
+                "each waits for the other"
+            )
             meanwhile(machine, lambda: machine.vm.host.resolve(region, 3))
         finish_all(machine, [worker, handler])
         assert answers == [True]

@@ -1,5 +1,6 @@
-"""Every policy for an exported root: when a memslot delete has returned, neither a vCPU nor a device reaches the old memory,
-and the device goes on with the rest. The negative control is found out."""
+"""Every policy for an exported root: when a memslot delete has returned, neither a vCPU nor a
+device reaches the old memory, and the device goes on with the rest. The negative control is found
+out."""
 
 from __future__ import annotations
 
@@ -13,7 +14,17 @@ from mmu.memory.memslots import KVM_MEM_LOG_DIRTY_PAGES
 from mmu.task import Task
 from mmu.variant import Variant
 from tests.conftest import finish
-from tests.litmus.bench import Steps, assert_clean, dma, ended, expect, finish_all, litmus, meanwhile, until_stuck
+from tests.litmus.bench import (
+    Steps,
+    assert_clean,
+    dma,
+    ended,
+    expect,
+    finish_all,
+    litmus,
+    meanwhile,
+    until_stuck,
+)
 from tests.model import Machine, w
 
 WRONG = "invalidate-in-place"
@@ -64,11 +75,16 @@ def test_an_access_in_flight_is_over_before_the_delete_returns(policy: Variant) 
     with litmus(policy) as machine:
         _, device, hwpt = two_slots(machine)
         told: list[object] = []
-        machine.on(importer_called=lambda *_: told.append(True), point=lambda name: told.append(name) if name == "P8" else None)
+        machine.on(
+            importer_called=lambda *_: told.append(True),
+            point=lambda name: told.append(name) if name == "P8" else None,
+        )
         deleting: list[Task] = []
 
         def delete() -> None:
-            deleting.append(until_stuck(machine, lambda: machine.delete_slot(1), "-", lambda: bool(told)))
+            deleting.append(
+                until_stuck(machine, lambda: machine.delete_slot(1), "-", lambda: bool(told))
+            )
             assert not ended(machine, deleting[0]), "the delete has to wait for the hardware"
 
         machine.at("P16", delete)
@@ -82,13 +98,17 @@ def test_an_access_in_flight_is_over_before_the_delete_returns(policy: Variant) 
 
 @each_kernel
 @each_policy
-def test_a_guest_that_is_running_is_out_before_the_delete_returns(policy: Variant, kernel: str) -> None:
+def test_a_guest_that_is_running_is_out_before_the_delete_returns(
+    policy: Variant, kernel: str
+) -> None:
     with litmus(*KERNELS[kernel], policy) as machine:
         vcpu, _, _ = two_slots(machine)
         deleting: list[Task] = []
 
         def delete() -> None:
-            deleting.append(until_stuck(machine, lambda: machine.delete_slot(1), "leave guest mode"))
+            deleting.append(
+                until_stuck(machine, lambda: machine.delete_slot(1), "leave guest mode")
+            )
             assert not ended(machine, deleting[0])
 
         vcpu.run(Steps(17, delete, 17), 2)
@@ -107,7 +127,12 @@ def test_an_io_fault_that_comes_during_the_delete_is_answered_truly(policy: Vari
         def ask(gfn: int) -> None:
             answers.append((gfn, hwpt.io_fault(gfn, write=True)))
 
-        machine.at("P14", lambda: workers.extend(until_stuck(machine, lambda gfn=gfn: ask(gfn), "slots_lock") for gfn in (18, 2)))
+        machine.at(
+            "P14",
+            lambda: workers.extend(
+                until_stuck(machine, lambda gfn=gfn: ask(gfn), "slots_lock") for gfn in (18, 2)
+            ),
+        )
         machine.delete_slot(1)
         finish(machine.runtime, *workers)
         assert sorted(answers) == [(2, True), (18, False)]

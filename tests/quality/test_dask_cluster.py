@@ -1,4 +1,5 @@
-"""A real Dask scheduler and real workers, each a process of its own on loopback: the same results as here, whatever dies.
+"""A real Dask scheduler and real workers, each a process of its own on loopback: the same results
+as here, whatever dies.
 
 Skipped without Dask, and so in the default tests; `pip install '.[test,campaign]'` and
 `pytest tests/quality/test_dask_cluster.py` run it, in about two minutes.
@@ -27,27 +28,31 @@ SMALL = ("--set", "obligations={vcpu_faults=10}", "--set", "vm.vcpus=2", "--dura
 EXPLORE = """
 import json, sys
 from pathlib import Path
-from stress.explore import ExploreRequest, explore
+from stress.runs.explore import ExploreRequest, explore
 from stress.scenario.load import load
 
 if __name__ == "__main__":
     scenario = load(Path("configs/explore/fault-vs-delete.toml"))
-    request = ExploreRequest(scenario, "small", 1, "portfolio", schedules=1200, jobs=3, scheduler=sys.argv[1] or None)
+    many = {"schedules": 1200, "jobs": 3, "scheduler": sys.argv[1] or None}
+    request = ExploreRequest(scenario, "small", 1, "portfolio", **many)
     explored = explore(request, lambda tally: print(tally.schedules, flush=True))
     tally = explored.tally
-    data = [explored.judgement.verdict.name, tally.schedules, tally.steps, sorted(tally.seen.items()), tally.counters]
+    seen = sorted(tally.seen.items())
+    data = [explored.judgement.verdict.name, tally.schedules, tally.steps, seen, tally.counters]
     print(json.dumps(data), flush=True)
 """
 DEADLY = """
 import json, sys
-from stress.fanout.spread import Where, spread
-from stress.fanout.task import Task
-from tests.unit.fanout import tasks
+from stress.runs.fanout.spread import FanoutPlace, spread
+from stress.runs.fanout.task import RemoteTask
+from tests.unit.stress.runs.fanout import tasks
 
 if __name__ == "__main__":
     found = {}
-    given = [Task(tasks.add, (1, 1), 5.0), Task(tasks.end_worker, (), 60.0), Task(tasks.add, (2, 2), 5.0)]
-    why = spread(given, Where(1, sys.argv[1]), lambda number, result: found.__setitem__(number, str(result)))
+    dies = RemoteTask(tasks.end_worker, (), 60.0)
+    given = [RemoteTask(tasks.add, (1, 1), 5.0), dies, RemoteTask(tasks.add, (2, 2), 5.0)]
+    keep = lambda number, result: found.__setitem__(number, str(result))
+    why = spread(given, FanoutPlace(1, sys.argv[1]), keep)
     print(json.dumps([why, found]), flush=True)
 """
 
@@ -72,13 +77,29 @@ class Cluster:
         self.drains: list[threading.Thread] = []
         self.address = self._started(
             "Scheduler at:",
-            *("-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard"),
+            *(
+                "-m",
+                "distributed.cli.dask_scheduler",
+                "--host",
+                "127.0.0.1",
+                "--port",
+                "0",
+                "--no-dashboard",
+            ),
             DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES="1",
         )
 
     def worker(self, root: Path = ROOT) -> subprocess.Popen[str]:
         """One more, which has been registered."""
-        command = ("-m", "distributed.cli.dask_worker", self.address, "--nthreads", "1", "--no-nanny", "--no-dashboard")
+        command = (
+            "-m",
+            "distributed.cli.dask_worker",
+            self.address,
+            "--nthreads",
+            "1",
+            "--no-nanny",
+            "--no-dashboard",
+        )
         self._started("Registered to:", *command, "--local-directory", self.scratch, root=root)
         return self.processes[-1]
 
@@ -91,7 +112,9 @@ class Cluster:
                 assert pipe is not None
                 pipe.close()
 
-    def _started(self, said: str, *arguments: str | Path, root: Path = ROOT, **environment: str) -> str:
+    def _started(
+        self, said: str, *arguments: str | Path, root: Path = ROOT, **environment: str
+    ) -> str:
         process = start(*arguments, root=root, **environment)
         self.processes.append(process)
         assert process.stderr is not None
@@ -149,7 +172,9 @@ def test_a_campaign_that_loses_a_worker_has_the_same_verdicts_and_every_run(
     told, errors = process.communicate()
     assert process.returncode == 0, told + errors
     kept = [json.loads(path.read_text()) for path in (tmp_path / "there").glob("2*/run.json")]
-    assert {run["seed"]: run["verdict"] for run in kept} == {run["seed"]: run["verdict"] for run in json.loads(local)["runs"]}
+    assert {run["seed"]: run["verdict"] for run in kept} == {
+        run["seed"]: run["verdict"] for run in json.loads(local)["runs"]
+    }
     assert len(kept) == 6
     assert {run["status"] for run in kept} == {"finished"}
 
@@ -157,7 +182,18 @@ def test_a_campaign_that_loses_a_worker_has_the_same_verdicts_and_every_run(
 def test_an_interrupted_campaign_keeps_what_it_has_and_leaves_nothing_running(
     tmp_path: Path, cluster: Cluster, three: list[subprocess.Popen[str]]
 ) -> None:
-    asked = ("-m", "stress", "campaign", "-c", QUICK, "--seeds", "50", *SMALL, "--results", tmp_path)
+    asked = (
+        "-m",
+        "stress",
+        "campaign",
+        "-c",
+        QUICK,
+        "--seeds",
+        "50",
+        *SMALL,
+        "--results",
+        tmp_path,
+    )
     process = start(*asked, "--scheduler", cluster.address)
     assert process.stderr is not None
     process.stderr.readline()
@@ -166,15 +202,36 @@ def test_an_interrupted_campaign_keeps_what_it_has_and_leaves_nothing_running(
     assert process.returncode == 2, errors
     assert "not made: interrupted" in told.splitlines()[-1]
     assert 1 <= len(list(tmp_path.glob("2*/run.json"))) < 50
-    children = subprocess.run(["ps", "-e", "-o", "ppid=", "-o", "args="], capture_output=True, text=True, check=True).stdout
+    children = subprocess.run(
+        ["ps", "-e", "-o", "ppid=", "-o", "args="], capture_output=True, text=True, check=True
+    ).stdout
     workers = {str(worker.pid) for worker in three}
-    agents = [line for line in children.splitlines() if line.split()[0] in workers and "stress.fanout.agent" in line]
+    agents = [
+        line
+        for line in children.splitlines()
+        if line.split()[0] in workers and "stress.runs.fanout.agent" in line
+    ]
     assert agents == []
 
 
-def test_a_scheduler_that_dies_costs_what_was_running(tmp_path: Path, cluster: Cluster, three: list[subprocess.Popen[str]]) -> None:
+def test_a_scheduler_that_dies_costs_what_was_running(
+    tmp_path: Path, cluster: Cluster, three: list[subprocess.Popen[str]]
+) -> None:
     assert len(three) == 3
-    process = start("-m", "stress", "campaign", "-c", QUICK, "--seeds", "50", *SMALL, "--results", tmp_path, "--scheduler", cluster.address)
+    process = start(
+        "-m",
+        "stress",
+        "campaign",
+        "-c",
+        QUICK,
+        "--seeds",
+        "50",
+        *SMALL,
+        "--results",
+        tmp_path,
+        "--scheduler",
+        cluster.address,
+    )
     assert process.stderr is not None
     process.stderr.readline()
     cluster.processes[0].kill()
@@ -200,7 +257,9 @@ def test_a_task_that_ends_its_workers_is_given_up_and_the_others_are_done(
     assert sum(worker.poll() is not None for worker in three) == 2
 
 
-def test_a_worker_with_other_sources_is_refused_by_its_address(tmp_path: Path, cluster: Cluster) -> None:
+def test_a_worker_with_other_sources_is_refused_by_its_address(
+    tmp_path: Path, cluster: Cluster
+) -> None:
     cluster.worker()
     other = tmp_path / "other"
     for package in ("mmu", "stress"):
@@ -208,7 +267,17 @@ def test_a_worker_with_other_sources_is_refused_by_its_address(tmp_path: Path, c
     with (other / "mmu" / "invariants.py").open("a") as file:
         file.write("# changed\n")
     cluster.worker(other)
-    process = start("-m", "stress", "campaign", "-c", QUICK, "--scheduler", cluster.address, "--results", tmp_path / "results")
+    process = start(
+        "-m",
+        "stress",
+        "campaign",
+        "-c",
+        QUICK,
+        "--scheduler",
+        cluster.address,
+        "--results",
+        tmp_path / "results",
+    )
     _, errors = process.communicate()
     assert process.returncode == 4
     told = errors.splitlines()

@@ -1,5 +1,6 @@
-"""Exploring detects: every broken variant and every defect as posted is found under control, by what its scenario expects;
-as many schedules of the mended design find nothing, and the small scenarios pass on it."""
+"""Exploring detects: every broken variant and every defect as posted is found under control, by
+what its scenario expects; as many schedules of the mended design find nothing, and the small
+scenarios pass on it."""
 
 from __future__ import annotations
 
@@ -10,13 +11,17 @@ import pytest
 from attrs import evolve
 
 from stress.commands.scenarios import MENDED, load_all, small_scenario
-from stress.explore import Explored, ExploreRequest, explore
-from stress.run import expected_of
+from stress.results.verdict import Verdict
+from stress.runs.explore import ExplorationResult, ExploreRequest, explore
+from stress.runs.run import expected_of
 from stress.scenario.load import load
-from stress.verdict import Verdict
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-BROKEN = {path.stem: path for folder in ("BUSTED", "rfc-v1") for path in sorted((CONFIGS / folder).glob("*.toml"))}
+BROKEN = {
+    path.stem: path
+    for folder in ("BUSTED", "rfc-v1")
+    for path in sorted((CONFIGS / folder).glob("*.toml"))
+}
 FAILING = [name for name, path in BROKEN.items() if load(path).explore.scenario is not None]
 ONE_DEFECT = [name for name in FAILING if BROKEN[name].parent.name == "rfc-v1"]
 SMALL = sorted((CONFIGS / "explore").glob("*.toml"))
@@ -38,25 +43,30 @@ LUCKY = {
 }
 """Seeds that find it soon; what is not here is found at once by any."""
 TRIES = 3
-"""So many seeds are tried, one after another: luck does not outlast every change of the scheduler."""
+"""So many seeds are tried, one after another: luck does not outlast every change of the
+scheduler."""
 AT_LEAST = 20
 """So many schedules of the mended design are explored even where the first one finds the defect."""
 
 
-def explored(name: str, seed: int, schedules: int, *overrides: str) -> Explored:
+def explored(name: str, seed: int, schedules: int, *overrides: str) -> ExplorationResult:
     """What `stress explore` does with a scenario."""
     scenario, _ = load_all(BROKEN[name], overrides, ())
     small = small_scenario(scenario, overrides)
     return explore(ExploreRequest(small, name, seed, small.explore.strategy, schedules=schedules))
 
 
-def seen(result: Explored) -> set[str]:
+def seen(result: ExplorationResult) -> set[str]:
     """Rules and codes of everything that was found."""
-    reports = [report for failure in result.tally.failures.values() for report in (failure.report, *failure.others)]
+    reports = [
+        report
+        for failure in result.tally.failures.values()
+        for report in (failure.report, *failure.others)
+    ]
     return {name for report in reports for name in (report.rule, report.code)}
 
 
-def found(name: str, first: int, *overrides: str) -> Explored:
+def found(name: str, first: int, *overrides: str) -> ExplorationResult:
     """The search that finds what the scenario expects."""
     expected = expected_of(load(BROKEN[name]))
     assert expected
@@ -101,8 +111,11 @@ def test_a_small_scenario_passes_on_the_correct_model_and_meets_its_obligations(
     assert scenario.title
     assert scenario.obligations
     assert scenario.vm.variants == ()
-    for number in range(6):  # what is rare needs more schedules than what is common, or luckier ones
-        result = explore(ExploreRequest(scenario, path.stem, 1 + number, "portfolio", schedules=25 << number))
+    # what is rare needs more schedules than what is common, or luckier ones
+    for number in range(6):
+        result = explore(
+            ExploreRequest(scenario, path.stem, 1 + number, "portfolio", schedules=25 << number)
+        )
         assert list(result.tally.failures) == []
         if result.judgement.verdict is Verdict.PASS:
             return
@@ -113,7 +126,10 @@ def test_a_small_scenario_passes_on_the_correct_model_and_meets_its_obligations(
 def test_nothing_is_found_inside_the_locks_of_the_library(name: str) -> None:
     scenario = load(CONFIGS / "explore" / f"{name}.toml")
     library = evolve(scenario, explore=evolve(scenario.explore, lock_granularity="library"))
-    atomic, inside = (explore(ExploreRequest(each, name, 1, "portfolio", schedules=5)) for each in (scenario, library))
+    atomic, inside = (
+        explore(ExploreRequest(each, name, 1, "portfolio", schedules=5))
+        for each in (scenario, library)
+    )
     assert inside.tally.schedules == 5
     assert list(inside.tally.failures) == []
     assert inside.tally.errors == []

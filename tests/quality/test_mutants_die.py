@@ -1,4 +1,5 @@
-"""The detectors detect: every shipped broken variant is caught on real threads, by a rule that it names."""
+"""The detectors detect: every shipped broken variant is caught on real threads, by a rule that it
+names."""
 
 from __future__ import annotations
 
@@ -7,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from mmu.posted import POSTED
-from stress.controls import CONTROLS
 from stress.mutants import MUTANTS, SHIPPED
+from stress.mutants.controls import CONTROLS
 from stress.scenario.load import load
 from tests.engine import broken_run
 

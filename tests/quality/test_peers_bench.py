@@ -1,4 +1,5 @@
-"""Our side of the peers' benchmark runs: it is a command that nothing else would notice breaking."""
+"""Our side of the peers' benchmark runs: it is a command that nothing else would notice
+breaking."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ FOUND = [f"{name} {how}" for name in "abc" for how in ("random", "exhaustive")]
 
 
 def test_our_programs_of_the_peers_benchmark_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every measurement is there, and the correct program's proof takes the executions that its classes need."""
+    """Every measurement is there, and the correct program's proof takes the executions that its
+    classes need."""
     monkeypatch.syspath_prepend(PEERS)
     programs = runpy.run_path(str(PEERS / "programs.py"))
     measurements = programs["MEASUREMENTS"]

@@ -1,4 +1,5 @@
-"""The series as posted: each defect is found by its own scenario, all of them together and alone, and none once mended."""
+"""The series as posted: each defect is found by its own scenario, all of them together and alone,
+and none once mended."""
 
 from __future__ import annotations
 
@@ -23,19 +24,21 @@ FIGURES = {"R13", "R16"}
 """Properties of the seed that are measured: no variant takes a mend out, because there is none."""
 FINDING = [number for number, path in SCENARIOS.items() if load(path).expect.codes]
 MENDED_FOR = "budget.duration_s=0.8"
-"""Twice what the defects take to be found, most of them. As many schedules of each are explored in test_exploration_finds."""
+"""Twice what the defects take to be found, most of them. As many schedules of each are explored in
+test_exploration_finds."""
 PATIENT = "budget.duration_s=30"
 SPECIAL = {
     "R12": ("budget.duration_s=0.5",),
     "R14": ("disturbances.delay_s=0.02",),
     "R17": ("limits.stall_s=1.0", "limits.rcu_stall_s=2.0"),
 }
-"""The end of the run is what R12 is about; a longer delay makes R14's window easier to hit on a busy machine; R17 is a
-deadlock that is known as soon as the watchdog says so."""
+"""The end of the run is what R12 is about; a longer delay makes R14's window easier to hit on a
+busy machine; R17 is a deadlock that is known as soon as the watchdog says so."""
 
 
 def fired(number: str, *overrides: str) -> tuple[Scenario, set[str]]:
-    """What the scenario of a defect finds: with up to three seeds, until something expected is among it."""
+    """What the scenario of a defect finds: with up to three seeds, until something expected is
+    among it."""
     scenario = load(SCENARIOS[number], (PATIENT, *SPECIAL.get(number, ()), *overrides))
     codes: set[str] = set()
     for seed in (1, 2, 3):
@@ -84,13 +87,17 @@ def test_a_defect_explains_itself(name: str) -> None:
 @pytest.mark.parametrize("number", FINDING)
 def test_the_series_as_posted_fails_as_expected(number: str) -> None:
     scenario, codes = fired(number)
-    assert codes & set(scenario.expect.codes), f"{sorted(codes) or 'nothing'}, expected one of {scenario.expect.codes}"
+    assert codes & set(scenario.expect.codes), (
+        f"{sorted(codes) or 'nothing'}, expected one of {scenario.expect.codes}"
+    )
 
 
 @pytest.mark.parametrize("number", [number for number in FINDING if number in DEFECTS])
 def test_one_defect_in_the_mended_design_fails_as_expected(number: str) -> None:
     scenario, codes = fired(number, "vm.profile=hardened", f'vm.variants=["{DEFECTS[number]}"]')
-    assert codes & set(scenario.expect.codes), f"{sorted(codes) or 'nothing'}, expected one of {scenario.expect.codes}"
+    assert codes & set(scenario.expect.codes), (
+        f"{sorted(codes) or 'nothing'}, expected one of {scenario.expect.codes}"
+    )
 
 
 @pytest.mark.parametrize("number", [number for number in SCENARIOS if number != "R13"])
@@ -111,6 +118,8 @@ def test_what_the_seed_is_by_nature_no_mend_takes_away() -> None:
 
 def test_another_policy_bounds_every_zap() -> None:
     """What the scenario of R13 says of itself."""
-    scenario = load(SCENARIOS["R13"], (MENDED_FOR, "budget.settle_s=0.02", 'vm.policy="slot-leaves"', *MENDED))
+    scenario = load(
+        SCENARIOS["R13"], (MENDED_FOR, "budget.settle_s=0.02", 'vm.policy="slot-leaves"', *MENDED)
+    )
     session, _ = run_scenario(scenario)
     assert [finding.report.headline for finding in session.findings()] == []

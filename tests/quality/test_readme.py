@@ -1,4 +1,5 @@
-"""The README is true: its examples run, its two commands are the ones that CI runs, and its tables name what exists."""
+"""The README is true: its examples run, its two commands are the ones that CI runs, and its tables
+name what exists."""
 
 from __future__ import annotations
 
@@ -37,7 +38,10 @@ def test_the_lockdep_example_reports_the_inversion() -> None:
 
 
 def test_ci_runs_the_readmes_test_command() -> None:
-    command = "python3 -m venv .venv-test && .venv-test/bin/pip install -q '.[test]' && .venv-test/bin/pytest -q -n auto"
+    command = (
+        "python3 -m venv .venv-test && .venv-test/bin/pip install -q '.[test]' && "
+        ".venv-test/bin/pytest -q -n auto"
+    )
     assert command in README
     assert command in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
 

@@ -1,5 +1,6 @@
-"""A schedule means the same elsewhere: failing schedules of many variants, kept as files, replayed step by step in another
-process, with another hash seed, and with another Python where there is one that can run the package."""
+"""A schedule means the same elsewhere: failing schedules of many variants, kept as files, replayed
+step by step in another process, with another hash seed, and with another Python where there is one
+that can run the package."""
 
 from __future__ import annotations
 
@@ -11,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from stress.explore import ExploreRequest, explore
+from stress.runs.explore import ExploreRequest, explore
 from stress.scenario.load import load
-from stress.search.store import stored
+from stress.search.schedule_file import stored
 from tests.command import ROOT, run
 
 EXPLORE = ROOT / "configs" / "explore"
@@ -33,7 +34,15 @@ VARIANTS = {
     "r12-mm-exit-without-flush": "exit-with-device",
     "r17-gup-under-slots-lock": "userfault-vs-delete",
 }
-SEARCHES = [("portfolio", 1), ("random", 2), ("pct:2", 3), ("pct:4", 4), ("pos", 5), ("surw", 6), ("preemption:1", 0)]
+SEARCHES = [
+    ("portfolio", 1),
+    ("random", 2),
+    ("pct:2", 3),
+    ("pct:4", 4),
+    ("pos", 5),
+    ("surw", 6),
+    ("preemption:1", 0),
+]
 MOST = 60
 """Schedules of each search; a search that finds nothing with so many is left out."""
 EACH = 4
@@ -43,22 +52,28 @@ SCRIPT = """
 import json, sys
 from pathlib import Path
 from stress.engines.carrier import pinned
-from stress.search.store import program_of
-from stress.search.campaign import named_steps
+from stress.search.schedule_file import program_of
+from stress.search.exploration import named_steps
 from stress.search.replay import replay
 from stress.search.schedule import check_of
-from stress.search.store import read
+from stress.search.schedule_file import read
 
 with pinned():
     for name in sys.argv[1:]:
         kept = read(Path(name))
         explore = kept.scenario.explore
-        again = replay(program_of(kept), kept.schedule, steps=kept.steps, predicted=kept.predicted, limit=explore.max_steps)
+        again = replay(
+            program_of(kept),
+            kept.schedule,
+            steps=kept.steps,
+            predicted=kept.predicted,
+            limit=explore.max_steps,
+        )
         assert again.divergence is None, f"{name}: {again.divergence}"
         assert tuple(task for task, _, _ in again.run.trace) == kept.schedule.choices, name
         assert check_of(again.run.trace) == kept.schedule.check, name
         assert named_steps(again.run) == kept.steps, name
-        assert again.signatures == kept.signatures, f"{name}: {again.signatures} instead of {kept.signatures}"
+        assert again.signatures == kept.signatures, (name, again.signatures, kept.signatures)
         print(json.dumps([Path(name).name, len(again.run.trace)]))
 """
 
@@ -89,10 +104,14 @@ def replayed(interpreter: str, hash_seed: str, files: dict[str, int]) -> None:
 
 
 def test_there_are_failing_schedules_of_many_variants(files: dict[str, int]) -> None:
-    by_variant = [sum(Path(name).name.startswith(f"{variant}-") for name in files) for variant in VARIANTS]
+    by_variant = [
+        sum(Path(name).name.startswith(f"{variant}-") for name in files) for variant in VARIANTS
+    ]
     assert sum(count >= EACH - 1 for count in by_variant) >= 10, by_variant
     assert len(files) >= 40
-    assert {Path(name).stem.rsplit("-", 1)[1] for name in files} == {strategy.replace(":", "") for strategy, _ in SEARCHES}
+    assert {Path(name).stem.rsplit("-", 1)[1] for name in files} == {
+        strategy.replace(":", "") for strategy, _ in SEARCHES
+    }
     assert min(files.values()) > 30
 
 
@@ -105,6 +124,6 @@ def test_another_python_replays_them_exactly(request: pytest.FixtureRequest, ver
     interpreter = shutil.which(f"python{version}")
     if interpreter is None:
         pytest.skip(f"there is no Python {version} here")
-    if run(interpreter, "-c", "import stress.explore").code:
+    if run(interpreter, "-c", "import stress.runs.explore").code:
         pytest.skip(f"Python {version} does not have what the package needs")
     replayed(interpreter, "7", request.getfixturevalue("files"))

@@ -18,12 +18,17 @@ FAILED = pytest.StashKey[bool]()
 class MakeMachine(Protocol):
     """The fixture `make_machine`: machines that are closed after the test."""
 
-    def __call__(self, geometry: Geometry = SMALL, variants: Iterable[Variant] = (), **config: Any) -> Machine: ...
+    def __call__(
+        self, geometry: Geometry = SMALL, variants: Iterable[Variant] = (), **config: Any
+    ) -> Machine: ...
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Remember a failure, so that its error is the only one: a machine that stopped half-way cannot be taken down."""
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Remember a failure, so that its error is the only one: a machine that stopped half-way cannot
+    be taken down."""
     report = yield
     if call.when == "call":
         item.stash[FAILED] = report.failed
@@ -32,10 +37,13 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 
 @pytest.fixture
 def make_machine(request: pytest.FixtureRequest) -> Iterator[MakeMachine]:
-    """Make a machine with options; afterwards it is taken down and must have reported nothing unexpected."""
+    """Make a machine with options; afterwards it is taken down and must have reported nothing
+    unexpected."""
     made: list[Machine] = []
 
-    def make(geometry: Geometry = SMALL, variants: Iterable[Variant] = (), **config: Any) -> Machine:
+    def make(
+        geometry: Geometry = SMALL, variants: Iterable[Variant] = (), **config: Any
+    ) -> Machine:
         made.append(Machine(geometry, variants, **config))
         return made[-1]
 
@@ -51,7 +59,8 @@ def make_machine(request: pytest.FixtureRequest) -> Iterator[MakeMachine]:
 
 @pytest.fixture
 def huge(make_machine: MakeMachine) -> Machine:
-    """A small machine whose host has huge pages: eight of "2M" (4 frames) and two of "1G" (16 frames)."""
+    """A small machine whose host has huge pages: eight of "2M" (4 frames) and two of "1G" (16
+    frames)."""
     return make_machine(huge_2m=8, huge_1g=2)
 
 

@@ -1,7 +1,8 @@
 """A bug that no amount of luck finds: a compare-exchange loop that gives up after the third try.
 
-Each SPTE change is counted by compare-exchange. "It cannot fail three times in a row" is almost true: another vCPU has to count
-a change of its own between load and compare-exchange of this one, three times, and two of them are a whole fault apart.
+Each SPTE change is counted by compare-exchange. "It cannot fail three times in a row" is almost
+true: another vCPU has to count a change of its own between load and compare-exchange of this one,
+three times, and two of them are a whole fault apart.
 """
 
 from mmu import Variant

@@ -1,4 +1,5 @@
-"""A downgrade of RWLockReadD. In readerwriterlock: releases the lock, hopes, and another writer gets in between.
+"""A downgrade of RWLockReadD. In readerwriterlock: releases the lock, hopes, and another writer
+gets in between.
 
 Here: refused and reported. RWLockFairD and RWLockWriteD keep the promise.
 """

@@ -1,4 +1,5 @@
-"""Two threads that share a reader's handle. In readerwriterlock: one reader is counted twice, and no writer ever gets in.
+"""Two threads that share a reader's handle. In readerwriterlock: one reader is counted twice, and
+no writer ever gets in.
 
 Here: the second thread is refused, and reported.
 """

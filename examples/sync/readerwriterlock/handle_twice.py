@@ -1,4 +1,5 @@
-"""A reader's handle that is acquired twice. In readerwriterlock: counts two readers, forgets one, and no writer ever gets in.
+"""A reader's handle that is acquired twice. In readerwriterlock: counts two readers, forgets one,
+and no writer ever gets in.
 
 Here: reported, and an exception; a handle stands for one acquisition.
 """

@@ -1,4 +1,5 @@
-"""Ctrl-C in a thread that waits for the lock. In readerwriterlock: inner locks stay held, and everybody hangs from then on.
+"""Ctrl-C in a thread that waits for the lock. In readerwriterlock: inner locks stay held, and
+everybody hangs from then on.
 
 Here: reported, and whoever asks for the lock afterwards gets an exception.
 """

@@ -1,4 +1,5 @@
-"""locked() of a new handle. In readerwriterlock: always False, it speaks of this handle and not of the lock.
+"""locked() of a new handle. In readerwriterlock: always False, it speaks of this handle and not of
+the lock.
 
 Here: reported, and the answer is the one that was meant.
 """

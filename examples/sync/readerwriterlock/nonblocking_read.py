@@ -1,5 +1,5 @@
-"""A non-blocking read among readers. In readerwriterlock: refused nearly every time, although nobody writes, because readers
-meet in an inner lock. Here: refused because of a writer only."""
+"""A non-blocking read among readers. In readerwriterlock: refused nearly every time, although
+nobody writes, because readers meet in an inner lock. Here: refused because of a writer only."""
 
 import threading
 
@@ -31,6 +31,8 @@ for thread in readers:
 print("granted, of 50:", granted)
 
 with table_lock.write():
-    other = threading.Thread(target=lambda: print("while a writer is in:", table_lock.read().acquire(blocking=False)))
+    other = threading.Thread(
+        target=lambda: print("while a writer is in:", table_lock.read().acquire(blocking=False))
+    )
     other.start()
     other.join()

@@ -1,4 +1,5 @@
-"""A read inside a read. In readerwriterlock: hangs for ever as soon as a writer waits between the two (Fair and Write).
+"""A read inside a read. In readerwriterlock: hangs for ever as soon as a writer waits between the
+two (Fair and Write).
 
 Here: reported even when no writer is near, and counted, so that nobody hangs.
 """

@@ -1,4 +1,5 @@
-"""A writer that calls something that reads. In readerwriterlock: hangs for ever. Here: reported, and an exception."""
+"""A writer that calls something that reads. In readerwriterlock: hangs for ever. Here: reported,
+and an exception."""
 
 from mmu.sync import RWLockRead, SelfDeadlock
 

@@ -1,4 +1,5 @@
-"""A lock that another thread releases. In readerwriterlock: done without a word, in the middle of the owner's section.
+"""A lock that another thread releases. In readerwriterlock: done without a word, in the middle of
+the owner's section.
 
 Here: done as well, since a program may live by it, and reported with the place where it was taken.
 """

@@ -1,5 +1,5 @@
-"""One release too many. In readerwriterlock: a RuntimeError that does not say whose lock it was. Here: reported as well, with
-the lock, the stack and what the thread holds."""
+"""One release too many. In readerwriterlock: a RuntimeError that does not say whose lock it was.
+Here: reported as well, with the lock, the stack and what the thread holds."""
 
 from mmu.sync import RWLockFair
 

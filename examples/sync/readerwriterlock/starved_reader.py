@@ -1,6 +1,7 @@
 """A reader among writers that queue. In readerwriterlock (RWLockWrite): waits for ever, in silence.
 
-Here: reported when it has waited for longer than `hung_seconds`, with how often others were let in, and who is in now.
+Here: reported when it has waited for longer than `hung_seconds`, with how often others were let in,
+and who is in now.
 """
 
 import sys

@@ -1,6 +1,8 @@
-"""A writer among readers that overlap. In readerwriterlock (RWLockRead): waits for ever, in silence.
+"""A writer among readers that overlap. In readerwriterlock (RWLockRead): waits for ever, in
+silence.
 
-Here: reported when it has waited for longer than `hung_seconds`, with how often others were let in, and who is in now.
+Here: reported when it has waited for longer than `hung_seconds`, with how often others were let in,
+and who is in now.
 """
 
 import sys

@@ -1,5 +1,6 @@
-"""A writer's handle that is acquired again with a timeout. In readerwriterlock (Read): the timeout makes it forget that it holds
-the lock; release() raises, and the lock is locked for ever. Here: reported and false, and the lock is still held."""
+"""A writer's handle that is acquired again with a timeout. In readerwriterlock (Read): the timeout
+makes it forget that it holds the lock; release() raises, and the lock is locked for ever. Here:
+reported and false, and the lock is still held."""
 
 from mmu.sync import RWLockRead
 

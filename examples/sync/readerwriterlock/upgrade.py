@@ -1,4 +1,5 @@
-"""A reader that wants to write. In readerwriterlock: hangs for ever, there is no upgrade. Here: reported, and an exception."""
+"""A reader that wants to write. In readerwriterlock: hangs for ever, there is no upgrade. Here:
+reported, and an exception."""
 
 from mmu.sync import RWLockWrite, SelfDeadlock
 

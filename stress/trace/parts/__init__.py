@@ -1,1 +1,2 @@
-"""The checks of `stress trace check`: each part looks at the events it names, and owns the rules it judges by."""
+"""The checks of `stress trace check`: each part looks at the events it names, and owns the rules it
+judges by."""

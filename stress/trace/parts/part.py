@@ -6,19 +6,20 @@ from collections.abc import Callable
 from typing import Any
 
 from stress.trace.events import Event
-from stress.trace.world import Check, Task, World
+from stress.trace.world import Check, TracedTask, TracedWorld
 
-Handler = Callable[[Event, Task, Any], None]
+Handler = Callable[[Event, TracedTask, Any], None]
 """Gets the event, its task, and the parsed payload."""
 
 
-class Part:
-    """Looks at some events. `before` hears of an event before its frame is opened or closed, `handlers` after."""
+class CheckPart:
+    """Looks at some events. `before` hears of an event before its frame is opened or closed,
+    `handlers` after."""
 
     checks: tuple[Check, ...] = ()
     """What it judges."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: TracedWorld) -> None:
         self.world = world
 
     def handlers(self) -> dict[str, Handler]:

@@ -4,19 +4,28 @@ from __future__ import annotations
 
 from typing import Final
 
-from stress.trace.events import Event, Probe
+from stress.trace.events import Event, ProbeEvent
 from stress.trace.layouts import ADDRESS
-from stress.trace.parts.part import Handler, Part
+from stress.trace.parts.part import CheckPart, Handler
 from stress.trace.tree import Root
-from stress.trace.world import Check, Task, Vm, World, name_of
+from stress.trace.world import Check, TracedTask, TracedVm, TracedWorld, name_of
 
 ROOTS: Final = Check(
     name="roots",
     rule="O4",
-    title="a root is put once for each reference, never used after its last put, never reused once invalid, and freed in the end",
+    title=(
+        "a root is put once for each reference, never used after its last put, never reused once "
+        "invalid, and freed in the end"
+    ),
     needs=(frozenset({"put_root"}),),
-    wants="probes on kvm_tdp_mmu_put_root (root, spt, ref, role), tdp_mmu_next_root and its return, kvm_tdp_mmu_alloc_root",
-    source="arch/x86/kvm/mmu/tdp_mmu.c, kvm_tdp_mmu_put_root(), tdp_mmu_next_root(); reference 2.2, I1-I4",
+    wants=(
+        "probes on kvm_tdp_mmu_put_root (root, spt, ref, role), tdp_mmu_next_root and its return, "
+        "kvm_tdp_mmu_alloc_root"
+    ),
+    source=(
+        "arch/x86/kvm/mmu/tdp_mmu.c, kvm_tdp_mmu_put_root(), tdp_mmu_next_root(); reference 2.2, "
+        "I1-I4"
+    ),
 )
 NO_ROOT: Final = (1 << 64) - 1
 MOST_DEAD: Final = 128
@@ -24,15 +33,16 @@ MOST_DEAD: Final = 128
 MOST_OFFSET: Final = 0x200
 """Where rcu_head can lie in struct kvm_mmu_page."""
 LOW: Final = (1 << 30) - 1
-"""PAGE_OFFSET is aligned to 1 GiB, so that the low bits of both addresses of a page are the same."""
+"""PAGE_OFFSET is aligned to 1 GiB, so that the low bits of both addresses of a page are the
+same."""
 
 
-class Roots(Part):
+class RootsPart(CheckPart):
     """Counts references, and knows which roots are valid."""
 
     checks = (ROOTS,)
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: TracedWorld) -> None:
         super().__init__(world)
         self._puts: dict[Root, tuple[int, int, int, int]] = {}
         self._offsets: dict[int, int] = {}
@@ -63,7 +73,7 @@ class Roots(Part):
             "tracing_mark_write": self.over,
         }
 
-    def find(self, vm: Vm, pointer: int, spt: int = 0) -> Root | None:
+    def find(self, vm: TracedVm, pointer: int, spt: int = 0) -> Root | None:
         """The root with this struct kvm_mmu_page, or with this page."""
         for root in reversed(vm.tree.roots):
             if root.pointer == pointer and not root.freed:
@@ -72,8 +82,9 @@ class Roots(Part):
                 return self._merge(vm, root, spt)
         return self._by_page(vm, pointer, spt)
 
-    def _merge(self, vm: Vm, root: Root, spt: int) -> Root:
-        """A root known by its pointer only now shows its page: is it one that was known by its page only?"""
+    def _merge(self, vm: TracedVm, root: Root, spt: int) -> Root:
+        """A root known by its pointer only now shows its page: is it one that was known by its page
+        only?"""
         known = self._by_page(vm, root.pointer, spt)
         if known is not None:
             vm.tree.roots.remove(root)
@@ -84,7 +95,7 @@ class Roots(Part):
         return root
 
     @staticmethod
-    def _by_page(vm: Vm, pointer: int, spt: int) -> Root | None:
+    def _by_page(vm: TracedVm, pointer: int, spt: int) -> Root | None:
         """The root whose pointer is not known yet, and whose page this is."""
         if not spt:
             return None
@@ -95,7 +106,7 @@ class Roots(Part):
                 return root
         return None
 
-    def adopt(self, vm: Vm, pointer: int, spt: int = 0) -> Root:
+    def adopt(self, vm: TracedVm, pointer: int, spt: int = 0) -> Root:
         """A root that is older than the recording, or whose birth was not recorded."""
         root = Root(vm.tree.root_level, 0, pointer=pointer)
         for other in vm.tree.roots:
@@ -106,12 +117,16 @@ class Roots(Part):
         vm.tree.roots.append(root)
         return root
 
-    def by_pointer(self, vm: Vm, pointer: int, spt: int = 0) -> Root:
+    def by_pointer(self, vm: TracedVm, pointer: int, spt: int = 0) -> Root:
         """The root, known or not."""
-        return self.find(vm, pointer, spt) or self._unnamed(vm, pointer) or self.adopt(vm, pointer, spt)
+        return (
+            self.find(vm, pointer, spt)
+            or self._unnamed(vm, pointer)
+            or self.adopt(vm, pointer, spt)
+        )
 
     @staticmethod
-    def _unnamed(vm: Vm, pointer: int) -> Root | None:
+    def _unnamed(vm: TracedVm, pointer: int) -> Root | None:
         """The only living root whose pointer is not known yet."""
         unnamed = [root for root in vm.tree.roots if not root.pointer and not root.dead]
         if len(unnamed) == 1 and unnamed[0].born and vm.tree.complete:
@@ -119,7 +134,7 @@ class Roots(Part):
             return unnamed[0]
         return None
 
-    def next_root_ret(self, event: Event, task: Task, probe: Probe) -> None:
+    def next_root_ret(self, event: Event, task: TracedTask, probe: ProbeEvent) -> None:
         """tdp_mmu_next_root() has taken a reference, unless it came to the end."""
         pointer = probe.number("root", 0)
         task.got = pointer
@@ -131,28 +146,38 @@ class Roots(Part):
         opened = task.open.get("next_root")
         valid_only = opened is not None and opened[1].number("only_valid", 0)
         if root.dead:
-            self._broken(event, "reused-dead", f"a walk got root {pointer:#x} after its last put", [(root.dead, "its last put")])
+            self._broken(
+                event,
+                "reused-dead",
+                f"a walk got root {pointer:#x} after its last put",
+                [(root.dead, "its last put")],
+            )
         elif valid_only and root.invalid and opened is not None and opened[0].line > root.invalid:
             self._broken(
-                event, "reused-invalid", f"a walk over valid roots got root {pointer:#x}, which is invalid", [(root.invalid, "invalidated")]
+                event,
+                "reused-invalid",
+                f"a walk over valid roots got root {pointer:#x}, which is invalid",
+                [(root.invalid, "invalidated")],
             )
         elif valid_only:
             self.world.held("roots", "roots found that were valid")
 
-    def alloc_root(self, event: Event, task: Task, probe: Probe) -> None:
-        """A vCPU needs a root: first a walk, then a second look under tdp_mmu_pages_lock, then a new one."""
+    def alloc_root(self, event: Event, task: TracedTask, probe: ProbeEvent) -> None:
+        """A vCPU needs a root: first a walk, then a second look under tdp_mmu_pages_lock, then a
+        new one."""
         task.got = 0
         task.new_root = None
         task.unseen_get = False
 
-    def alloc_root_ret(self, event: Event, task: Task, probe: Probe) -> None:
-        """A vCPU has its root; where neither the walk nor an allocation gave it, the second look took a reference unseen."""
+    def alloc_root_ret(self, event: Event, task: TracedTask, probe: ProbeEvent) -> None:
+        """A vCPU has its root; where neither the walk nor an allocation gave it, the second look
+        took a reference unseen."""
         value = probe.number("ret", 0)
         if task.new_root is not None and value > 4096:
             task.new_root.hpa = value
         task.unseen_get = task.new_root is None and not task.got and value != NO_ROOT
 
-    def load_pgd(self, event: Event, task: Task, probe: Probe) -> None:
+    def load_pgd(self, event: Event, task: TracedTask, probe: ProbeEvent) -> None:
         """The vCPU uses a root now, so its address is known."""
         hpa = probe.number("root", 0) & ADDRESS
         vm = self.world.vm(task)
@@ -168,7 +193,7 @@ class Roots(Part):
                     root.gets += 1
         task.unseen_get = False
 
-    def put_root(self, event: Event, task: Task, probe: Probe) -> None:
+    def put_root(self, event: Event, task: TracedTask, probe: ProbeEvent) -> None:
         """kvm_tdp_mmu_put_root() is entered: `ref` is the count before the decrement."""
         pointer = probe.number("root")
         vm = self.world.vm(task)
@@ -177,7 +202,12 @@ class Roots(Part):
         if "ref" not in probe.args:
             return
         if root.dead:
-            self._broken(event, "put-twice", f"root {pointer:#x} is put (ref={ref}) after its last put", [(root.dead, "its last put")])
+            self._broken(
+                event,
+                "put-twice",
+                f"root {pointer:#x} is put (ref={ref}) after its last put",
+                [(root.dead, "its last put")],
+            )
         elif not 0 < ref < 1 << 31:
             self._broken(event, "below-zero", f"root {pointer:#x} is put with ref={ref}", [])
         else:
@@ -202,54 +232,87 @@ class Roots(Part):
                 f"root {root.pointer:#x} is valid again (role={role:#x})",
                 [(root.seen_invalid, "it was invalid here")],
             )
-        unsaid = not self.world.detector.invalid_bit and not root.sure  # older than the recording, and its role says nothing
+        # older than the recording, and its role says nothing
+        unsaid = not self.world.detector.invalid_bit and not root.sure
         return invalid or bool(root.invalid) or unsaid
 
-    def _judge_count(self, event: Event, task: Task, root: Root, ref: int) -> None:
+    def _judge_count(self, event: Event, task: TracedTask, root: Root, ref: int) -> None:
         """The count follows from the gets and puts seen, but for those that are under way."""
         last = self._puts.get(root)
-        underway = sum(self._getting(other) for other in self.world.tasks.values() if other is not task)
+        underway = sum(
+            self._getting(other) for other in self.world.tasks.values() if other is not task
+        )
         if last is not None and last[1:] == (event.pid, ref, root.gets) and not underway:
-            headline = f"root {root.pointer:#x} is put twice with ref={ref} by one task, and nobody took a reference in between"
+            headline = (
+                f"root {root.pointer:#x} is put twice with ref={ref} by one task, and nobody took "
+                "a reference in between"
+            )
             self._broken(event, "put-twice", headline, [(last[0], f"put with ref={ref}")])
             root.gets = ref + root.puts
             return
         if not (root.born and root.counted and self.world.seen["next_root_ret"]):
             return
-        unfinished = int(last is not None and last[1] != event.pid and self.world.task(last[1]).line == last[0])
+        unfinished = int(
+            last is not None and last[1] != event.pid and self.world.task(last[1]).line == last[0]
+        )
         low, high = root.gets - root.puts, root.gets - root.puts + underway + unfinished
         if low <= ref <= high:
             self.world.held("roots", "reference counts that follow from the gets and puts")
             return
-        if "6.12" in self.world.detector.kernels:  # what takes references without an event is known of this kernel
+        # what takes references without an event is known of this kernel
+        if "6.12" in self.world.detector.kernels:
             expected = f"{low}" if low == high else f"{low} to {high}"
-            lines = [(root.born, "it was born")] + ([(last[0], f"its last put before, ref={last[2]}")] if last else [])
-            self._broken(event, "count", f"root {root.pointer:#x} is put with ref={ref}; its gets and puts say {expected}", lines)
+            lines = [(root.born, "it was born")] + (
+                [(last[0], f"its last put before, ref={last[2]}")] if last else []
+            )
+            self._broken(
+                event,
+                "count",
+                f"root {root.pointer:#x} is put with ref={ref}; its gets and puts say {expected}",
+                lines,
+            )
         root.gets = ref + root.puts
 
     @staticmethod
-    def _getting(task: Task) -> int:
+    def _getting(task: TracedTask) -> int:
         """Whether a task may have taken a reference that has not shown yet."""
         return int("next_root" in task.open or "alloc_root" in task.open or task.unseen_get)
 
-    def _last_put(self, event: Event, task: Task, vm: Vm, root: Root, invalid: bool) -> None:
-        """The count reaches zero: the root must be invalid, nobody may hold it, and it is gone after a grace period."""
+    def _last_put(
+        self, event: Event, task: TracedTask, vm: TracedVm, root: Root, invalid: bool
+    ) -> None:
+        """The count reaches zero: the root must be invalid, nobody may hold it, and it is gone
+        after a grace period."""
         if not invalid:
-            if self.world.kernel.none == 0:  # until 6.3 this is how a root becomes invalid: zapped with a reference of its own
+            # until 6.3 this is how a root becomes invalid: zapped with a reference of its own
+            if self.world.kernel.none == 0:
                 root.invalid = event.line
                 root.gets += 1
                 return
-            self._broken(event, "last-put-valid", f"the last reference of root {root.pointer:#x} is put while the root is valid", [])
+            self._broken(
+                event,
+                "last-put-valid",
+                f"the last reference of root {root.pointer:#x} is put while the root is valid",
+                [],
+            )
         for vcpu in vm.vcpus.values():
             if root.hpa and vcpu.root == root.hpa and self.world.seen["mmu_free_roots"]:
-                headline = f"the last reference of root {root.pointer:#x} is put while vCPU {vcpu.number} still has it loaded"
-                self._broken(event, "last-put-loaded", headline, [(vcpu.line, f"vCPU {vcpu.number} loaded it")])
+                headline = (
+                    f"the last reference of root {root.pointer:#x} is put while vCPU {vcpu.number} "
+                    "still has it loaded"
+                )
+                self._broken(
+                    event,
+                    "last-put-loaded",
+                    headline,
+                    [(vcpu.line, f"vCPU {vcpu.number} loaded it")],
+                )
         root.dead = event.line
         self._bury(vm)
         vm.removed_pages += 1
         self.world.held("roots", "roots that had their last put")
 
-    def _bury(self, vm: Vm) -> None:
+    def _bury(self, vm: TracedVm) -> None:
         """Old dead roots are forgotten: a recording may hold any number of them."""
         dead = [root for root in vm.tree.roots if root.dead]
         if len(dead) < MOST_DEAD:
@@ -261,65 +324,85 @@ class Roots(Part):
     def _broken(self, event: Event, code: str, headline: str, lines: list[tuple[int, str]]) -> None:
         rule = "O12" if code.startswith(("reused-invalid", "valid-again")) else "O4"
         judge = self.world.doubtful if code == "count" else self.world.broken
-        judge("roots", code, headline, [(event.line, "here"), *lines], task=name_of(event), rule=rule)
+        judge(
+            "roots", code, headline, [(event.line, "here"), *lines], task=name_of(event), rule=rule
+        )
 
-    def on_root(self, event: Event, task: Task, probe: Probe) -> None:
+    def on_root(self, event: Event, task: TracedTask, probe: ProbeEvent) -> None:
         """The task works on this root from here on."""
         if "root" not in probe.args:
             return
         vm = self.world.vm(task)
         task.root = self.by_pointer(vm, probe.number("root"), probe.number("spt", 0))
         if task.root.dead:
-            self._broken(event, "used-dead", f"{probe.function}() works on a root after its last put", [(task.root.dead, "its last put")])
+            self._broken(
+                event,
+                "used-dead",
+                f"{probe.function}() works on a root after its last put",
+                [(task.root.dead, "its last put")],
+            )
         role = probe.number("role", 0)
         if role:
             self._judge_role(event, task.root, role)
 
-    def off_root(self, _event: Event, task: Task, _said: object) -> None:
+    def off_root(self, _event: Event, task: TracedTask, _said: object) -> None:
         """And no longer."""
         task.root = None
 
-    def stale(self, event: Event, task: Task, probe: Probe) -> None:
+    def stale(self, event: Event, task: TracedTask, probe: ProbeEvent) -> None:
         """A fault is about to map into the root with this address."""
         hpa = probe.number("root", 0) & ADDRESS
         vm = self.world.vm(task)
-        task.root = next((root for root in reversed(vm.tree.roots) if root.hpa == hpa and hpa and not root.dead), None)
+        task.root = next(
+            (root for root in reversed(vm.tree.roots) if root.hpa == hpa and hpa and not root.dead),
+            None,
+        )
 
-    def invalidate(self, event: Event, task: Task, _said: object) -> None:
+    def invalidate(self, event: Event, task: TracedTask, _said: object) -> None:
         """Every valid root becomes invalid, under mmu_lock held for write."""
         for root in self.world.vm(task).tree.roots:
             root.invalid = root.invalid or event.line
             if self.world.kernel.none == 0:
                 root.gets += 1
-                root.counted = False  # until 6.3 the zap of an invalid root takes a reference of its own
+                # until 6.3 the zap of an invalid root takes a reference of its own
+                root.counted = False
 
-    def uninit(self, event: Event, task: Task, _said: object) -> None:
+    def uninit(self, event: Event, task: TracedTask, _said: object) -> None:
         """The VM goes: its roots are made invalid, zapped and put."""
         vm = self.world.vm(task)
         vm.uninit = (event.line, event.pid)
         self.invalidate(event, task, _said)
 
-    def over(self, event: Event, task: Task, _said: object) -> None:
+    def over(self, event: Event, task: TracedTask, _said: object) -> None:
         """kvm_mmu_uninit_tdp_mmu() has done its work when its task goes on."""
         vm = self.world.vm(task)
         if vm.uninit and vm.uninit[1] == event.pid and not vm.over:
             vm.over = event.line
             self.judge_end(vm)
 
-    def judge_end(self, vm: Vm) -> None:
+    def judge_end(self, vm: TracedVm) -> None:
         """Every root of a VM that is gone has had its last put."""
         if not (self.world.seen["put_root"] and vm.over):
             return
-        alive = [root for root in vm.tree.roots if not root.dead and (root.born or vm.tree.complete)]
+        alive = [
+            root for root in vm.tree.roots if not root.dead and (root.born or vm.tree.complete)
+        ]
         for root in alive:
             name = f"root {root.pointer:#x}" if root.pointer else f"the root at {root.hpa:#x}"
-            lines = [(vm.over, "the VM is gone"), (root.born, "the root was born"), (vm.uninit[0], "the TDP MMU was taken down")]
-            self.world.broken("roots", "never-freed", f"{name} never had its last put", lines, rule="O11")
+            lines = [
+                (vm.over, "the VM is gone"),
+                (root.born, "the root was born"),
+                (vm.uninit[0], "the TDP MMU was taken down"),
+            ]
+            self.world.broken(
+                "roots", "never-freed", f"{name} never had its last put", lines, rule="O11"
+            )
         if not alive:
             self.world.held("roots", "VMs that left no root behind")
 
-    def freed(self, event: Event, task: Task, probe: Probe) -> None:
-        """tdp_mmu_free_sp_rcu_callback(): a grace period after a root's last put, or a table's removal."""
+    def freed(self, event: Event, task: TracedTask, probe: ProbeEvent) -> None:
+        """tdp_mmu_free_sp_rcu_callback(): a grace period after a root's last put, or a table's
+        removal."""
         del task  # softirq: the task is whoever was interrupted
         head = probe.number("head", 0)
         if len(self.world.vms) == 1:
@@ -332,13 +415,17 @@ class Roots(Part):
                 if root.pointer and 0 < offset < MOST_OFFSET:
                     self._freed_root(event, root, offset)
 
-    def _freed_page(self, event: Event, vm: Vm) -> None:
-        """Pages are freed after their removal: there can be no more of the one than of the other."""
+    def _freed_page(self, event: Event, vm: TracedVm) -> None:
+        """Pages are freed after their removal: there can be no more of the one than of the
+        other."""
         vm.removed_pages -= 1
         if vm.removed_pages >= 0:
             self.world.held("tables", "pages freed after their removal")
         elif vm.tree.complete:
-            headline = "RCU frees a page-table page, but every page that was removed has been freed: this one is still linked"
+            headline = (
+                "RCU frees a page-table page, but every page that was removed has been freed: this "
+                "one is still linked"
+            )
             self.world.broken("tables", "freed-linked", headline, [(event.line, "freed here")])
             vm.removed_pages = 0
 
@@ -347,8 +434,17 @@ class Roots(Part):
         if root.dead and not root.freed and offset not in self._strangers:
             root.freed = event.line if self._offsets.get(offset, 0) else 0
             self._offsets[offset] = self._offsets.get(offset, 0) + 1
-        elif not root.dead and self._offsets.get(offset, 0) > 1 and offset == max(self._offsets, key=lambda at: self._offsets[at]):
-            self._broken(event, "freed-alive", f"root {root.pointer:#x} is freed before its last put", [(root.born, "it was born")])
+        elif (
+            not root.dead
+            and self._offsets.get(offset, 0) > 1
+            and offset == max(self._offsets, key=lambda at: self._offsets[at])
+        ):
+            self._broken(
+                event,
+                "freed-alive",
+                f"root {root.pointer:#x} is freed before its last put",
+                [(root.born, "it was born")],
+            )
         elif not root.dead:
             self._strangers.add(offset)
 

@@ -1,13 +1,14 @@
-"""Memslots: no leaf maps a deleted or moved slot once the call that deleted it has returned (O6)."""
+"""Memslots: no leaf maps a deleted or moved slot once the call that deleted it has returned
+(O6)."""
 
 from __future__ import annotations
 
 from typing import Final
 
-from stress.trace.events import Event, Probe, SpteChanged
+from stress.trace.events import Event, ProbeEvent, SpteChanged
 from stress.trace.layouts import is_leaf, span
-from stress.trace.parts.part import Handler, Part
-from stress.trace.world import HORIZON, Check, Task, Vm, World, name_of
+from stress.trace.parts.part import CheckPart, Handler
+from stress.trace.world import HORIZON, Check, TracedTask, TracedVm, TracedWorld, name_of
 
 CREATE, DELETE, MOVE, FLAGS = range(4)
 """enum kvm_mr_change."""
@@ -16,9 +17,13 @@ SLOTS: Final = Check(
     name="slots",
     rule="O6",
     title="no leaf maps a slot once the call that deleted or moved it has returned",
-    needs=(frozenset({"set_memslot"}), frozenset({"set_memslot_ret"}), frozenset({"kvm_tdp_mmu_spte_changed"})),
-    wants="probes on kvm_set_memslot (change, old_id, old_gfn, old_n, new_id, new_gfn, new_n) and its return,"
-    " kvm_swap_active_memslots (as_id); kvmmmu:kvm_tdp_mmu_spte_changed",
+    needs=(
+        frozenset({"set_memslot"}),
+        frozenset({"set_memslot_ret"}),
+        frozenset({"kvm_tdp_mmu_spte_changed"}),
+    ),
+    wants="probes on kvm_set_memslot (change, old_id, old_gfn, old_n, new_id, new_gfn, new_n) "
+    "and its return, kvm_swap_active_memslots (as_id); kvmmmu:kvm_tdp_mmu_spte_changed",
     source="virt/kvm/kvm_main.c, kvm_set_memslot(); reference 2.9, I8",
 )
 
@@ -26,14 +31,14 @@ Range = tuple[int, int, int]
 """as_id, first gfn, pages."""
 
 
-class Slots(Part):
+class SlotsPart(CheckPart):
     """The slots of each VM, and the places where slots were."""
 
     checks = (SLOTS,)
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: TracedWorld) -> None:
         super().__init__(world)
-        self._late: list[tuple[Vm, int, int, int, int, str]] = []
+        self._late: list[tuple[TracedVm, int, int, int, int, str]] = []
 
     def handlers(self) -> dict[str, Handler]:
         """The update's call and return, the swaps inside it, and every new leaf."""
@@ -47,38 +52,45 @@ class Slots(Part):
             "init_vm()": self.born,
         }
 
-    def born(self, _event: Event, task: Task, _said: object) -> None:
+    def born(self, _event: Event, task: TracedTask, _said: object) -> None:
         """A VM is made."""
         self.world.renew(task).tree.complete = True
 
-    def begin(self, event: Event, task: Task, probe: Probe) -> None:
+    def begin(self, event: Event, task: TracedTask, probe: ProbeEvent) -> None:
         """kvm_set_memslot(): a new slot can be used from its swap on, before the call returns."""
         task.as_id = 0
         if probe.number("change", -1) in (CREATE, MOVE):
             vm = self.world.vm(task)
             new = (probe.number("new_gfn"), probe.number("new_n"))
-            vm.dead[:] = [(dead[0], *piece, *dead[3:]) for dead in vm.dead for piece in without(dead[1:3], new)]
+            vm.dead[:] = [
+                (dead[0], *piece, *dead[3:])
+                for dead in vm.dead
+                for piece in without(dead[1:3], new)
+            ]
 
-    def swap(self, event: Event, task: Task, probe: Probe) -> None:
+    def swap(self, event: Event, task: TracedTask, probe: ProbeEvent) -> None:
         """kvm_swap_active_memslots() names the address space."""
         task.as_id = probe.number("as_id", 0)
 
-    def updated(self, event: Event, task: Task, probe: Probe) -> None:
-        """The first generation of all: this is the VM's first slot, so nothing of it is older than the recording."""
+    def updated(self, event: Event, task: TracedTask, probe: ProbeEvent) -> None:
+        """The first generation of all: this is the VM's first slot, so nothing of it is older than
+        the recording."""
         if 0 < probe.number("gen", -1) <= 3:
             vm = self.world.vm(task)
             vm = self.world.renew(task) if vm.over else vm
             if not vm.tree.live and not vm.slots:
                 vm.tree.complete = True
 
-    def end(self, event: Event, task: Task, probe: Probe) -> None:
+    def end(self, event: Event, task: TracedTask, probe: ProbeEvent) -> None:
         """kvm_set_memslot() returned: what it did is in force."""
         opened = task.open.get("set_memslot")
         if opened is None or probe.number("ret", -1) != 0:
             return
         call, probe = opened
         vm, as_id, change = self.world.vm(task), task.as_id, probe.number("change", -1)
-        new = (probe.number("new_gfn"), probe.number("new_n")) if change in (CREATE, MOVE) else (0, 0)
+        new = (
+            (probe.number("new_gfn"), probe.number("new_n")) if change in (CREATE, MOVE) else (0, 0)
+        )
         if change in (DELETE, MOVE):
             vm.slots.pop((as_id, probe.number("old_id", -1)), None)
             for first, count in without((probe.number("old_gfn"), probe.number("old_n")), new):
@@ -87,18 +99,25 @@ class Slots(Part):
         if new[1]:
             vm.slots[as_id, probe.number("new_id", -1)] = new
 
-    def _judge(self, vm: Vm, gone: Range, call: Event, ret: Event) -> None:
+    def _judge(self, vm: TracedVm, gone: Range, call: Event, ret: Event) -> None:
         """Nothing of the slot is mapped, in any root of its address space."""
         left = vm.tree.leaves_in(*gone)
         if not left:
             self.world.held("slots", "slots deleted or moved, with no leaf left")
             return
         table, gfn, value, line = left[0]
-        headline = f"the slot at gfn {gone[1]:#x} is gone, but gfn {gfn:#x} is still mapped by a level {table.level} leaf ({value:#x})"
-        lines = [(ret.line, f"the call returned; {len(left)} leaves are left"), (call.line, "the call"), (line, "the leaf was set")]
+        headline = (
+            f"the slot at gfn {gone[1]:#x} is gone, but gfn {gfn:#x} is still mapped by a level "
+            f"{table.level} leaf ({value:#x})"
+        )
+        lines = [
+            (ret.line, f"the call returned; {len(left)} leaves are left"),
+            (call.line, "the call"),
+            (line, "the leaf was set"),
+        ]
         self.world.broken("slots", "leaf-left", headline, lines, task=name_of(ret))
 
-    def changed(self, event: Event, task: Task, change: SpteChanged) -> None:
+    def changed(self, event: Event, task: TracedTask, change: SpteChanged) -> None:
         """A new leaf must not lie where a slot was."""
         vm = self.world.vm(task)
         if not vm.dead:
@@ -113,14 +132,21 @@ class Slots(Part):
         self.world.held("slots", "leaves set outside deleted slots")
 
     def tick(self, line: int) -> None:
-        """A leaf set in a deleted slot is a mistake, unless it was gone before its event came (see `HORIZON`)."""
+        """A leaf set in a deleted slot is a mistake, unless it was gone before its event came (see
+        `HORIZON`)."""
         while self._late and self._late[0][1] < line - HORIZON:
             vm, at, gfn, call, ret, who = self._late.pop(0)
             if at in vm.vanished:
                 continue
-            headline = f"gfn {gfn:#x} is mapped although its slot was deleted and the call had returned"
+            headline = (
+                f"gfn {gfn:#x} is mapped although its slot was deleted and the call had returned"
+            )
             self.world.broken(
-                "slots", "leaf-revived", headline, [(at, "the leaf"), (ret, "the call returned"), (call, "the call")], task=who
+                "slots",
+                "leaf-revived",
+                headline,
+                [(at, "the leaf"), (ret, "the call returned"), (call, "the call")],
+                task=who,
             )
 
     def forget(self) -> None:

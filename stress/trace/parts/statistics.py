@@ -1,4 +1,5 @@
-"""Page statistics: KVM's own counts agree with the tables and leaves that its events add up to (O9)."""
+"""Page statistics: KVM's own counts agree with the tables and leaves that its events add up to
+(O9)."""
 
 from __future__ import annotations
 
@@ -7,18 +8,25 @@ from typing import Final
 
 from attrs import define
 
-from stress.trace.events import Event, Probe
-from stress.trace.parts.part import Handler, Part
-from stress.trace.world import Check, Task, Vm, World, name_of
+from stress.trace.events import Event, ProbeEvent
+from stress.trace.parts.part import CheckPart, Handler
+from stress.trace.world import Check, TracedTask, TracedVm, TracedWorld, name_of
 
 STATISTICS: Final = Check(
     name="statistics",
     rule="O9",
-    title="KVM's counts of tables and pages agree with the tables and leaves that its events add up to",
+    title=(
+        "KVM's counts of tables and pages agree with the tables and leaves that its events add up "
+        "to"
+    ),
     needs=(frozenset({"zap_all_fast", "zap_invalidated_roots", "uninit_tdp", "statistics"}),),
-    wants="probes with tdp_pages on kvm_mmu_zap_all_fast, kvm_tdp_mmu_zap_invalidated_roots or kvm_mmu_uninit_tdp_mmu;"
-    " or markers with pages_4k=, pages_2m=, pages_1g= (stress trace record --level 3)",
-    source="arch/x86/kvm/mmu/tdp_mmu.c, kvm_update_page_stats(), tdp_account_mmu_page(); reference 3.2, I13",
+    wants="probes with tdp_pages on kvm_mmu_zap_all_fast, kvm_tdp_mmu_zap_invalidated_roots or "
+    "kvm_mmu_uninit_tdp_mmu; or markers with pages_4k=, pages_2m=, pages_1g= (stress "
+    "trace record --level 3)",
+    source=(
+        "arch/x86/kvm/mmu/tdp_mmu.c, kvm_update_page_stats(), tdp_account_mmu_page(); reference "
+        "3.2, I13"
+    ),
 )
 PAGES: Final = re.compile(r"pages_(4k|2m|1g)=(\d{1,15})")
 RECENT: Final = 50
@@ -27,37 +35,46 @@ LEVELS: Final = {"4k": 1, "2m": 2, "1g": 3}
 
 
 @define(eq=False)
-class Waiting:
+class StatisticsRead:
     """Statistics that user space is reading, with what the events say meanwhile."""
 
     event: Event
-    vm: Vm
+    vm: TracedVm
     said: dict[int, int]
     counted: list[dict[int, int]]
 
 
-class Statistics(Part):
+class StatisticsPart(CheckPart):
     """Compares where KVM says how many there are."""
 
     checks = (STATISTICS,)
 
-    def __init__(self, world: World, stored: dict[str, dict[str, int]]) -> None:
+    def __init__(self, world: TracedWorld, stored: dict[str, dict[str, int]]) -> None:
         super().__init__(world)
         self._stored = stored
-        self._waiting: dict[int, Waiting] = {}
+        self._waiting: dict[int, StatisticsRead] = {}
 
     def handlers(self) -> dict[str, Handler]:
         """Probes that carry tdp_mmu_pages; markers that carry, or point to, page statistics."""
         names = ("zap_all_fast", "zap_invalidated_roots", "uninit_tdp")
-        return {**dict.fromkeys(names, self.tables), "tracing_mark_write": self.marker, "kvm_tdp_mmu_spte_changed": self.changed}
+        return {
+            **dict.fromkeys(names, self.tables),
+            "tracing_mark_write": self.marker,
+            "kvm_tdp_mmu_spte_changed": self.changed,
+        }
 
-    def tables(self, event: Event, task: Task, probe: Probe) -> None:
-        """tdp_mmu_pages: tables below the roots. A link counts after its event, so other tasks' last links may be missing."""
+    def tables(self, event: Event, task: TracedTask, probe: ProbeEvent) -> None:
+        """tdp_mmu_pages: tables below the roots. A link counts after its event, so other tasks'
+        last links may be missing."""
         said = probe.number("tdp_pages", -1)
         vm = self.world.vm(task)
         if said < 0 or not vm.tree.complete:
             if said >= 0:
-                self.world.unsure("statistics", "the VM is older than the recording, so its tables were not all seen", event.line)
+                self.world.unsure(
+                    "statistics",
+                    "the VM is older than the recording, so its tables were not all seen",
+                    event.line,
+                )
             return
         underway = sum(
             1
@@ -71,12 +88,20 @@ class Statistics(Part):
             self.world.held("statistics", "counts of tables (tdp_mmu_pages)")
         else:
             headline = f"KVM counts {said} tables, the events add up to {vm.tree.linked}"
-            self.world.broken("statistics", "tdp-pages", headline, [(event.line, f"tdp_mmu_pages is {said}")], task=name_of(event))
+            self.world.broken(
+                "statistics",
+                "tdp-pages",
+                headline,
+                [(event.line, f"tdp_mmu_pages is {said}")],
+                task=name_of(event),
+            )
 
-    def marker(self, event: Event, task: Task, _said: object) -> None:
-        """`... pages_4k=65 pages_2m=0 ...`, or `MK stats TAG` with the values in the workload's log.
+    def marker(self, event: Event, task: TracedTask, _said: object) -> None:
+        """`... pages_4k=65 pages_2m=0 ...`, or `MK stats TAG` with the values in the workload's
+        log.
 
-        They are read between this marker and the task's next one, during which a running vCPU may change the counts.
+        They are read between this marker and the task's next one, during which a running vCPU may
+        change the counts.
         """
         waiting = self._waiting.pop(event.pid, None)
         if waiting is not None:
@@ -84,27 +109,38 @@ class Statistics(Part):
         said = {LEVELS[name]: int(value) for name, value in PAGES.findall(event.text)}
         if not said and " stats " in event.text:
             stored = self._stored.get(event.text.rpartition(" stats ")[2].strip(), {})
-            said = {level: stored[f"pages_{name}"] for name, level in LEVELS.items() if f"pages_{name}" in stored}
+            said = {
+                level: stored[f"pages_{name}"]
+                for name, level in LEVELS.items()
+                if f"pages_{name}" in stored
+            }
         vm = self.world.vm(task)
         if not said or vm.over:
             return
         self.world.seen["statistics"] += 1
         if vm.tree.complete:
-            self._waiting[event.pid] = Waiting(event, vm, said, [dict(vm.tree.leaves)])
+            self._waiting[event.pid] = StatisticsRead(event, vm, said, [dict(vm.tree.leaves)])
         else:
-            self.world.unsure("statistics", "the VM is older than the recording, so its leaves were not all seen", event.line)
+            self.world.unsure(
+                "statistics",
+                "the VM is older than the recording, so its leaves were not all seen",
+                event.line,
+            )
 
-    def changed(self, _event: Event, _task: Task, _said: object) -> None:
+    def changed(self, _event: Event, _task: TracedTask, _said: object) -> None:
         """The counts change while somebody reads them."""
         for waiting in self._waiting.values():
             waiting.counted.append(dict(waiting.vm.tree.leaves))
 
-    def _compare(self, waiting: Waiting) -> None:
+    def _compare(self, waiting: StatisticsRead) -> None:
         for level, value in waiting.said.items():
             counted = {leaves[level] for leaves in waiting.counted}
             if min(counted) <= value <= max(counted):
                 continue
-            headline = f"KVM counts {value} pages of level {level}, the events add up to {' or '.join(map(str, sorted(counted)[:3]))}"
+            headline = (
+                f"KVM counts {value} pages of level {level}, the events add up to "
+                f"{' or '.join(map(str, sorted(counted)[:3]))}"
+            )
             lines = [(waiting.event.line, "the count was taken here")]
             self.world.broken("statistics", "pages", headline, lines, task=name_of(waiting.event))
             return
@@ -122,7 +158,8 @@ class Statistics(Part):
 
 
 def stored_statistics(text: str) -> dict[str, dict[str, int]]:
-    """`NAME STATS tag=TAG who=vm pages_4k=... ...` lines of a workload's log, by tag; a tag that comes twice is left out."""
+    """`NAME STATS tag=TAG who=vm pages_4k=... ...` lines of a workload's log, by tag; a tag that
+    comes twice is left out."""
     found: dict[str, dict[str, int]] = {}
     twice = set()
     for line in text.splitlines():

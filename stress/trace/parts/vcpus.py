@@ -1,34 +1,42 @@
-"""vCPUs: nobody enters the guest on an obsolete root once everybody has acknowledged the request to drop it."""
+"""vCPUs: nobody enters the guest on an obsolete root once everybody has acknowledged the request to
+drop it."""
 
 from __future__ import annotations
 
 from typing import Final
 
-from stress.trace.events import Event, Probe, VcpuEvent
+from stress.trace.events import Event, ProbeEvent, VcpuEvent
 from stress.trace.layouts import ADDRESS
-from stress.trace.parts.part import Handler, Part
-from stress.trace.world import Check, Task, Vcpu, World, name_of
+from stress.trace.parts.part import CheckPart, Handler
+from stress.trace.world import Check, TracedTask, TracedVcpu, TracedWorld, name_of
 
 OBSOLETE: Final = Check(
     name="obsolete",
     rule="O12",
-    title="no vCPU enters the guest on an obsolete root after it had to drop it, nor without having loaded one",
+    title=(
+        "no vCPU enters the guest on an obsolete root after it had to drop it, nor without having "
+        "loaded one"
+    ),
     needs=(frozenset({"load_pgd"}), frozenset({"kvm_entry"})),
-    wants="kvm:kvm_entry; probes on svm/vmx_load_mmu_pgd (vcpu, root), kvm_tdp_mmu_invalidate_all_roots, kvm_make_all_cpus_request"
-    " and its return, kvm_mmu_free_roots (roots, root)",
-    source="arch/x86/kvm/mmu/mmu.c, kvm_mmu_zap_all_fast(), kvm_mmu_free_obsolete_roots(); reference 2.7",
+    wants="kvm:kvm_entry; probes on svm/vmx_load_mmu_pgd (vcpu, root), "
+    "kvm_tdp_mmu_invalidate_all_roots, kvm_make_all_cpus_request and its return, "
+    "kvm_mmu_free_roots (roots, root)",
+    source=(
+        "arch/x86/kvm/mmu/mmu.c, kvm_mmu_zap_all_fast(), kvm_mmu_free_obsolete_roots(); reference "
+        "2.7"
+    ),
 )
 UNSAID: Final = -2
 """A vCPU whose missing load was noted."""
 NO_ROOT: Final = (1 << 64) - 1
 
 
-class Vcpus(Part):
+class VcpusPart(CheckPart):
     """Knows which root each vCPU has, and which roots are obsolete."""
 
     checks = (OBSOLETE,)
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: TracedWorld) -> None:
         super().__init__(world)
         self._named = False
         self._rootless: list[tuple[Event, int]] = []
@@ -51,11 +59,11 @@ class Vcpus(Part):
             "zap_invalidated_roots": self.told,
         }
 
-    def note_vcpu(self, event: Event, task: Task, probe: Probe) -> None:
+    def note_vcpu(self, event: Event, task: TracedTask, probe: ProbeEvent) -> None:
         """An event that only names the vCPU."""
         self._vcpu(probe, task)
 
-    def _vcpu(self, probe: Probe, task: Task) -> Vcpu | None:
+    def _vcpu(self, probe: ProbeEvent, task: TracedTask) -> TracedVcpu | None:
         """The vCPU that an event names."""
         number = probe.number("vcpu", -1)
         if number < 0:
@@ -63,13 +71,17 @@ class Vcpus(Part):
         task.vcpu = number
         return self.world.vm(task).vcpu(number)
 
-    def entry(self, event: Event, task: Task, said: VcpuEvent) -> None:
+    def entry(self, event: Event, task: TracedTask, said: VcpuEvent) -> None:
         """kvm_entry: everything that the vCPU had been asked to do has been done."""
         vm = self.world.vm(task)
         vcpu = vm.vcpu(said.vcpu)
         task.vcpu = said.vcpu
         if vcpu.inside and vcpu.pid != event.pid:
-            self.world.mix(event.line, f"vCPU {said.vcpu} enters the guest in task {event.pid} while it is in the guest in task {vcpu.pid}")
+            self.world.mix(
+                event.line,
+                f"vCPU {said.vcpu} enters the guest in task {event.pid} while it is in the guest "
+                f"in task {vcpu.pid}",
+            )
             return
         vcpu.inside, vcpu.pid = event.line if self.world.seen["kvm_exit"] else 0, event.pid
         if vcpu.root == -1 and vm.tree.complete:
@@ -77,28 +89,40 @@ class Vcpus(Part):
             vcpu.root = UNSAID
         since = vm.obsolete.get(vcpu.root, 0)
         if vcpu.root == 0:
-            headline = f"vCPU {vcpu.number} enters the guest although it has dropped its root and loaded no other"
+            headline = (
+                f"vCPU {vcpu.number} enters the guest although it has dropped its root and loaded "
+                "no other"
+            )
             self._broken(event, "no-root", headline, [(vcpu.line, "it dropped its root")])
         elif since and vm.acknowledged > since:
-            headline = f"vCPU {vcpu.number} enters the guest on root {vcpu.root:#x}, which is obsolete"
-            lines = [(since, "the root became obsolete"), (vm.acknowledged, "all vCPUs had acknowledged the request")]
-            self._broken(event, "obsolete-root", headline, [*lines, (vcpu.line, "the vCPU loaded it")])
+            headline = (
+                f"vCPU {vcpu.number} enters the guest on root {vcpu.root:#x}, which is obsolete"
+            )
+            lines = [
+                (since, "the root became obsolete"),
+                (vm.acknowledged, "all vCPUs had acknowledged the request"),
+            ]
+            self._broken(
+                event, "obsolete-root", headline, [*lines, (vcpu.line, "the vCPU loaded it")]
+            )
         elif vcpu.root > 0:
             self.world.held("obsolete", "entries on a valid root")
 
-    def exit(self, event: Event, task: Task, said: VcpuEvent) -> None:
+    def exit(self, event: Event, task: TracedTask, said: VcpuEvent) -> None:
         """kvm_exit."""
         self.world.vm(task).vcpu(said.vcpu).inside = 0
 
     def _broken(self, event: Event, code: str, headline: str, lines: list[tuple[int, str]]) -> None:
-        self.world.broken("obsolete", code, headline, [(event.line, "here"), *lines], task=name_of(event))
+        self.world.broken(
+            "obsolete", code, headline, [(event.line, "here"), *lines], task=name_of(event)
+        )
 
-    def mmu_load(self, event: Event, task: Task, probe: Probe) -> None:
+    def mmu_load(self, event: Event, task: TracedTask, probe: ProbeEvent) -> None:
         """kvm_mmu_load() begins."""
         self._vcpu(probe, task)
         task.loaded = 0
 
-    def load_pgd(self, event: Event, task: Task, probe: Probe) -> None:
+    def load_pgd(self, event: Event, task: TracedTask, probe: ProbeEvent) -> None:
         """The root goes to the hardware."""
         vcpu = self._vcpu(probe, task)
         hpa = probe.number("root", 0) & ADDRESS
@@ -107,7 +131,7 @@ class Vcpus(Part):
             vcpu.root, vcpu.line = hpa, event.line
             self._named = True
 
-    def mmu_load_ret(self, event: Event, task: Task, probe: Probe) -> None:
+    def mmu_load_ret(self, event: Event, task: TracedTask, probe: ProbeEvent) -> None:
         """kvm_mmu_load() has succeeded: it must have given a root to the hardware."""
         if "mmu_load" not in task.open or probe.number("ret", -1) != 0:
             return
@@ -120,7 +144,12 @@ class Vcpus(Part):
         """Whether loads are recorded at all is known in the end only."""
         if self.world.seen["load_pgd"]:
             for event, number in self._rootless if self._named else ():
-                self._broken(event, "no-root", f"vCPU {number} enters the guest without ever having loaded a root", [])
+                self._broken(
+                    event,
+                    "no-root",
+                    f"vCPU {number} enters the guest without ever having loaded a root",
+                    [],
+                )
             for event, begun in self._unloaded:
                 headline = "kvm_mmu_load() returns 0 without having given a root to the hardware"
                 self._broken(event, "not-loaded", headline, [(begun, "it began")])
@@ -131,20 +160,25 @@ class Vcpus(Part):
         self._rootless.clear()
         self._unloaded.clear()
 
-    def free_roots(self, event: Event, task: Task, probe: Probe) -> None:
+    def free_roots(self, event: Event, task: TracedTask, probe: ProbeEvent) -> None:
         """kvm_mmu_free_roots(): bit 0 of the mask is the current root."""
         root = probe.number("root", 0)
         vcpu = self.world.vm(task).vcpus.get(task.vcpu)
-        if vcpu is not None and probe.number("roots", 0) & 1 and root != NO_ROOT and vcpu.root == root & ADDRESS:
+        if (
+            vcpu is not None
+            and probe.number("roots", 0) & 1
+            and root != NO_ROOT
+            and vcpu.root == root & ADDRESS
+        ):
             vcpu.root, vcpu.line = 0, event.line
 
-    def unload(self, event: Event, task: Task, probe: Probe) -> None:
+    def unload(self, event: Event, task: TracedTask, probe: ProbeEvent) -> None:
         """kvm_mmu_unload()."""
         vcpu = self._vcpu(probe, task)
         if vcpu is not None:
             vcpu.root, vcpu.line = 0, event.line
 
-    def invalidate(self, event: Event, task: Task, _said: object) -> None:
+    def invalidate(self, event: Event, task: TracedTask, _said: object) -> None:
         """All roots become obsolete; nobody has been told yet."""
         vm = self.world.vm(task)
         for root in vm.tree.roots:
@@ -155,25 +189,30 @@ class Vcpus(Part):
                 vm.obsolete.setdefault(vcpu.root, event.line)
         task.invalidated, task.asked = event.line, 0
 
-    def request(self, event: Event, task: Task, probe: Probe) -> None:
-        """kvm_make_all_cpus_request(): KVM_REQ_MMU_FREE_OBSOLETE_ROOTS, or the reload request of older kernels."""
+    def request(self, event: Event, task: TracedTask, probe: ProbeEvent) -> None:
+        """kvm_make_all_cpus_request(): KVM_REQ_MMU_FREE_OBSOLETE_ROOTS, or the reload request of
+        older kernels."""
         if task.invalidated and not task.asked and probe.number("req", 0) & 0xFF:
             task.asked = event.line
 
-    def acknowledged(self, event: Event, task: Task, _said: object) -> None:
-        """It returns when every vCPU that was in the guest has left it, and none can enter without seeing the request."""
+    def acknowledged(self, event: Event, task: TracedTask, _said: object) -> None:
+        """It returns when every vCPU that was in the guest has left it, and none can enter without
+        seeing the request."""
         if task.asked and task.invalidated:
             self.world.vm(task).acknowledged = event.line
             task.invalidated = task.asked = 0
             self.world.held("obsolete", "requests to drop obsolete roots")
 
-    def told(self, event: Event, task: Task, _said: object) -> None:
-        """The invalid roots are about to be zapped without a flush: every vCPU must have been told to drop them."""
+    def told(self, event: Event, task: TracedTask, _said: object) -> None:
+        """The invalid roots are about to be zapped without a flush: every vCPU must have been told
+        to drop them."""
         if not task.invalidated:
             return
         line, task.invalidated = task.invalidated, 0
         if not self.world.seen["make_all_req"]:
-            self.world.unsure("obsolete", "requests are not recorded (kvm_make_all_cpus_request)", event.line)
+            self.world.unsure(
+                "obsolete", "requests are not recorded (kvm_make_all_cpus_request)", event.line
+            )
         elif not task.asked:
             headline = "the roots were made invalid, and no vCPU was asked to drop them"
             self._broken(event, "not-asked", headline, [(line, "the roots were made invalid")])

@@ -1,1 +1,0 @@
-"""One scenario run again and again with different seeds: every run stored like any other, one verdict for all."""

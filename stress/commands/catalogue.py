@@ -1,0 +1,103 @@
+"""`stress list`: what there is to choose from."""
+
+from __future__ import annotations
+
+import textwrap
+import tomllib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from mmu.export.policies import POLICIES
+from mmu.kernels import KERNELS
+from mmu.posted import POSTED
+from mmu.report import RULES
+from stress.mutants import MUTANTS
+from stress.mutants.controls import CONTROLS
+from stress.observe.oracles import ORACLES
+from stress.scenario.counters import COUNTERS
+from stress.search.strategies import STRATEGIES
+from stress.selftest.litmus.registry import LITMUS
+
+KINDS = (
+    "scenarios",
+    "policies",
+    "profiles",
+    "kernels",
+    "oracles",
+    "variants",
+    "controls",
+    "defects",
+    "strategies",
+    "litmus",
+    "counters",
+)
+CONFIGS = Path("configs")
+
+
+def listing(what: str) -> str:
+    """The listing of one kind, or of all."""
+    kinds = KINDS if what == "all" else (what,)
+    return "\n".join(line for kind in kinds for line in (f"{kind}:", *_entries(kind), ""))
+
+
+def _entries(kind: str) -> Iterator[str]:
+    sources: dict[str, Callable[[], dict[str, str]]] = {
+        "scenarios": _scenarios,
+        "policies": lambda: {name: policy.title for name, policy in POLICIES.items()},
+        "profiles": _profiles,
+        "kernels": _kernels,
+        "oracles": _oracles,
+        "variants": lambda: {
+            name: f"{mutant.title} [{', '.join(mutant.expects)}]"
+            for name, mutant in MUTANTS.items()
+        },
+        "controls": lambda: {name: control.title for name, control in CONTROLS.items()},
+        "defects": lambda: {
+            name: f"{defect.title} [{', '.join(defect.expects)}]" for name, defect in POSTED.items()
+        },
+        "strategies": lambda: {name: meaning for name, (meaning, _) in STRATEGIES.items()},
+        "litmus": lambda: {name: program.title for name, program in LITMUS.items()},
+        "counters": lambda: COUNTERS,
+    }
+    for name, text in sources[kind]().items():
+        yield from textwrap.wrap(
+            f"{name:<34} {text}", 100, initial_indent="  ", subsequent_indent=" " * 37
+        )
+
+
+def _profiles() -> dict[str, str]:
+    numbers = ", ".join(name.split("-")[0].upper() for name in POSTED)
+    return {
+        "hardened": "the mended design",
+        "rfc-v1": f"the series as posted, with its defects {numbers}",
+    }
+
+
+def _kernels() -> dict[str, str]:
+    return {
+        name: "; ".join(variant.title for variant in variants) or "the base of the series"
+        for name, variants in KERNELS.items()
+    }
+
+
+def _scenarios() -> dict[str, str]:
+    found = {}
+    for path in sorted(CONFIGS.rglob("*.toml")):
+        try:
+            found[str(path)] = str(tomllib.loads(path.read_text(encoding="utf-8")).get("title", ""))
+        except (OSError, tomllib.TOMLDecodeError) as error:
+            found[str(path)] = f"(unreadable: {error})"
+    return found or {
+        "(none)": f"no TOML file under ./{CONFIGS}: run this in the project's directory"
+    }
+
+
+def _oracles() -> dict[str, str]:
+    watching: dict[str, list[str]] = {}
+    for oracle in ORACLES:
+        for rule in oracle.rules:
+            watching.setdefault(rule, []).append(oracle.title)
+    return {
+        rule: f"{meaning} ({'; '.join(watching.get(rule, ['enforced by the model itself']))})"
+        for rule, meaning in RULES.items()
+    }

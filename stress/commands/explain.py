@@ -1,0 +1,37 @@
+"""`stress explain`: say why a schedule fails, or what a variant breaks."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import click
+
+from stress.commands.options import json_option
+from stress.report import explanation as explain_text
+from stress.results.verdict import ExitCode
+from stress.search import schedule_file
+from stress.search.explain import explain_stored
+from stress.selftest import page as zoo_page
+
+
+@click.command()
+@click.argument("what", metavar="FILE|NAME")
+@json_option("the explanation of a schedule")
+def explain(what: str, as_json: bool) -> ExitCode:
+    """Say why a schedule fails, or what a variant breaks.
+
+    FILE is a schedule: the interleaving, the page table on the way, and which switches it takes.
+    NAME is a mutant, a defect of the posted series or an inverted control (stress list variants):
+    rule, origin, interleaving, and the report it brings.
+    """
+    if not Path(what).exists() and os.sep not in what and not what.endswith(".json"):
+        for piece in zoo_page.page(what):
+            click.echo(piece)
+        return ExitCode.PASS
+    explanation = explain_stored(schedule_file.read(Path(what)))
+    click.echo(
+        json.dumps(explanation.as_data(), indent=1) if as_json else explain_text.text(explanation)
+    )
+    return ExitCode.FAIL

@@ -1,0 +1,145 @@
+"""`stress study`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from stress.commands.options import json_option, quiet_option, results_option
+from stress.report.publish import publish_study
+from stress.results.store import RunDirectory
+from stress.results.verdict import ExitCode
+from stress.runs.fanout.spread import FanoutPlace, scheduler_option
+from stress.runs.study import runs
+from stress.runs.study.answer import Answer, answer
+from stress.runs.study.plan import Study, planned, read_study
+from stress.runs.study.render import as_data, efficient, markdown, safe
+from stress.scenario.errors import ResultError
+
+STUDY_JSON = "study.json"
+STUDY_MD = "study.md"
+STUDY_TOML = "study.toml"
+
+
+@click.command("study")
+@click.option(
+    "--config",
+    "-c",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="The study (TOML), such as configs/studies/keep-valid.toml.",
+)
+@click.option(
+    "--resume",
+    type=click.Path(path_type=Path),
+    help="Go on with this result directory; what is there is not made again.",
+)
+@click.option(
+    "--seeds", type=click.IntRange(1), help="Runs at every place, instead of the study's."
+)
+@click.option(
+    "--duration",
+    type=click.FloatRange(0, min_open=True),
+    help="Seconds a run, instead of the study's.",
+)
+@click.option(
+    "--jobs",
+    "-j",
+    type=click.IntRange(0),
+    help=(
+        "Runs at a time, 0 is one a CPU; by default 1, as more disturb each other's times, and "
+        "with --scheduler as many as it has places."
+    ),
+)
+@scheduler_option
+@results_option()
+@json_option("the answer")
+@quiet_option("the last lines")
+def command(
+    config: Path,
+    resume: Path | None,
+    seeds: int | None,
+    duration: float | None,
+    jobs: int | None,
+    scheduler: str | None,
+    results: Path,
+    as_json: bool,
+    quiet: bool,
+) -> ExitCode:
+    """Run a grid of policies and places, and say what a delete costs, who is cheaper where, and how
+    sure that is."""
+    changes: dict[str, Any] = {
+        key: value
+        for key, value in (("seeds", seeds), ("duration_s", duration))
+        if value is not None
+    }
+    study = read_study(config, changes)
+    if resume is not None and not resume.is_dir():
+        raise ResultError(f"{resume}: no such directory; give that of an earlier 'stress study'")
+    directory = (
+        RunDirectory(resume)
+        if resume is not None
+        else RunDirectory.create(results, f"study-{study.name}", 0)
+    )
+    progress = Console(stderr=True, quiet=quiet or as_json)
+    where = FanoutPlace(jobs if jobs is not None else 0 if scheduler else 1, scheduler)
+    failed, stopped = runs.make(
+        study,
+        directory.path,
+        where,
+        lambda step: progress.print(line_of(step), highlight=False, markup=False, soft_wrap=True),
+    )
+    found = conclude(study, directory)
+    if as_json:
+        click.echo(json.dumps(as_data(found), indent=1))
+    else:
+        click.echo(
+            markdown(found)
+            if not quiet
+            else f"Safe. {' '.join(safe(found))}\nEfficient. {' '.join(efficient(found))}"
+        )
+        click.echo(f"results: {directory.path}")
+    if stopped:
+        click.echo(
+            f"stress: {stopped} after {found.made} of {found.planned} runs; go on with --resume "
+            f"{directory.path}",
+            err=True,
+        )
+    return exit_code(found, failed)
+
+
+def conclude(study: Study, directory: RunDirectory) -> Answer:
+    """What the runs in a directory say, written down beside them."""
+    found = answer(study, runs.records(study, directory.path), sum(1 for _ in planned(study)))
+    data = as_data(found)
+    directory.write_text(STUDY_JSON, json.dumps(data, indent=1) + "\n")
+    publish_study(directory, data)
+    directory.write_text(STUDY_MD, markdown(found))
+    directory.write_text(STUDY_TOML, study.path.read_text(encoding="utf-8"))
+    return found
+
+
+def exit_code(found: Answer, failed: int) -> ExitCode:
+    """A finding fails the study; runs that are missing, or in which nothing was deleted, leave it
+    open."""
+    if any(cell.findings for cell in found.cells.values()):
+        return ExitCode.FAIL
+    if failed:
+        return ExitCode.HARNESS_ERROR
+    return (
+        ExitCode.PASS if found.made == found.planned and not found.idle() else ExitCode.INCONCLUSIVE
+    )
+
+
+def line_of(step: runs.StudyProgress) -> str:
+    """Progress in a line."""
+    minutes, seconds = divmod(round(step.left_s), 60)
+    trouble = f": {step.trouble}" if step.trouble else ""
+    return (
+        f"{step.done} of {step.total}, {minutes}:{seconds:02} left  {step.run.policy}, "
+        f"{step.run.place.name}, seed {step.run.seed}{trouble}"
+    )

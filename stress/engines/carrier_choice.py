@@ -1,0 +1,71 @@
+"""What the tasks of a schedule run on: OS threads, or greenlets that share one.
+
+Both give the same schedules, findings and reports; a hand-over between greenlets costs a fifth of
+one between threads. Where `greenlet` is installed (the extra `fast`) the project's own programs run
+on greenlets. Code that the project does not know stays on threads, because it may keep things by
+thread (`threading.local`, `threading.get_ident`, an `RLock`): tests of a user's, and the library's
+own steps inside a reader-writer lock. The environment variable `STRESS_CARRIER` decides for all
+programs.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+import sysconfig
+from typing import TYPE_CHECKING, Final
+
+from stress.scenario.errors import StressError
+
+if TYPE_CHECKING:
+    from stress.engines.scheduler import Scheduler
+
+VARIABLE: Final = "STRESS_CARRIER"
+AUTO: Final = "auto"
+THREADS: Final = "threads"
+GREENLETS: Final = "greenlets"
+CARRIERS: Final = (AUTO, THREADS, GREENLETS)
+
+
+def carrier_for(wanted: str, granularity: str) -> str:
+    """`threads` or `greenlets`: what `STRESS_CARRIER` says, or what a program wants that is
+    explored with this granularity.
+
+    Raises `StressError` when the variable makes no sense, or asks for greenlets where there are
+    none.
+    """
+    asked = os.environ.get(VARIABLE) or AUTO
+    if asked not in CARRIERS:
+        raise StressError(
+            f"{VARIABLE}={asked}: there is no such carrier; there are {', '.join(CARRIERS)}"
+        )
+    if asked != AUTO:
+        wanted = asked
+    elif wanted == AUTO:
+        wanted = GREENLETS if granularity == "atomic" and missing() is None else THREADS
+    if wanted == GREENLETS and (why := missing()) is not None:
+        raise StressError(f"{VARIABLE}={asked}: there are no greenlets: {why}")
+    return wanted
+
+
+@functools.cache
+def missing() -> str | None:
+    """Why there are no greenlets here; None where there are. To ask imports nothing: on a
+    free-threaded build an extension that needs the GIL would turn it on for the whole process."""
+    if sysconfig.get_config_var("Py_GIL_DISABLED"):
+        return "they need a build of Python with the GIL"
+    if importlib.util.find_spec("greenlet") is None:
+        return "install the extra `fast` (pip install 'tdp-stress[fast]')"
+    return None
+
+
+def scheduler_class(carrier: str) -> type[Scheduler]:
+    """The scheduler for tasks on such carriers; imported here, because of greenlets that need not
+    be installed, and because the command line asks which carriers there are before it knows what it
+    needs."""
+    name, kind = (
+        ("scheduler", "Scheduler") if carrier == THREADS else ("greenlets", "GreenletScheduler")
+    )
+    found: type[Scheduler] = getattr(importlib.import_module(f"stress.engines.{name}"), kind)
+    return found

@@ -1,0 +1,140 @@
+"""A scenario as a program for the scheduler: the same VM, actors and oracles as on real threads."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Hashable, Mapping, Sequence
+
+from mmu import invariants
+from mmu.report import Report
+from mmu.task import Task
+from mmu.variant import Variant
+from stress.actors.base import Actor
+from stress.engines.carrier_choice import AUTO
+from stress.engines.controlled import STEP_NS, ControlledRuntime
+from stress.engines.program import Instance, ProgramTask, QuietProbe
+from stress.engines.session import RunWorld
+from stress.observe.close_calls import STEPS
+from stress.scenario.types import Scenario
+
+CLOSE_NS = STEPS * STEP_NS
+"""How near is close, on the virtual clock."""
+
+
+class ScenarioProgram:
+    """A scenario, to be run once a schedule. `rounds` is how many steps every actor makes."""
+
+    def __init__(
+        self,
+        name: str,
+        scenario: Scenario,
+        variants: Sequence[Variant] = (),
+        *,
+        record_ops: bool = False,
+        observers: Sequence[object] = (),
+    ) -> None:
+        """`record_ops` keeps what random actors do, for a script; `observers` attach to the probe
+        of every schedule."""
+        self.record_ops = record_ops
+        self.observers = tuple(observers)
+        self.name = name
+        self.scenario = scenario
+        self.variants = tuple(variants)
+        self.limit: int = scenario.explore.max_steps
+        self.granularity: str = scenario.explore.lock_granularity
+        self.carrier = AUTO
+
+    def build(self, runtime: ControlledRuntime, seed: int) -> Instance:
+        """A fresh VM with its actors."""
+        return ScenarioInstance(self, runtime, seed)
+
+
+class ScenarioInstance:
+    """One VM with its actors, for one schedule."""
+
+    has_start = True
+
+    def __init__(self, program: ScenarioProgram, runtime: ControlledRuntime, seed: int) -> None:
+        scenario = program.scenario
+        self._runtime = runtime
+        self._errors: list[str] = []
+        runtime.on_task_error = self._task_failed
+        probe = QuietProbe(runtime.scheduler, self._observer_failed)
+        self.world = world = RunWorld(
+            scenario,
+            seed,
+            runtime,
+            program.variants,
+            probe=probe,
+            rounds=scenario.explore.rounds,
+            window_ns=CLOSE_NS,
+        )
+        world.probe.attach(*program.observers)
+        world.set_up()
+        assert world.stage is not None
+        world.stage.record_ops = program.record_ops
+        self.parts: Sequence[ProgramTask] = [
+            ProgramTask(actor.name, self._body(actor)) for actor in world.actors
+        ]
+
+    def _body(self, actor: Actor) -> Callable[[], None]:
+        kvm = self.world.vm.kvm
+
+        def body() -> None:
+            _ = kvm.rcu.local.mine, kvm.srcu.local.mine, kvm.mmu_lock.local.mine
+            actor.body()
+
+        return body
+
+    def start(self) -> None:
+        """Every actor is ready."""
+        self.world.control.started.store(True)
+
+    def closing(self) -> Sequence[ProgramTask]:
+        """Check the invariants, then destroy the VM."""
+        world = self.world
+        if self._errors:
+            return ()
+        if not world.vm.destroyed.value:
+            invariants.check(world.vm, invariants.ENDED)
+        world.counts["quiescent_checks"].add(1)
+        return [ProgramTask("teardown", world.take_down)]
+
+    def reports(self) -> Sequence[Report]:
+        """The broken rules, first seen first."""
+        return [finding.report for finding in self.world.findings()]
+
+    def errors(self) -> Sequence[str]:
+        """What went wrong with the harness; beside a finding that is a consequence."""
+        return [*self._errors, *self.world.errors()]
+
+    def progress(self) -> int:
+        """A number that changes as long as any actor gets anywhere."""
+        return sum(actor.moved() for actor in self.world.actors)
+
+    def totals(self) -> dict[str, int]:
+        """The run's counters."""
+        return self.world.totals()
+
+    def judged(self, totals: Mapping[str, int]) -> dict[str, int]:
+        """How often each rule had something to decide, with these counters."""
+        return self.world.judged(totals)
+
+    def points(self) -> tuple[str, ...]:
+        """The preemption points that were reached."""
+        return self.world.points.reached()
+
+    def outcome(self) -> Hashable:
+        """What the guests and devices have seen."""
+        return tuple((actor.name, actor.progress) for actor in self.world.actors)
+
+    def _task_failed(self, task: Task, error: BaseException) -> None:
+        self._errors.append(
+            f"{task.name} raised {error!r}\n" + "".join(traceback.format_exception(error))
+        )
+
+    def _observer_failed(self, hook: str, error: BaseException) -> None:
+        self._errors.append(
+            f"an observer raised in {hook}: {error!r}\n"
+            + "".join(traceback.format_exception(error))
+        )

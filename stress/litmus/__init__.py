@@ -1,9 +1,0 @@
-"""Litmus programs: tiny programs about one rule each, explored in every schedule, with every outcome graded.
-
-`LITMUS` has them by name; `stress.litmus.run` runs them.
-"""
-
-from __future__ import annotations
-
-from stress.litmus.registry import FAMILIES as FAMILIES
-from stress.litmus.registry import LITMUS as LITMUS

@@ -1,0 +1,171 @@
+"""O1 and O16 by obligation: what was removed from a valid root must be flushed before mmu_lock is
+released."""
+
+from __future__ import annotations
+
+from mmu.export.importer import ExportedTdp
+from mmu.machine.vm import VirtualMachine
+from mmu.memory.tlb import WHOLE
+from mmu.paging.spte import REMOVED_SPTE, describe
+from mmu.paging.table import RootPage, ShadowPage
+from stress.observe.oracles.base import Oracle
+from stress.scenario.types import Limits
+
+
+class _Debts:
+    """What a task owes: the span of gfns, [first, end), removed from each valid root, for vCPUs and
+    importers."""
+
+    __slots__ = ("importers", "vcpus")
+
+    def __init__(self) -> None:
+        self.vcpus: dict[RootPage, list[int]] = {}
+        self.importers: dict[RootPage, list[int]] = {}
+
+
+class FlushOracle(Oracle):
+    """Keeps a ledger of removed translations a thread, settled by flushes, due when mmu_lock(write)
+    is released.
+
+    A root that only an IOMMU walks owes vCPUs nothing, nor does any once the process is gone.
+    """
+
+    rules = ("O1", "O16")
+    title = (
+        "removals from a valid root are flushed, and importers told, before mmu_lock is released"
+    )
+
+    def __init__(self, vm: VirtualMachine, limits: Limits) -> None:
+        super().__init__(vm, limits)
+        self._debts = self.kvm.runtime.local(_Debts)
+        self._pages = tuple(
+            self.kvm.geometry.pages(level) for level in range(1, self.kvm.geometry.levels + 2)
+        )
+
+    def spte_zapped(
+        self, sp: ShadowPage, gfn: int, level: int, old: int, new: int, shared: bool
+    ) -> None:
+        """A present SPTE went away."""
+        root = sp.root
+        if root is None or root.invalid.value or self.kvm.dying.value:
+            return
+        if shared and new != REMOVED_SPTE and not self.kvm.layout.is_present(new):
+            self._not_frozen(root, gfn, level, old, new)
+        debts = self._debts.mine
+        end = gfn + self._pages[level - 1]
+        if not root.role.iommu and not self.kvm.mm_gone.value:
+            _widen(debts.vcpus, root, gfn, end)
+        if root.exported.value:
+            _widen(debts.importers, root, gfn, end)
+
+    def _not_frozen(self, root: RootPage, gfn: int, level: int, old: int, new: int) -> None:
+        """Others hold mmu_lock for read, too: they could map another frame before anybody has
+        flushed this one."""
+        layout = self.kvm.layout
+        self.kvm.warn(
+            "O1",
+            "removed-without-freezing",
+            f"BUG: a mapping of valid {root.describe()} was removed under mmu_lock(read) without "
+            "freezing the entry",
+            "under the read lock an entry is frozen first, then flushed, and only then cleared: "
+            "nobody may refill it in between",
+            "tdp_mmu_zap_spte_atomic(); reference 2.6, B06",
+            extra=(
+                (
+                    "SPTE",
+                    [f"old {describe(old, layout, level)}", f"new {describe(new, layout, level)}"],
+                ),
+            ),
+            gfn=gfn,
+        )
+
+    def flush_end(self, reason: str, gfn: int, pages: int, ns: int) -> None:
+        """The vCPUs are flushed."""
+        owed = self._debts.mine.vcpus
+        if owed:
+            self.judged["O1"].add(1)
+            _settle(owed, gfn, pages)
+
+    def importers_notified(self, exported: ExportedTdp, gfn: int, pages: int, ns: int) -> None:
+        """One exported root's importers are told."""
+        root = exported.root.value
+        debts = self._debts.mine.importers
+        if root is not None and root in debts:
+            self.judged["O16"].add(1)
+            owed = {root: debts.pop(root)}
+            _settle(owed, gfn, pages)
+            debts.update(owed)
+
+    def memslot_end(self, change: object, slot: object, parts: object) -> None:
+        """A call returns: what it removed under mmu_lock(read) is due, too."""
+        self.mmu_write_unlocking()
+
+    def mmu_write_unlocking(self) -> None:
+        """Payday."""
+        debts = self._debts.mine
+        if not (debts.vcpus or debts.importers):
+            return
+        self.judged["O1"].add(len(debts.vcpus))
+        for root, span in debts.vcpus.items():
+            self.kvm.warn(
+                "O1",
+                "missing-flush",
+                f"WARNING: mmu_lock released although {root.describe()} lost entries that nobody "
+                "flushed",
+                "what was removed from a valid root must be flushed from every TLB before mmu_lock "
+                "is released",
+                "reference 2.7 tdp_mmu_zap_leafs() return value, 2.10; B03, B11",
+                extra=(_owing(span),),
+                gfn=span[0],
+            )
+        bound = (
+            [
+                exported.root.value
+                for exported in self.vm.exported_tdps.all()
+                if exported.importers()
+            ]
+            if debts.importers
+            else []
+        )
+        for root, span in debts.importers.items():
+            if root not in bound:
+                continue
+            self.kvm.warn(
+                "O16",
+                "importer-not-told",
+                f"WARNING: mmu_lock released although {root.describe()} lost entries that no "
+                "importer was told of",
+                "an importer must be told between the removal of an SPTE and the completion of the "
+                "operation",
+                "reference 1.8 (patch 42), invariant I18",
+                extra=(_owing(span),),
+                gfn=span[0],
+            )
+        debts.vcpus.clear()
+        debts.importers.clear()
+
+
+def _owing(span: list[int]) -> tuple[str, list[str]]:
+    """The section that says what was removed, from the first gfn to the last."""
+    first, end = span
+    return "removed", [f"gfn {first:#x}" + (f"..{end - 1:#x}" if end > first + 1 else "")]
+
+
+def _widen(owed: dict[RootPage, list[int]], root: RootPage, gfn: int, end: int) -> None:
+    """The root's span becomes the smallest one with [gfn, end) in it, too."""
+    span = owed.get(root)
+    if span is None:
+        owed[root] = [gfn, end]
+        return
+    span[1] = max(span[1], end)
+    span[0] = min(span[0], gfn)
+
+
+def _settle(owed: dict[RootPage, list[int]], gfn: int, pages: int) -> None:
+    """A flush of the given range has happened; what it covers is paid."""
+    if pages == WHOLE:
+        owed.clear()
+        return
+    for root, (first, end) in list(owed.items()):
+        if gfn <= first and end <= gfn + pages:
+            del owed[root]

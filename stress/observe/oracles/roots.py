@@ -1,0 +1,101 @@
+"""O12: nobody uses an obsolete root, and an exported root stays valid. O4: nobody goes on in a root
+that is gone."""
+
+from __future__ import annotations
+
+import threading
+
+from mmu.machine.vcpu import Vcpu
+from mmu.machine.vm import VirtualMachine
+from mmu.paging.table import RootPage
+from mmu.sync.poison import is_poisoned
+from stress.observe.oracles.base import Oracle
+from stress.scenario.types import Limits
+
+
+class RootOracle(Oracle):
+    """Watches invalidation and guest entry; the model itself refuses to map into an invalid root
+    unseen."""
+
+    rules = ("O12", "O4")
+    title = (
+        "no vCPU runs on, or keeps, an obsolete root; an exported root never becomes invalid; "
+        "walks hold their root"
+    )
+
+    def __init__(self, vm: VirtualMachine, limits: Limits) -> None:
+        super().__init__(vm, limits)
+        self._lock = threading.Lock()
+        self._obsolete: frozenset[int] = frozenset()
+
+    def root_invalidated(self, root: RootPage) -> None:
+        """An exported root may not be invalidated."""
+        self.judged["O12"].add(1)
+        if root.exported.value:
+            self.kvm.warn(
+                "O12",
+                "exported-root-invalid",
+                f"BUG: {root.describe()} was invalidated while an importer walks it",
+                "an importer has no request and no kick: its root must stay valid until it is "
+                "un-exported",
+                "RFC PATCH 36/42, invariant I5; reference 1.10",
+            )
+
+    def roots_kicked(self, roots: list[RootPage]) -> None:
+        """From here on no vCPU may be in the guest with one of these roots."""
+        if roots:
+            with self._lock:
+                self._obsolete = self._obsolete | {root.address for root in roots}
+
+    def root_freed(self, root: RootPage) -> None:
+        """Nobody can use it any more."""
+        with self._lock:
+            self._obsolete = self._obsolete - {root.address}
+
+    def guest_enter(self, vcpu: Vcpu) -> None:
+        """Entered with an obsolete root after the request was acknowledged, or with one still in
+        hand?"""
+        if not self._obsolete:
+            return
+        self.judged["O12"].add(1)
+        root = vcpu.root
+        if root is not None and root.address in self._obsolete:
+            self.kvm.warn(
+                "O12",
+                "guest-on-obsolete-root",
+                f"BUG: {vcpu} runs the guest on obsolete {root.describe()}",
+                "after KVM_REQ_MMU_FREE_OBSOLETE_ROOTS was acknowledged, no vCPU may enter the "
+                "guest on an invalidated root",
+                "kvm_vcpu_exit_request(), reference 2.8 root load, P20",
+            )
+        for kept in vcpu.prev_roots:
+            if kept.address in self._obsolete:
+                self._kept(vcpu, kept)
+
+    def _kept(self, vcpu: Vcpu, root: RootPage) -> None:
+        self.kvm.warn(
+            "O12",
+            "obsolete-root-kept",
+            f"BUG: {vcpu} has acknowledged that its roots are obsolete, and keeps "
+            f"{root.describe()} among its previous ones",
+            "KVM_REQ_MMU_FREE_OBSOLETE_ROOTS drops every obsolete root, the previous ones too, "
+            "whatever the current root is",
+            "__kvm_mmu_free_obsolete_roots(), cf4a8693d97a; reference 2.8, B26",
+        )
+
+    def zap_yielded(self, root: RootPage, since: int, goal: int) -> None:
+        """A walk goes on after it has let mmu_lock go: somebody must have held the root
+        meanwhile."""
+        self.judged["O4"].add(1)
+        if is_poisoned(root) or root.refcount.read():
+            return  # a root that is freed already reports its next use itself
+        self.kvm.warn(
+            "O4",
+            "walk-of-dead-root",
+            f"BUG: a walk goes on at gfn {goal:#x} of {root.describe()}, whose last reference went "
+            "while it had yielded",
+            "whoever drops mmu_lock inside a root holds a reference on it, or it may be unlinked "
+            "and freed meanwhile",
+            "tdp_mmu_next_root(), 7533377215b6; reference 2.3, B17",
+            gfn=goal,
+        )

@@ -1,0 +1,100 @@
+"""The HTML reports: each one offline page, a pure function of what is stored."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import jinja2
+from attrs import frozen
+
+from mmu.report import RULES
+from stress.observe.histograms import NUMBERS, OPERATIONS
+from stress.observe.rules_judged import JUDGED
+from stress.report import certificate_text, lock_order, run_charts
+from stress.report.run_console import GROUPS
+from stress.results.certificate import certificate_of
+from stress.results.run_record import RunRecord, StoredFinding
+from stress.results.store import was_killed
+from stress.scenario.counters import COUNTERS
+
+FULL = 40
+"""Findings that a page shows with all that is known of them."""
+LISTED = 400
+"""Further ones in a line each; the rest is in the JSON only, so that a page opens at once whatever
+a run has found."""
+
+
+def _microseconds(ns: int) -> str:
+    return f"{ns / 1e3:,.1f}"
+
+
+def _mebibytes(size: int) -> str:
+    return f"{size / 2**20:,.1f}"
+
+
+_environment = jinja2.Environment(
+    loader=jinja2.PackageLoader("stress.report", "templates"),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+_environment.filters.update(
+    us=_microseconds, mib=_mebibytes, thousands=lambda number: f"{number:,}"
+)
+_environment.globals.update(shade=run_charts.shade, highest=run_charts.highest)
+
+
+@frozen
+class Findings:
+    """What a page shows of a run's findings: in full, in a line each, and how many there are of
+    each rule."""
+
+    full: Sequence[StoredFinding]
+    listed: Sequence[StoredFinding]
+    unlisted: int
+    by_rule: Sequence[tuple[str, int]]
+
+    @classmethod
+    def of(cls, found: Sequence[StoredFinding]) -> Findings:
+        """The first ones are the best evidence: what follows may be a consequence."""
+        by_rule = Counter(finding.rule for finding in found).most_common()
+        return cls(
+            found[:FULL], found[FULL : FULL + LISTED], max(0, len(found) - FULL - LISTED), by_rule
+        )
+
+
+def page(template: str, **content: Any) -> str:
+    """A template filled in."""
+    return _environment.get_template(template).render(**content)
+
+
+def render(record: RunRecord, *, timeline: bool = False) -> str:
+    """The page of a run; `timeline` says whether there is a timeline beside it."""
+    certificate = certificate_of(record)
+    orders = lock_order.orders_of(record.lock_orders)
+    return page(
+        "run.html",
+        run=record,
+        killed=was_killed(record),
+        groups=GROUPS,
+        counters=COUNTERS,
+        operations=OPERATIONS,
+        numbers=NUMBERS,
+        rules=RULES,
+        judged=JUDGED,
+        findings=Findings.of(record.findings),
+        certificate=certificate,
+        certificate_heading=certificate_text.heading(certificate.verdict),
+        certificate_parts=tuple(certificate_text.parts(certificate)),
+        latency_charts=tuple(run_charts.latency_charts(record)),
+        time_charts=(*run_charts.time_charts(record), *run_charts.resource_charts(record)),
+        orders=orders,
+        graph=lock_order.graph_of(orders),
+        lives=run_charts.life_lines(record.roots),
+        states=run_charts.state_matrix(record.coverage),
+        orders_seen=run_charts.order_matrix(record.coverage),
+        timeline=timeline,
+    )

@@ -1,0 +1,2 @@
+"""One scenario run again and again with different seeds: every run stored like any other, one
+verdict for all."""

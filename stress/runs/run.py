@@ -1,0 +1,252 @@
+"""One run from start to end: session, engine, stored record, verdict."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import psutil
+from attrs import evolve, frozen
+
+from mmu.report import Report
+from mmu.runtime import Runtime
+from mmu.task import living_tasks
+from mmu.variant import Variant
+from stress.engines.session import Session
+from stress.engines.threads import RunOutcome, ThreadEngine
+from stress.observe.resources import Resources
+from stress.results import environment, trace_events
+from stress.results.certificate import as_plain, certificate_of
+from stress.results.figures import figures_of
+from stress.results.inputs import fingerprints
+from stress.results.known_kills import known_kills
+from stress.results.run_record import SCHEMA, RunRecord, StoredFinding
+from stress.results.store import RunDirectory, command_line, now
+from stress.results.verdict import Evidence, Judgement, Obligation, Verdict, judge
+from stress.scenario.errors import ResultError, VariantError
+from stress.scenario.load import unstructure
+from stress.scenario.types import Scenario
+
+SAVE_EVERY_S = 1.0
+GONE = ("stale-tlb", "stale-map", "write-after-release", "mmio-spte-walked")
+"""Codes of findings that stand for an access to memory that was somebody else's."""
+
+
+@frozen
+class RunRequest:
+    """What to run: the scenario and its short name, the seed, variants from files, where results
+    go, and which files those are."""
+
+    scenario: Scenario
+    name: str
+    seed: int
+    variants: tuple[Variant, ...]
+    results: Path
+    variant_files: tuple[str, ...] = ()
+
+
+@frozen
+class RunProgress:
+    """What a live display shows: seconds into the run, the counters, the number of findings so
+    far."""
+
+    elapsed_s: float
+    duration_s: float
+    counters: dict[str, int]
+    findings: int
+
+
+def execute(
+    request: RunRequest, on_progress: Callable[[RunProgress], None]
+) -> tuple[RunRecord, RunDirectory]:
+    """Run the scenario; returns the finished record, still to be written, and the directory kept up
+    to date so far."""
+    try:
+        session = Session(request.scenario, request.seed, Runtime(), request.variants)
+    except Exception as error:
+        if not request.variants:
+            raise
+        names = ", ".join(variant.name for variant in request.variants)
+        raise VariantError(f"the VM cannot be built with {names}: {error}") from None
+    directory = RunDirectory.create(request.results, request.name, request.seed)
+    keeper = _Keeper(request, session, directory, on_progress)
+    keeper.save()
+    engine = ThreadEngine(session, keeper.resources, keeper.tick)
+    outcome = engine.run()
+    record = keeper.final(outcome)
+    if request.scenario.observe.timeline:
+        directory.write_bytes(
+            trace_events.TIMELINE,
+            trace_events.packed(
+                trace_events.trace(record.id, session.timeline.tracks(), record.findings)
+            ),
+        )
+    return record, directory
+
+
+class _Keeper:
+    """Keeps the stored record up to date while the run goes on."""
+
+    def __init__(
+        self,
+        request: RunRequest,
+        session: Session,
+        directory: RunDirectory,
+        on_progress: Callable[[RunProgress], None],
+    ) -> None:
+        self.resources = Resources()
+        self._request = request
+        self._session = session
+        self._directory = directory
+        self._on_progress = on_progress
+        self._next_save = SAVE_EVERY_S
+        self._known_findings = 0
+        self._base = RunRecord(
+            schema=SCHEMA,
+            id=directory.path.name,
+            status="running",
+            verdict=Verdict.INCONCLUSIVE.name,
+            reasons=("the run has not finished",),
+            name=request.name,
+            scenario=unstructure(request.scenario),
+            seed=request.seed,
+            variants=(
+                *request.scenario.vm.variants,
+                *(variant.name for variant in request.variants),
+            ),
+            expected_rules=expected_of(request.scenario),
+            command=command_line(),
+            started=now(),
+            setup_s=0.0,
+            run_s=0.0,
+            pid=os.getpid(),
+            pid_started=psutil.Process().create_time(),
+            environment=environment.observe(),
+            variant_files=fingerprints(request.variant_files),
+            selftest=known_kills(
+                request.results, "threads", request.name, request.scenario.budget.duration_s
+            ),
+        )
+
+    def tick(self, elapsed: float) -> None:
+        """Called often: shows progress; saves now and then, and at once when something was
+        found."""
+        found = len(self._session.findings())
+        totals = self._session.totals()
+        self._on_progress(
+            RunProgress(elapsed, self._request.scenario.budget.duration_s, totals, found)
+        )
+        self._session.series.look(self._session.elapsed(), totals, living_tasks())
+        if elapsed >= self._next_save or found > self._known_findings:
+            self._next_save = elapsed + SAVE_EVERY_S
+            self._known_findings = found
+            self.save(elapsed)
+
+    def save(self, elapsed: float = 0.0) -> None:
+        """Write what is known now; a full disk must not end the run."""
+        with contextlib.suppress(ResultError):
+            self._directory.write(self._snapshot(elapsed))
+
+    def final(self, outcome: RunOutcome) -> RunRecord:
+        """The record of the finished run, with its verdict."""
+        self.resources.sample(outcome.run_s)
+        judgement = self._judge(outcome)
+        record = self._snapshot(outcome.run_s)
+        status = "interrupted" if outcome.interrupted else "finished"
+        record = evolve(
+            record,
+            status=status,
+            verdict=judgement.verdict.name,
+            reasons=judgement.reasons,
+            setup_s=round(outcome.setup_s, 3),
+        )
+        return evolve(record, certificate=as_plain(certificate_of(record)))
+
+    def _judge(self, outcome: RunOutcome) -> Judgement:
+        session = self._session
+        totals = session.totals()
+        return judge(
+            Evidence(
+                findings=len(session.findings()),
+                harness_errors=session.errors(),
+                obligations=self._obligations(totals),
+                expected_missing=self._expected_missing(),
+                completed=outcome.completed and not outcome.interrupted,
+                clean_end=outcome.clean_end,
+                quiescent_checks=totals["quiescent_checks"],
+            )
+        )
+
+    def _obligations(self, totals: dict[str, int]) -> tuple[Obligation, ...]:
+        """What the scenario demands, beside what was reached."""
+        return tuple(
+            Obligation(name, needed, totals[name])
+            for name, needed in self._request.scenario.obligations.items()
+        )
+
+    def _expected_missing(self) -> tuple[str, ...]:
+        """The rules that the scenario expects, if not one of them fired."""
+        fired = {name for finding in self._session.findings() for name in finding.report.names()}
+        expected = expected_of(self._request.scenario)
+        return () if fired & set(expected) else expected
+
+    def _snapshot(self, elapsed: float) -> RunRecord:
+        session = self._session
+        totals = session.totals()
+        latencies = tuple(session.histograms.latencies())
+        timed = {latency.operation: latency for latency in latencies}
+        found = stored_findings(session)
+        bad = sum(finding.count for finding in found if finding.code in GONE)
+        return evolve(
+            self._base,
+            run_s=round(elapsed, 3),
+            counters=totals,
+            obligations=self._obligations(totals),
+            actors={actor.name: actor.figures() for actor in session.actors},
+            latencies=latencies,
+            figures=figures_of(totals, timed, session.gauges.peak, session.gauges.last, bad),
+            findings=found,
+            harness_errors=session.errors(),
+            resources=tuple(self.resources.samples),
+            memory_growth=self.resources.growth(),
+            lock_orders=tuple(session.vm.kvm.sync.lockdep.orders()),
+            judged=session.judged(totals),
+            points=session.points.reached(),
+            series=session.series.series(),
+            roots=session.lives.lives(),
+            coverage=session.coverage.coverage(),
+        )
+
+
+def expected_of(scenario: Scenario) -> tuple[str, ...]:
+    """What a scenario that must fail expects: codes of findings where it names some, else rules."""
+    return tuple(scenario.expect.codes or scenario.expect.rules)
+
+
+def suspects_of(report: Report, known: Sequence[Variant]) -> tuple[str, ...]:
+    """The titles of the known defects that break the rule of this report."""
+    return tuple(variant.title for variant in known if report.names() & set(variant.expects))
+
+
+def stored_findings(session: Session) -> tuple[StoredFinding, ...]:
+    """The session's findings in stored form."""
+    known = [variant for variant in session.variants if variant.expects]
+    found: Sequence[StoredFinding] = [
+        StoredFinding(
+            rule=item.report.rule,
+            code=item.report.code,
+            signature=item.report.signature,
+            headline=item.report.headline,
+            sentence=item.report.sentence,
+            source=item.report.source,
+            task=item.report.task,
+            at_s=item.at_s,
+            count=item.report.count,
+            splat=item.report.render(),
+            suspects=suspects_of(item.report, known),
+        )
+        for item in session.findings()
+    ]
+    return tuple(found)

@@ -1,0 +1,206 @@
+"""The thread engine and its watchdog: actors start and stop together, and a hang becomes a finding
+that says who waits."""
+
+from __future__ import annotations
+
+import threading
+from types import SimpleNamespace
+
+import pytest
+from attrs import evolve
+
+from mmu.machine.vm import VirtualMachine
+from mmu.report import Report, Reporter
+from mmu.runtime import Runtime
+from mmu.sync import Mutex
+from stress.actors.base import Actor, Stage
+from stress.engines.session import Session
+from stress.engines.threads import ThreadEngine
+from stress.engines.watchdog import Watchdog
+from stress.observe.resources import Resources
+from stress.scenario.types import Budget, Disturbances, Limits, Seconds
+from tests.engine import run_scenario, small
+
+COUNTED = (
+    "vcpu_faults",
+    "memslot_deletes",
+    "exported_zaps_nonempty",
+    "device_accesses",
+    "io_faults",
+    "rcu_grace_periods",
+)
+
+
+def test_a_small_run_is_clean_and_counts_what_happens() -> None:
+    long = small(budget=Budget(duration_s=Seconds(60.0)))
+    session, outcome = run_scenario(
+        long, until=lambda session: all(map(session.totals().get, COUNTED))
+    )
+    assert session.findings() == []
+    assert session.errors() == ()
+    assert outcome.completed
+    assert outcome.clean_end
+    totals = session.totals()
+    assert [counter for counter in COUNTED if not totals[counter]] == []
+
+
+def test_stutter_checks_the_invariants_during_the_run() -> None:
+    scenario = small(
+        disturbances=Disturbances(stutter_every_s=Seconds(0.1)),
+        budget=Budget(duration_s=Seconds(60.0)),
+    )
+    session, outcome = run_scenario(
+        scenario, until=lambda session: session.totals()["quiescent_checks"] >= 2
+    )
+    assert session.totals()["quiescent_checks"] >= 3, "the last one is at the end"
+    assert outcome.run_s < 60
+
+
+@pytest.mark.parametrize("preference", ["fair", "reader", "writer"])
+def test_every_kind_of_mmu_lock_runs_clean(preference: str) -> None:
+    scenario = small()
+    session, outcome = run_scenario(evolve(scenario, vm=evolve(scenario.vm, mmu_lock=preference)))
+    assert [finding.report.headline for finding in session.findings()] == []
+    assert outcome.clean_end
+
+
+def test_without_ad_bits_faults_try_the_lockless_path_first() -> None:
+    scenario = small()
+    session, outcome = run_scenario(evolve(scenario, vm=evolve(scenario.vm, ad_bits=False)))
+    assert [finding.report.headline for finding in session.findings()] == []
+    assert outcome.clean_end
+
+
+def test_an_actor_that_hangs_is_found_with_what_it_waits_for() -> None:
+    release = threading.Event()
+    scenario = small(
+        limits=Limits(stall_s=Seconds(0.5)),
+        budget=Budget(duration_s=Seconds(5.0), settle_s=Seconds(0.1)),
+    )
+    session = Session(scenario, 1, Runtime())
+
+    class Hung(Actor):
+        def step(self) -> None:
+            self.stage.vm.kvm.runtime.wait_until("Godot", release.is_set)
+
+    set_up = session.set_up
+
+    def set_up_with_hung_actor() -> None:
+        set_up()
+        session.actors.append(Hung(session.actors[0].stage, "estragon0"))
+
+    session.set_up = set_up_with_hung_actor  # type: ignore[method-assign]
+    engine = ThreadEngine(
+        session, Resources(), lambda _: release.set() if session.findings() else None
+    )
+    engine.run()
+    report = session.findings()[0].report
+    assert (report.rule, report.code) == ("O10", "hung-task")
+    assert "estragon0" in report.headline
+    assert "waiting for Godot" in report.headline
+    assert "Hung.step" in report.render()
+
+
+def test_the_watchdog_ignores_time_in_which_it_was_not_served() -> None:
+    class Still:
+        done, parks, name = SimpleNamespace(value=False), True, "still0"
+
+        def moved(self) -> int:
+            return 1
+
+    watchdog = Watchdog(VirtualMachine(reporter=Reporter(sink=None)).kvm, stall_s=0.9)
+    actor: list[Actor] = [Still()]  # type: ignore[list-item]
+    assert watchdog.tick(actor) == []
+    watchdog._last_tick -= 3600
+    assert watchdog.tick(actor) == []
+    watchdog._last_tick -= 3600
+    assert watchdog.tick(actor) != []
+
+
+def test_an_observer_that_raises_is_a_harness_error() -> None:
+    scenario = small()
+    session = Session(scenario, 1, Runtime())
+
+    class Broken:
+        def zap_all_fast(self, generation: int) -> None:
+            raise ZeroDivisionError("a broken observer")
+
+    session.probe.attach(Broken())
+    ThreadEngine(session, Resources(), lambda _: None).run()
+    assert any(
+        "a broken observer" in error and "zap_all_fast" in error for error in session.errors()
+    )
+
+
+def test_a_task_that_raises_is_a_harness_error() -> None:
+    session = Session(small(), 1, Runtime())
+    set_up = session.set_up
+
+    class Dying(Actor):
+        def step(self) -> None:
+            raise ZeroDivisionError("an actor died")
+
+    def set_up_with_dying_actor() -> None:
+        set_up()
+        session.actors.append(Dying(session.actors[0].stage, "dying0"))
+
+    session.set_up = set_up_with_dying_actor  # type: ignore[method-assign]
+    ThreadEngine(session, Resources(), lambda _: None).run()
+    assert any("an actor died" in error for error in session.errors())
+
+
+def test_a_failing_enrichment_does_not_lose_the_finding() -> None:
+    session = Session(small(), 1, Runtime())
+
+    def explode(report: Report) -> Report:
+        raise RuntimeError("no decoration today")
+
+    session.reporter.enrich = explode
+    session.vm.kvm.warn("O5", "test", "BUG: a test", "a rule", "a source")
+    assert [finding.report.code for finding in session.findings()] == ["test"]
+    assert "no decoration today" in session.findings()[0].report.render()
+    session.vm.kvm.rcu.shutdown()
+
+
+def test_a_deadlock_is_shown_with_who_holds_what() -> None:
+    scenario = small(
+        limits=Limits(stall_s=Seconds(0.5)),
+        budget=Budget(duration_s=Seconds(20.0), settle_s=Seconds(0.1)),
+    )
+    session = Session(scenario, 1, Runtime())
+    meet = threading.Barrier(2, timeout=30)
+    first, second = (
+        session.vm.kvm.sync.mutex("first_lock"),
+        session.vm.kvm.sync.mutex("second_lock"),
+    )
+
+    class Crossing(Actor):
+        def __init__(self, stage: Stage, name: str, outer: Mutex, inner: Mutex) -> None:
+            super().__init__(stage, name)
+            self.outer, self.inner = outer, inner
+
+        def step(self) -> None:
+            with self.outer:
+                meet.wait()
+                self.inner.acquire()
+
+    set_up = session.set_up
+
+    def set_up_with_crossing_actors() -> None:
+        set_up()
+        stage = session.actors[0].stage
+        session.actors += [
+            Crossing(stage, "left0", first, second),
+            Crossing(stage, "right0", second, first),
+        ]
+
+    session.set_up = set_up_with_crossing_actors  # type: ignore[method-assign]
+    ThreadEngine(session, Resources(), lambda _: None).run()
+    by_code = {finding.report.code: finding.report for finding in session.findings()}
+    assert by_code["circular-dependency"].rule == "O5"
+    assert by_code["hung-task"].rule == "O10"
+    waits = by_code["hung-task"].sections[0].lines
+    assert any(
+        "-> second_lock, held by right0" in line and "which waits for first_lock" in line
+        for line in waits
+    ), waits
