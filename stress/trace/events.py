@@ -85,6 +85,8 @@ class SpteRequested(NamedTuple):
     gfn: int
     pfn: int
     level: int
+    access: int = -1
+    """What the fault may do with the page, where the kernel says it (7.x), else -1."""
 
 
 class ShadowPageEvent(NamedTuple):
@@ -278,6 +280,11 @@ def _spte_changed(as_id: str, gfn: str, level: str, old: str, new: str) -> SpteC
     return SpteChanged(int(as_id), int(gfn, 16), int(level), int(old, 16), int(new, 16))
 
 
+def _requested(gfn: str, pfn: str, level: str, access: str | None) -> SpteRequested:
+    allowed = int(access, 16) if access is not None else -1
+    return SpteRequested(int(gfn, 16), int(pfn, 16), int(level), allowed)
+
+
 def _page(
     gfn: str, level: str, direct: str, invalid: str, count: str, created: str | None
 ) -> ShadowPageEvent:
@@ -315,8 +322,8 @@ PARSERS: Final[dict[str, Callable[[str], Fields]]] = {
         lambda gfn, spte, level, at: SetSpte(int(gfn, 16), int(spte, 16), int(level), int(at, 16)),
     ),
     "kvm_mmu_spte_requested": _format(
-        r"gfn ([0-9a-f]{1,16}) pfn ([0-9a-f]{1,16}) level (\d{1,10})\s*$",
-        lambda gfn, pfn, level: SpteRequested(int(gfn, 16), int(pfn, 16), int(level)),
+        r"gfn ([0-9a-f]{1,16}) pfn ([0-9a-f]{1,16}) level (\d{1,10})(?: access ([0-9a-f]{1,4}))?\b",
+        _requested,
     ),
     "kvm_mmu_get_page": _parse_page,
     "kvm_mmu_prepare_zap_page": _parse_page,

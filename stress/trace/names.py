@@ -34,6 +34,9 @@ FUNCTIONS: Final = {
     "kvm_arch_flush_shadow_all": "flush_shadow_all",
     "kvm_arch_flush_shadow_memslot": "flush_shadow_memslot",
     "wrprot_gfn_range": "wrprot_range",
+    "kvm_tdp_mmu_wrprot_slot": "wrprot_slot",
+    "kvm_tdp_mmu_clear_dirty_pt_masked": "clear_dirty_pt",
+    "kvm_tdp_mmu_try_split_huge_pages": "split",
     "kvm_recover_nx_huge_pages": "recover_nx",
     # memslots
     "kvm_set_memslot": "set_memslot",
@@ -68,6 +71,7 @@ FUNCTIONS: Final = {
     # mmu notifiers and dirty logging
     "kvm_mmu_notifier_invalidate_range_start": "mn_start",
     "kvm_mmu_notifier_invalidate_range_end": "mn_end",
+    "kvm_mmu_notifier_release": "mn_release",
     "kvm_get_dirty_log_protect": "get_dirty_log",
     "kvm_clear_dirty_log_protect": "clear_dirty_log",
     # life of the VM
@@ -94,6 +98,8 @@ TRACEPOINTS: Final = frozenset(
         "kvm_entry",
         "kvm_exit",
         "kvm_page_fault",
+        "kvm_userspace_exit",
+        "kvm_unmap_hva_range",
         "tracing_mark_write",
     }
 )
