@@ -33,6 +33,8 @@ HOOKS: dict[str, str] = {
     "exported_zapped": (
         "(root, leaves) one exported root's leaf zap ended, still under mmu_lock(write)"
     ),
+    "shadow_pages_zapped": "(pages) kvm_zap_obsolete_pages has zapped obsolete shadow pages",
+    "obsolete_zap_broken": "() kvm_zap_obsolete_pages has dropped mmu_lock and taken it again",
     "zap_yielded": (
         "(root, since, goal) a walk dropped mmu_lock and took it again: where it started or "
         "yielded last, and where it goes on"
@@ -119,7 +121,7 @@ HOOKS: dict[str, str] = {
         "hardware"
     ),
     "dma_end": "(device) the transaction is over",
-    "point": "(name) a preemption point P1..P20 of the reference was reached",
+    "point": "(name) a preemption point (P1..P20 of the reference, and P8b) was reached",
 }
 """Every hook with its arguments and meaning."""
 
@@ -138,6 +140,8 @@ class Probe:
     root_freed: Hook
     zap_all_fast: Hook
     exported_zapped: Hook
+    shadow_pages_zapped: Hook
+    obsolete_zap_broken: Hook
     zap_yielded: Hook
     prepare_zap_page: Hook
     frozen_met: Hook

@@ -49,6 +49,14 @@ class Counts:
             self["exported_zaps_nonempty"].add(1)
             self["exported_leaves_zapped"].add(leaves)
 
+    def shadow_pages_zapped(self, pages: int) -> None:
+        """Obsolete shadow pages were zapped."""
+        self["shadow_pages_zapped"].add(pages)
+
+    def obsolete_zap_broken(self) -> None:
+        """The zap of obsolete shadow pages dropped mmu_lock."""
+        self["obsolete_zap_breaks"].add(1)
+
     def root_invalidated(self, root: RootPage) -> None:
         """A root became invalid."""
         self["roots_invalidated"].add(1)
