@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from mmu.candidates import CANDIDATES
 from mmu.kvm import Kvm
 from mmu.memory.memslots import Memslot
 from mmu.memory.requests import Requests
@@ -319,6 +320,7 @@ class RecoverHugePages(HugePages):
 def _plain(name: str, base: tuple[Variant, ...], title: str, *parts: type) -> tuple[Variant, ...]:
     return (
         *base,
+        *CANDIDATES.values(),
         Variant(
             name=f"kernel-{name}-plain",
             title=title,

@@ -106,8 +106,9 @@ class MmuNotifier:
         self.kvm.invalidation.end()
 
     def unmap_gfn_range(self, slot: Memslot, start: int, end: int, *, flush: bool) -> bool:
-        """kvm_unmap_gfn_range(): all roots of the address space; `flush` is owed already; whether
-        one is owed now."""
+        """kvm_unmap_gfn_range(): all roots of the address space. `flush` is owed by the slots
+        before: it is handed on, so that a zap that yields pays it first (a mend: the kernel starts
+        each slot with nothing owed). Returns whether a flush is owed now."""
         return self.zapper.zap_roots_leafs(slot.as_id, start, end, flush=flush)
 
     def flush(self, reason: str) -> None:
@@ -117,7 +118,7 @@ class MmuNotifier:
     def slots(self, region: Region, first: int, last: int) -> list[Memslot]:
         """The slots that overlap the range, INVALID ones included: their memory is still mapped
         (B66)."""
-        return [slot for slot in self.memslots.slots_of(region) if first < slot.npages and last > 0]
+        return self.memslots.in_hva_range(region.hva + first, region.hva + last)
 
     def _age(self, region: Region, first: int, last: int, visit: Ranges, *, flush: bool) -> bool:
         kvm = self.kvm
@@ -136,7 +137,5 @@ class MmuNotifier:
 
     def gfn_range(self, slot: Memslot, region: Region, first: int, last: int) -> tuple[int, int]:
         """The guest frames of `slot` that pages [first, last) of the region back."""
-        offset = region.hva - slot.region.hva
-        return slot.base_gfn + max(first + offset, 0), slot.base_gfn + min(
-            last + offset, slot.npages
-        )
+        page_0 = slot.base_gfn + region.hva - slot.hva(slot.base_gfn)
+        return max(slot.base_gfn, page_0 + first), min(slot.end_gfn, page_0 + last)

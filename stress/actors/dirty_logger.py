@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mmu.memory.memslots import KVM_MEM_LOG_DIRTY_PAGES, MemoryRegion
+from mmu.memory.memslots import KVM_MEM_LOG_DIRTY_PAGES
 from stress.actors.base import Actor, Stage
+from stress.actors.layout import fixed_region
+from stress.actors.slots import read_log
 from stress.scenario.script import Op
 
 
@@ -51,17 +53,9 @@ class DirtyLogger(Actor):
     def read(self) -> None:
         """KVM_GET_DIRTY_LOG, and KVM_CLEAR_DIRTY_LOG where the log is cleared by hand; nothing if
         logging is off."""
-        if not self._logging:
-            return
-        vm = self.stage.vm
-        pages = vm.get_dirty_log(0)
-        if vm.kvm.config.manual_protect:
-            vm.clear_dirty_log(0, pages)
-        self.stage.counts["dirty_log_reads"].add(1)
-        self.stage.counts["dirty_pages_logged"].add(len(pages))
+        if self._logging:
+            read_log(self.stage, 0)
 
     def _set_flags(self, flags: int) -> bool:
-        place, region = self.stage.layout.fixed[0], self.stage.layout.fixed_regions[0]
-        return self.stage.set_region(
-            MemoryRegion(0, place.gfn, place.pages, region, flags, place.as_id)
-        )
+        slot, region = self.stage.layout.fixed[0], self.stage.layout.fixed_regions[0]
+        return self.stage.set_region(fixed_region(slot, region, flags))

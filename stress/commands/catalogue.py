@@ -7,6 +7,7 @@ import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from mmu.candidates import CANDIDATES
 from mmu.export.policies import POLICIES
 from mmu.kernels import KERNELS
 from mmu.posted import POSTED
@@ -27,6 +28,7 @@ KINDS = (
     "variants",
     "controls",
     "defects",
+    "candidates",
     "strategies",
     "litmus",
     "counters",
@@ -55,6 +57,10 @@ def _entries(kind: str) -> Iterator[str]:
         "defects": lambda: {
             name: f"{defect.title} [{', '.join(defect.expects)}]" for name, defect in POSTED.items()
         },
+        "candidates": lambda: {
+            name: f"{defect.title} [{', '.join(defect.expects)}]"
+            for name, defect in CANDIDATES.items()
+        },
         "strategies": lambda: {name: meaning for name, (meaning, _) in STRATEGIES.items()},
         "litmus": lambda: {name: program.title for name, program in LITMUS.items()},
         "counters": lambda: COUNTERS,
@@ -69,7 +75,7 @@ def _profiles() -> dict[str, str]:
     numbers = ", ".join(name.split("-")[0].upper() for name in POSTED)
     return {
         "hardened": "the mended design",
-        "rfc-v1": f"the series as posted, with its defects {numbers}",
+        "rfc-v1": f"the series as posted, on a kernel with the candidates, with its defects {numbers}",
     }
 
 

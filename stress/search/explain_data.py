@@ -11,7 +11,7 @@ import attrs
 from attrs import frozen
 
 from mmu.kvm import ADDRESS_SPACES
-from mmu.memory.host import AS_SHIFT, FREED, MOVING
+from mmu.memory.host import AS_SHIFT, FREED, SEVERAL
 from mmu.memory.memslots import GEN_UPDATE_IN_PROGRESS, KVM_MEMSLOT_INVALID
 from mmu.memory.requests import (
     KVM_REQ_MMU_FREE_OBSOLETE_ROOTS,
@@ -221,7 +221,7 @@ REQUESTS: Final = {
     KVM_REQ_TLB_FLUSH_CURRENT: "TLB_FLUSH_CURRENT",
     KVM_REQ_MMU_FREE_OBSOLETE_ROOTS: "MMU_FREE_OBSOLETE_ROOTS",
 }
-HEXADECIMAL: Final = re.compile("SPTE|host PTE|region.base|region.moving_to|possible")
+HEXADECIMAL: Final = re.compile("SPTE|host PTE|possible")
 PREFIXES: Final = ("mmu_invalidate", "mn_active", "tdp_mmu_roots", "nx_huge_pages", "users_count")
 """Fields of struct kvm whose words do not say so."""
 
@@ -265,8 +265,8 @@ def spte_text(spte: int, level: int, layout: SpteLayout = PRESENT_HIGH) -> str:
 
 def tag_text(tag: int) -> str:
     """Whose a frame is."""
-    if tag in (FREED, MOVING):
-        return "nobody: it is free" if tag == FREED else "a slot that is being moved"
+    if tag in (FREED, SEVERAL):
+        return "nobody: it is free" if tag == FREED else "whoever its region names"
     as_id, gfn = tag >> AS_SHIFT, tag & ((1 << AS_SHIFT) - 1)
     return f"{'SMM ' if as_id else ''}gfn {gfn:#x}"
 

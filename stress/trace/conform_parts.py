@@ -8,7 +8,7 @@ every other command runs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, cast
 
 from mmu.kvm import Kvm
@@ -377,19 +377,6 @@ class TellingHugePages(HugePages):
 
 class TellingNotifier(MmuNotifier):
     """Invalidations, by host address: a range may touch several slots, or none."""
-
-    def slots(self, region: Region, first: int, last: int) -> list[Memslot]:
-        """Every slot whose memory lies in the range."""
-        start, end = region.hva + first, region.hva + last
-        found: list[Memslot] = []
-        for as_id in (0, 1):
-            slots: Sequence[Memslot] = self.memslots.active(as_id).index.value[1]
-            found += [
-                slot
-                for slot in slots
-                if slot.region.hva < end and start < slot.region.hva + slot.npages
-            ]
-        return found
 
     def unmap_gfn_range(self, slot: Memslot, start: int, end: int, *, flush: bool) -> bool:
         """unmap_gfn_range and its return."""

@@ -19,7 +19,7 @@ from stress.scenario.load import load
 CONFIGS = Path(__file__).parents[2] / "configs"
 BROKEN = {
     path.stem: path
-    for folder in ("BUSTED", "rfc-v1")
+    for folder in ("BUSTED", "candidates", "rfc-v1")
     for path in sorted((CONFIGS / folder).glob("*.toml"))
 }
 FAILING = [name for name, path in BROKEN.items() if load(path).explore.scenario is not None]
