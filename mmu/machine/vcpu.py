@@ -193,10 +193,16 @@ class Vcpu:
                 return left, None
             return self._run_guest(guest, left)
         finally:
-            self._leave_guest()
-            self._srcu_token = self.kvm.srcu.read_lock()
-            if self.pml:
-                self.flush_pml_buffer()
+            self.leave_guest()
+
+    def leave_guest(self) -> None:
+        """Take SRCU, empty the PML buffer, then the exit that others wait for: a memslot update
+        that has waited for it has the log of the slots before (a mend: kernels have the exit
+        first)."""
+        self._srcu_token = self.kvm.srcu.read_lock()
+        if self.pml:
+            self.flush_pml_buffer()
+        self.acknowledge_exit()
 
     def shadow(self, pages: int) -> None:
         """Faults of a nested guest whose `pages` page tables its hypervisor keeps: KVM shadows
@@ -246,7 +252,8 @@ class Vcpu:
         if self.root is None:
             self.load_root()
 
-    def _leave_guest(self) -> None:
+    def acknowledge_exit(self) -> None:
+        """Out of guest mode: whoever has kicked this vCPU goes on."""
         state = self.state
         if state.mode.value == EXITING_GUEST_MODE:
             self.stat.kicks += 1
