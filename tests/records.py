@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from attrs import evolve
+
 from mmu.report import Report, section
 from stress.observe.histograms import Latency
 from stress.observe.resources import Sample
-from stress.results.run_record import SCHEMA, Environment, RunRecord, StoredFinding
+from stress.results.run_record import Environment, RunRecord, StoredFinding, certificate_of_run
 from stress.results.verdict import Obligation
 from stress.scenario.load import unstructure
 from stress.scenario.types import Scenario
@@ -55,14 +57,14 @@ def finding(number: int) -> StoredFinding:
 
 def record(*, findings: int = 0) -> RunRecord:
     """A finished run with everything in it."""
-    return RunRecord(
-        schema=SCHEMA,
+    scenario = Scenario(title="A <made-up> scenario")
+    made = RunRecord(
         id="2026-11-22T12-00-00Z-quick-s7-abcdef",
         status="finished",
         verdict="FAIL" if findings else "PASS",
         reasons=(f"{findings} findings",) if findings else ("all 1 obligations met, no finding",),
         name="quick",
-        scenario=unstructure(Scenario(title="A <made-up> scenario")),
+        scenario=unstructure(scenario),
         seed=7,
         expected_rules=("O1",) if findings else (),
         variants=(),
@@ -83,3 +85,4 @@ def record(*, findings: int = 0) -> RunRecord:
         memory_growth=1 << 20,
         lock_orders=(("slots_lock", "write", "mmu_lock", "write"),),
     )
+    return evolve(made, certificate=certificate_of_run(made, scenario))

@@ -12,13 +12,14 @@ import click
 
 from stress.commands import perform
 from stress.commands.options import json_option, quiet_option, results_option
-from stress.results import environment, exploration_record
+from stress.results import environment
+from stress.results.exploration_record import EXPLORATION_FORMAT, ExplorationRecord
 from stress.results.inputs import VariantFile, check
-from stress.results.kinds import FILES, find, read_text
+from stress.results.kinds import FILES, find
 from stress.results.run_record import Environment, RunRecord
 from stress.results.store import RunDirectory
 from stress.results.verdict import ExitCode
-from stress.runs.explore import ExploreRequest
+from stress.runs.explore_request import ExploreRequest
 from stress.runs.run import RunRequest
 from stress.scenario.errors import ResultError
 from stress.scenario.load import structure
@@ -66,7 +67,7 @@ def run_request(record: RunRecord, where: str, results: Path) -> RunRequest:
     return RunRequest(scenario, record.name, record.seed, made, results, files)
 
 
-def explore_request(record: exploration_record.ExplorationRecord, where: str) -> ExploreRequest:
+def explore_request(record: ExplorationRecord, where: str) -> ExploreRequest:
     """Likewise for an exploration. One that had so many seconds gets as many schedules as it came
     to in them: equal seeds have equal schedules, but a busy machine would not come so far."""
     files = _files(record.variant_files, where)
@@ -139,7 +140,7 @@ def again_command(result: str, results: Path, quiet: bool, as_json: bool) -> Exi
         _tell(record.id, record.verdict, record.environment)
         return perform.run(request, quiet=quiet, as_json=as_json)
     if kind == "exploration":
-        explored = exploration_record.from_json(read_text(directory, FILES[kind]), where)
+        explored = EXPLORATION_FORMAT.load(directory / FILES[kind])
         wanted = explore_request(explored, where)
         _tell(explored.id, explored.verdict, explored.environment)
         if explored.asked.seconds is not None:

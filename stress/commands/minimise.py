@@ -9,9 +9,9 @@ import click
 from rich.console import Console
 
 from stress.commands.options import quiet_option
+from stress.results import schedule_file
 from stress.results.verdict import ExitCode
 from stress.runs import replay as replaying
-from stress.search import schedule_file
 
 
 @click.command()
