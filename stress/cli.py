@@ -86,6 +86,9 @@ VERBS: Final = {
     "trace": Command(
         "stress.commands.trace", "trace", "Record real kernels, and hold the model against them."
     ),
+    "lab": Command(
+        "stress.commands.lab", "lab", "Boot a real kernel under emulation, and judge what it does."
+    ),
     "list": Command(
         "stress.commands.list",
         "list_things",

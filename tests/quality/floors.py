@@ -40,6 +40,7 @@ STRESS_FLOORS = (
     ("stress.results",),
     ("stress.report",),
     ("stress.trace",),
+    ("stress.lab",),
     ("stress.runs",),
     ("stress.selftest",),
     ("stress.commands",),
