@@ -53,7 +53,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_a_session_records_and_judges(stress: Stress, tmp_path: Path, own: list[str]) -> None:
-    recording = "\n".join(lines_of("w8_roots"))
+    recording = "\n".join([*lines_of("w8_roots"), ""])
     log = (DATA / "w8_roots.log").read_text()
     qemu = a_qemu(tmp_path, {"w8_roots.trace": recording, "w8_roots.log": log})
     done = stress("lab", "run", *own, "--qemu", str(qemu), "-w", "w8_roots", "-w", "w1_delete")
