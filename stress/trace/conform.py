@@ -40,6 +40,12 @@ NEEDS: Final = (
 )
 """Kinds without which nothing can be concluded: what they are, and how they are recorded."""
 
+ARGUMENTS: Final = (
+    ("unmap", "start, end and slot of a probe on kvm_tdp_mmu_unmap_gfn_range"),
+    ("shadow", "id, gfn and n of a probe on kvm_arch_flush_shadow_memslot"),
+)
+"""Kinds whose arguments place the memory of slots: the model needs them."""
+
 EXPECTED: Final = (
     ("request", "requests to all vCPUs", "a probe on kvm_make_all_cpus_request with req"),
     ("flush", "remote flushes", "a probe on kvm_flush_remote_tlbs and its ranged form"),
@@ -141,11 +147,54 @@ def model_of(name: str) -> tuple[Variant, ...]:
 
 def judge(origin: str, kernel: str, script: ConformScript, tally: ReplayTally) -> Conformance:
     """The verdict, from positive evidence only."""
-    failures, gaps = _failures(tally), _gaps(script, tally)
-    verdict = Verdict.FAIL if failures else Verdict.INCONCLUSIVE if gaps else Verdict.PASS
-    return Conformance(
-        origin, kernel, script, tally, verdict, tuple(failures + gaps) or (_praise(tally),)
-    )
+    lacks, failures, gaps = _lacks(script), _failures(tally), _gaps(script, tally)
+    if lacks:
+        # what the model was not told, it cannot be held to: differences show nothing
+        verdict, reasons = Verdict.INCONCLUSIVE, [*lacks, *gaps]
+    else:
+        verdict = Verdict.FAIL if failures else Verdict.INCONCLUSIVE if gaps else Verdict.PASS
+        reasons = [*failures, *gaps]
+    return Conformance(origin, kernel, script, tally, verdict, tuple(reasons) or (_praise(tally),))
+
+
+def _lacks(script: ConformScript) -> list[str]:
+    """The inputs of the model that the recording does not have."""
+    lacks = [
+        f"no {what} in the recording: it needs {how}"
+        for kind, what, how in NEEDS
+        if not script.recorded[kind]
+    ]
+    kinds = Counter(operation.kind for operation in script.operations)
+    if kinds["range-start"] and not kinds["range-end"]:
+        lacks.append(
+            "no end of any mmu_notifier invalidation in the recording: it needs a probe on, or the "
+            "entry of, kvm_mmu_notifier_invalidate_range_end"
+        )
+    if any("end" not in each.given for each in script.operations if each.kind == "range-start"):
+        lacks.append(
+            "mmu_notifier invalidations without their ranges: it needs start and end of a probe on "
+            "kvm_mmu_notifier_invalidate_range_start"
+        )
+    lacks += [
+        f"{kind} without arguments: it needs {how}"
+        for kind, how in ARGUMENTS
+        if script.recorded[kind]
+        and any(
+            None in done.values[:3]
+            for operation in script.operations
+            for done in operation.did
+            if done.kind == kind
+        )
+    ]
+    if script.strays:
+        more = f" and {len(script.strays) - 1} more" if len(script.strays) > 1 else ""
+        lacks.append(
+            "the kernel did something in a call that conform does not know: "
+            f"{script.strays[0]}{more}"
+        )
+    if script.unborn:
+        lacks.append(f"the recording does not begin with the VM: {script.unborn}")
+    return lacks
 
 
 def _failures(tally: ReplayTally) -> list[str]:
@@ -168,11 +217,6 @@ def _failures(tally: ReplayTally) -> list[str]:
 
 def _gaps(script: ConformScript, tally: ReplayTally) -> list[str]:
     gaps = [
-        f"no {what} in the recording: it needs {how}"
-        for kind, what, how in NEEDS
-        if not script.recorded[kind]
-    ]
-    gaps += [
         f"no {what} in the recording, but {tally.unseen[kind]:,} in the model: it needs {how}"
         for kind, what, how in EXPECTED
         if tally.unseen[kind]
@@ -181,14 +225,6 @@ def _gaps(script: ConformScript, tally: ReplayTally) -> list[str]:
         gaps.append("nothing was compared")
     if script.damage:
         gaps.append(f"the recording cannot be relied on from here: {script.damage}")
-    if script.strays:
-        more = f" and {len(script.strays) - 1} more" if len(script.strays) > 1 else ""
-        gaps.append(
-            "the kernel did something in a call that conform does not know: "
-            f"{script.strays[0]}{more}"
-        )
-    if script.unborn:
-        gaps.append(f"the recording does not begin with the VM: {script.unborn}")
     return gaps
 
 

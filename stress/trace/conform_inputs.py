@@ -57,7 +57,11 @@ class _Slots:
         elif key in self.now:
             self.now[key].base = given["gfn"]
         elif given["change"] != MOVE:
-            self.now[key] = _Slot(operation, given["gfn"], given["npages"])
+            address = given.get("userspace_addr")
+            known = None if address is None else address >> PAGE
+            self.now[key] = _Slot(
+                operation, given["gfn"], given["npages"], known, sure=known is not None
+            )
             self.all.append(self.now[key])
 
     def had(self, given: dict[str, Any]) -> bool:
@@ -70,7 +74,7 @@ class _Slots:
         """A notifier range [start, end) of host pages was gfns [first, last) of a slot."""
         for (_, number), slot in self.now.items():
             inside = slot.base <= first and last <= slot.base + slot.npages
-            if number == slot_id and inside and id(slot) not in seen:
+            if number == slot_id and inside and not slot.sure and id(slot) not in seen:
                 seen.add(id(slot))
                 self._place(slot, start, end, first, last)
                 return
@@ -90,11 +94,11 @@ def find_inputs(script: ConformScript) -> None:
     for operation in script.operations:
         if operation.kind == "set-region":
             slots.change(operation)
-        elif operation.kind == "range-start":
+        elif operation.kind == "range-start" and "end" in operation.given:
             start, end = operation.given["start"] >> PAGE, -(-operation.given["end"] >> PAGE)
             seen: set[int] = set()
             for done in operation.did:
-                if done.kind == "unmap":
+                if done.kind == "unmap" and None not in done.values[:3]:
                     first, last, number = done.values[:3]
                     slots.learn(start, end, first, last, number, seen)
         elif operation.kind == "fault":

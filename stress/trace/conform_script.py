@@ -19,7 +19,8 @@ from typing import Any, Final
 from attrs import define, field
 
 from stress.trace import events, layouts
-from stress.trace.conform_translate import SYNCHRONISING, ConformNames, Translator
+from stress.trace.conform_lines import read_lines
+from stress.trace.conform_translate import SYNCHRONISING, Translator
 from stress.trace.conform_values import BEGIN, SEQ_TAKEN, SYNC, Happening
 from stress.trace.events import Event, FieldError, TraceError
 from stress.trace.layouts import Detector, KernelLayout, Vendor
@@ -352,6 +353,8 @@ class Scribe:
             npages=0 if which == "old" else args.get("new_n", 0),
             flags=given.get("flags", 0) if which == "old" else args.get("new_fl", 0),
         )
+        if which == "new" and isinstance(args.get("new_hva"), int):
+            given["userspace_addr"] = args["new_hva"]
 
     def _happened(self, event: Event, task: _Task, happening: Happening) -> None:
         self._script.recorded[
@@ -379,8 +382,7 @@ def read_script(path: Path, kernel: str = "", vendor: str = "") -> ConformScript
 
 def script_of(reader: TraceReader, kernel: str = "", vendor: str = "") -> ConformScript:
     """The script of a recording that is being read."""
-    names = ConformNames()
-    lines = [event._replace(name=names.of(event)) for event in reader]
+    lines = read_lines(reader)
     detector = _detect(lines)
     layout = layouts.LAYOUTS[layouts.ALIASES.get(kernel, kernel)] if kernel else detector.kernel
     maker = layouts.VENDORS[vendor] if vendor else detector.vendor or layouts.AMD

@@ -27,6 +27,7 @@ EVENTS: Final = (
     "kvm/kvm_page_fault",
     "kvm/kvm_userspace_exit",
     "kvm/kvm_unmap_hva_range",
+    "kvm/kvm_smm_transition",
 )
 """Events of level 1."""
 
@@ -42,13 +43,13 @@ LEVELS: Final = {
 
 @frozen
 class ProbeSpec:
-    """A probe: its event name, its function, its arguments by BTF and, as a fallback, by
-    register."""
+    """A probe: its event name, its function, and its arguments: the definitions are tried in turn,
+    the most telling first. Those that name members need the kernel's BTF, those with registers do
+    not; without any the probe says that the function was called."""
 
     name: str
     function: str
-    typed: str = ""
-    plain: str = ""
+    tries: tuple[str, ...] = ()
     level: int = 3
 
     @property
@@ -59,17 +60,28 @@ class ProbeSpec:
         )
 
 
-def _entry_and_return(
-    name: str, function: str, typed: str = "", plain: str = "", ret: str = "", level: int = 3
+def _entry(name: str, function: str, *tries: str, level: int = 3) -> tuple[ProbeSpec, ...]:
+    return (ProbeSpec(name, function, tries, level),)
+
+
+def _both(
+    name: str, function: str, *tries: str, ret: str = "", level: int = 3
 ) -> tuple[ProbeSpec, ...]:
-    return ProbeSpec(name, function, typed, plain, level), ProbeSpec(
-        f"{name}_ret", function, ret, ret, level
+    """A probe on the entry and one on the return."""
+    returned = (ret,) if ret else ()
+    return (
+        ProbeSpec(name, function, tries, level),
+        ProbeSpec(f"{name}_ret", function, returned, level),
     )
 
 
 KVM: Final = "kvm=kvm:x64"
+BY_REGISTER: Final = "kvm=%di:x64"
 VCPU: Final = "kvm=vcpu->kvm:x64 vcpu=vcpu->vcpu_id:s32"
 RET: Final = "ret=$retval:s32"
+FLUSH: Final = "flush=$retval:u8"
+GEN: Final = "gen=kvm->arch.mmu_valid_gen:u8"
+SEQ: Final = "inv_seq=kvm->mmu_invalidate_seq:u64 inv_prog=kvm->mmu_invalidate_in_progress:u64"
 PAGES: Final = f"{KVM} tdp_pages=kvm->arch.tdp_mmu_pages.counter:u64"
 SLOT: Final = " ".join(
     f"{which}_{short}={which}->{member}:{kind}"
@@ -79,127 +91,223 @@ SLOT: Final = " ".join(
         ("gfn", "base_gfn", "x64"),
         ("n", "npages", "x64"),
         ("fl", "flags", "x32"),
+        ("hva", "userspace_addr", "x64"),
     )
 )
-ROOT: Final = (
-    "root=root:x64 spt=root->spt:x64 ref=root->tdp_mmu_root_count.refs.counter:u32 "
-    "role=root->role.word:x32"
-)
+COUNT: Final = "ref=root->tdp_mmu_root_count.refs.counter:u32 role=root->role.word:x32"
+OLDER_COUNT: Final = "ref=root->tdp_mmu_root_count.counter:u32 role=root->role.word:x32"
+"""Until 6.0 the count was a refcount_t of another shape."""
+ROOT: Final = "root=root:x64 spt=root->spt:x64"
+RANGE: Final = "start=start:x64 end=end:x64"
+HOST_RANGE: Final = "start=range->start:x64 end=range->end:x64"
+FAULT: Final = "gfn=fault->gfn:x64"
+GFNS: Final = "start=range->start:x64 end=range->end:x64 slot=range->slot->id:s16"
 
-PROBES: Final = (
-    *_entry_and_return(
+_SLOTS: Final = (
+    *_both(
         "set_memslot",
         "kvm_set_memslot",
         f"{KVM} change=change:s32 {SLOT}",
-        "kvm=%di:x64 change=%cx:s32",
-        RET,
-        2,
+        f"{BY_REGISTER} change=%cx:s32",
+        ret=RET,
+        level=2,
     ),
-    *_entry_and_return(
+    *_both(
         "swap_memslots",
         "kvm_swap_active_memslots",
         f"{KVM} as_id=as_id:s32",
-        "kvm=%di:x64 as_id=%si:s32",
+        f"{BY_REGISTER} as_id=%si:s32",
     ),
-    ProbeSpec(
+    *_entry(
         "memslots_updated",
         "kvm_arch_memslots_updated",
         f"{KVM} gen=gen:x64",
-        "kvm=%di:x64 gen=%si:x64",
-        2,
+        f"{BY_REGISTER} gen=%si:x64",
+        level=2,
     ),
-    *_entry_and_return("flush_shadow_memslot", "kvm_arch_flush_shadow_memslot", KVM, "kvm=%di:x64"),
-    *_entry_and_return("zap_all_fast", "kvm_mmu_zap_all_fast", PAGES, "kvm=%di:x64"),
-    *_entry_and_return(
-        "invalidate_all_roots", "kvm_tdp_mmu_invalidate_all_roots", KVM, "kvm=%di:x64"
+    *_both(
+        "flush_shadow_memslot",
+        "kvm_arch_flush_shadow_memslot",
+        f"{KVM} id=slot->id:s16 gfn=slot->base_gfn:x64 n=slot->npages:x64",
+        BY_REGISTER,
     ),
-    *_entry_and_return("invalidate_roots", "kvm_tdp_mmu_invalidate_roots", KVM, "kvm=%di:x64"),
-    *_entry_and_return(
-        "zap_invalidated_roots", "kvm_tdp_mmu_zap_invalidated_roots", PAGES, "kvm=%di:x64"
+)
+_ROOTS: Final = (
+    *_both("zap_all_fast", "kvm_mmu_zap_all_fast", f"{PAGES} {GEN} {SEQ}", PAGES, BY_REGISTER),
+    *_both(
+        "invalidate_all_roots",
+        "kvm_tdp_mmu_invalidate_all_roots",
+        f"{KVM} {GEN} {SEQ}",
+        BY_REGISTER,
     ),
-    *_entry_and_return(
-        "make_all_req",
-        "kvm_make_all_cpus_request",
-        f"{KVM} req=req:x32",
-        "kvm=%di:x64 req=%si:x32",
-        "called=$retval:u8",
+    *_both("invalidate_roots", "kvm_tdp_mmu_invalidate_roots", f"{KVM} {GEN} {SEQ}", BY_REGISTER),
+    *_both(
+        "zap_invalidated_roots",
+        "kvm_tdp_mmu_zap_invalidated_roots",
+        f"{PAGES} {GEN}",
+        BY_REGISTER,
     ),
-    *_entry_and_return(
+    *_both(
         "alloc_root",
         "kvm_tdp_mmu_alloc_root",
         f"{VCPU} role=vcpu->arch.mmu->root_role.word:x32",
-        "",
-        RET,
+        ret=RET,
     ),
-    *_entry_and_return(
+    *_both(
         "get_vcpu_root",
         "kvm_tdp_mmu_get_vcpu_root_hpa",
         f"{VCPU} role=vcpu->arch.mmu->root_role.word:x32",
-        "",
-        "ret=$retval:x64",
+        ret="ret=$retval:x64",
     ),
-    *_entry_and_return(
+    *_both(
         "next_root",
         "tdp_mmu_next_root",
         "prev=prev_root:x64 only_valid=only_valid:u8",
+        "prev=prev_root:x64 types=types:x32",
         "prev=%si:x64",
-        "root=$retval:x64",
+        ret="root=$retval:x64",
     ),
-    ProbeSpec("put_root", "kvm_tdp_mmu_put_root", f"{KVM} {ROOT}", "kvm=%di:x64 root=%si:x64"),
-    *_entry_and_return(
-        "zap_root", "tdp_mmu_zap_root", f"{KVM} {ROOT} shared=shared:u8", "kvm=%di:x64 root=%si:x64"
+    *_entry(
+        "put_root",
+        "kvm_tdp_mmu_put_root",
+        f"{KVM} {ROOT} {COUNT}",
+        f"{KVM} {ROOT} {OLDER_COUNT}",
+        f"{BY_REGISTER} root=%si:x64",
     ),
-    *_entry_and_return(
+    *_both(
+        "zap_root",
+        "tdp_mmu_zap_root",
+        f"{KVM} {ROOT} {COUNT} shared=shared:u8",
+        f"{BY_REGISTER} root=%si:x64",
+    ),
+    *_both(
+        "__zap_root",
+        "__tdp_mmu_zap_root",
+        f"{KVM} root=root:x64 shared=shared:u8 zap_level=zap_level:s32",
+        f"{BY_REGISTER} root=%si:x64",
+    ),
+    *_entry("uninit_tdp", "kvm_mmu_uninit_tdp_mmu", PAGES, BY_REGISTER),
+    *_entry("init_vm", "kvm_mmu_init_vm", KVM, BY_REGISTER, level=2),
+    *_entry("free_sp_rcu", "tdp_mmu_free_sp_rcu_callback", "head=head:x64", "head=%di:x64"),
+)
+_RANGES: Final = (
+    *_both(
         "zap_leafs",
         "tdp_mmu_zap_leafs",
-        "kvm=kvm:x64 root=root:x64 start=start:x64 end=end:x64",
-        "kvm=%di:x64 root=%si:x64",
+        f"{KVM} root=root:x64 {RANGE} can_yield=can_yield:u8 flush=flush:u8",
+        f"{BY_REGISTER} root=%si:x64",
+        ret=FLUSH,
     ),
-    *_entry_and_return(
-        "unmap_gfn_range", "kvm_tdp_mmu_unmap_gfn_range", KVM, "kvm=%di:x64", "flush=$retval:u8"
+    *_both(
+        "unmap_gfn_range",
+        "kvm_tdp_mmu_unmap_gfn_range",
+        f"{KVM} {GFNS} flush=flush:u8",
+        BY_REGISTER,
+        ret=FLUSH,
     ),
-    *_entry_and_return(
+    *_both(
         "mn_start",
         "kvm_mmu_notifier_invalidate_range_start",
-        "start=range->start:x64 end=range->end:x64",
-        "",
-        RET,
-        2,
+        HOST_RANGE,
+        ret=RET,
+        level=2,
     ),
-    *_entry_and_return("mmu_load", "kvm_mmu_load", VCPU, "", RET, 2),
-    ProbeSpec("load_pgd", "svm_load_mmu_pgd", f"{VCPU} root=root_hpa:x64", ""),
-    ProbeSpec("load_ept", "vmx_load_mmu_pgd", f"{VCPU} root=root_hpa:x64", ""),
-    ProbeSpec(
+    *_both("mn_end", "kvm_mmu_notifier_invalidate_range_end", HOST_RANGE),
+    *_entry(
+        "inv_end",
+        "kvm_mmu_invalidate_end",
+        f"{KVM} seq=kvm->mmu_invalidate_seq:u64 prog=kvm->mmu_invalidate_in_progress:u64",
+    ),
+    *_both(
+        "wrprot_slot",
+        "kvm_tdp_mmu_wrprot_slot",
+        f"{KVM} id=slot->id:s16 min_level=min_level:s32",
+        ret="changed=$retval:u8",
+    ),
+    *_both(
+        "wrprot_range",
+        "wrprot_gfn_range",
+        f"root=root:x64 {RANGE} min_level=min_level:s32",
+        ret="changed=$retval:u8",
+    ),
+    *_entry(
+        "clear_dirty_pt",
+        "kvm_tdp_mmu_clear_dirty_pt_masked",
+        "gfn=gfn:x64 mask=mask:x64 wrprot=wrprot:u8",
+    ),
+    *_entry("split", "kvm_tdp_mmu_try_split_huge_pages", f"{RANGE} shared=shared:u8"),
+    *_entry("zap_all", "kvm_tdp_mmu_zap_all", KVM, BY_REGISTER, level=2),
+)
+_FAULTS: Final = (
+    *_both("tdp_page_fault", "kvm_tdp_page_fault", VCPU, ret=RET),
+    *_both("direct_pf", "direct_page_fault", VCPU, ret=RET),
+    *_both(
+        "stale",
+        "is_page_fault_stale",
+        f"{VCPU} {FAULT} root=vcpu->arch.mmu->root.hpa:x64 fault_seq=fault->mmu_seq:u64 "
+        "seq=vcpu->kvm->mmu_invalidate_seq:u64 prog=vcpu->kvm->mmu_invalidate_in_progress:u64 "
+        "req=vcpu->requests:x64",
+        f"{VCPU} {FAULT} root=vcpu->arch.mmu->root.hpa:x64",
+        ret="ret=$retval:u8",
+    ),
+    *_both(
+        "map",
+        "kvm_tdp_mmu_map",
+        f"{VCPU} {FAULT} pfn=fault->pfn:x64 write=fault->write:u8 exec=fault->exec:u8 "
+        "map_w=fault->map_writable:u8 prefetch=fault->prefetch:u8 goal=fault->goal_level:s32 "
+        "mmu_seq=fault->mmu_seq:u64 slot=fault->slot->id:s16",
+        f"{VCPU} {FAULT} pfn=fault->pfn:x64",
+        ret=RET,
+        level=2,
+    ),
+)
+_VCPUS: Final = (
+    *_both(
+        "make_all_req",
+        "kvm_make_all_cpus_request",
+        f"{KVM} req=req:x32",
+        f"{BY_REGISTER} req=%si:x32",
+        ret="called=$retval:u8",
+    ),
+    *_both("mmu_load", "kvm_mmu_load", VCPU, ret=RET, level=2),
+    *_entry("load_pgd", "svm_load_mmu_pgd", f"{VCPU} root=root_hpa:x64"),
+    *_entry("load_ept", "vmx_load_mmu_pgd", f"{VCPU} root=root_hpa:x64"),
+    *_entry(
         "mmu_free_roots",
         "kvm_mmu_free_roots",
         "roots=roots_to_free:x64 root=mmu->root.hpa:x64",
         "roots=%dx:x64",
     ),
-    ProbeSpec("free_obsolete", "kvm_mmu_free_obsolete_roots", VCPU, ""),
-    ProbeSpec("mmu_unload", "kvm_mmu_unload", VCPU, ""),
-    ProbeSpec(
-        "stale",
-        "is_page_fault_stale",
-        f"{VCPU} gfn=fault->gfn:x64 root=vcpu->arch.mmu->root.hpa:x64",
-        "",
-    ),
-    *_entry_and_return(
-        "map", "kvm_tdp_mmu_map", f"{VCPU} gfn=fault->gfn:x64 pfn=fault->pfn:x64", "", RET, 2
-    ),
-    ProbeSpec(
+    *_entry("free_obsolete", "kvm_mmu_free_obsolete_roots", VCPU),
+    *_entry("mmu_unload", "kvm_mmu_unload", f"{VCPU} root=vcpu->arch.mmu->root.hpa:x64", VCPU),
+    *_entry("svc_tlb", "kvm_service_local_tlb_flush_requests", VCPU),
+    *_entry("flush_all", "svm_flush_tlb_all", VCPU),
+    *_entry("flush_all_ept", "vmx_flush_tlb_all", VCPU),
+    *_entry(
         "flush_remote_range",
         "kvm_flush_remote_tlbs_range",
         "gfn=gfn:x64 n=nr_pages:x64",
+        "gfn=start_gfn:x64 n=nr_pages:x64",
         "gfn=%si:x64 n=%dx:x64",
-        2,
+        level=2,
     ),
-    ProbeSpec("zap_all", "kvm_tdp_mmu_zap_all", KVM, "kvm=%di:x64", 2),
-    ProbeSpec("uninit_tdp", "kvm_mmu_uninit_tdp_mmu", PAGES, "kvm=%di:x64"),
-    ProbeSpec("init_vm", "kvm_mmu_init_vm", KVM, "kvm=%di:x64", 2),
-    ProbeSpec("free_sp_rcu", "tdp_mmu_free_sp_rcu_callback", "head=head:x64", "head=%di:x64"),
 )
-"""What `check` looks for. A function that a kernel does not have, or has inlined, is left out with
-a note."""
+
+PROBES: Final = (*_SLOTS, *_ROOTS, *_RANGES, *_FAULTS, *_VCPUS)
+"""What `check` and `conform` look for. A function that a kernel does not have, or has inlined, is
+left out with a note."""
+
+MORE_FUNCTIONS: Final = (
+    "__cond_resched_rwlock_read",
+    "__cond_resched_rwlock_write",
+    "kvm_faultin_pfn",
+    "kvm_mmu_faultin_pfn",
+    "kvm_mmu_reset_context",
+    "kvm_tdp_mmu_recover_huge_pages",
+    "kvm_tdp_mmu_zap_collapsible_sptes",
+    "synchronize_srcu_expedited",
+)
+"""Functions whose entries `conform` looks at, beside those that `check` does."""
 
 CHECKS: Final = (SLOTS, TRANSITIONS, FROZEN, FLUSHES, ROOTS, TABLES, STATISTICS, OBSOLETE)
 _LEVEL_1: Final = {
@@ -215,8 +323,8 @@ def recorded(level: int) -> set[str]:
     if level >= 2:
         names |= {f"{name}()" for name in FUNCTIONS.values()}
     for probe in PROBES:
-        if probe.level <= level:
-            canonical = FUNCTIONS[probe.function]
+        canonical = FUNCTIONS.get(probe.function)
+        if canonical and probe.level <= level:
             names.add(f"{canonical}_ret" if probe.name.endswith("_ret") else canonical)
     return names | ({"statistics"} if level >= 3 else set())
 
@@ -244,7 +352,7 @@ def explanation() -> str:
 def script(level: int, buffer_mb: int, kernel: str = "") -> str:
     """The whole script."""
     probes = [_probe_line(probe) for probe in PROBES if probe.level <= level]
-    functions = " ".join(sorted(FUNCTIONS)) if level >= 2 else ""
+    functions = " ".join(sorted([*FUNCTIONS, *MORE_FUNCTIONS])) if level >= 2 else ""
     made_for = f" (for kernel {kernel})" if kernel else ""
     return _TEMPLATE.format(
         level=level,
@@ -261,9 +369,7 @@ def script(level: int, buffer_mb: int, kernel: str = "") -> str:
 
 def _probe_line(probe: ProbeSpec) -> str:
     """One call of the script's `probe`: the definitions in the order in which they are tried."""
-    tries = [f"{probe.definition} {probe.typed}".strip()]
-    if probe.plain and probe.plain != probe.typed:
-        tries.append(f"{probe.definition} {probe.plain}")
+    tries = [f"{probe.definition} {each}" for each in probe.tries] + [probe.definition]
     quoted = " \\\n        ".join(f"'{definition}'" for definition in tries)
     return f"    probe {quoted}"
 
@@ -372,9 +478,11 @@ setup() {{
     put events/tdp_stress/enable 1
     functions='{functions}'
     if [ -n "$functions" ]; then
-        for function in $functions; do
-            echo "$function" >>"$instance/set_ftrace_filter" 2>/dev/null || true
-        done
+        # By their numbers in the list of all: each name costs the kernel a walk over the list.
+        numbers=$(awk -v wanted="$functions" '
+            BEGIN {{ split(wanted, names, " "); for (each in names) want[names[each]] = 1 }}
+            $1 in want {{ printf "%d ", NR }}' "$tracing/available_filter_functions")
+        echo "$numbers" >"$instance/set_ftrace_filter"
         put current_tracer function
     fi
 }}

@@ -4,7 +4,7 @@ is seen, and where."""
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pytest
@@ -242,7 +242,10 @@ def test_a_removed_flush_is_seen() -> None:
 def test_a_kernel_that_never_did_what_the_model_did_is_not_taken_for_one_that_was_not_recorded(
     probe: str, what: str
 ) -> None:
-    result = judge([line for line in recordings.lines_of("w4_dirty") if f"({probe}" not in line])
+    lines = recordings.lines_of("w4_dirty")
+    result = judge(
+        [line for line in lines if f"({probe}" not in line and f"{probe} <-" not in line]
+    )
     assert result.verdict is not Verdict.PASS
     assert any(f"no {what}" in reason and "in the model" in reason for reason in result.reasons), (
         result.reasons
@@ -415,3 +418,46 @@ def test_the_command_and_its_exit_codes(tmp_path: Path) -> None:
     assert "zap_pass" in result.output
     result = run(cli, ["trace", "conform", "--json", good], standalone_mode=False)
     assert '"verdict": "PASS"' in result.output
+
+
+@pytest.mark.parametrize("probe", ["kvm_mmu_free_obsolete_roots", "kvm_mmu_load", "kvm_destroy_vm"])
+def test_a_functions_entry_stands_in_for_a_probe_that_is_missing(probe: str) -> None:
+    lines = recordings.lines_of("w8_roots")
+    cut = [line for line in lines if f"({probe}+" not in line]
+    assert len(cut) < len(lines)
+    result = judge(uncounted(cut))
+    assert result.verdict is Verdict.PASS, result.reasons
+
+
+def test_several_probes_of_one_function_are_one_happening() -> None:
+    lines = recordings.lines_of("w8_roots")
+    twice = []
+    for line in lines:
+        twice.append(line)
+        if ": put_root: (" in line:
+            twice.append(line.replace(": put_root: (", ": other: (").partition(" root=")[0])
+    assert len(twice) > len(lines)
+    assert judge(uncounted(twice)).verdict is Verdict.PASS
+
+
+@pytest.mark.parametrize(
+    ("without", "needs"),
+    [
+        (": swap_memslots", "kvm_swap_active_memslots"),
+        (": put_root", "kvm_tdp_mmu_put_root"),
+        (": kvm_tdp_mmu_spte_changed", "kvm_tdp_mmu_spte_changed"),
+    ],
+)
+def test_a_recording_that_lacks_an_input_is_inconclusive_and_names_it(
+    without: str, needs: str
+) -> None:
+    result = judge(
+        uncounted(line for line in recordings.lines_of("w1_delete_adj") if without not in line)
+    )
+    assert result.verdict is Verdict.INCONCLUSIVE
+    assert needs in result.reasons[0]
+
+
+def uncounted(lines: Iterable[str]) -> list[str]:
+    """The lines without the header that announces how many there are."""
+    return [line for line in lines if "entries-in-buffer" not in line]
