@@ -19,15 +19,12 @@ STAND_INS: Final = frozenset(
         "mn_end",
         "destroy_vm",
         "flush_shadow_all",
-        "free_obsolete",
-        "flush_all",
-        "mmu_load",
         "zap_all",
         "uninit_tdp",
         "flush_remote",
     }
 )
-"""Probes whose function's entry says as much: nothing is lost with the arguments."""
+"""Probes whose function's entry says as much. (Which vCPU is meant, an entry does not say.)"""
 
 
 def read_lines(events: Iterable[Event]) -> list[Event]:
