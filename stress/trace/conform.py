@@ -23,7 +23,7 @@ from stress.trace.conform_director import OperationOutcome, ReplayTally
 from stress.trace.conform_inputs import find_inputs
 from stress.trace.conform_replay import Replay
 from stress.trace.conform_rules import FILTERED, RULES
-from stress.trace.conform_script import ConformScript, read_script
+from stress.trace.conform_script import ConformScript, Operation, read_script
 from stress.trace.conform_values import KINDS
 
 ENOUGH: Final = 0.99
@@ -123,20 +123,24 @@ def conform_script(
 
 
 def profile(script: ConformScript) -> str:
-    """The model's profile for a recording: its layout's kernel, without the slot-zap quirk if its
-    deletes went without."""
-    deletes = [
-        operation
+    """The model's profile for a recording: its layout's kernel, without the slot-zap quirk if every
+    deletion that shows how it zapped went over the slot's own range."""
+    ways = Counter(
+        _way_of_zapping(operation)
         for operation in script.operations
         if any(done.kind == "shadow" for done in operation.did)
-    ]
-    kept = [
-        operation
-        for operation in deletes
-        if not any(done.kind == "zap_all_fast" for done in operation.did)
-    ]
-    quirk_off = bool(kept) and len(kept) == len(deletes) and script.recorded["unmap"] > 0
+    )
+    quirk_off = ways["slot"] > 0 and not ways["all"]
     return script.kernel.name + ("-quirkoff" if quirk_off else "")
+
+
+def _way_of_zapping(operation: Operation) -> str:
+    """How a deletion zapped: "all" roots, the leaves of the "slot", or "" if that was not
+    recorded. (A notifier's invalidation is an operation of its own, and not in this one.)"""
+    kinds = {done.kind for done in operation.did}
+    if kinds & {"zap_all_fast", "invalidate", "zap_invalidated"}:
+        return "all"
+    return "slot" if "unmap" in kinds else ""
 
 
 def model_of(name: str) -> tuple[Variant, ...]:

@@ -79,6 +79,18 @@ class _Slots:
                 self._place(slot, start, end, first, last)
                 return
 
+    def remember(self) -> None:
+        """A slot whose memory no notifier has placed for certain has the memory that the same slot
+        had at another time, if that is certain: user space makes its slots again as they were."""
+        sure: dict[tuple[int, int], set[int | None]] = {}
+        for slot in self.all:
+            if slot.sure:
+                sure.setdefault((slot.made_by.given["slot"], slot.npages), set()).add(slot.hva)
+        for slot in self.all:
+            known = sure.get((slot.made_by.given["slot"], slot.npages), set())
+            if not slot.sure and len(known) == 1:
+                (slot.hva,) = known
+
     def _place(self, slot: _Slot, start: int, end: int, first: int, last: int) -> None:
         if first > slot.base:
             slot.hva, slot.sure = start - (first - slot.base), True
@@ -119,6 +131,7 @@ def find_inputs(script: ConformScript) -> None:
     script.unborn = next(
         filter(None, (_unborn(operation, slots) for operation in script.operations)), ""
     )
+    slots.remember()
     for number, slot in enumerate(slots.all):
         slot.made_by.given["hva"] = _hva(slot, number)
     _find_reset_vcpus(script)
