@@ -142,7 +142,8 @@ def _sees(operation: Operation, kinds: set[str], retried: bool) -> str:
     """What slot the fault has found, as far as its end shows: "none", "valid", or "invalid or
     changing"; "" if it does not."""
     if "map" in kinds:
-        return "none" if operation.given.get("pfn", 0) >> 52 else "valid"
+        frame = operation.given.get("pfn")
+        return "" if frame is None else "none" if frame >> 52 else "valid"
     return "invalid" if retried and not kinds & {"stale", "fast"} else ""
 
 
