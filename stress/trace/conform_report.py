@@ -6,13 +6,12 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator
 from itertools import zip_longest
+from typing import Final
 
 from stress.trace.conform import Conformance, by_kind, not_recorded, reason_of
 from stress.trace.conform_director import Difference
 from stress.trace.conform_values import KINDS
 
-SHOWN = 12
-"""Differences that are shown in full."""
 LINES = 8
 """Lines of a difference that are shown of each side."""
 WIDTH = 58
@@ -104,15 +103,61 @@ def _differences(result: Conformance, everything: bool) -> Iterator[str]:
     differences = [
         outcome.difference for outcome in result.outcomes if outcome.difference is not None
     ]
-    shown = differences if everything else differences[:SHOWN]
-    for difference in shown:
+    for (operation, kernel, model), alike in _grouped(differences).items():
         yield ""
-        yield from _difference(
-            difference, len(difference.kernel) + len(difference.model) if everything else LINES
-        )
-    if len(shown) < len(differences):
-        yield ""
-        yield f"... and {len(differences) - len(shown)} more (--all shows them)"
+        parted = f"the kernel's next step was {kernel!r}, the model's {model!r}"
+        apart = alike[0].note if kernel == model == NOTHING else parted
+        yield f"{len(alike)} x {operation}: {apart}"
+        function = FUNCTIONS.get(operation) or ""
+        if function:
+            yield f"  kernel code: {function}"
+        others = ", ".join(str(each.line) for each in alike[1:LINES])
+        if others and not everything:
+            more = ", ..." if len(alike) > LINES else ""
+            yield f"  also at lines {others}{more} (--all shows them)"
+        for difference in alike if everything else alike[:1]:
+            rows = len(difference.kernel) + len(difference.model) if everything else LINES
+            yield from _difference(difference, rows)
+
+
+Group = tuple[str, str, str]
+NOTHING: Final = "none"
+
+
+def _grouped(differences: list[Difference]) -> dict[Group, list[Difference]]:
+    """Differences of one kind together, the most frequent kind first: the same operation, and the
+    same happenings where both sides part."""
+    groups: dict[Group, list[Difference]] = {}
+    for each in differences:
+        key = each.operation.kind, _first_word(each.kernel), _first_word(each.model)
+        groups.setdefault(key, []).append(each)
+    return dict(sorted(groups.items(), key=lambda item: -len(item[1])))
+
+
+def _first_word(did: list[str]) -> str:
+    """The kind of the first happening of one side, as in "line 7: put 0x1 3 no"."""
+    if not did:
+        return NOTHING
+    text = did[0].partition(": ")[2] if did[0].startswith("line ") else did[0]
+    return text.split(" ")[0]
+
+
+FUNCTIONS: Final = {
+    "set-region": "kvm_set_memslot(), kvm_arch_flush_shadow_memslot()",
+    "get-log": "kvm_get_dirty_log_protect()",
+    "clear-log": "kvm_clear_dirty_log_protect(), kvm_arch_mmu_enable_log_dirty_pt_masked()",
+    "fault": "kvm_tdp_page_fault(), kvm_tdp_mmu_map(), fast_page_fault()",
+    "free-obsolete": "kvm_mmu_free_obsolete_roots()",
+    "flush-tlb": "kvm_service_local_tlb_flush_requests()",
+    "load-root": "kvm_mmu_load(), mmu_alloc_direct_roots()",
+    "reset-context": "kvm_mmu_reset_context()",
+    "range-start": "kvm_mmu_notifier_invalidate_range_start(), kvm_tdp_mmu_unmap_gfn_range()",
+    "range-end": "kvm_mmu_notifier_invalidate_range_end()",
+    "destroy": "kvm_destroy_vm(), kvm_mmu_uninit_tdp_mmu()",
+    "release": "kvm_mmu_notifier_release(), kvm_tdp_mmu_zap_all()",
+    "enter": "vcpu_enter_guest(), kvm_check_request()",
+}
+"""What to read in the kernel's source about an operation that differs."""
 
 
 def _difference(difference: Difference, limit: int) -> Iterator[str]:

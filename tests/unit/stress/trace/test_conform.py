@@ -19,7 +19,7 @@ from mmu.variant import Variant
 from stress.cli import cli
 from stress.mutants import MUTANTS
 from stress.results.verdict import Verdict
-from stress.trace import conform_replay
+from stress.trace import conform_replay, conform_report
 from stress.trace.conform import Conformance, conform_script, reason_of
 from stress.trace.conform_rules import RULES
 from stress.trace.conform_script import script_of
@@ -461,3 +461,17 @@ def test_a_recording_that_lacks_an_input_is_inconclusive_and_names_it(
 def uncounted(lines: Iterable[str]) -> list[str]:
     """The lines without the header that announces how many there are."""
     return [line for line in lines if "entries-in-buffer" not in line]
+
+
+def test_differences_of_one_kind_are_shown_once_with_the_kernels_code_to_read() -> None:
+    lines = [line.replace("ret=5", "ret=1") for line in recordings.lines_of("w1_delete_adj")]
+    result = judge(lines)
+    text = conform_report.render(result)
+    different = [outcome for outcome in result.outcomes if outcome.difference is not None]
+    assert len(different) > 1
+    assert text.count("DIFFERENCE at line") < len(different)
+    assert " x fault: the kernel's next step was 'mapped', the model's 'mapped'" in text
+    assert "kernel code: kvm_tdp_page_fault()" in text
+    assert "(--all shows them)" in text
+    whole = conform_report.render(result, everything=True)
+    assert whole.count("DIFFERENCE at line") == len(different)
