@@ -225,6 +225,12 @@ def _gaps(script: ConformScript, tally: ReplayTally) -> list[str]:
         for kind, what, how in EXPECTED
         if tally.unseen[kind]
     ]
+    if tally.unfreed:
+        gaps.append(
+            f"{tally.unfreed} of {tally.unfreed + tally.compared['freed']} page-table pages were "
+            "not freed while the recording lasted: either the kernel leaks them, or their RCU "
+            "callbacks ran later, or in a task that was not recorded"
+        )
     if not sum(tally.compared.values()):
         gaps.append("nothing was compared")
     if script.damage:

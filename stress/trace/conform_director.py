@@ -80,6 +80,8 @@ class ReplayTally:
     ahead: int = 0
     """Happenings that the model did earlier than the recording says, because a lock had to be
     free."""
+    unfreed: int = 0
+    """Page-table pages that the model has freed and whose freeing the recording does not show."""
     stuck: str = ""
 
 

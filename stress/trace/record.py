@@ -498,6 +498,7 @@ only() {{
     done
 }}
 
+code=0
 trap teardown EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
@@ -507,7 +508,8 @@ if [ -n "$pid" ]; then
 fi
 put tracing_on 1
 if [ $# -gt 0 ]; then
-    "$@" || echo "the command ended with $?" >&2
+    "$@" || code=$?
+    sleep 1 # RCU callbacks free the last page tables after their VM is gone
 else
     if [ "$with_statistics" = 1 ]; then
         statistics
@@ -525,4 +527,5 @@ else
     fi
 fi
 save
+exit "$code"
 """
