@@ -464,10 +464,13 @@ class Scheduler:
         except Abandoned:
             pass
         except BaseException as error:
-            mine.error = error
-            self.task_errors.append(f"{task.name} raised {error!r}")
-            if self.on_error is not None:
-                self.on_error(task, error)
+            # When the schedule is over, tasks are unwound wherever they are: what their own code
+            # raises on the way out (a lock released that it never got back) is no finding.
+            if not self._aborting:
+                mine.error = error
+                self.task_errors.append(f"{task.name} raised {error!r}")
+                if self.on_error is not None:
+                    self.on_error(task, error)
         try:
             if not self._aborting:
                 for check in self.exit_checks:
@@ -542,7 +545,7 @@ class Scheduler:
         noting, self._noting = self._noting, []
         self.quiet += 1
         try:
-            result = task.predicate()
+            result = bool(task.predicate())
         finally:
             self.quiet -= 1
             task.reads, self._noting = list(dict.fromkeys(self._noting)), noting
