@@ -18,6 +18,7 @@ from attrs import frozen
 from mmu.memory.memslots import Change
 from mmu.paging.spte import REMOVED_SPTE, SPTE_MMIO, SPTE_PS, SPTE_W, SpteLayout
 from mmu.paging.table import ShadowPage
+from mmu.probe import Instrument, override
 from mmu.runtime import Runtime
 from mmu.task import current
 
@@ -103,7 +104,7 @@ class _ThreadCoverage:
         self.mark = 0
 
 
-class SpteCoverage:
+class SpteCoverage(Instrument):
     """A probe observer. What other threads' tables say is read while they go on: the figures are
     those of some moment."""
 
@@ -131,6 +132,7 @@ class SpteCoverage:
         mine.counts = mine.by_operation.setdefault(operation, {})
         mine.mark = mine.who << 8 | number
 
+    @override
     def spte_changed(
         self, sp: ShadowPage, gfn: int, level: int, old: int, new: int, shared: bool
     ) -> None:
@@ -158,10 +160,12 @@ class SpteCoverage:
             pair = (before & 255) << 8 | mark & 255
             mine.orders[pair] = mine.orders.get(pair, 0) + 1
 
+    @override
     def memslot_begin(self, change: Change, slot: object) -> None:
         """A memslot call."""
         self._enter(self._local.mine, _CALLS[change])
 
+    @override
     def memslot_end(self, change: Change, slot: object, parts: object) -> None:
         """And its end."""
         mine = self._local.mine

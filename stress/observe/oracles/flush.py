@@ -8,6 +8,7 @@ from mmu.machine.vm import VirtualMachine
 from mmu.memory.tlb import WHOLE
 from mmu.paging.spte import REMOVED_SPTE, describe
 from mmu.paging.table import RootPage, ShadowPage
+from mmu.probe import override
 from stress.observe.oracles.base import Oracle
 from stress.scenario.types import Limits
 
@@ -42,6 +43,7 @@ class FlushOracle(Oracle):
             self.kvm.geometry.pages(level) for level in range(1, self.kvm.geometry.levels + 2)
         )
 
+    @override
     def spte_zapped(
         self, sp: ShadowPage, gfn: int, level: int, old: int, new: int, shared: bool
     ) -> None:
@@ -79,6 +81,7 @@ class FlushOracle(Oracle):
             gfn=gfn,
         )
 
+    @override
     def flush_end(self, reason: str, gfn: int, pages: int, ns: int) -> None:
         """The vCPUs are flushed."""
         owed = self._debts.mine.vcpus
@@ -86,6 +89,7 @@ class FlushOracle(Oracle):
             self.judged["O1"].add(1)
             _settle(owed, gfn, pages)
 
+    @override
     def importers_notified(self, exported: ExportedTdp, gfn: int, pages: int, ns: int) -> None:
         """One exported root's importers are told."""
         root = exported.root.value
@@ -96,10 +100,12 @@ class FlushOracle(Oracle):
             _settle(owed, gfn, pages)
             debts.update(owed)
 
+    @override
     def memslot_end(self, change: object, slot: object, parts: object) -> None:
         """A call returns: what it removed under mmu_lock(read) is due, too."""
         self.mmu_write_unlocking()
 
+    @override
     def mmu_write_unlocking(self) -> None:
         """Payday."""
         debts = self._debts.mine

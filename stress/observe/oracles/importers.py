@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from mmu.export.iommu import KvmHwpt
+from mmu.probe import override
 from stress.observe.oracles.base import Oracle
 
 
@@ -12,6 +13,7 @@ class ImporterOracle(Oracle):
     rules = ("O16",)
     title = "IO faults are answered as the slots say; no callback after unregister"
 
+    @override
     def io_fault_answered(self, gfn: int, write: bool, ok: bool, mappable: bool) -> None:
         """SUCCESS exactly when the gfn can be mapped with the rights asked for (I19)."""
         self.judged["O16"].add(1)
@@ -31,6 +33,7 @@ class ImporterOracle(Oracle):
             gfn=gfn,
         )
 
+    @override
     def importer_called(self, importer: object, gfn: int, pages: int) -> None:
         """The callback of an importer that was destroyed."""
         self.judged["O16"].add(1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from mmu.paging.table import RootPage
+from mmu.probe import override
 from stress.observe.oracles.base import Oracle
 
 
@@ -16,6 +17,7 @@ class UnmapOracle(Oracle):
         "a range is unmapped only inside an invalidation that covers it, or with slots_lock held"
     )
 
+    @override
     def zap_leafs_done(self, root: RootPage, start: int, end: int, yielded: bool) -> None:
         """The zap of [start, end) is over."""
         kvm = self.kvm
