@@ -8,7 +8,9 @@ Events carry the kernel's tracepoint name where one exists. Hooks are declared a
         def zap_all_fast(self, old_valid_gen: int) -> None:
             print("fast zap")
 
-    VirtualMachine(probe=probe)  # with probe = Probe(), after probe.attach(Zaps())
+    probe = Probe()
+    probe.attach(Zaps())
+    vm = VirtualMachine(probe=probe)
 
 In every hook, `gfn` is a guest frame number, `pages` counts 4 KiB pages, `level` is that of a page
 table entry (1: 4 KiB), `ns` are nanoseconds on the runtime's clock, and an SPTE is its 64-bit word.
@@ -171,7 +173,7 @@ class Hooks(SyncHooks):
         """fast_page_fault: an SPTE was changed from `old` to `new` without mmu_lock."""
 
     @hook
-    def mmio_honoured(self, vcpu: Vcpu | None, gfn: int, spte: int, slots: MemslotSet) -> None:
+    def mmio_honoured(self, vcpu: Vcpu, gfn: int, spte: int, slots: MemslotSet) -> None:
         """An MMIO SPTE was found current, so the access is emulated; `slots` is the set it was
         compared with."""
 

@@ -17,7 +17,7 @@ SHORT = {"huge-over-tables": "huge"}
 
 
 class Counts(Instrument):
-    """A probe observer that counts what happens rarely enough to be counted one by one."""
+    """An instrument that counts what happens rarely enough to be counted one by one."""
 
     def __init__(self, runtime: Runtime) -> None:
         self._counters = runtime.per_thread_counters(COUNTERS)

@@ -105,7 +105,7 @@ class _ThreadCoverage:
 
 
 class SpteCoverage(Instrument):
-    """A probe observer. What other threads' tables say is read while they go on: the figures are
+    """An instrument. What other threads' tables say is read while they go on: the figures are
     those of some moment."""
 
     def __init__(self, runtime: Runtime, layout: SpteLayout) -> None:
@@ -136,8 +136,7 @@ class SpteCoverage(Instrument):
     def spte_changed(
         self, sp: ShadowPage, gfn: int, level: int, old: int, new: int, shared: bool
     ) -> None:
-        """kvm_tdp_mmu_spte_changed, but for most pages that are mapped, and for the freezing of
-        entries that held nothing."""
+        # Left out: seven of eight new mappings, and the freezing of entries that held nothing.
         if not old and ((level == 1 and gfn & PASSED_OVER) or new == REMOVED_SPTE):
             return
         mine = self._local.mine
@@ -162,12 +161,10 @@ class SpteCoverage(Instrument):
 
     @override
     def memslot_begin(self, change: Change, slot: object) -> None:
-        """A memslot call."""
         self._enter(self._local.mine, _CALLS[change])
 
     @override
     def memslot_end(self, change: Change, slot: object, parts: object) -> None:
-        """And its end."""
         mine = self._local.mine
         self._enter(mine, mine.usual)
 

@@ -17,7 +17,7 @@ def _dice(runtime: Runtime, seed: int) -> Local[random.Random]:
 
 
 class Delays(Instrument):
-    """A probe observer that sometimes waits at P1..P20 (reference 2.16); each thread has a
+    """An instrument that sometimes waits at P1..P20 (reference 2.16); each thread has a
     generator of its own."""
 
     def __init__(

@@ -21,7 +21,7 @@ GAUGES = {
 
 
 class Gauges(Instrument):
-    """A probe observer as well, because only events can tell how many roots there are; `sample` is
+    """An instrument as well, because only events can tell how many roots there are; `sample` is
     called by one thread."""
 
     def __init__(self, vm: VirtualMachine) -> None:

@@ -100,7 +100,7 @@ class _TaskHistograms:
 
 
 class Histograms(Instrument):
-    """A probe observer that times operations."""
+    """An instrument that times operations."""
 
     def __init__(self, runtime: Runtime) -> None:
         self._now = runtime.now

@@ -12,7 +12,7 @@ POINTS: Final[tuple[str, ...]] = get_args(PreemptionPoint)
 
 
 class Points(Instrument):
-    """A probe observer. Every fault passes several points, so all it does at one that is known
+    """An instrument. Every fault passes several points, so all it does at one that is known
     already is to look it up."""
 
     def __init__(self) -> None:

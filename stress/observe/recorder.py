@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 
 class Recorder(Instrument):
-    """A probe observer that keeps the newest events of every thread."""
+    """An instrument that keeps the newest events of every thread."""
 
     def __init__(self, runtime: Runtime, layout: SpteLayout) -> None:
         self._now = runtime.now

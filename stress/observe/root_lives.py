@@ -56,7 +56,7 @@ class _Life:
 
 
 class Lives(Instrument):
-    """A probe observer of events that are rare. The lock is the observer's own, and no model code
+    """An instrument of events that are rare. The lock is the observer's own, and no model code
     runs under it."""
 
     def __init__(self, elapsed: Callable[[], float]) -> None:

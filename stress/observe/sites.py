@@ -34,7 +34,7 @@ is no other site."""
 
 
 class Sites(Listeners):
-    """A probe observer that remembers what was reached; one set for any number of runs."""
+    """An instrument that remembers what was reached; one set for any number of runs."""
 
     def __init__(self, layout: SpteLayout) -> None:
         self.reached: set[str] = set()

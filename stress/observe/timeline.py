@@ -90,7 +90,7 @@ class _ThreadTimeline:
 
 
 class Timeline(Instrument):
-    """A probe observer that keeps the newest slices of every thread."""
+    """An instrument that keeps the newest slices of every thread."""
 
     def __init__(self, runtime: Runtime, origin: int | None = None) -> None:
         """Times are counted from `origin` on, nanoseconds on the runtime's clock, or from now."""

@@ -95,7 +95,6 @@ class Watcher(Instrument):
     def spte_changed(
         self, sp: ShadowPage, gfn: int, level: int, old: int, new: int, shared: bool
     ) -> None:
-        """kvm_tdp_mmu_spte_changed."""
         machine = self._machine
         assert sp.root is not None
         machine.runtime.tell(
@@ -109,12 +108,10 @@ class Watcher(Instrument):
 
     @override
     def prepare_zap_page(self, sp: ShadowPage, shared: bool) -> None:
-        """kvm_mmu_prepare_zap_page."""
         self._machine.runtime.tell("zap_page", sp.gfn, sp.level)
 
     @override
     def root_allocated(self, root: RootPage) -> None:
-        """A root's page is made."""
         self._machine.runtime.tell("new_root", root.level)
 
 

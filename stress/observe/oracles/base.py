@@ -1,4 +1,4 @@
-"""What an oracle is: an observer that knows one family of rules and reports when one is broken."""
+"""What an oracle is: an instrument that knows one family of rules and reports each violation."""
 
 from __future__ import annotations
 

@@ -47,7 +47,6 @@ class FlushOracle(Oracle):
     def spte_zapped(
         self, sp: ShadowPage, gfn: int, level: int, old: int, new: int, shared: bool
     ) -> None:
-        """A present SPTE went away."""
         root = sp.root
         if root is None or root.invalid.value or self.kvm.dying.value:
             return
@@ -83,7 +82,6 @@ class FlushOracle(Oracle):
 
     @override
     def flush_end(self, reason: str, gfn: int, pages: int, ns: int) -> None:
-        """The vCPUs are flushed."""
         owed = self._debts.mine.vcpus
         if owed:
             self.judged["O1"].add(1)
@@ -91,7 +89,6 @@ class FlushOracle(Oracle):
 
     @override
     def importers_notified(self, exported: ExportedTdp, gfn: int, pages: int, ns: int) -> None:
-        """One exported root's importers are told."""
         root = exported.root.value
         debts = self._debts.mine.importers
         if root is not None and root in debts:
@@ -102,12 +99,11 @@ class FlushOracle(Oracle):
 
     @override
     def memslot_end(self, change: object, slot: object, parts: object) -> None:
-        """A call returns: what it removed under mmu_lock(read) is due, too."""
+        # What the call removed under mmu_lock(read) is due, too.
         self.mmu_write_unlocking()
 
     @override
     def mmu_write_unlocking(self) -> None:
-        """Payday."""
         debts = self._debts.mine
         if not (debts.vcpus or debts.importers):
             return

@@ -15,7 +15,7 @@ class ImporterOracle(Oracle):
 
     @override
     def io_fault_answered(self, gfn: int, write: bool, ok: bool, mappable: bool) -> None:
-        """SUCCESS exactly when the gfn can be mapped with the rights asked for (I19)."""
+        # SUCCESS exactly when the gfn can be mapped with the rights asked for (I19).
         self.judged["O16"].add(1)
         if ok == mappable:
             return
@@ -35,7 +35,6 @@ class ImporterOracle(Oracle):
 
     @override
     def importer_called(self, importer: object, gfn: int, pages: int) -> None:
-        """The callback of an importer that was destroyed."""
         self.judged["O16"].add(1)
         if isinstance(importer, KvmHwpt) and not importer.live.value:
             self.kvm.warn(

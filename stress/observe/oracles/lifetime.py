@@ -15,13 +15,11 @@ class LifetimeOracle(Oracle):
 
     @override
     def mmu_write_locked(self) -> None:
-        """A writer is in."""
         if self.vm.destroyed.value:
             self._report("mmu_lock")
 
     @override
     def io_fault_begin(self, device: object, gfn: int, write: bool) -> None:
-        """A device wants something mapped."""
         if self.vm.destroyed.value:
             self._report("IO page fault")
 

@@ -39,12 +39,10 @@ class LivenessOracle(Oracle):
 
     @override
     def mmu_write_locked(self) -> None:
-        """The section begins."""
         self._since.mine.watch = Stopwatch(self.kvm.runtime)
 
     @override
     def mmu_write_unlocking(self) -> None:
-        """It ends."""
         self.judged["O10"].add(1)
         since = self._since.mine
         watch, since.watch = since.watch, None
@@ -60,8 +58,7 @@ class LivenessOracle(Oracle):
 
     @override
     def walk_section(self, steps: int, ns: int, can_yield: bool) -> None:
-        """A walk has gone that far without yielding; one that would have, had anybody waited, has
-        done no harm."""
+        # A walk that could have yielded has done no harm: no task was waiting.
         if self._steps and steps > self._steps and not can_yield:
             self.kvm.warn(
                 "O10",
@@ -75,7 +72,7 @@ class LivenessOracle(Oracle):
 
     @override
     def zap_yielded(self, root: RootPage, since: int, goal: int) -> None:
-        """A walk that yields where it has yielded before can be kept from its work for ever."""
+        # A walk that yields where it has yielded before can be kept from its work forever.
         if goal == since:
             self.kvm.warn(
                 "O10",
@@ -91,8 +88,8 @@ class LivenessOracle(Oracle):
 
     @override
     def prepare_zap_page(self, sp: ShadowPage, shared: bool) -> None:
-        """A table of 1 GiB entries is removed only once it is empty: what hangs below its parent's
-        entry goes in one step."""
+        # A table of 1 GiB entries is removed only once it is empty: what hangs below its parent's
+        # entry goes in one step.
         present = self.kvm.layout.present
         if sp.level < PG_LEVEL_1G or not (left := sum(1 for spte in sp.spt if spte & present)):
             return

@@ -16,7 +16,6 @@ class MmioOracle(Oracle):
 
     @override
     def mmio_honoured(self, vcpu: object, gfn: int, spte: int, slots: MemslotSet) -> None:
-        """The access is about to be emulated."""
         self.judged["O13"].add(1)
         slot = slots.at(gfn)
         if slot is not None:

@@ -26,13 +26,12 @@ class NxOracle(Oracle):
 
     @override
     def nx_toggle_begin(self, on: bool) -> None:
-        """The knob is about to change."""
         self._toggling.value = True
 
     @override
     def nx_toggle_end(self, on: bool) -> None:
-        """The new policy holds for everything: also for what was installed while the knob was being
-        switched. kvm_lock is still held, so it is not switched again meanwhile."""
+        # The new policy holds for everything, also for what was installed while the knob was being
+        # switched. kvm_lock is still held, so the knob is not switched again meanwhile.
         self._toggling.value = False
         if not on:
             return
@@ -47,7 +46,6 @@ class NxOracle(Oracle):
 
     @override
     def huge_mapped(self, sp: ShadowPage, gfn: int, level: int, spte: int) -> None:
-        """A huge leaf is installed."""
         if sp.root is not None and self.kvm.nx_huge_pages.value and not self._toggling.value:
             self._judge(sp.root, gfn, level, spte)
 

@@ -18,7 +18,6 @@ class SlotOracle(Oracle):
 
     @override
     def memslot_gone(self, slot: Memslot) -> None:
-        """The old range must be unmapped now."""
         self.kvm.rcu.read_lock()
         for root in self.vm.roots.each_rcu():
             if root.role.as_id == slot.as_id:

@@ -17,8 +17,7 @@ class TranslationOracle(Oracle):
 
     @override
     def bad_translation(self, who: str | None, gfn: int, pfn: int, write: bool, spte: int) -> None:
-        """An access met the wrong stamp; those that met the right one are counted by whoever made
-        them."""
+        # An access that reached the right frame is counted by the task that made it.
         if who is None:
             self._late_write(gfn, pfn)
             return

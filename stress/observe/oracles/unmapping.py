@@ -19,7 +19,6 @@ class UnmapOracle(Oracle):
 
     @override
     def zap_leafs_done(self, root: RootPage, start: int, end: int, yielded: bool) -> None:
-        """The zap of [start, end) is over."""
         kvm = self.kvm
         if end - start > kvm.geometry.max_gfn or kvm.slots_lock.held():
             return

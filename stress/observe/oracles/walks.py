@@ -17,7 +17,6 @@ class WalkOracle(Oracle):
 
     @override
     def zap_leafs_done(self, root: RootPage, start: int, end: int, yielded: bool) -> None:
-        """The zap of [start, end) is over."""
         if yielded:
             return  # faults may have mapped something behind it, legally
         self.judged["O15"].add(1)
