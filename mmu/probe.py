@@ -1,238 +1,336 @@
-"""The one window into the model: named events that observers may attach to.
+"""The window into the model: the events that instruments may listen to.
 
-A hook that nobody wants is `None`, and the model pays one test for it. Events carry the kernel's
-tracepoint name where one exists. The idea is trio's `Instrument`: an observer is any object that
-has methods named after hooks.
+Events carry the kernel's tracepoint name where one exists. Hooks are declared and dispatched as in
+`mmu.sync.probe`, which has those of locks and RCU. An instrument is a subclass of `Instrument`:
+
+    class Zaps(Instrument):
+        @override
+        def zap_all_fast(self, old_valid_gen: int) -> None:
+            print("fast zap")
+
+    probe = Probe()
+    probe.attach(Zaps())
+    vm = VirtualMachine(probe=probe)
+
+In every hook, `gfn` is a guest frame number, `pages` counts 4 KiB pages, `level` is that of a page
+table entry (1: 4 KiB), `ns` are nanoseconds on the runtime's clock, and an SPTE is its 64-bit word.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import lru_cache, partial
-from typing import Any, cast
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Final
 
-Hook = Callable[..., Any] | None
+from mmu.sync.probe import (
+    ErrorSink,
+    Listener,
+    SyncHooks,
+    SyncInstrument,
+    SyncProbe,
+    declared_in,
+    hook,
+    hooks_of,
+    override,
+)
 
-HOOKS: dict[str, str] = {
-    "spte_changed": (
-        "(sp, gfn, level, old, new, shared) kvm_tdp_mmu_spte_changed: after the write, in "
-        "handle_changed_spte"
-    ),
-    "spte_zapped": (
-        "(sp, gfn, level, old, new, shared) the part of kvm_tdp_mmu_spte_changed in which `old` "
-        "was present"
-    ),
-    "root_allocated": "(root) a new root is on the list",
-    "root_invalidated": "(root) role.invalid was set",
-    "roots_kicked": (
-        "(roots) every running vCPU has acknowledged FREE_OBSOLETE_ROOTS for these roots"
-    ),
-    "root_zapped": "(root) a scheduled root was zapped, its gifted reference is about to be put",
-    "root_freed": "(root) the last reference went",
-    "zap_all_fast": "(old_valid_gen) kvm_mmu_zap_all_fast: on entry, before the generation flips",
-    "exported_zapped": (
-        "(root, leaves) one exported root's leaf zap ended, still under mmu_lock(write)"
-    ),
-    "zap_yielded": (
-        "(root, since, goal) a walk dropped mmu_lock and took it again: where it started or "
-        "yielded last, and where it goes on"
-    ),
-    "prepare_zap_page": "(sp, shared) kvm_mmu_prepare_zap_page: a table was unlinked",
-    "frozen_met": "(gfn) a fault met a REMOVED (frozen) SPTE",
-    "fault_stale": "(vcpu_or_none, gfn, why) a fault has to be retried",
-    "fault_done": "(vcpu, result, ns) a vCPU fault was handled",
-    "flush_begin": "(reason, gfn, pages) remote flush requested; pages < 0 means all",
-    "flush_end": "(reason, gfn, pages, ns) all running vCPUs and importers are done",
-    "importers_notified": "(exported, gfn, pages, ns) every importer of one exported TDP was told",
-    "mmu_write_locked": "() mmu_lock was just taken for write",
-    "mmu_write_unlocking": "() mmu_lock, held for write, is about to be released",
-    "guest_enter": "(vcpu) a vCPU is in guest mode and has seen no pending request",
-    "guest_exit": "(vcpu) a vCPU has left guest mode",
-    "memslot_begin": "(change, slot) a memslot call took slots_lock",
-    "memslot_gone": (
-        "(slot) DELETE or MOVE: the old range must be unmapped now; slots_lock is still held"
-    ),
-    "memslot_end": (
-        "(change, slot, parts) a memslot call returns, but for one that failed; parts maps phase "
-        "to nanoseconds"
-    ),
-    "io_fault_begin": "(device, gfn, write) an IO page fault was taken from the queue",
-    "io_fault_answered": (
-        "(gfn, write, ok, mappable) decided, slots_lock still held; mappable as the slots say now"
-    ),
-    "io_fault_end": "(device, gfn, write, ok, ns) the page response was sent",
-    "bad_translation": (
-        "(who, gfn, pfn, write, spte) an access reached memory that is not the gfn's"
-    ),
-    "grace_period": "(ns, callbacks) one RCU grace period ended and its callbacks ran",
-    "importer_called": "(importer, gfn, pages) an importer's invalidate callback is about to run",
-    "walk_section": (
-        "(steps, ns, can_yield) a zap went so many entries, and so long inside RCU, without "
-        "yielding; whether it might have"
-    ),
-    "root_loaded": "(vcpu, ns) a vCPU has found or made its root (kvm_mmu_load)",
-    "io_fault_held": "(ns) an IO page fault is decided; it has held slots_lock for so long",
-    "io_fault_retried": "(gfn) an IO page fault has to be tried again",
-    "fast_page_fault": "(gfn, old, new) fast_page_fault: an SPTE was fixed without mmu_lock",
-    "huge_page_split": (
-        "(gfn, level) kvm_mmu_split_huge_page: a huge leaf was replaced by a table of smaller ones"
-    ),
-    "mmio_honoured": (
-        "(vcpu, gfn, spte, slots) an MMIO SPTE was found current: the access is emulated; `slots` "
-        "is the set it was judged by"
-    ),
-    "mmio_wrapped": "(generation) the generation that MMIO SPTEs keep is about to wrap",
-    "nx_toggle_begin": "(on) the NX huge page knob is about to be written",
-    "nx_toggle_end": "(on) everything that was mapped under the old policy is gone",
-    "range_started": (
-        "(region, first, last, ns) invalidate_range_start returned: nothing may map these pages "
-        "until the end"
-    ),
-    "importer_switched": (
-        "(importer, acknowledged, ns) republish: an importer walks the new root, or was cut off"
-    ),
-    "republished": (
-        "(old, fresh) republish: the old root is invalid, every importer is on the fresh one"
-    ),
-    "huge_mapped": "(sp, gfn, level, spte) a huge leaf was installed",
-    "zap_leafs_done": (
-        "(root, start, end, yielded) a leaf zap of [start, end) ended, mmu_lock still held; "
-        "whether it yielded"
-    ),
-    "dirty_log_started": (
-        "(slot) dirty logging of a slot is on, and everything it needs was protected and flushed"
-    ),
-    "dirty_log_read": (
-        "(slot, pages) the dirty log was read and what was in it is protected again; slots_lock is "
-        "held"
-    ),
-    "cmpxchg_lost": "(gfn) a compare-exchange of an SPTE was refused: somebody else was first",
-    "grace_period_waited": (
-        "(domain) a grace period has waited for a reader that was inside before it, and has now "
-        "left"
-    ),
-    "root_pinned": (
-        "(root, alive) a reference on a listed root was asked for; false if its last one was gone"
-    ),
-    "dma_begin": (
-        "(device, gfn) a device is about to translate and access a gfn, as one transaction of its "
-        "hardware"
-    ),
-    "dma_end": "(device) the transaction is over",
-    "point": "(name) a preemption point P1..P20 of the reference was reached",
-}
-"""Every hook with its arguments and meaning."""
+if TYPE_CHECKING:
+    from mmu.export.importer import ExportedTdp, ImporterOps
+    from mmu.export.iommu import Device
+    from mmu.machine.vcpu import Vcpu
+    from mmu.memory.host import Region
+    from mmu.memory.memslots import Change, Memslot, MemslotSet
+    from mmu.paging.table import RootPage, ShadowPage
+    from mmu.tdp.fault import RetPf
+    from mmu.tdp.zap import Importer
 
-ErrorSink = Callable[[str, BaseException], None]
+__all__ = ["HOOKS", "ErrorSink", "Instrument", "Listener", "Listeners", "Probe", "override"]
 
 
-class Probe:
-    """Dispatch table of hooks; `attach` fills it in before the VM runs."""
+class Hooks(SyncHooks):
+    """Every hook of the model."""
 
-    spte_changed: Hook
-    spte_zapped: Hook
-    root_allocated: Hook
-    root_invalidated: Hook
-    roots_kicked: Hook
-    root_zapped: Hook
-    root_freed: Hook
-    zap_all_fast: Hook
-    exported_zapped: Hook
-    zap_yielded: Hook
-    prepare_zap_page: Hook
-    frozen_met: Hook
-    fault_stale: Hook
-    fault_done: Hook
-    flush_begin: Hook
-    flush_end: Hook
-    importers_notified: Hook
-    mmu_write_locked: Hook
-    mmu_write_unlocking: Hook
-    guest_enter: Hook
-    guest_exit: Hook
-    memslot_begin: Hook
-    memslot_gone: Hook
-    memslot_end: Hook
-    io_fault_begin: Hook
-    io_fault_answered: Hook
-    io_fault_end: Hook
-    bad_translation: Hook
-    grace_period: Hook
-    importer_called: Hook
-    walk_section: Hook
-    root_loaded: Hook
-    io_fault_held: Hook
-    io_fault_retried: Hook
-    fast_page_fault: Hook
-    huge_page_split: Hook
-    mmio_honoured: Hook
-    mmio_wrapped: Hook
-    nx_toggle_begin: Hook
-    nx_toggle_end: Hook
-    range_started: Hook
-    importer_switched: Hook
-    republished: Hook
-    huge_mapped: Hook
-    zap_leafs_done: Hook
-    dirty_log_started: Hook
-    dirty_log_read: Hook
-    cmpxchg_lost: Hook
-    grace_period_waited: Hook
-    root_pinned: Hook
-    dma_begin: Hook
-    dma_end: Hook
-    point: Hook
+    __slots__ = ()
 
-    __slots__ = (*HOOKS, "_on_error", "_wanted")
+    # SPTEs and tables.
 
-    def __init__(self, on_error: ErrorSink | None = None) -> None:
-        """`on_error(hook, exception)` is told when an observer raises; without it the exception
-        propagates."""
-        self._on_error = on_error
-        self._wanted: dict[str, tuple[Callable[..., Any], ...]] = {}
-        for name in HOOKS:
-            setattr(self, name, None)
+    @hook
+    def spte_changed(
+        self, sp: ShadowPage, gfn: int, level: int, old: int, new: int, shared: bool
+    ) -> None:
+        """kvm_tdp_mmu_spte_changed: an SPTE of table `sp` was written, in handle_changed_spte().
 
-    def attach(self, *observers: object) -> None:
-        """Connect every method of `observers` that is named after a hook. Call it before threads
-        run."""
-        changed: dict[str, None] = {}
-        for observer in observers:
-            for name in _hooks_of(
-                cast(Any, type(observer)),
-                frozenset(vars(observer)) if hasattr(observer, "__dict__") else frozenset(),
-            ):
-                method = getattr(observer, name)
-                if callable(method):
-                    self._wanted[name] = (*self._wanted.get(name, ()), method)
-                    changed[name] = None
-        for name in changed:
-            setattr(self, name, self._dispatcher(name, self._wanted[name]))
+        `shared` says that mmu_lock is held for read only.
+        """
 
-    def _dispatcher(
-        self, name: str, methods: tuple[Callable[..., Any], ...]
-    ) -> Callable[..., None]:
-        if self._on_error is not None:
-            return partial(_tell_guarded, self._on_error, name, methods)
-        return methods[0] if len(methods) == 1 else partial(_tell, methods)
+    @hook
+    def spte_zapped(
+        self, sp: ShadowPage, gfn: int, level: int, old: int, new: int, shared: bool
+    ) -> None:
+        """kvm_tdp_mmu_spte_changed, for an `old` that was present and a `new` that is not a table.
+
+        Arguments as of `spte_changed`.
+        """
+
+    @hook
+    def prepare_zap_page(self, sp: ShadowPage, shared: bool) -> None:
+        """kvm_mmu_prepare_zap_page: table `sp` was unlinked, under mmu_lock held for read if
+        `shared`."""
+
+    @hook
+    def huge_mapped(self, sp: ShadowPage, gfn: int, level: int, spte: int) -> None:
+        """A huge leaf, `spte`, was installed in table `sp`."""
+
+    @hook
+    def huge_page_split(self, gfn: int, level: int) -> None:
+        """kvm_mmu_split_huge_page: a huge leaf at `level` was replaced by a table of smaller
+        ones."""
+
+    @hook
+    def cmpxchg_lost(self, gfn: int) -> None:
+        """A compare-exchange of an SPTE was refused: another thread was first."""
+
+    # Roots.
+
+    @hook
+    def root_allocated(self, root: RootPage) -> None:
+        """A new root is on the list."""
+
+    @hook
+    def root_pinned(self, root: RootPage, alive: bool) -> None:
+        """A reference on a listed root was asked for; `alive` is false if its last one was gone."""
+
+    @hook
+    def root_invalidated(self, root: RootPage) -> None:
+        """role.invalid was set."""
+
+    @hook
+    def roots_kicked(self, roots: list[RootPage]) -> None:
+        """Every running vCPU has acknowledged FREE_OBSOLETE_ROOTS for `roots`."""
+
+    @hook
+    def root_zapped(self, root: RootPage) -> None:
+        """A scheduled root was zapped, and its gifted reference is about to be put."""
+
+    @hook
+    def root_freed(self, root: RootPage) -> None:
+        """The last reference of a root went."""
+
+    @hook
+    def root_loaded(self, vcpu: Vcpu, ns: int) -> None:
+        """kvm_mmu_load: a vCPU has found or made its root, in `ns`."""
+
+    # Zaps.
+
+    @hook
+    def zap_all_fast(self, old_valid_gen: int) -> None:
+        """kvm_mmu_zap_all_fast: a fast zap begins; `old_valid_gen` is the generation before it
+        flips."""
+
+    @hook
+    def exported_zapped(self, root: RootPage, leaves: int) -> None:
+        """One exported root lost `leaves` leaves; mmu_lock is still held for write."""
+
+    @hook
+    def zap_leafs_done(self, root: RootPage, start: int, end: int, yielded: bool) -> None:
+        """A leaf zap of the gfns [start, end) ended; mmu_lock is still held.
+
+        `yielded` says that the zap dropped mmu_lock in between.
+        """
+
+    @hook
+    def zap_yielded(self, root: RootPage, since: int, goal: int) -> None:
+        """A walk dropped mmu_lock and took it again.
+
+        `since` is the gfn where it started or yielded last, `goal` the gfn where it continues.
+        """
+
+    @hook
+    def walk_section(self, steps: int, ns: int, can_yield: bool) -> None:
+        """A zap visited `steps` entries, in `ns` inside one RCU section, without yielding.
+
+        `can_yield` says that it was allowed to.
+        """
+
+    # Faults and accesses.
+
+    @hook
+    def fault_done(self, vcpu: Vcpu, result: RetPf, ns: int) -> None:
+        """A vCPU fault was handled, in `ns`."""
+
+    @hook
+    def fault_stale(self, vcpu: Vcpu | None, gfn: int, why: str) -> None:
+        """A fault has to be retried.
+
+        `vcpu` is None for an IO page fault; `why` is "root" or "notifier".
+        """
+
+    @hook
+    def frozen_met(self, gfn: int) -> None:
+        """A fault met a REMOVED (frozen) SPTE."""
+
+    @hook
+    def fast_page_fault(self, gfn: int, old: int, new: int) -> None:
+        """fast_page_fault: an SPTE was changed from `old` to `new` without mmu_lock."""
+
+    @hook
+    def mmio_honoured(self, vcpu: Vcpu, gfn: int, spte: int, slots: MemslotSet) -> None:
+        """An MMIO SPTE was found current, so the access is emulated; `slots` is the set it was
+        compared with."""
+
+    @hook
+    def mmio_wrapped(self, generation: int) -> None:
+        """The generation that MMIO SPTEs keep is about to wrap, with the memslots at
+        `generation`."""
+
+    @hook
+    def bad_translation(self, who: str | None, gfn: int, pfn: int, write: bool, spte: int) -> None:
+        """An access reached a frame that does not belong to the gfn.
+
+        `who` names the vCPU or the device, `spte` is what the page table says now. `who` is None
+        for a write to a free frame, found when that is used again; `gfn` is then the writer's tag.
+        """
+
+    @hook
+    def guest_enter(self, vcpu: Vcpu) -> None:
+        """A vCPU is in guest mode and has seen no pending request."""
+
+    @hook
+    def guest_exit(self, vcpu: Vcpu) -> None:
+        """A vCPU has left guest mode."""
+
+    # Flushes, the host, the knob.
+
+    @hook
+    def flush_begin(self, reason: str, gfn: int, pages: int) -> None:
+        """A remote flush was requested; `pages` < 0 means everything."""
+
+    @hook
+    def flush_end(self, reason: str, gfn: int, pages: int, ns: int) -> None:
+        """A remote flush is complete for all running vCPUs and importers, after `ns`."""
+
+    @hook
+    def range_started(self, region: Region, first: int, last: int, ns: int) -> None:
+        """invalidate_range_start returned after `ns`: nothing may map the pages [first, last) of
+        `region` until the end."""
+
+    @hook
+    def nx_toggle_begin(self, on: bool) -> None:
+        """The NX huge page knob is about to be written."""
+
+    @hook
+    def nx_toggle_end(self, on: bool) -> None:
+        """Everything that was mapped under the old setting of the NX huge page knob is gone."""
+
+    # Memslots.
+
+    @hook
+    def memslot_begin(self, change: Change, slot: Memslot) -> None:
+        """A memslot call took slots_lock; `slot` is the new slot, or the one to delete."""
+
+    @hook
+    def memslot_gone(self, slot: Memslot) -> None:
+        """A DELETE or MOVE must have unmapped the old range by now; slots_lock is still held."""
+
+    @hook
+    def memslot_end(self, change: Change, slot: Memslot, parts: dict[str, int]) -> None:
+        """A memslot call returns successfully; `parts` maps phases to nanoseconds."""
+
+    @hook
+    def dirty_log_started(self, slot: Memslot) -> None:
+        """Dirty logging of a slot is on, and everything it needs is protected and flushed."""
+
+    @hook
+    def dirty_log_read(self, slot: Memslot, pages: set[int]) -> None:
+        """The dirty log was read, and what was in it is protected again; slots_lock is held.
+
+        `pages` are indexes into the slot.
+        """
+
+    # Exported TDPs, importers, devices.
+
+    @hook
+    def importers_notified(self, exported: ExportedTdp, gfn: int, pages: int, ns: int) -> None:
+        """Every importer of one exported TDP was notified of an invalidation, in `ns`."""
+
+    @hook
+    def importer_called(self, importer: ImporterOps, gfn: int, pages: int) -> None:
+        """An importer's invalidate callback is about to run."""
+
+    @hook
+    def importer_switched(self, importer: Importer, acknowledged: bool, ns: int) -> None:
+        """Republish: an importer walks the new root, or was cut off if not `acknowledged`, after
+        `ns`."""
+
+    @hook
+    def republished(self, old: RootPage, fresh: RootPage) -> None:
+        """Republish: `old` is invalid, and every importer walks `fresh`."""
+
+    @hook
+    def io_fault_begin(self, device: Device, gfn: int, write: bool) -> None:
+        """An IO page fault was taken from the queue."""
+
+    @hook
+    def io_fault_answered(self, gfn: int, write: bool, ok: bool, mappable: bool) -> None:
+        """An IO page fault is decided; slots_lock is still held.
+
+        `mappable` says whether the slots allow the access now.
+        """
+
+    @hook
+    def io_fault_held(self, ns: int) -> None:
+        """An IO page fault is decided, and has held slots_lock for `ns`."""
+
+    @hook
+    def io_fault_retried(self, gfn: int) -> None:
+        """An IO page fault has to be tried again."""
+
+    @hook
+    def io_fault_end(self, device: Device, gfn: int, write: bool, ok: bool, ns: int) -> None:
+        """The response to an IO page fault was sent, after `ns`."""
+
+    @hook
+    def dma_begin(self, device: Device, gfn: int) -> None:
+        """A device is about to translate and access a gfn, in one transaction of its hardware."""
+
+    @hook
+    def dma_end(self, device: Device) -> None:
+        """The transaction of a device is over."""
+
+    # Preemption points.
+
+    @hook
+    def point(self, name: str) -> None:
+        """A preemption point, P1 to P20 of the reference, was reached."""
 
 
-@lru_cache(maxsize=256)
-def _hooks_of(kind: Any, own: frozenset[str]) -> tuple[str, ...]:
-    """The hooks that a class, or an object of it by its `own` attributes, has methods for."""
-    return tuple(name for name in HOOKS if name in own or hasattr(kind, name))
+class Instrument(Hooks, SyncInstrument):
+    """Base of everything that observes the model; see `SyncInstrument` for the rules."""
 
 
-def _tell(methods: tuple[Callable[..., Any], ...], *args: Any) -> None:
-    for method in methods:
-        method(*args)
+class Listeners(Instrument):
+    """An instrument made of functions, for hooks that are known only by name.
+
+    Their arguments are not type-checked; a subclass of `Instrument` is better where the hooks are
+    known.
+    """
+
+    def __init__(self, functions: Mapping[str, Listener]) -> None:
+        """Call each of `functions` at the hook of its name. Raises `TypeError` for other names."""
+        unknown = functions.keys() - HOOKS
+        if unknown:
+            raise TypeError(f"not a hook: {', '.join(sorted(unknown))}")
+        self._functions = functions
+
+    @override
+    def listeners(self) -> Mapping[str, Listener]:
+        return self._functions
 
 
-def _tell_guarded(
-    on_error: ErrorSink, name: str, methods: tuple[Callable[..., Any], ...], *args: Any
-) -> None:
-    try:
-        for method in methods:
-            method(*args)
-    except Exception as error:
-        on_error(name, error)
+class Probe(Hooks, SyncProbe):
+    """The model's end of the window."""
+
+    __slots__ = declared_in(Hooks)
+
+
+HOOKS: Final = tuple(hooks_of(Hooks))
+"""The name of every hook."""

@@ -35,7 +35,7 @@ _HIDDEN = (
     "threading.py",
     "mmu/stack.py",
     "mmu/task.py",
-    "mmu/probe.py",
+    "mmu/sync/probe.py",
 )
 """This package's own machinery, which no report shows."""
 

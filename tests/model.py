@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from types import SimpleNamespace
 from typing import Any
 
 from mmu.export.iommu import Device, KvmHwpt
@@ -26,7 +25,7 @@ from mmu.memory.memslots import KVM_MEM_LOG_DIRTY_PAGES, Change, MemoryRegion, M
 from mmu.paging.geometry import PG_LEVEL_1G, PG_LEVEL_4K, Geometry
 from mmu.paging.spte import pfn_of
 from mmu.paging.table import RootPage, RootRole
-from mmu.probe import HOOKS, Probe
+from mmu.probe import HOOKS, Listeners, Probe
 from mmu.report import Reporter
 from mmu.runtime import Queue
 from mmu.tdp.fault import Fault, PageCache, RetPf
@@ -40,15 +39,13 @@ REAL = Geometry()
 """What the hardware has: four levels of 512."""
 
 
-class Recorder:
-    """An observer that writes down what happens, in order, as (hook, arguments). By default it
-    listens to every hook."""
+class Recorder(Listeners):
+    """Writes down what happens, in order, as (hook, arguments). By default it listens to every
+    hook."""
 
     def __init__(self, *hooks: str) -> None:
-        assert set(hooks) <= set(HOOKS), f"no such hook: {set(hooks) - set(HOOKS)}"
+        super().__init__({hook: self._note(hook) for hook in hooks or HOOKS})
         self.events: list[tuple[str, tuple[Any, ...]]] = []
-        for hook in hooks or HOOKS:
-            setattr(self, hook, self._note(hook))
 
     def names(self) -> list[str]:
         """The hooks that fired, in order."""
@@ -147,8 +144,7 @@ class Machine:
 
     def on(self, **hooks: Callable[..., None]) -> None:
         """Call these functions at these hooks."""
-        assert set(hooks) <= set(HOOKS), f"no such hook: {set(hooks) - set(HOOKS)}"
-        self.probe.attach(SimpleNamespace(**hooks))
+        self.probe.attach(Listeners(hooks))
 
     def record(self, *hooks: str) -> Recorder:
         """Start to write down what happens."""

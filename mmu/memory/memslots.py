@@ -264,6 +264,7 @@ class Memslots:
             if change is None:
                 return Change.FLAGS_ONLY
             subject = new or old
+            assert subject is not None
             if kvm.probe.memslot_begin is not None:
                 kvm.probe.memslot_begin(change, subject)
             parts: dict[str, int] = {}
@@ -271,6 +272,7 @@ class Memslots:
             self._set_memslot(change, old, new, parts)
             parts["total"] = kvm.runtime.now() - start
             if change in (Change.DELETE, Change.MOVE) and kvm.probe.memslot_gone is not None:
+                assert old is not None
                 kvm.probe.memslot_gone(old)
             if kvm.probe.memslot_end is not None:
                 kvm.probe.memslot_end(change, subject, parts)

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from mmu.probe import Probe
 from mmu.report import Reporter
 from mmu.runtime import Runtime
 from mmu.sync.lockdep import LockDep
 from mmu.sync.locks import Mutex, RwLock, SpinLock
+from mmu.sync.probe import SyncProbe
 from mmu.sync.rcu import Rcu, Srcu
 from mmu.sync.refcount import Refcount
 from mmu.task import Task
@@ -26,7 +26,7 @@ class Sync:
         self,
         runtime: Runtime | None = None,
         reporter: Reporter | None = None,
-        probe: Probe | None = None,
+        probe: SyncProbe | None = None,
         stall_seconds: float = 10.0,
         rcu_class: type[Rcu] = Rcu,
         srcu_class: type[Srcu] = Srcu,
@@ -34,7 +34,7 @@ class Sync:
     ) -> None:
         self.runtime = runtime or Runtime()
         self.reporter = reporter or Reporter()
-        self.probe = probe or Probe()
+        self.probe = probe or SyncProbe()
         self.lockdep = LockDep(self.reporter)
         self.rcu = rcu_class(self.runtime, self.lockdep, self.probe, stall_seconds)
         self.hung_seconds = hung_seconds

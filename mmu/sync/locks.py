@@ -13,10 +13,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from mmu.errors import SelfDeadlock
-from mmu.probe import Probe
 from mmu.runtime import RawLock, RawRwLock, Runtime
 from mmu.stack import caller, capture
 from mmu.sync.lockdep import MODES, READ, WRITE, Hold, LockDep
+from mmu.sync.probe import SyncProbe
 from mmu.task import Task, is_time_to_tidy
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ class RwLock:
         lockdep: LockDep,
         name: str,
         preference: str = "fair",
-        probe: Probe | None = None,
+        probe: SyncProbe | None = None,
         rcu: Rcu | None = None,
     ) -> None:
         self.name = name
@@ -156,7 +156,7 @@ class RwLock:
             name, sleeping=False, recursive_read=preference == "reader"
         )
         self._lockdep = lockdep
-        self._probe = probe or Probe()
+        self._probe = probe or SyncProbe()
         self._rcu = rcu
         self._runtime = runtime
         self._read_key = self.lock_class.key(READ)

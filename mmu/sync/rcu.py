@@ -14,11 +14,11 @@ from types import TracebackType
 from typing import Generic, TypeVar
 
 from mmu import stack as stacks
-from mmu.probe import Probe
 from mmu.report import Report, section
 from mmu.runtime import Cell, Runtime
 from mmu.sync.lockdep import READ, Hold, LockClass, LockDep, describe_held
 from mmu.sync.poison import RcuHead, poison
+from mmu.sync.probe import SyncProbe
 from mmu.task import Task, current, is_time_to_tidy
 
 T = TypeVar("T")
@@ -56,9 +56,9 @@ class EpochDomain:
         lockdep: LockDep,
         name: str,
         stall_seconds: float,
-        probe: Probe | None = None,
+        probe: SyncProbe | None = None,
     ) -> None:
-        self.probe = probe or Probe()
+        self.probe = probe or SyncProbe()
         self.runtime = runtime
         self.name = name
         self.stall_seconds = stall_seconds
@@ -223,7 +223,7 @@ class Rcu(EpochDomain):
         self,
         runtime: Runtime,
         lockdep: LockDep,
-        probe: Probe | None = None,
+        probe: SyncProbe | None = None,
         stall_seconds: float = 10.0,
         name: str = "rcu",
     ) -> None:

@@ -3,12 +3,12 @@ nothing else uses them."""
 
 from __future__ import annotations
 
-from mmu.probe import Probe
 from mmu.report import Reporter
 from mmu.runtime import Runtime
 from mmu.sync import Sync
 from mmu.sync.lockdep import READ, WRITE
 from mmu.sync.locks import Mutex, RwHold, RwLock, SpinLock
+from mmu.sync.probe import SyncProbe
 from mmu.sync.rcu import Rcu, Snapshot, Srcu
 
 
@@ -98,7 +98,7 @@ class BareSrcu(Srcu):
 class BareSync(Sync):
     """A factory of unchecked primitives."""
 
-    def __init__(self, runtime: Runtime, reporter: Reporter, probe: Probe) -> None:
+    def __init__(self, runtime: Runtime, reporter: Reporter, probe: SyncProbe) -> None:
         super().__init__(runtime, reporter, probe, rcu_class=BareRcu, srcu_class=BareSrcu)
 
     def mutex(self, name: str) -> Mutex:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import TYPE_CHECKING
 
 from mmu.kvm import Kvm
 from mmu.memory.host import HostMemory, Region
@@ -30,6 +31,9 @@ from mmu.sync.locks import RwHold
 from mmu.sync.rcu import RcuReader
 from mmu.tdp.huge import HugePages
 from mmu.tdp.write import SpteWriter
+
+if TYPE_CHECKING:
+    from mmu.machine.vcpu import Vcpu
 
 
 class RetPf(IntEnum):
@@ -168,7 +172,7 @@ class FaultHandler:
 
     # The vCPU's path.
 
-    def page_fault(self, root: RootPage, cache: PageCache, fault: Fault, vcpu: object) -> RetPf:
+    def page_fault(self, root: RootPage, cache: PageCache, fault: Fault, vcpu: Vcpu) -> RetPf:
         """kvm_tdp_mmu_page_fault(): the caller holds SRCU for read and a reference on `root`."""
         if fault.write if fault.present else not self._ad_bits:
             fast = self.fast_page_fault(root, fault)
@@ -384,7 +388,7 @@ class FaultHandler:
         rcu.read_unlock()
         return spte
 
-    def check_mmio_spte(self, gfn: int, as_id: int, spte: int, vcpu: object) -> bool:
+    def check_mmio_spte(self, gfn: int, as_id: int, spte: int, vcpu: Vcpu) -> bool:
         """check_mmio_spte(): whether the access can be emulated at once, because no slot has come
         since the SPTE was made. The caller holds SRCU for read."""
         slots = self.memslots.active(as_id)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 from attrs import define, field, frozen
 
 from mmu import stack as stacks
-from mmu.probe import Probe
+from mmu.probe import ErrorSink, Listener, Probe, override
 from mmu.report import Report, Section, section
 from mmu.sync.lockdep import describe_held
 from mmu.task import Task, current
@@ -349,29 +349,26 @@ class QuietProbe(Probe):
 
     __slots__ = ("_scheduler",)
 
-    def __init__(
-        self, scheduler: Scheduler, on_error: Callable[[str, BaseException], None] | None = None
-    ) -> None:
+    def __init__(self, scheduler: Scheduler, on_error: ErrorSink | None = None) -> None:
         super().__init__(on_error)
         self._scheduler = scheduler
 
-    def _dispatcher(
-        self, name: str, methods: tuple[Callable[..., Any], ...]
-    ) -> Callable[..., None]:
-        return partial(_tell_quietly, self._scheduler, self._on_error, name, methods)
+    @override
+    def _dispatcher(self, name: str, listeners: tuple[Listener, ...]) -> Listener:
+        return partial(_tell_quietly, self._scheduler, self._on_error, name, listeners)
 
 
 def _tell_quietly(
     scheduler: Scheduler,
-    on_error: Callable[[str, BaseException], None] | None,
+    on_error: ErrorSink | None,
     name: str,
-    methods: tuple[Callable[..., Any], ...],
-    *args: Any,
+    listeners: tuple[Listener, ...],
+    *args: object,
 ) -> None:
     scheduler.quiet += 1
     try:
-        for method in methods:
-            method(*args)
+        for listener in listeners:
+            listener(*args)
     except Exception as error:
         if on_error is None:
             raise

@@ -6,6 +6,7 @@ import traceback
 from collections.abc import Callable, Hashable, Mapping, Sequence
 
 from mmu import invariants
+from mmu.probe import Instrument
 from mmu.report import Report
 from mmu.task import Task
 from mmu.variant import Variant
@@ -31,7 +32,7 @@ class ScenarioProgram:
         variants: Sequence[Variant] = (),
         *,
         record_ops: bool = False,
-        observers: Sequence[object] = (),
+        observers: Sequence[Instrument] = (),
     ) -> None:
         """`record_ops` keeps what random actors do, for a script; `observers` attach to the probe
         of every schedule."""

@@ -1,5 +1,6 @@
 """A fault looks whether it is stale before it takes mmu_lock."""
 
+from mmu.machine.vcpu import Vcpu
 from mmu.paging.table import RootPage
 from mmu.tdp.fault import CONTINUE, RETRY, Fault, FaultHandler, PageCache, RetPf
 from stress.mutants.case import Case, Mutant
@@ -8,7 +9,7 @@ from stress.mutants.case import Case, Mutant
 class CheckFirst(FaultHandler):
     """Saves a lock where the fault is stale."""
 
-    def page_fault(self, root: RootPage, cache: PageCache, fault: Fault, vcpu: object) -> RetPf:  # noqa: ARG002 - tells nobody
+    def page_fault(self, root: RootPage, cache: PageCache, fault: Fault, vcpu: Vcpu) -> RetPf:  # noqa: ARG002 - tells nobody
         """Check, lock, map."""
         cache.topup()
         result = self.faultin_pfn(fault)

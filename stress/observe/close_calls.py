@@ -18,6 +18,7 @@ from mmu.memory.memslots import Change
 from mmu.memory.requests import IN_GUEST_MODE
 from mmu.memory.tlb import WHOLE
 from mmu.paging.table import RootPage
+from mmu.probe import Instrument, override
 from mmu.runtime import Runtime
 from stress.observe.counts import Counts
 
@@ -67,8 +68,8 @@ class _Lately:
         self.told_at = 0
 
 
-class CloseCalls:
-    """A probe observer that counts close calls, and the waits that protect from them. `window_ns`
+class CloseCalls(Instrument):
+    """An instrument that counts close calls, and the waits that protect from them. `window_ns`
     is how near is close."""
 
     def __init__(
@@ -83,20 +84,21 @@ class CloseCalls:
 
     # Devices.
 
+    @override
     def dma_begin(self, device: Device, gfn: int) -> None:
-        """A device's hardware begins a transaction."""
         known = self._devices.get(device) or self._devices.setdefault(device, _Device(device))
         known.last = (gfn, 0)
         known.busy = True
 
+    @override
     def dma_end(self, device: Device) -> None:
-        """And ends it."""
         known = self._devices[device]
         known.last = (known.last[0], self._now())
         known.busy = False
 
+    @override
     def flush_begin(self, reason: str, gfn: int, pages: int) -> None:
-        """What was removed may still be in use, until this flush is over: who uses anything now?"""
+        # Until this flush is over, what was removed may still be in use.
         if any(device.busy and device.root.value is not None for device in self._known()):
             self._counts["flushes_mid_dma"].add(1)
             if reason == "exported-zap":
@@ -106,8 +108,8 @@ class CloseCalls:
         ):
             self._counts["flushes_in_guest"].add(1)
 
+    @override
     def importer_called(self, importer: object, gfn: int, pages: int) -> None:
-        """A device is about to lose these translations: has it just used one of them?"""
         known = self._devices.get(importer.device) if isinstance(importer, KvmHwpt) else None
         if known is None:
             return
@@ -117,21 +119,24 @@ class CloseCalls:
 
     # Importers.
 
+    @override
     def memslot_begin(self, change: object, slot: object) -> None:
-        """Who was told before does not count."""
+        # A notification before this call does not count.
         self._local.mine.told_at = 0
 
+    @override
     def importers_notified(self, exported: object, gfn: int, pages: int, ns: int) -> None:
-        """The importers know."""
         self._local.mine.told_at = self._now()
 
+    @override
     def memslot_end(self, change: Change, slot: object, parts: object) -> None:
-        """The memory behind a slot that is gone may be released."""
+        # The memory behind a slot that is gone may be released from here on.
         if change in (Change.DELETE, Change.MOVE):
             self._note_last_moment()
 
+    @override
     def range_started(self, region: object, first: int, last: int, ns: int) -> None:
-        """The host may take the pages."""
+        # The host may take the pages from here on.
         self._note_last_moment()
 
     def _note_last_moment(self) -> None:
@@ -142,17 +147,16 @@ class CloseCalls:
 
     # RCU.
 
+    @override
     def grace_period_waited(self, domain: str) -> None:
-        """The last of the readers that a grace period has to wait for, so far, has left."""
         if domain == "rcu":
             self._counts["rcu_waits_with_reader"].add(1)
             self._local.mine.left_at = self._now()
         else:
             self._counts["srcu_waits_with_reader"].add(1)
 
+    @override
     def grace_period(self, ns: int, callbacks: int) -> None:
-        """The callbacks have run: how long ago did a reader leave who was there when the grace
-        period began?"""
         lately = self._local.mine
         if self._is_close(lately.left_at):
             self._counts["frees_after_reader"].add(callbacks)
@@ -160,8 +164,8 @@ class CloseCalls:
 
     # Roots.
 
+    @override
     def root_pinned(self, root: RootPage, alive: bool) -> None:
-        """Somebody wants to hold a root that he has found on the list."""
         if not alive:
             self._counts["dying_roots_met"].add(1)
         elif root.zapped.value and root.refcount.read() == 2:  # the one just taken, and one other

@@ -18,6 +18,7 @@ from attrs import frozen
 from mmu.memory.memslots import Change
 from mmu.paging.spte import REMOVED_SPTE, SPTE_MMIO, SPTE_PS, SPTE_W, SpteLayout
 from mmu.paging.table import ShadowPage
+from mmu.probe import Instrument, override
 from mmu.runtime import Runtime
 from mmu.task import current
 
@@ -103,8 +104,8 @@ class _ThreadCoverage:
         self.mark = 0
 
 
-class SpteCoverage:
-    """A probe observer. What other threads' tables say is read while they go on: the figures are
+class SpteCoverage(Instrument):
+    """An instrument. What other threads' tables say is read while they go on: the figures are
     those of some moment."""
 
     def __init__(self, runtime: Runtime, layout: SpteLayout) -> None:
@@ -131,11 +132,11 @@ class SpteCoverage:
         mine.counts = mine.by_operation.setdefault(operation, {})
         mine.mark = mine.who << 8 | number
 
+    @override
     def spte_changed(
         self, sp: ShadowPage, gfn: int, level: int, old: int, new: int, shared: bool
     ) -> None:
-        """kvm_tdp_mmu_spte_changed, but for most pages that are mapped, and for the freezing of
-        entries that held nothing."""
+        # Left out: seven of eight new mappings, and the freezing of entries that held nothing.
         if not old and ((level == 1 and gfn & PASSED_OVER) or new == REMOVED_SPTE):
             return
         mine = self._local.mine
@@ -158,12 +159,12 @@ class SpteCoverage:
             pair = (before & 255) << 8 | mark & 255
             mine.orders[pair] = mine.orders.get(pair, 0) + 1
 
+    @override
     def memslot_begin(self, change: Change, slot: object) -> None:
-        """A memslot call."""
         self._enter(self._local.mine, _CALLS[change])
 
+    @override
     def memslot_end(self, change: Change, slot: object, parts: object) -> None:
-        """And its end."""
         mine = self._local.mine
         self._enter(mine, mine.usual)
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
+from mmu.probe import Instrument, Listener, override
 from mmu.runtime import Local, PerThreadCounter, Runtime
 from mmu.task import current
 from stress.scenario.types import Disturbances
@@ -15,8 +16,8 @@ def _dice(runtime: Runtime, seed: int) -> Local[random.Random]:
     return runtime.local(lambda: random.Random(f"{seed}/delay/{current.task.name}"))
 
 
-class Delays:
-    """A probe observer that sometimes waits at P1..P20 (reference 2.16); each thread has a
+class Delays(Instrument):
+    """An instrument that sometimes waits at P1..P20 (reference 2.16); each thread has a
     generator of its own."""
 
     def __init__(
@@ -34,9 +35,13 @@ class Delays:
         self._longest = config.delay_s
         self._dice = _dice(runtime, seed)
         self._counter = counter
-        self.point: Callable[[str], None] | None = self._point if self._shares else None
 
-    def _point(self, name: str) -> None:
+    @override
+    def listeners(self) -> Mapping[str, Listener]:
+        return super().listeners() if self._shares else {}  # else every point would cost a call
+
+    @override
+    def point(self, name: str) -> None:
         share = self._shares.get(name)
         if share is not None:
             self._asked.add(1)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from mmu.invariants import State
 from mmu.machine.vm import VirtualMachine
+from mmu.probe import Instrument, override
 
 GAUGES = {
     "table_pages": "page-table pages linked below roots",
@@ -19,8 +20,8 @@ GAUGES = {
 """Every gauge with its meaning."""
 
 
-class Gauges:
-    """A probe observer as well, because only events can tell how many roots there are; `sample` is
+class Gauges(Instrument):
+    """An instrument as well, because only events can tell how many roots there are; `sample` is
     called by one thread."""
 
     def __init__(self, vm: VirtualMachine) -> None:
@@ -37,12 +38,12 @@ class Gauges:
         self.last = dict.fromkeys(GAUGES, 0)
         self.peak = dict.fromkeys(GAUGES, 0)
 
+    @override
     def root_allocated(self, root: object) -> None:
-        """One more."""
         self._roots.fetch_add(1)
 
+    @override
     def root_freed(self, root: object) -> None:
-        """One less."""
         self._roots.fetch_add(-1)
 
     def sample(self) -> None:

@@ -13,6 +13,7 @@ import threading
 from attrs import frozen
 
 from mmu.memory.memslots import Change
+from mmu.probe import Instrument, override
 from mmu.runtime import Runtime
 
 SUB_BITS = 4
@@ -98,8 +99,8 @@ class _TaskHistograms:
         self.unlocked_at = 0
 
 
-class Histograms:
-    """A probe observer that times operations."""
+class Histograms(Instrument):
+    """An instrument that times operations."""
 
     def __init__(self, runtime: Runtime) -> None:
         self._now = runtime.now
@@ -127,12 +128,12 @@ class Histograms:
         mine.buckets[operation][bucket_of(ns)] += 1
         mine.highest[operation] = max(mine.highest[operation], ns)
 
+    @override
     def fault_done(self, vcpu: object, result: object, ns: int) -> None:
-        """One vCPU fault."""
         self.record("fault", ns)
 
+    @override
     def memslot_end(self, change: Change, slot: object, parts: dict[str, int]) -> None:
-        """One memslot call with its parts."""
         self.record("memslot", parts["total"])
         for part in ("srcu", "flush_shadow", "commit"):
             if part in parts:
@@ -146,82 +147,82 @@ class Histograms:
         if change in (Change.DELETE, Change.MOVE) and mine.importers_safe_at > mine.call_began_at:
             self.record("device_window", mine.importers_safe_at - mine.call_began_at)
 
-    def zap_all_fast(self, gen: int) -> None:
-        """A fast zap has taken mmu_lock."""
+    @override
+    def zap_all_fast(self, old_valid_gen: int) -> None:
         self._local.mine.zap_began_at = self._now()
 
+    @override
     def roots_kicked(self, roots: object) -> None:
-        """All vCPUs have dropped what was invalidated."""
         mine = self._local.mine
         mine.kicked_at = self._now()
         self.record("zap_invalidate", mine.kicked_at - mine.zap_began_at)
 
+    @override
     def exported_zapped(self, root: object, leaves: int) -> None:
-        """An exported root has lost its leaves."""
         mine = self._local.mine
         if mine.kicked_at > mine.zap_began_at > 0:
             self.record("zap_exported", self._now() - mine.kicked_at)
             mine.kicked_at = 0
 
+    @override
     def root_loaded(self, vcpu: object, ns: int) -> None:
-        """A vCPU has a root again."""
         self.record("root_load", ns)
 
+    @override
     def io_fault_held(self, ns: int) -> None:
-        """An IO fault gives slots_lock back."""
         self.record("io_fault_slots_lock", ns)
 
+    @override
     def memslot_begin(self, change: Change, slot: object) -> None:
-        """One memslot call begins."""
         mine = self._local.mine
         mine.call_began_at = self._now()
         mine.kicked_at = 0
 
+    @override
     def importers_notified(self, exported: object, gfn: int, pages: int, ns: int) -> None:
-        """The importers of one exported root have been told."""
         self.record("importer_notify", ns)
         self._local.mine.importers_safe_at = self._now()
 
+    @override
     def importer_switched(self, importer: object, acknowledged: bool, ns: int) -> None:
-        """An importer walks a new root."""
         self.record("importer_switch", ns)
         self._local.mine.importers_safe_at = self._now()
 
+    @override
     def walk_section(self, steps: int, ns: int, can_yield: bool) -> None:
-        """A zap went so far without yielding."""
         self.record("zap_steps", steps)
         self.record("zap_section", ns)
 
+    @override
     def range_started(self, region: object, first: int, last: int, ns: int) -> None:
-        """An MMU notifier's range start has returned."""
         self.record("range_start", ns)
 
+    @override
     def nx_toggle_begin(self, on: bool) -> None:
-        """The knob is written."""
         self._local.mine.toggled_at = self._now()
 
+    @override
     def nx_toggle_end(self, on: bool) -> None:
-        """And in force."""
         self.record("nx_toggle", self._now() - self._local.mine.toggled_at)
 
+    @override
     def flush_end(self, reason: str, gfn: int, pages: int, ns: int) -> None:
-        """One remote flush."""
         self.record("flush", ns)
 
+    @override
     def io_fault_end(self, device: object, gfn: int, write: bool, ok: bool, ns: int) -> None:
-        """One IO page fault."""
         self.record("io_fault", ns)
 
+    @override
     def grace_period(self, ns: int, callbacks: int) -> None:
-        """One grace period."""
         self.record("grace_period", ns)
 
+    @override
     def mmu_write_locked(self) -> None:
-        """mmu_lock taken for write."""
         self._local.mine.write_locked_at = self._now()
 
+    @override
     def mmu_write_unlocking(self) -> None:
-        """mmu_lock about to be released."""
         mine = self._local.mine
         mine.unlocked_at = self._now()
         mine.kicked_before_yield, mine.kicked_at = mine.kicked_at, 0
@@ -229,8 +230,9 @@ class Histograms:
         mine.held_ns[0] += held
         self.record("mmu_lock_write_hold", held)
 
+    @override
     def zap_yielded(self, root: object, since: int, goal: int) -> None:
-        """The lock was only lent: what was being timed goes on."""
+        # What is being timed goes on: the lock was released for the yield only.
         mine = self._local.mine
         mine.kicked_at = mine.kicked_before_yield
 

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from typing import Final, get_args
 
+from mmu.probe import Instrument, override
 from stress.scenario.types import PreemptionPoint
 
 POINTS: Final[tuple[str, ...]] = get_args(PreemptionPoint)
 """Every point that the model has, in order."""
 
 
-class Points:
-    """A probe observer. Every fault passes several points, so all it does at one that is known
+class Points(Instrument):
+    """An instrument. Every fault passes several points, so all it does at one that is known
     already is to look it up."""
 
     def __init__(self) -> None:
         self._reached: set[str] = set()
 
+    @override
     def point(self, name: str) -> None:
-        """An arrival."""
         if name not in self._reached:
             self._reached.add(name)
 

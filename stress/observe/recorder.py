@@ -13,6 +13,7 @@ from mmu.memory.memslots import Change, Memslot
 from mmu.memory.tlb import WHOLE
 from mmu.paging.spte import REMOVED_SPTE, SpteLayout, describe
 from mmu.paging.table import RootPage, ShadowPage
+from mmu.probe import Instrument, override
 from mmu.report import Report, section
 from mmu.runtime import Runtime
 from mmu.task import current
@@ -33,8 +34,8 @@ that. This is the one hook that every fault calls.
 T = TypeVar("T")
 
 
-class Recorder:
-    """A probe observer that keeps the newest events of every thread."""
+class Recorder(Instrument):
+    """An instrument that keeps the newest events of every thread."""
 
     def __init__(self, runtime: Runtime, layout: SpteLayout) -> None:
         self._now = runtime.now
@@ -53,71 +54,71 @@ class Recorder:
 
     # Hooks.
 
+    @override
     def spte_changed(
         self, sp: ShadowPage, gfn: int, level: int, old: int, new: int, shared: bool
     ) -> None:
-        """kvm_tdp_mmu_spte_changed, but for the freezing of entries that held nothing: 512 a table
-        say nothing."""
+        # The freezing of an entry that held nothing is left out: a table has 512 of them.
         if old:
             self._clock = self._now()
             self._ring.mine.append((self._clock, gfn, level, old, new))
         elif new != REMOVED_SPTE:
             self._ring.mine.append((self._clock, gfn, level, 0, new))
 
-    def zap_all_fast(self, gen: int) -> None:
-        """kvm_mmu_zap_all_fast."""
-        self._note("kvm_mmu_zap_all_fast", -1, f"mmu_valid_gen {gen}")
+    @override
+    def zap_all_fast(self, old_valid_gen: int) -> None:
+        self._note("kvm_mmu_zap_all_fast", -1, f"mmu_valid_gen {old_valid_gen}")
 
+    @override
     def root_allocated(self, root: RootPage) -> None:
-        """A new root."""
         self._note("root_allocated", -1, root.describe())
 
+    @override
     def root_invalidated(self, root: RootPage) -> None:
-        """A root became invalid."""
         self._note("root_invalidated", -1, root.describe())
 
+    @override
     def root_zapped(self, root: RootPage) -> None:
-        """A root was zapped."""
         self._note("root_zapped", -1, root.describe())
 
+    @override
     def root_freed(self, root: RootPage) -> None:
-        """A root's last reference went."""
         self._note("root_freed", -1, root.describe())
 
+    @override
     def exported_zapped(self, root: RootPage, leaves: int) -> None:
-        """The exported-leaf zap of one root."""
         self._note("exported_zap", -1, f"{leaves} leaves of {root.describe()}")
 
+    @override
     def flush_begin(self, reason: str, gfn: int, pages: int) -> None:
-        """A remote flush starts."""
         self._note(
             "flush_begin",
             -1,
             f"{reason}, {'everything' if pages == WHOLE else f'{pages} pages from {gfn:#x}'}",
         )
 
+    @override
     def flush_end(self, reason: str, gfn: int, pages: int, ns: int) -> None:
-        """A remote flush is complete."""
         self._note("flush_end", -1, reason)
 
+    @override
     def importers_notified(self, exported: object, gfn: int, pages: int, ns: int) -> None:
-        """Importers were told."""
         self._note(
             "importers_notified",
             -1,
             "everything" if pages == WHOLE else f"{pages} pages from {gfn:#x}",
         )
 
+    @override
     def memslot_begin(self, change: Change, slot: Memslot) -> None:
-        """A memslot call."""
         self._note(f"memslot_{change.value}_begin", -1, slot.describe())
 
+    @override
     def memslot_end(self, change: Change, slot: Memslot, parts: object) -> None:
-        """A memslot call returns."""
         self._note(f"memslot_{change.value}_end", -1, slot.describe())
 
+    @override
     def io_fault_end(self, device: object, gfn: int, write: bool, ok: bool, ns: int) -> None:
-        """An IO page fault was answered."""
         self._note("io_fault", gfn, "SUCCESS" if ok else "FAILURE")
 
     def _note(self, kind: str, gfn: int, text: str) -> None:

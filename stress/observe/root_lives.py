@@ -10,6 +10,7 @@ from collections.abc import Callable
 from attrs import define, field, frozen
 
 from mmu.paging.table import RootPage
+from mmu.probe import Instrument, override
 
 KEPT = 256
 """Roots kept, the newest; the rest is counted."""
@@ -54,8 +55,8 @@ class _Life:
     emptied: deque[float] = field(factory=lambda: deque(maxlen=EMPTIED))
 
 
-class Lives:
-    """A probe observer of events that are rare. The lock is the observer's own, and no model code
+class Lives(Instrument):
+    """An instrument of events that are rare. The lock is the observer's own, and no model code
     runs under it."""
 
     def __init__(self, elapsed: Callable[[], float]) -> None:
@@ -65,34 +66,34 @@ class Lives:
         self._lives: dict[int, _Life] = {}
         self._left_out = 0
 
+    @override
     def root_allocated(self, root: RootPage) -> None:
-        """A new root."""
         with self._lock:
             self._lives[root.address] = _Life(root.address, str(root.role), self._elapsed())
             while len(self._lives) > KEPT:
                 del self._lives[next(iter(self._lives))]
                 self._left_out += 1
 
+    @override
     def root_invalidated(self, root: RootPage) -> None:
-        """role.invalid is set."""
         life = self._known(root)
         if life is not None:
             life.invalidated = self._elapsed()
 
+    @override
     def root_zapped(self, root: RootPage) -> None:
-        """Its scheduled zap is done."""
         life = self._known(root)
         if life is not None:
             life.zapped = self._elapsed()
 
+    @override
     def root_freed(self, root: RootPage) -> None:
-        """Its last reference went."""
         life = self._known(root)
         if life is not None:
             life.freed = self._elapsed()
 
+    @override
     def exported_zapped(self, root: RootPage, leaves: int) -> None:
-        """It was emptied, and stays."""
         life = self._known(root)
         if life is not None:
             life.exported = True

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mmu.paging.spte import REMOVED_SPTE, SPTE_MMIO, SpteLayout
-from mmu.probe import HOOKS
+from mmu.probe import HOOKS, Listeners
 
 _WHICH: dict[str, Callable[..., object]] = {
     "point": lambda name: name,
@@ -33,15 +33,13 @@ _TIMING = frozenset({"grace_period_waited"})
 is no other site."""
 
 
-class Sites:
-    """A probe observer that remembers what was reached; one set for any number of runs."""
+class Sites(Listeners):
+    """An instrument that remembers what was reached; one set for any number of runs."""
 
     def __init__(self, layout: SpteLayout) -> None:
         self.reached: set[str] = set()
         self._layout = layout
-        for name in HOOKS:
-            if name not in _TIMING:
-                setattr(self, name, self._observer(name))
+        super().__init__({name: self._observer(name) for name in HOOKS if name not in _TIMING})
 
     def _observer(self, name: str) -> Callable[..., None]:
         which = _WHICH.get(name)

@@ -17,6 +17,7 @@ from attrs import frozen
 from mmu.memory.memslots import Change, Memslot
 from mmu.memory.tlb import WHOLE
 from mmu.paging.table import RootPage
+from mmu.probe import Instrument, override
 from mmu.runtime import Runtime
 from mmu.task import current
 from stress.observe.recorder import copy_of
@@ -88,8 +89,8 @@ class _ThreadTimeline:
         self.in_guest_at = 0
 
 
-class Timeline:
-    """A probe observer that keeps the newest slices of every thread."""
+class Timeline(Instrument):
+    """An instrument that keeps the newest slices of every thread."""
 
     def __init__(self, runtime: Runtime, origin: int | None = None) -> None:
         """Times are counted from `origin` on, nanoseconds on the runtime's clock, or from now."""
@@ -123,63 +124,63 @@ class Timeline:
 
     # Slices whose length the event tells.
 
+    @override
     def fault_done(self, vcpu: object, result: Any, ns: int) -> None:
-        """A vCPU fault."""
         self._slice("fault", ns, result)
 
+    @override
     def root_loaded(self, vcpu: object, ns: int) -> None:
-        """A vCPU loads a root."""
         self._slice("root load", ns)
 
+    @override
     def flush_end(self, reason: str, gfn: int, pages: int, ns: int) -> None:
-        """A remote flush."""
         self._slice("flush", ns, (reason, gfn, pages))
 
+    @override
     def importers_notified(self, exported: object, gfn: int, pages: int, ns: int) -> None:
-        """Importers are told."""
         self._slice("notify importers", ns, ("", gfn, pages))
 
+    @override
     def importer_switched(self, importer: object, acknowledged: bool, ns: int) -> None:
-        """An importer walks another root."""
         self._slice("switch importer", ns, "acknowledged" if acknowledged else "refused")
 
+    @override
     def io_fault_held(self, ns: int) -> None:
-        """slots_lock, held by an IO page fault."""
         self._slice("slots_lock", ns)
 
+    @override
     def io_fault_end(self, device: object, gfn: int, write: bool, ok: bool, ns: int) -> None:
-        """An IO page fault."""
         self._slice("IO page fault", ns, f"gfn {gfn:#x}: {'SUCCESS' if ok else 'FAILURE'}")
 
+    @override
     def walk_section(self, steps: int, ns: int, can_yield: bool) -> None:
-        """A zap inside one RCU read section."""
         self._slice("RCU read section (zap)", ns, f"{steps} SPTEs")
 
+    @override
     def grace_period(self, ns: int, callbacks: int) -> None:
-        """One grace period."""
         self._slice("grace period", ns, f"{callbacks} callbacks")
 
+    @override
     def range_started(self, region: object, first: int, last: int, ns: int) -> None:
-        """An MMU notifier's range start."""
         self._slice("notifier range start", ns, f"{last - first} pages")
 
     # Slices with two events.
 
+    @override
     def mmu_write_locked(self) -> None:
-        """mmu_lock taken for write."""
         self._begin("mmu_lock (write)")
 
+    @override
     def mmu_write_unlocking(self) -> None:
-        """And given back."""
         self._end("mmu_lock (write)")
 
+    @override
     def guest_enter(self, vcpu: object) -> None:
-        """A vCPU is in the guest. Every fault leaves it and enters it again, so this does without
-        `_begin`."""
+        # Every fault leaves the guest and enters it again, so this does without `_begin`.
         self._local.mine.in_guest_at = self._now()
 
+    @override
     def guest_exit(self, vcpu: object) -> None:
-        """And out of it."""
         mine = self._local.mine
         began, now = mine.in_guest_at, self._now()
         if began:
@@ -187,59 +188,59 @@ class Timeline:
             mine.made += 1
             mine.append(("guest mode", now, now - began, ""))
 
+    @override
     def dma_begin(self, device: object, gfn: int) -> None:
-        """A device's transaction."""
         self._begin("DMA")
 
+    @override
     def dma_end(self, device: object) -> None:
-        """And its end."""
         self._end("DMA")
 
+    @override
     def memslot_begin(self, change: Change, slot: Memslot) -> None:
-        """A memslot call, which holds slots_lock."""
         self._begin("memslot")
 
+    @override
     def memslot_end(self, change: Change, slot: Memslot, parts: object) -> None:
-        """And its end."""
         self._end("memslot", f"{change.value} {slot.describe()}")
 
+    @override
     def nx_toggle_begin(self, on: bool) -> None:
-        """The NX knob."""
         self._begin("NX toggle")
 
+    @override
     def nx_toggle_end(self, on: bool) -> None:
-        """And in force."""
         self._end("NX toggle", "on" if on else "off")
 
-    def zap_all_fast(self, gen: int) -> None:
-        """A fast zap begins with its roots."""
+    @override
+    def zap_all_fast(self, old_valid_gen: int) -> None:
         self._begin("invalidate roots")
 
+    @override
     def roots_kicked(self, roots: object) -> None:
-        """They are invalid, and no vCPU uses them; then come the exported ones."""
         self._end("invalidate roots")
         self._begin("zap exported leaves")
 
+    @override
     def exported_zapped(self, root: RootPage, leaves: int) -> None:
-        """One exported root is empty."""
         self._end("zap exported leaves", f"{leaves} leaves of root {root.address:#x}")
 
     # Instants.
 
+    @override
     def root_allocated(self, root: RootPage) -> None:
-        """A root."""
         self._slice("root allocated", -1, root.address)
 
+    @override
     def root_invalidated(self, root: RootPage) -> None:
-        """Is invalid."""
         self._slice("root invalidated", -1, root.address)
 
+    @override
     def root_zapped(self, root: RootPage) -> None:
-        """Is zapped."""
         self._slice("root zapped", -1, root.address)
 
+    @override
     def root_freed(self, root: RootPage) -> None:
-        """Is gone."""
         self._slice("root freed", -1, root.address)
 
     # Reading.

@@ -29,7 +29,7 @@ from mmu.paging.spte import (
     SPTE_X,
 )
 from mmu.paging.table import RootPage, RootRole, ShadowPage
-from mmu.probe import Probe
+from mmu.probe import Instrument, Probe, override
 from mmu.report import Reporter
 from mmu.tdp.fault import RetPf
 from mmu.variant import Variant
@@ -85,16 +85,16 @@ class Frames:
         return len(self._recorded) << BLOCK
 
 
-class Watcher:
+class Watcher(Instrument):
     """What the model says through its probe."""
 
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
 
+    @override
     def spte_changed(
-        self, sp: ShadowPage, gfn: int, level: int, old: int, new: int, _shared: bool
+        self, sp: ShadowPage, gfn: int, level: int, old: int, new: int, shared: bool
     ) -> None:
-        """kvm_tdp_mmu_spte_changed."""
         machine = self._machine
         assert sp.root is not None
         machine.runtime.tell(
@@ -106,12 +106,12 @@ class Watcher:
             machine.entry(new, level),
         )
 
-    def prepare_zap_page(self, sp: ShadowPage, shared: bool) -> None:  # noqa: ARG002
-        """kvm_mmu_prepare_zap_page."""
+    @override
+    def prepare_zap_page(self, sp: ShadowPage, shared: bool) -> None:
         self._machine.runtime.tell("zap_page", sp.gfn, sp.level)
 
+    @override
     def root_allocated(self, root: RootPage) -> None:
-        """A root's page is made."""
         self._machine.runtime.tell("new_root", root.level)
 
 

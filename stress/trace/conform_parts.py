@@ -302,7 +302,7 @@ class TellingFaults(FaultHandler):
             _CHANGED[fault] = old, new
         return fixed
 
-    def check_mmio_spte(self, gfn: int, as_id: int, spte: int, vcpu: object) -> bool:
+    def check_mmio_spte(self, gfn: int, as_id: int, spte: int, vcpu: Vcpu) -> bool:
         """check_mmio_spte."""
         valid = super().check_mmio_spte(gfn, as_id, spte, vcpu)
         generation = self.memslots.active(as_id).generation.value

@@ -17,14 +17,11 @@ from attrs import frozen
 MMU_FLOORS = (
     (
         "mmu.sync",
-        *(
-            f"mmu.{name}"
-            for name in ["errors", "probe", "pulse", "report", "runtime", "stack", "task"]
-        ),
+        *(f"mmu.{name}" for name in ["errors", "pulse", "report", "runtime", "stack", "task"]),
     ),
     ("mmu.lock_order", "mmu.variant"),
     ("mmu.paging",),
-    ("mmu.kvm", "mmu.memory", "mmu.tdp", "mmu.export", "mmu.machine"),
+    ("mmu.kvm", "mmu.probe", "mmu.memory", "mmu.tdp", "mmu.export", "mmu.machine"),
     ("mmu.invariants", "mmu.kernels", "mmu.posted"),
 )
 """Floors of the model, ground first; what shares a floor may know each other."""

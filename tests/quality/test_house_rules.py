@@ -172,7 +172,7 @@ def test_only_words_without_read_modify_writes_are_assigned() -> None:
 
 def undocumented(path: Path) -> Iterator[str]:
     """The module, its public classes and functions, and their public methods, where they have no
-    docstring."""
+    docstring. A method that is marked with `@override` is described by what it overrides."""
     named: list[tuple[str, ast.Module | ast.ClassDef | ast.FunctionDef]] = [("", tree_of(path))]
     for name, node in named:
         if not ast.get_docstring(node):
@@ -183,6 +183,7 @@ def undocumented(path: Path) -> Iterator[str]:
                 for each in node.body
                 if isinstance(each, ast.ClassDef | ast.FunctionDef)
                 and not each.name.startswith("_")
+                and "override" not in map(ast.unparse, each.decorator_list)
             ]
             named += [(f"{name}.{each.name}".lstrip("."), each) for each in inner]
 

@@ -1,5 +1,6 @@
 """A fault looks at the SPTE without mmu_lock, and goes away if it grants the access."""
 
+from mmu.machine.vcpu import Vcpu
 from mmu.paging.spte import SPTE_R, SPTE_W, SPTE_X
 from mmu.paging.table import RootPage
 from mmu.tdp.fault import SPURIOUS, Fault, FaultHandler, PageCache, RetPf
@@ -9,7 +10,7 @@ from stress.mutants.case import Case, Control
 class Peek(FaultHandler):
     """Every fault begins with the look that only fast page faults take."""
 
-    def page_fault(self, root: RootPage, cache: PageCache, fault: Fault, vcpu: object) -> RetPf:
+    def page_fault(self, root: RootPage, cache: PageCache, fault: Fault, vcpu: Vcpu) -> RetPf:
         """If another vCPU has mapped the page meanwhile, there is nothing left to do."""
         rcu = self.kvm.rcu
         rcu.read_lock()

@@ -1,22 +1,25 @@
-"""What an oracle is: an observer that knows one family of rules and reports when one is broken."""
+"""What an oracle is: an instrument that knows one family of rules and reports each violation."""
 
 from __future__ import annotations
 
 from mmu.kvm import Kvm
 from mmu.machine.vm import VirtualMachine
+from mmu.probe import Instrument
 from stress.scenario.types import Limits
 
 
-class Oracle:
-    """Methods named after probe hooks are called as events happen. `rules` are the numbers it can
-    report; `title` says what it watches. An oracle keeps its own state thread-safe and never
-    changes the model. `judged` counts, a rule, how often it had something to decide: an oracle that
-    never had proves nothing."""
+class Oracle(Instrument):
+    """An instrument that judges events as they happen.
+
+    `rules` are the numbers it can report; `title` says what it watches. `judged` counts, for each
+    rule, how often the oracle had something to decide: one that never had proves nothing. An oracle
+    keeps its own state thread-safe and never changes the model.
+    """
 
     rules: tuple[str, ...] = ()
     title = ""
 
-    def __init__(self, vm: VirtualMachine, limits: Limits) -> None:
+    def __init__(self, vm: VirtualMachine, limits: Limits) -> None:  # noqa: ARG002 - for subclasses
         self.vm = vm
         self.kvm: Kvm = vm.kvm
         self.judged = {

@@ -6,6 +6,7 @@ from attrs import define, field
 
 from mmu.machine.vm import VirtualMachine
 from mmu.memory.memslots import Memslot
+from mmu.probe import override
 from stress.observe.oracles.base import Oracle
 from stress.scenario.types import Limits
 
@@ -34,16 +35,17 @@ class DirtyOracle(Oracle):
         super().__init__(vm, limits)
         self._rounds: dict[tuple[int, int], _Round] = {}
 
+    @override
     def dirty_log_started(self, slot: Memslot) -> None:
-        """Writes from here on must be logged."""
+        # Writes from here on must be logged.
         self._rounds[slot.as_id, slot.id] = _Round(self._next_epoch())
 
+    @override
     def memslot_gone(self, slot: Memslot) -> None:
-        """What was owed of a slot goes with it."""
         self._rounds.pop((slot.as_id, slot.id), None)
 
+    @override
     def dirty_log_read(self, slot: Memslot, pages: set[int]) -> None:
-        """The log was read."""
         state = self._rounds.get((slot.as_id, slot.id))
         if state is None:
             return

@@ -8,6 +8,7 @@ from mmu.machine.vm import VirtualMachine
 from mmu.memory.tlb import WHOLE
 from mmu.paging.spte import REMOVED_SPTE, describe
 from mmu.paging.table import RootPage, ShadowPage
+from mmu.probe import override
 from stress.observe.oracles.base import Oracle
 from stress.scenario.types import Limits
 
@@ -42,10 +43,10 @@ class FlushOracle(Oracle):
             self.kvm.geometry.pages(level) for level in range(1, self.kvm.geometry.levels + 2)
         )
 
+    @override
     def spte_zapped(
         self, sp: ShadowPage, gfn: int, level: int, old: int, new: int, shared: bool
     ) -> None:
-        """A present SPTE went away."""
         root = sp.root
         if root is None or root.invalid.value or self.kvm.dying.value:
             return
@@ -79,15 +80,15 @@ class FlushOracle(Oracle):
             gfn=gfn,
         )
 
+    @override
     def flush_end(self, reason: str, gfn: int, pages: int, ns: int) -> None:
-        """The vCPUs are flushed."""
         owed = self._debts.mine.vcpus
         if owed:
             self.judged["O1"].add(1)
             _settle(owed, gfn, pages)
 
+    @override
     def importers_notified(self, exported: ExportedTdp, gfn: int, pages: int, ns: int) -> None:
-        """One exported root's importers are told."""
         root = exported.root.value
         debts = self._debts.mine.importers
         if root is not None and root in debts:
@@ -96,12 +97,13 @@ class FlushOracle(Oracle):
             _settle(owed, gfn, pages)
             debts.update(owed)
 
+    @override
     def memslot_end(self, change: object, slot: object, parts: object) -> None:
-        """A call returns: what it removed under mmu_lock(read) is due, too."""
+        # What the call removed under mmu_lock(read) is due, too.
         self.mmu_write_unlocking()
 
+    @override
     def mmu_write_unlocking(self) -> None:
-        """Payday."""
         debts = self._debts.mine
         if not (debts.vcpus or debts.importers):
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from mmu.export.iommu import KvmHwpt
+from mmu.probe import override
 from stress.observe.oracles.base import Oracle
 
 
@@ -12,8 +13,9 @@ class ImporterOracle(Oracle):
     rules = ("O16",)
     title = "IO faults are answered as the slots say; no callback after unregister"
 
+    @override
     def io_fault_answered(self, gfn: int, write: bool, ok: bool, mappable: bool) -> None:
-        """SUCCESS exactly when the gfn can be mapped with the rights asked for (I19)."""
+        # SUCCESS exactly when the gfn can be mapped with the rights asked for (I19).
         self.judged["O16"].add(1)
         if ok == mappable:
             return
@@ -31,8 +33,8 @@ class ImporterOracle(Oracle):
             gfn=gfn,
         )
 
+    @override
     def importer_called(self, importer: object, gfn: int, pages: int) -> None:
-        """The callback of an importer that was destroyed."""
         self.judged["O16"].add(1)
         if isinstance(importer, KvmHwpt) and not importer.live.value:
             self.kvm.warn(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mmu.probe import override
 from stress.observe.oracles.base import Oracle
 
 
@@ -12,13 +13,13 @@ class LifetimeOracle(Oracle):
     rules = ("O2",)
     title = "nobody takes mmu_lock of, or handles an IO fault for, a VM that has been destroyed"
 
+    @override
     def mmu_write_locked(self) -> None:
-        """A writer is in."""
         if self.vm.destroyed.value:
             self._report("mmu_lock")
 
+    @override
     def io_fault_begin(self, device: object, gfn: int, write: bool) -> None:
-        """A device wants something mapped."""
         if self.vm.destroyed.value:
             self._report("IO page fault")
 

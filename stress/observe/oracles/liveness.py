@@ -6,6 +6,7 @@ from __future__ import annotations
 from mmu.machine.vm import VirtualMachine
 from mmu.paging.geometry import PG_LEVEL_1G
 from mmu.paging.table import RootPage, ShadowPage
+from mmu.probe import override
 from mmu.pulse import Stopwatch
 from stress.observe.oracles.base import Oracle
 from stress.scenario.types import Limits
@@ -36,12 +37,12 @@ class LivenessOracle(Oracle):
         self._longest_ns = int(limits.write_hold_s * 1e9)
         self._steps = limits.walk_steps
 
+    @override
     def mmu_write_locked(self) -> None:
-        """The section begins."""
         self._since.mine.watch = Stopwatch(self.kvm.runtime)
 
+    @override
     def mmu_write_unlocking(self) -> None:
-        """It ends."""
         self.judged["O10"].add(1)
         since = self._since.mine
         watch, since.watch = since.watch, None
@@ -55,9 +56,9 @@ class LivenessOracle(Oracle):
                 "soft lockup; reference O10, R13, M1",
             )
 
+    @override
     def walk_section(self, steps: int, ns: int, can_yield: bool) -> None:
-        """A walk has gone that far without yielding; one that would have, had anybody waited, has
-        done no harm."""
+        # A walk that could have yielded has done no harm: no task was waiting.
         if self._steps and steps > self._steps and not can_yield:
             self.kvm.warn(
                 "O10",
@@ -69,8 +70,9 @@ class LivenessOracle(Oracle):
                 "tdp_mmu_zap_leafs(can_yield=false); R13 unbounded non-yielding zap; B33, B34",
             )
 
+    @override
     def zap_yielded(self, root: RootPage, since: int, goal: int) -> None:
-        """A walk that yields where it has yielded before can be kept from its work for ever."""
+        # A walk that yields where it has yielded before can be kept from its work forever.
         if goal == since:
             self.kvm.warn(
                 "O10",
@@ -84,9 +86,10 @@ class LivenessOracle(Oracle):
                 gfn=goal,
             )
 
+    @override
     def prepare_zap_page(self, sp: ShadowPage, shared: bool) -> None:
-        """A table of 1 GiB entries is removed only once it is empty: what hangs below its parent's
-        entry goes in one step."""
+        # A table of 1 GiB entries is removed only once it is empty: what hangs below its parent's
+        # entry goes in one step.
         present = self.kvm.layout.present
         if sp.level < PG_LEVEL_1G or not (left := sum(1 for spte in sp.spt if spte & present)):
             return

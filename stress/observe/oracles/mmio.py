@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mmu.memory.memslots import GEN_UPDATE_IN_PROGRESS, MemslotSet
 from mmu.paging.spte import describe
+from mmu.probe import override
 from stress.observe.oracles.base import Oracle
 
 
@@ -13,8 +14,8 @@ class MmioOracle(Oracle):
     rules = ("O13",)
     title = "no access is emulated as MMIO where a memslot is"
 
+    @override
     def mmio_honoured(self, vcpu: object, gfn: int, spte: int, slots: MemslotSet) -> None:
-        """The access is about to be emulated."""
         self.judged["O13"].add(1)
         slot = slots.at(gfn)
         if slot is not None:

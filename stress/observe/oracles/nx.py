@@ -6,6 +6,7 @@ from mmu.machine.vm import VirtualMachine
 from mmu.paging.geometry import PG_LEVEL_2M
 from mmu.paging.spte import SPTE_X, describe
 from mmu.paging.table import RootPage, ShadowPage
+from mmu.probe import override
 from mmu.tdp.iter import TdpIter
 from stress.observe.oracles.base import Oracle
 from stress.scenario.types import Limits
@@ -23,13 +24,14 @@ class NxOracle(Oracle):
         super().__init__(vm, limits)
         self._toggling = self.kvm.runtime.cell("oracle.nx_toggling", False)
 
+    @override
     def nx_toggle_begin(self, on: bool) -> None:
-        """The knob is about to change."""
         self._toggling.value = True
 
+    @override
     def nx_toggle_end(self, on: bool) -> None:
-        """The new policy holds for everything: also for what was installed while the knob was being
-        switched. kvm_lock is still held, so it is not switched again meanwhile."""
+        # The new policy holds for everything, also for what was installed while the knob was being
+        # switched. kvm_lock is still held, so the knob is not switched again meanwhile.
         self._toggling.value = False
         if not on:
             return
@@ -42,8 +44,8 @@ class NxOracle(Oracle):
                 it.next_present()
         self.kvm.rcu.read_unlock()
 
+    @override
     def huge_mapped(self, sp: ShadowPage, gfn: int, level: int, spte: int) -> None:
-        """A huge leaf is installed."""
         if sp.root is not None and self.kvm.nx_huge_pages.value and not self._toggling.value:
             self._judge(sp.root, gfn, level, spte)
 

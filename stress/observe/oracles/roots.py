@@ -8,6 +8,7 @@ import threading
 from mmu.machine.vcpu import Vcpu
 from mmu.machine.vm import VirtualMachine
 from mmu.paging.table import RootPage
+from mmu.probe import override
 from mmu.sync.poison import is_poisoned
 from stress.observe.oracles.base import Oracle
 from stress.scenario.types import Limits
@@ -28,8 +29,8 @@ class RootOracle(Oracle):
         self._lock = threading.Lock()
         self._obsolete: frozenset[int] = frozenset()
 
+    @override
     def root_invalidated(self, root: RootPage) -> None:
-        """An exported root may not be invalidated."""
         self.judged["O12"].add(1)
         if root.exported.value:
             self.kvm.warn(
@@ -41,20 +42,20 @@ class RootOracle(Oracle):
                 "RFC PATCH 36/42, invariant I5; reference 1.10",
             )
 
+    @override
     def roots_kicked(self, roots: list[RootPage]) -> None:
-        """From here on no vCPU may be in the guest with one of these roots."""
+        # From here on no vCPU may be in the guest with one of these roots.
         if roots:
             with self._lock:
                 self._obsolete = self._obsolete | {root.address for root in roots}
 
+    @override
     def root_freed(self, root: RootPage) -> None:
-        """Nobody can use it any more."""
         with self._lock:
             self._obsolete = self._obsolete - {root.address}
 
+    @override
     def guest_enter(self, vcpu: Vcpu) -> None:
-        """Entered with an obsolete root after the request was acknowledged, or with one still in
-        hand?"""
         if not self._obsolete:
             return
         self.judged["O12"].add(1)
@@ -83,9 +84,9 @@ class RootOracle(Oracle):
             "__kvm_mmu_free_obsolete_roots(), cf4a8693d97a; reference 2.8, B26",
         )
 
+    @override
     def zap_yielded(self, root: RootPage, since: int, goal: int) -> None:
-        """A walk goes on after it has let mmu_lock go: somebody must have held the root
-        meanwhile."""
+        # The walk had dropped mmu_lock, so a reference must have kept the root meanwhile.
         self.judged["O4"].add(1)
         if is_poisoned(root) or root.refcount.read():
             return  # a root that is freed already reports its next use itself

@@ -5,6 +5,7 @@ from __future__ import annotations
 from mmu.memory.memslots import Memslot
 from mmu.paging.spte import describe
 from mmu.paging.table import RootPage
+from mmu.probe import override
 from mmu.tdp.iter import TdpIter
 from stress.observe.oracles.base import Oracle
 
@@ -15,8 +16,8 @@ class SlotOracle(Oracle):
     rules = ("O6",)
     title = "no leaf is left for a deleted or moved slot when the memslot call returns"
 
+    @override
     def memslot_gone(self, slot: Memslot) -> None:
-        """The old range must be unmapped now."""
         self.kvm.rcu.read_lock()
         for root in self.vm.roots.each_rcu():
             if root.role.as_id == slot.as_id:

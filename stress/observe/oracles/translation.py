@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mmu.memory.host import FREED
 from mmu.paging.spte import SPTE_MMIO, describe, pfn_of
+from mmu.probe import override
 from stress.observe.oracles.base import Oracle
 
 
@@ -14,9 +15,9 @@ class TranslationOracle(Oracle):
     rules = ("O1", "O6")
     title = "every access by a vCPU or device reaches the frame that the host gave to that gfn"
 
+    @override
     def bad_translation(self, who: str | None, gfn: int, pfn: int, write: bool, spte: int) -> None:
-        """An access met the wrong stamp; those that met the right one are counted by whoever made
-        them."""
+        # An access that reached the right frame is counted by the task that made it.
         if who is None:
             self._late_write(gfn, pfn)
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from mmu.paging.table import RootPage
+from mmu.probe import override
 from stress.observe.oracles.base import Oracle
 
 
@@ -16,8 +17,8 @@ class UnmapOracle(Oracle):
         "a range is unmapped only inside an invalidation that covers it, or with slots_lock held"
     )
 
+    @override
     def zap_leafs_done(self, root: RootPage, start: int, end: int, yielded: bool) -> None:
-        """The zap of [start, end) is over."""
         kvm = self.kvm
         if end - start > kvm.geometry.max_gfn or kvm.slots_lock.held():
             return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mmu.paging.spte import ADDR_MASK, describe
 from mmu.paging.table import RootPage, ShadowPage
+from mmu.probe import override
 from stress.observe.oracles.base import Oracle
 
 
@@ -14,8 +15,8 @@ class WalkOracle(Oracle):
     rules = ("O15",)
     title = "a zap visits every entry that was present during the whole of it"
 
+    @override
     def zap_leafs_done(self, root: RootPage, start: int, end: int, yielded: bool) -> None:
-        """The zap of [start, end) is over."""
         if yielded:
             return  # faults may have mapped something behind it, legally
         self.judged["O15"].add(1)

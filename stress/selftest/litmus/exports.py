@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 from mmu.errors import KvmError
 from mmu.export.importer import ExportedTdp
 from mmu.export.iommu import Device, Dma
 from mmu.export.tdp_fd import TdpFd
 from mmu.memory.memslots import MemoryRegion
 from mmu.paging.table import RootPage
+from mmu.probe import Instrument, override
 from stress.selftest.litmus.base import (
     Family,
     LitmusBench,
@@ -420,10 +419,12 @@ def hwpt_destroy_against_flush(bench: LitmusBench) -> Tasks:
     told = bench.cell("told", "not told")
     hwpt = world.tiny.vm.attach(world.device, world.fd)
 
-    def note(ops: object, gfn: int, pages: int) -> None:  # noqa: ARG001 - only that it is called
-        told.store("live" if hwpt.live.value else "freed")
+    class Told(Instrument):
+        @override
+        def importer_called(self, importer: object, gfn: int, pages: int) -> None:
+            told.store("live" if hwpt.live.value else "freed")
 
-    bench.probe.attach(SimpleNamespace(importer_called=note))
+    bench.probe.attach(Told())
 
     def destroyer() -> None:
         hwpt.destroy()

@@ -11,7 +11,7 @@ from operator import methodcaller
 import pytest
 
 from mmu.errors import SelfDeadlock
-from mmu.probe import Probe
+from mmu.probe import Instrument, Probe, override
 from mmu.report import Reporter
 from mmu.sync import Mutex, RwLock, SpinLock, Sync
 from mmu.sync.lockdep import READ, WRITE
@@ -160,10 +160,12 @@ def test_the_probe_hears_of_write_holds_only(make_sync: MakeSync) -> None:
     heard, probe = [], Probe()
     mmu_lock = make_sync(probe=probe).rwlock("mmu_lock")
 
-    class Observer:
+    class Observer(Instrument):
+        @override
         def mmu_write_locked(self) -> None:
             heard.append("locked")
 
+        @override
         def mmu_write_unlocking(self) -> None:
             heard.append(f"unlocking in mode {mmu_lock.held_mode()}")
 

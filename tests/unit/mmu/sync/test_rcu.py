@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from mmu.errors import SelfDeadlock
-from mmu.probe import Probe
+from mmu.probe import Instrument, Probe, override
 from mmu.report import Reporter
 from mmu.runtime import Cell, Runtime
 from mmu.sync import Rcu, Sync
@@ -373,7 +373,8 @@ def test_callbacks_that_are_queued_when_the_domain_shuts_down_still_run(sync: Sy
 def test_the_probe_hears_of_each_grace_period_that_ran_callbacks(make_sync: MakeSync) -> None:
     heard: list[tuple[int, bool]] = []
 
-    class Observer:
+    class Observer(Instrument):
+        @override
         def grace_period(self, ns: int, callbacks: int) -> None:
             heard.append((callbacks, sync.rcu.in_callback()))
 

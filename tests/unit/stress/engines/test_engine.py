@@ -10,6 +10,7 @@ import pytest
 from attrs import evolve
 
 from mmu.machine.vm import VirtualMachine
+from mmu.probe import Instrument, override
 from mmu.report import Report, Reporter
 from mmu.runtime import Runtime
 from mmu.sync import Mutex
@@ -121,7 +122,8 @@ def test_an_observer_that_raises_is_a_harness_error() -> None:
     scenario = small()
     session = Session(scenario, 1, Runtime())
 
-    class Broken:
+    class Broken(Instrument):
+        @override
         def zap_all_fast(self, generation: int) -> None:
             raise ZeroDivisionError("a broken observer")
 

@@ -11,6 +11,7 @@ import pytest
 from attrs import evolve
 
 from mmu.errors import KvmError
+from mmu.probe import Instrument, override
 from stress.actors import performed
 from stress.actors.vcpu import VcpuActor
 from stress.engines.program import Executor, Run
@@ -125,12 +126,13 @@ def test_a_broken_variant_is_judged_as_on_threads() -> None:
     assert run.signature == run.reports[0].signature
 
 
-class Counting:
+class Counting(Instrument):
     """An observer of every schedule."""
 
     def __init__(self) -> None:
         self.flushes = 0
 
+    @override
     def flush_end(self, *_: object) -> None:
         self.flushes += 1
 
@@ -146,9 +148,10 @@ def test_observers_see_every_schedule_and_cost_no_step() -> None:
     assert first.trace == once(SCRIPTED).trace
 
 
-class Failing:
+class Failing(Instrument):
     """An observer with a mistake."""
 
+    @override
     def flush_end(self, *_: object) -> None:
         raise ValueError("oops")
 
