@@ -41,7 +41,7 @@ class Device:
         self.kvm = kvm
         self.host = host
         self.name = name
-        self.iotlb = TranslationCache()
+        self.iotlb = kvm.parts[TranslationCache]()
         self.root: Cell[RootPage | None] = kvm.runtime.cell(f"{name}.root", None)
         self.hardware = kvm.runtime.lock(f"{name} hardware")
         self.hits = 0

@@ -126,7 +126,7 @@ class Exporter:
             raise KvmError(errno.EINVAL, "only address space 0 can be exported")
         if not self.get_vm():
             raise KvmError(errno.ENOENT, "the VM is being destroyed")
-        exported = ExportedTdp(kvm, as_id)
+        exported = kvm.parts[ExportedTdp](kvm, as_id)
         try:
             self.exported_tdps.reserve(exported)
         except KvmError:
@@ -136,7 +136,7 @@ class Exporter:
             self.exported_tdps.remove(exported)
             self.put_vm()
             raise KvmError(errno.ESRCH, "the process that owns the VM has exited")
-        fd = TdpFd(self, exported)
+        fd = kvm.parts[TdpFd](self, exported)
         if kvm.should_fail("get_unused_fd"):
             self.abandon(fd)
             raise KvmError(errno.EMFILE, "no free file descriptor (injected)")

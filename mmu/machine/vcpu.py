@@ -125,7 +125,7 @@ class Vcpu:
         self.number = number
         self.state = RunState(kvm.runtime, f"vcpu{number}")
         self.stat = VcpuStats()
-        self.tlb = TranslationCache()
+        self.tlb = kvm.parts[TranslationCache]()
         self.root: RootPage | None = None
         self.prev_roots: list[RootPage] = []
         self.role = RootRole(0)
