@@ -4,6 +4,7 @@ and statistics."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 from attrs import evolve, field, frozen
 
@@ -100,6 +101,8 @@ class Invalidation:
     `seq` and `in_progress` change under mmu_lock(write); the range is in host page numbers, [start,
     end).
     """
+
+    STANDS_FOR: Final = "virt/kvm/kvm_main.c: kvm_mmu_invalidate_begin(), kvm_mmu_invalidate_end()"
 
     def __init__(self, kvm: Kvm) -> None:
         self._kvm = kvm

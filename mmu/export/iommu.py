@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 from enum import Enum
+from typing import Final
 
 from mmu.errors import KvmError
 from mmu.export.tdp_fd import TdpFd
@@ -36,6 +37,8 @@ class Device:
     completion sees it: an invalidate waits for the transaction in flight and no later one can use
     what it removed.
     """
+
+    STANDS_FOR: Final = "hardware: a device behind an IOMMU"
 
     def __init__(self, kvm: Kvm, host: HostMemory, name: str) -> None:
         self.kvm = kvm
@@ -116,6 +119,8 @@ class Device:
 class KvmHwpt:
     """IOMMUFD's KVM HWPT: holds a TDP FD, programs its root into a device, hears of flushes,
     answers IO page faults."""
+
+    STANDS_FOR: Final = "drivers/iommu/iommufd/hw_pagetable_kvm.c of the series"
 
     def __init__(self, kvm: Kvm, fd: TdpFd, device: Device) -> None:
         self.kvm = kvm

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
+from typing import Final
 
 from attrs import frozen
 
@@ -44,6 +45,10 @@ class TdpFd:
     `number` is what user space sees, 0 until it is installed in its file table.
     """
 
+    STANDS_FOR: Final = (
+        "virt/kvm/tdp_fd.c of the series: struct kvm_tdp_fd, kvm_tdp_fd_get(), kvm_tdp_fd_put()"
+    )
+
     def __init__(self, exporter: Exporter, exported: ExportedTdp) -> None:
         self.exported = exported
         self.count: Refcount = exporter.kvm.sync.refcount(f"tdp_fd[{exported.as_id}]", 1)
@@ -81,6 +86,8 @@ class TdpFd:
 class Exporter:
     """Creates, serves and releases exported TDPs (arch/x86/kvm, patches 04-08 and 35-38, with the
     mends of `hardened`)."""
+
+    STANDS_FOR: Final = "virt/kvm/tdp_fd.c of the series: kvm_create_tdp_fd(), kvm_tdp_fd_release()"
 
     def __init__(
         self,

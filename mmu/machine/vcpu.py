@@ -111,6 +111,11 @@ class Vcpu:
     """One virtual CPU, run by one thread. `state` is what other threads see of it; the rest is the
     thread's own."""
 
+    STANDS_FOR: Final = (
+        "arch/x86/kvm/x86.c: vcpu_enter_guest(); arch/x86/kvm/mmu/mmu.c: kvm_mmu_load(), "
+        "kvm_mmu_unload()"
+    )
+
     def __init__(
         self,
         kvm: Kvm,

@@ -108,9 +108,7 @@ class VirtualMachine:
             sync = Sync(runtime, reporter, probe, config.rcu_stall_seconds, parts[Rcu], parts[Srcu])
         else:
             sync = BareSync(runtime, reporter, probe)
-        self.kvm = kvm = Kvm(
-            config, runtime, reporter, probe, sync, parts, fail_function
-        )
+        self.kvm = kvm = Kvm(config, runtime, reporter, probe, sync, parts, fail_function)
         self.requests = parts[Requests](kvm)
         self.host = parts[HostMemory](
             runtime, sync, probe, config.frames, config.geometry, (config.huge_2m, config.huge_1g)

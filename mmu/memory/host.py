@@ -89,6 +89,8 @@ class HostMemory:
     mmu_notifier's range start and range end; this class does the host's part only.
     """
 
+    STANDS_FOR: Final = "mm/gup.c: get_user_pages(); mm/mmap.c: exit_mmap()"
+
     def __init__(
         self,
         runtime: Runtime,

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import IntEnum
+from typing import Final
 
 from mmu.kvm import Invalidation, Kvm
 from mmu.memory.host import HostMemory, Region
@@ -147,6 +148,11 @@ def _replaced_retry(invalidation: Invalidation) -> Callable[[int, int], bool] | 
 
 class FaultHandler:
     """Maps what a vCPU or a device wants to access."""
+
+    STANDS_FOR: Final = (
+        "arch/x86/kvm/mmu/mmu.c: kvm_tdp_mmu_page_fault(), fast_page_fault(); "
+        "arch/x86/kvm/mmu/tdp_mmu.c: kvm_tdp_mmu_map()"
+    )
 
     def __init__(
         self, kvm: Kvm, memslots: Memslots, host: HostMemory, writer: SpteWriter, huge: HugePages
