@@ -197,5 +197,7 @@ def test_a_tdp_fd_that_refuses_faults_answers_for_the_model(make_machine: MakeMa
 def test_an_override_that_takes_too_much_is_refused(make_machine: MakeMachine, part: type) -> None:
     name = next(iter(methods(part)))
     wrong = type("Wrong", (part,), {name: lambda self, one, two, three, four: None})
-    with pytest.raises(TypeError, match=rf"Wrong\.{name}\(.*must take what {part.__name__}\.{name}"):
+    with pytest.raises(
+        TypeError, match=rf"Wrong\.{name}\(.*must take what {part.__name__}\.{name}"
+    ):
         make_machine(variants=[variant(wrong)])
