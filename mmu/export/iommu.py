@@ -185,16 +185,13 @@ class KvmHwpt:
 
     # What the IOMMU driver does.
 
-    def io_fault(self, gfn: int, write: bool) -> bool:
-        """The IOPF worker's handling of one page request; true answers SUCCESS."""
-        return self.io_fault_group([(gfn, write)])
-
     def io_fault_group(self, group: list[tuple[int, bool]]) -> bool:
         """A whole iopf group: one response for all; after the first failure the rest is not handled
         (reference 1.7)."""
-        return all(self._handle(gfn, write) for gfn, write in group)
+        return all(self.io_fault(gfn, write) for gfn, write in group)
 
-    def _handle(self, gfn: int, write: bool) -> bool:
+    def io_fault(self, gfn: int, write: bool) -> bool:
+        """The IOPF worker's handling of one page request; true answers SUCCESS."""
         probe = self.kvm.probe
         if probe.io_fault_begin is not None:
             probe.io_fault_begin(self.device, gfn, write)
