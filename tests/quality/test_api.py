@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-import mmu
+import mmu.parts
 from mmu.machine.vm import PART_BASES
 from stress.commands.parts import methods_of
 from tests.command import ROOT, python, real
@@ -91,6 +91,44 @@ def test_an_override_of_any_method_can_be_annotated_with_public_names(part: type
     used = set(re.findall(r"[A-Za-z_]\w*", annotations))
     assert part.__name__ in names_in("mmu.parts")
     assert used - standard - set(names_in("mmu.parts")) == set()
+
+
+OLDER = {
+    "mmu.errors": "KvmError",
+    "mmu.export.importer": "ExportedTdp ExportedTdps",
+    "mmu.export.iommu": "Device KvmHwpt",
+    "mmu.export.tdp_fd": "Exporter TdpFd",
+    "mmu.kvm": "ADDRESS_SPACES Invalidation Kvm",
+    "mmu.machine.vcpu": "Vcpu",
+    "mmu.memory.host": "HostMemory Region tag_of",
+    "mmu.memory.memslots": "KVM_MEM_LOG_DIRTY_PAGES Memslot Memslots MemslotSet",
+    "mmu.memory.requests": "Requests",
+    "mmu.memory.tlb": "RemoteTlb TranslationCache",
+    "mmu.paging.nxlist": "PossibleNxHugePages",
+    "mmu.paging.spte": "REMOVED_SPTE SPTE_D SPTE_R SPTE_W SPTE_X",
+    "mmu.paging.table": "PageTableMemory RootPage RootRole ShadowPage",
+    "mmu.sync.rcu": "Rcu Srcu",
+    "mmu.tdp.age": "Ageing",
+    "mmu.tdp.dirty": "DirtyLog",
+    "mmu.tdp.fault": "CONTINUE RETRY SPURIOUS Fault FaultHandler PageCache RetPf",
+    "mmu.tdp.huge": "HugePages",
+    "mmu.tdp.iter": "TdpIter",
+    "mmu.tdp.notifier": "MmuNotifier",
+    "mmu.tdp.nx": "NxHugePages",
+    "mmu.tdp.roots": "Roots",
+    "mmu.tdp.write": "SpteWriter",
+    "mmu.tdp.yielding": "Yielding",
+    "mmu.tdp.zap": "Zapper",
+    "mmu.variant": "Variant",
+}
+"""Where variant files from before `mmu.parts` import from."""
+
+
+@pytest.mark.parametrize("module", OLDER)
+def test_older_variant_files_find_what_they_import(module: str) -> None:
+    for name in OLDER[module].split():
+        found = getattr(importlib.import_module(module), name)
+        assert getattr(mmu.parts, name, found) is found
 
 
 # What is imported by what is shipped to be read.
