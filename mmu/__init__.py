@@ -6,6 +6,7 @@ FDs. Everything that two threads share is made by a `Runtime`; broken rules are 
 a `Reporter` collects.
 
 Names are imported when they are first used, so that `mmu.sync` on its own does not load the model.
+What a variant is written with is in `mmu.parts`; docs/api.md says what is public.
 """
 
 from __future__ import annotations
@@ -14,34 +15,63 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mmu.errors import KvmError as KvmError
-    from mmu.errors import MmuError as MmuError
-    from mmu.errors import SelfDeadlock as SelfDeadlock
-    from mmu.kvm import VmConfig as VmConfig
-    from mmu.machine.vm import VirtualMachine as VirtualMachine
-    from mmu.memory.memslots import MemoryRegion as MemoryRegion
-    from mmu.paging.geometry import Geometry as Geometry
-    from mmu.probe import Probe as Probe
-    from mmu.report import Report as Report
-    from mmu.report import Reporter as Reporter
-    from mmu.runtime import Runtime as Runtime
-    from mmu.sync import Sync as Sync
-    from mmu.variant import Variant as Variant
+    from mmu.errors import KvmError, MmuError, SelfDeadlock
+    from mmu.export.iommu import Dma
+    from mmu.invariants import violations
+    from mmu.kvm import VmConfig
+    from mmu.machine.vcpu import Exit
+    from mmu.machine.vm import VirtualMachine
+    from mmu.memory.host import tag_of
+    from mmu.memory.memslots import KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, MemoryRegion
+    from mmu.paging.geometry import Geometry
+    from mmu.probe import Probe
+    from mmu.report import Report, Reporter
+    from mmu.runtime import Runtime
+    from mmu.sync import Sync
+    from mmu.variant import Variant
+
+__all__ = [
+    "KVM_MEM_LOG_DIRTY_PAGES",
+    "KVM_MEM_READONLY",
+    "Dma",
+    "Exit",
+    "Geometry",
+    "KvmError",
+    "MemoryRegion",
+    "MmuError",
+    "Probe",
+    "Report",
+    "Reporter",
+    "Runtime",
+    "SelfDeadlock",
+    "Sync",
+    "Variant",
+    "VirtualMachine",
+    "VmConfig",
+    "tag_of",
+    "violations",
+]
 
 _HOMES = {
-    "KvmError": "mmu.errors",
-    "MmuError": "mmu.errors",
-    "SelfDeadlock": "mmu.errors",
-    "VmConfig": "mmu.kvm",
-    "VirtualMachine": "mmu.machine.vm",
-    "MemoryRegion": "mmu.memory.memslots",
+    "Dma": "mmu.export.iommu",
+    "Exit": "mmu.machine.vcpu",
     "Geometry": "mmu.paging.geometry",
+    "KVM_MEM_LOG_DIRTY_PAGES": "mmu.memory.memslots",
+    "KVM_MEM_READONLY": "mmu.memory.memslots",
+    "KvmError": "mmu.errors",
+    "MemoryRegion": "mmu.memory.memslots",
+    "MmuError": "mmu.errors",
     "Probe": "mmu.probe",
     "Report": "mmu.report",
     "Reporter": "mmu.report",
     "Runtime": "mmu.runtime",
+    "SelfDeadlock": "mmu.errors",
     "Sync": "mmu.sync",
     "Variant": "mmu.variant",
+    "VirtualMachine": "mmu.machine.vm",
+    "VmConfig": "mmu.kvm",
+    "tag_of": "mmu.memory.host",
+    "violations": "mmu.invariants",
 }
 
 

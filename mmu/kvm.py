@@ -4,6 +4,7 @@ and statistics."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 from attrs import evolve, field, frozen
 
@@ -18,6 +19,7 @@ from mmu.stack import capture, innermost, render
 from mmu.sync import Sync
 from mmu.sync.lockdep import describe_held
 from mmu.task import current
+from mmu.variant import Parts
 
 ADDRESS_SPACES = 2
 """KVM_ADDRESS_SPACE_NUM on x86: 0 is normal, 1 is SMM."""
@@ -100,6 +102,8 @@ class Invalidation:
     end).
     """
 
+    STANDS_FOR: Final = "virt/kvm/kvm_main.c: kvm_mmu_invalidate_begin(), kvm_mmu_invalidate_end()"
+
     def __init__(self, kvm: Kvm) -> None:
         self._kvm = kvm
         self.seq = kvm.runtime.counter("mmu_invalidate_seq")
@@ -135,7 +139,7 @@ class Invalidation:
     def retry(self, seq: int, hva: int) -> bool:
         """mmu_invalidate_retry_hva(): whether a fault that took `seq` before its pfn look-up may be
         out of date; needs mmu_lock. (is_page_fault_stale() has the same two comparisons in
-        line.)"""
+        line, unless a variant replaces them.)"""
         self._kvm.mmu_lock.assert_held()
         return (self.in_progress.value > 0 and self.in_range(hva)) or self.seq.value != seq
 
@@ -153,7 +157,7 @@ class Invalidation:
 
 class Kvm:
     """The VM's shared state. Parts get it first in their constructor and find each other through
-    their own arguments."""
+    their own arguments. `parts` has the class of each part, for those made while the VM runs."""
 
     def __init__(
         self,
@@ -162,7 +166,7 @@ class Kvm:
         reporter: Reporter,
         probe: Probe,
         sync: Sync,
-        table_memory: type[PageTableMemory] = PageTableMemory,
+        parts: Parts,
         fail_function: FailFunction | None = None,
     ) -> None:
         self.config = config
@@ -170,6 +174,7 @@ class Kvm:
         self.reporter = reporter
         self.probe = probe
         self.sync = sync
+        self.parts = parts
         self.geometry = config.geometry
         self.layout = config.layout
         self.rcu = sync.rcu
@@ -185,7 +190,7 @@ class Kvm:
         self.users_count = sync.refcount("kvm->users_count", 1)
         self.stat = VmStats(runtime)
         self.mmu_valid_gen = runtime.counter("mmu_valid_gen")
-        self.invalidation = Invalidation(self)
+        self.invalidation = parts[Invalidation](self)
         self.nx_huge_pages: Cell[bool] = runtime.cell("nx_huge_pages", config.nx_huge_pages)
         self.dirty_clock = runtime.counter("dirty_clock", 1)
         self.pfn_dirtied = runtime.table(config.frames, "pfn_dirtied")
@@ -193,13 +198,13 @@ class Kvm:
         `dirty_clock`: hardware ticks before it sets a D bit, software reads the clock after it has
         taken one away."""
         self.fail_function = fail_function
-        self.possible_nx_huge_pages = PossibleNxHugePages(
+        self.possible_nx_huge_pages = parts[PossibleNxHugePages](
             runtime, reporter, self.stat.nx_lpage_splits
         )
         self.mm_users = sync.refcount("mm->mm_users", 1)
         self.mm_gone: Cell[bool] = runtime.cell("kvm.mm_gone", False)
         self.dying: Cell[bool] = runtime.cell("kvm.dying", False)
-        self.tables = table_memory(
+        self.tables = parts[PageTableMemory](
             runtime,
             self.rcu,
             reporter,

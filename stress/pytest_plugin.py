@@ -33,6 +33,8 @@ from stress.testing import explorer
 from stress.testing.explorer import Explored, ReplayDiverged, ScheduleFailed, Settings
 from stress.testing.program import NothingExplored, ProgramFunction
 
+__all__ = ["Explorer"]
+
 REMEMBERED: Final = "tdp-stress/steps"
 """Where the cache keeps the steps of failing schedules, so that a replay can say which step is
 another one."""

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import errno
-from typing import Protocol
+from typing import Final, Protocol
 
 from mmu.errors import KvmError
 from mmu.kvm import Kvm
@@ -40,6 +40,8 @@ class ExportedTdp:
     `bind_lock` makes registering an importer and programming the root into its hardware one step,
     against a switch of the root and against un-export.
     """
+
+    STANDS_FOR: Final = "virt/kvm/tdp_fd.c of the series: struct kvm_exported_tdp"
 
     def __init__(self, kvm: Kvm, as_id: int) -> None:
         self.kvm = kvm
@@ -87,6 +89,8 @@ class ExportedTdp:
 
 class ExportedTdps:
     """kvm->exported_tdp_list: at most one object an address space."""
+
+    STANDS_FOR: Final = "virt/kvm/tdp_fd.c of the series: kvm->exported_tdp_list"
 
     def __init__(self, kvm: Kvm) -> None:
         self.kvm = kvm

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 from enum import Enum
+from typing import Final
 
 from mmu.errors import KvmError
 from mmu.export.tdp_fd import TdpFd
@@ -37,11 +38,13 @@ class Device:
     what it removed.
     """
 
+    STANDS_FOR: Final = "hardware: a device behind an IOMMU"
+
     def __init__(self, kvm: Kvm, host: HostMemory, name: str) -> None:
         self.kvm = kvm
         self.host = host
         self.name = name
-        self.iotlb = TranslationCache()
+        self.iotlb = kvm.parts[TranslationCache]()
         self.root: Cell[RootPage | None] = kvm.runtime.cell(f"{name}.root", None)
         self.hardware = kvm.runtime.lock(f"{name} hardware")
         self.hits = 0
@@ -117,6 +120,8 @@ class KvmHwpt:
     """IOMMUFD's KVM HWPT: holds a TDP FD, programs its root into a device, hears of flushes,
     answers IO page faults."""
 
+    STANDS_FOR: Final = "drivers/iommu/iommufd/hw_pagetable_kvm.c of the series"
+
     def __init__(self, kvm: Kvm, fd: TdpFd, device: Device) -> None:
         self.kvm = kvm
         self.device = device
@@ -180,16 +185,13 @@ class KvmHwpt:
 
     # What the IOMMU driver does.
 
-    def io_fault(self, gfn: int, write: bool) -> bool:
-        """The IOPF worker's handling of one page request; true answers SUCCESS."""
-        return self.io_fault_group([(gfn, write)])
-
     def io_fault_group(self, group: list[tuple[int, bool]]) -> bool:
         """A whole iopf group: one response for all; after the first failure the rest is not handled
         (reference 1.7)."""
-        return all(self._handle(gfn, write) for gfn, write in group)
+        return all(self.io_fault(gfn, write) for gfn, write in group)
 
-    def _handle(self, gfn: int, write: bool) -> bool:
+    def io_fault(self, gfn: int, write: bool) -> bool:
+        """The IOPF worker's handling of one page request; true answers SUCCESS."""
         probe = self.kvm.probe
         if probe.io_fault_begin is not None:
             probe.io_fault_begin(self.device, gfn, write)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
+from typing import Final
 
 from attrs import frozen
 
@@ -44,6 +45,10 @@ class TdpFd:
     `number` is what user space sees, 0 until it is installed in its file table.
     """
 
+    STANDS_FOR: Final = (
+        "virt/kvm/tdp_fd.c of the series: struct kvm_tdp_fd, kvm_tdp_fd_get(), kvm_tdp_fd_put()"
+    )
+
     def __init__(self, exporter: Exporter, exported: ExportedTdp) -> None:
         self.exported = exported
         self.count: Refcount = exporter.kvm.sync.refcount(f"tdp_fd[{exported.as_id}]", 1)
@@ -81,6 +86,8 @@ class TdpFd:
 class Exporter:
     """Creates, serves and releases exported TDPs (arch/x86/kvm, patches 04-08 and 35-38, with the
     mends of `hardened`)."""
+
+    STANDS_FOR: Final = "virt/kvm/tdp_fd.c of the series: kvm_create_tdp_fd(), kvm_tdp_fd_release()"
 
     def __init__(
         self,
@@ -126,7 +133,7 @@ class Exporter:
             raise KvmError(errno.EINVAL, "only address space 0 can be exported")
         if not self.get_vm():
             raise KvmError(errno.ENOENT, "the VM is being destroyed")
-        exported = ExportedTdp(kvm, as_id)
+        exported = kvm.parts[ExportedTdp](kvm, as_id)
         try:
             self.exported_tdps.reserve(exported)
         except KvmError:
@@ -136,7 +143,7 @@ class Exporter:
             self.exported_tdps.remove(exported)
             self.put_vm()
             raise KvmError(errno.ESRCH, "the process that owns the VM has exited")
-        fd = TdpFd(self, exported)
+        fd = kvm.parts[TdpFd](self, exported)
         if kvm.should_fail("get_unused_fd"):
             self.abandon(fd)
             raise KvmError(errno.EMFILE, "no free file descriptor (injected)")

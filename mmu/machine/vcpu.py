@@ -111,6 +111,11 @@ class Vcpu:
     """One virtual CPU, run by one thread. `state` is what other threads see of it; the rest is the
     thread's own."""
 
+    STANDS_FOR: Final = (
+        "arch/x86/kvm/x86.c: vcpu_enter_guest(); arch/x86/kvm/mmu/mmu.c: kvm_mmu_load(), "
+        "kvm_mmu_unload()"
+    )
+
     def __init__(
         self,
         kvm: Kvm,
@@ -125,7 +130,7 @@ class Vcpu:
         self.number = number
         self.state = RunState(kvm.runtime, f"vcpu{number}")
         self.stat = VcpuStats()
-        self.tlb = TranslationCache()
+        self.tlb = kvm.parts[TranslationCache]()
         self.root: RootPage | None = None
         self.prev_roots: list[RootPage] = []
         self.role = RootRole(0)

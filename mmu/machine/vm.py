@@ -5,16 +5,17 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable, Iterator
 
-from mmu.export.importer import ExportedTdps
+from mmu.export.importer import ExportedTdp, ExportedTdps
 from mmu.export.iommu import Device, KvmHwpt
 from mmu.export.tdp_fd import Exporter, TdpFd
-from mmu.kvm import FailFunction, Kvm, VmConfig
+from mmu.kvm import FailFunction, Invalidation, Kvm, VmConfig
 from mmu.lock_order import document
 from mmu.machine.vcpu import Vcpu
 from mmu.memory.host import HostMemory
 from mmu.memory.memslots import Change, MemoryRegion, Memslots
 from mmu.memory.requests import OUTSIDE_GUEST_MODE, Requests
-from mmu.memory.tlb import RemoteTlb
+from mmu.memory.tlb import RemoteTlb, TranslationCache
+from mmu.paging.nxlist import PossibleNxHugePages
 from mmu.paging.table import PageTableMemory
 from mmu.probe import Probe
 from mmu.report import Reporter
@@ -38,9 +39,12 @@ PART_BASES: tuple[type, ...] = (
     Rcu,
     Srcu,
     PageTableMemory,
+    PossibleNxHugePages,
+    Invalidation,
     Requests,
     HostMemory,
     RemoteTlb,
+    TranslationCache,
     Roots,
     SpteWriter,
     Yielding,
@@ -53,7 +57,9 @@ PART_BASES: tuple[type, ...] = (
     MmuNotifier,
     NxHugePages,
     ExportedTdps,
+    ExportedTdp,
     Exporter,
+    TdpFd,
     Device,
     KvmHwpt,
     Vcpu,
@@ -102,9 +108,7 @@ class VirtualMachine:
             sync = Sync(runtime, reporter, probe, config.rcu_stall_seconds, parts[Rcu], parts[Srcu])
         else:
             sync = BareSync(runtime, reporter, probe)
-        self.kvm = kvm = Kvm(
-            config, runtime, reporter, probe, sync, parts[PageTableMemory], fail_function
-        )
+        self.kvm = kvm = Kvm(config, runtime, reporter, probe, sync, parts, fail_function)
         self.requests = parts[Requests](kvm)
         self.host = parts[HostMemory](
             runtime, sync, probe, config.frames, config.geometry, (config.huge_2m, config.huge_1g)

@@ -89,6 +89,8 @@ class HostMemory:
     mmu_notifier's range start and range end; this class does the host's part only.
     """
 
+    STANDS_FOR: Final = "mm/gup.c: get_user_pages(); mm/mmap.c: exit_mmap()"
+
     def __init__(
         self,
         runtime: Runtime,
@@ -157,7 +159,7 @@ class HostMemory:
             return self._drop(region, 0, region.pages)
 
     def exit_mmap(self) -> int:
-        """The process is gone: every mapping is released; returns how many frames that were."""
+        """exit_mmap(): the process is gone; release every mapping and return how many frames."""
         with self.mmap_lock:
             regions = list(self._regions.values())
         return sum(self.munmap(region) for region in regions)

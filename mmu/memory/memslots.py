@@ -182,6 +182,8 @@ class MemoryRegion:
 class Memslots:
     """kvm->memslots and the update protocol. Look-ups need the SRCU read lock or slots_lock."""
 
+    STANDS_FOR: Final = "virt/kvm/kvm_main.c: kvm_set_memory_region(), kvm_vcpu_gfn_to_memslot()"
+
     def __init__(self, kvm: Kvm, listener: MemslotListener) -> None:
         self.kvm = kvm
         self.listener = listener

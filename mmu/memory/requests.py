@@ -33,6 +33,8 @@ class RunState:
 class Requests:
     """kvm_make_all_cpus_request() and friends over the VM's vCPUs."""
 
+    STANDS_FOR: Final = "virt/kvm/kvm_main.c: kvm_make_all_cpus_request(), kvm_vcpu_kick()"
+
     def __init__(self, kvm: Kvm) -> None:
         self._kvm = kvm
         self._vcpus: Cell[tuple[RunState, ...]] = kvm.runtime.cell("kvm.vcpus", ())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Final, Protocol
 
 from mmu.kvm import Kvm
 from mmu.memory.requests import KVM_REQ_TLB_FLUSH, Requests
@@ -30,6 +30,8 @@ class TranslationCache:
     `entries` maps gfn to the leaf SPTE that was walked, `tables` maps an aligned gfn to the
     last-level table (a partial walk), as real hardware caches them.
     """
+
+    STANDS_FOR: Final = "hardware: the TLB of a CPU, the IOTLB of an IOMMU"
 
     __slots__ = ("entries", "tables")
 
@@ -143,6 +145,10 @@ class FlushListener(Protocol):
 class RemoteTlb:
     """kvm_flush_remote_tlbs*(): vCPUs first (waiting for those in guest mode), then the importers
     (reference 1.8)."""
+
+    STANDS_FOR: Final = (
+        "virt/kvm/kvm_main.c: kvm_flush_remote_tlbs(), kvm_flush_remote_tlbs_range()"
+    )
 
     def __init__(self, kvm: Kvm, requests: Requests, listener: FlushListener | None) -> None:
         self.kvm = kvm

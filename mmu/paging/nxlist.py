@@ -3,6 +3,8 @@ mitigation (reference 2.12)."""
 
 from __future__ import annotations
 
+from typing import Final
+
 from mmu.paging.table import ShadowPage
 from mmu.report import Report, Reporter, section
 from mmu.runtime import Cell, Counter, Runtime
@@ -18,6 +20,10 @@ class PossibleNxHugePages:
     Misuse is reported as DEBUG_LIST would: an entry added twice, a freed page added, a stranger
     removed (O17).
     """
+
+    STANDS_FOR: Final = (
+        "arch/x86/kvm/mmu/mmu.c: track_possible_nx_huge_page(), untrack_possible_nx_huge_page()"
+    )
 
     def __init__(self, runtime: Runtime, reporter: Reporter, splits: Counter) -> None:
         self._reporter = reporter

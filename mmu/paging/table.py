@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from typing import Final
 
 from mmu.paging.geometry import PG_LEVEL_4K
 from mmu.paging.spte import PFN_SHIFT, SpteLayout
@@ -131,6 +132,8 @@ class PageTableMemory:
     Frees go through RCU: `free` reports when it is called outside a callback, because a page that
     was ever visible may still have a reader in it (reference 2.6, B31).
     """
+
+    STANDS_FOR: Final = "arch/x86/kvm/mmu/tdp_mmu.c: tdp_mmu_alloc_sp(), tdp_mmu_free_sp()"
 
     QUARANTINE = 1024
 

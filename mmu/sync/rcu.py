@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from types import TracebackType
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 from mmu import stack as stacks
 from mmu.report import Report, section
@@ -218,6 +218,8 @@ class Callback:
 class Rcu(EpochDomain):
     """RCU: read sections nest and may not sleep; `call_rcu` callbacks run after a grace period in a
     task of their own."""
+
+    STANDS_FOR: Final = "kernel/rcu/tree.c: call_rcu(), synchronize_rcu(), rcu_barrier()"
 
     def __init__(
         self,
@@ -433,6 +435,8 @@ class Srcu(EpochDomain):
     """SRCU: a domain whose readers may sleep. To lockdep, a read section is a recursive read lock
     of the domain and `synchronize` a write lock taken and released, so a cycle through both is
     found like any other."""
+
+    STANDS_FOR: Final = "kernel/rcu/srcutree.c: srcu_read_lock(), synchronize_srcu()"
 
     def __init__(
         self, runtime: Runtime, lockdep: LockDep, name: str, rcu: Rcu, stall_seconds: float = 30.0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from mmu.kvm import Kvm
 from mmu.memory.memslots import Memslot
 from mmu.paging.geometry import PG_LEVEL_4K
@@ -13,6 +15,10 @@ from mmu.tdp.write import SpteWriter
 
 class Ageing:
     """Walks leaves under mmu_lock(write), without yielding."""
+
+    STANDS_FOR: Final = (
+        "arch/x86/kvm/mmu/tdp_mmu.c: kvm_tdp_mmu_age_gfn_range(), kvm_tdp_mmu_test_age_gfn()"
+    )
 
     def __init__(self, kvm: Kvm, roots: Roots, writer: SpteWriter) -> None:
         self.kvm = kvm

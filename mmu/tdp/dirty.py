@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterable
+from typing import Final
 
 from mmu.errors import KvmError
 from mmu.kvm import Kvm
@@ -23,6 +24,11 @@ from mmu.tdp.yielding import Yielding
 
 class DirtyLog:
     """What a slot's LOG_DIRTY_PAGES flag sets in motion, and the ioctls that read the log."""
+
+    STANDS_FOR: Final = (
+        "arch/x86/kvm/mmu/mmu.c: kvm_mmu_slot_apply_flags(), "
+        "kvm_arch_mmu_enable_log_dirty_pt_masked()"
+    )
 
     def __init__(
         self,

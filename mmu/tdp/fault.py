@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import IntEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from mmu.kvm import Kvm
+from mmu.kvm import Invalidation, Kvm
 from mmu.memory.host import HostMemory, Region
 from mmu.memory.memslots import (
     GEN_UPDATE_IN_PROGRESS,
@@ -141,8 +142,20 @@ def _descents(geometry: Geometry) -> tuple[Descent, ...]:
     )
 
 
+def _replaced_retry(invalidation: Invalidation) -> Callable[[int, int], bool] | None:
+    """The `retry` of a variant, None for the model's own: every fault makes that comparison, so
+    it is done in line."""
+    own = type(invalidation).retry is Invalidation.retry
+    return None if own else invalidation.retry
+
+
 class FaultHandler:
     """Maps what a vCPU or a device wants to access."""
+
+    STANDS_FOR: Final = (
+        "arch/x86/kvm/mmu/mmu.c: kvm_tdp_mmu_page_fault(), fast_page_fault(); "
+        "arch/x86/kvm/mmu/tdp_mmu.c: kvm_tdp_mmu_map()"
+    )
 
     def __init__(
         self, kvm: Kvm, memslots: Memslots, host: HostMemory, writer: SpteWriter, huge: HugePages
@@ -157,6 +170,7 @@ class FaultHandler:
         self._tables = kvm.tables.by_spte
         self._rcu = kvm.rcu
         self._invalidation = kvm.invalidation
+        self._retry = _replaced_retry(kvm.invalidation)
         self._seq = kvm.invalidation.seq
         self._in_progress = kvm.invalidation.in_progress
         self._shifts = kvm.geometry.shifts()
@@ -253,12 +267,13 @@ class FaultHandler:
         slot = fault.slot
         if slot is None:
             return False
-        region = slot.region
-        if self._seq.value != fault.mmu_seq or (
-            self._in_progress.value and self._invalidation.in_range(slot.hva(fault.gfn))
-        ):
-            return True
-        return region.max_level > 1 and self.is_policy_stale(fault)
+        if self._retry is not None:
+            stale = self._retry(fault.mmu_seq, slot.hva(fault.gfn))
+        else:
+            stale = self._seq.value != fault.mmu_seq or (
+                self._in_progress.value > 0 and self._invalidation.in_range(slot.hva(fault.gfn))
+            )
+        return stale or (slot.region.max_level > 1 and self.is_policy_stale(fault))
 
     def is_policy_stale(self, fault: Fault) -> bool:
         """Whether the NX policy has changed since the fault began (the mend of R10): a root that

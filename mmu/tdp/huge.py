@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from mmu.kvm import Kvm
 from mmu.memory.memslots import Memslot
 from mmu.memory.tlb import RemoteTlb
@@ -17,6 +19,10 @@ from mmu.tdp.yielding import Yielding
 
 class HugePages:
     """Splits huge leaves into tables and collapses tables that could be huge leaves."""
+
+    STANDS_FOR: Final = (
+        "arch/x86/kvm/mmu/tdp_mmu.c: tdp_mmu_split_huge_page(), kvm_tdp_mmu_zap_collapsible_sptes()"
+    )
 
     def __init__(
         self, kvm: Kvm, roots: Roots, writer: SpteWriter, tlb: RemoteTlb, yielding: Yielding

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Final, Protocol
 
 from mmu.kvm import Kvm
 from mmu.memory.host import Region
@@ -25,6 +25,8 @@ class MmuNotifier:
     """kvm_mmu_notifier_ops. Ranges are page indices [first, last) of a host mapping; none of these
     may take slots_lock or slots_arch_lock, because a memslot update holds both while it waits for
     invalidations to end."""
+
+    STANDS_FOR: Final = "virt/kvm/kvm_main.c: kvm_mmu_notifier_ops"
 
     def __init__(
         self, kvm: Kvm, memslots: Memslots, zapper: Zapper, ageing: Ageing, tlb: RemoteTlb

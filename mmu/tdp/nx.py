@@ -3,6 +3,8 @@ iTLB multihit)."""
 
 from __future__ import annotations
 
+from typing import Final
+
 from mmu.kvm import Kvm
 from mmu.memory.memslots import Memslot, Memslots
 from mmu.memory.tlb import RemoteTlb
@@ -12,6 +14,8 @@ from mmu.tdp.zap import Zapper
 
 class NxHugePages:
     """While the knob is on no executable huge leaf may exist: a fetch gets small pages."""
+
+    STANDS_FOR: Final = "arch/x86/kvm/mmu/mmu.c: set_nx_huge_pages(), kvm_recover_nx_huge_pages()"
 
     def __init__(self, kvm: Kvm, memslots: Memslots, zapper: Zapper, tlb: RemoteTlb) -> None:
         self.kvm = kvm

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Final
 
 from mmu.kvm import Kvm
 from mmu.paging.table import RootPage, RootRole
@@ -13,6 +14,11 @@ from mmu.runtime import Cell
 class Roots:
     """`tdp_mmu_roots`: an RCU list. The TDP MMU holds one reference on each root until it is
     invalidated and zapped."""
+
+    STANDS_FOR: Final = (
+        "arch/x86/kvm/mmu/tdp_mmu.c: kvm_tdp_mmu_get_vcpu_root_hpa(), "
+        "kvm_tdp_mmu_invalidate_all_roots()"
+    )
 
     def __init__(self, kvm: Kvm) -> None:
         self.kvm = kvm

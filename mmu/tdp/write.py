@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from mmu.kvm import Kvm
 from mmu.memory.tlb import RemoteTlb
 from mmu.paging.spte import (
@@ -33,6 +35,10 @@ _BAD_RIGHTS = (
 
 class SpteWriter:
     """The only code that changes SPTEs, and the only place that knows what a change means."""
+
+    STANDS_FOR: Final = (
+        "arch/x86/kvm/mmu/tdp_mmu.c: tdp_mmu_set_spte_atomic(), handle_changed_spte()"
+    )
 
     def __init__(self, kvm: Kvm, tlb: RemoteTlb) -> None:
         self.kvm = kvm

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from mmu.kvm import Kvm
 from mmu.memory.tlb import RemoteTlb
 from mmu.paging.table import ShadowPage
@@ -11,6 +13,8 @@ from mmu.tdp.iter import TdpIter
 class Yielding:
     """tdp_mmu_iter_cond_resched() and its companions. A walk's *section* is what it does between
     two yields."""
+
+    STANDS_FOR: Final = "arch/x86/kvm/mmu/tdp_mmu.c: tdp_mmu_iter_cond_resched()"
 
     def __init__(self, kvm: Kvm, tlb: RemoteTlb) -> None:
         self.kvm = kvm

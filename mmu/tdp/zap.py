@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 from mmu.kvm import ADDRESS_SPACES, Kvm
 from mmu.memory.memslots import Memslot
@@ -58,6 +58,11 @@ class Exports(Protocol):
 class Zapper:
     """Removes mappings. Each method is one kernel function or one step of one, so that a variant
     can replace it."""
+
+    STANDS_FOR: Final = (
+        "arch/x86/kvm/mmu/mmu.c: kvm_mmu_zap_all_fast(); arch/x86/kvm/mmu/tdp_mmu.c: "
+        "tdp_mmu_zap_root(), tdp_mmu_zap_leafs()"
+    )
 
     def __init__(
         self,

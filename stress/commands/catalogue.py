@@ -11,6 +11,7 @@ from mmu.export.policies import POLICIES
 from mmu.kernels import KERNELS
 from mmu.posted import POSTED
 from mmu.report import RULES
+from stress.commands import parts
 from stress.mutants import MUTANTS
 from stress.mutants.controls import CONTROLS
 from stress.observe.oracles import ORACLES
@@ -27,6 +28,7 @@ KINDS = (
     "variants",
     "controls",
     "defects",
+    "parts",
     "strategies",
     "litmus",
     "counters",
@@ -35,7 +37,10 @@ CONFIGS = Path("configs")
 
 
 def listing(what: str) -> str:
-    """The listing of one kind, or of all."""
+    """The listing of one kind, or of all. Parts have their methods only where they are asked
+    for."""
+    if what == "parts":
+        return "\n".join(["parts:", *parts.described(), "", ""])
     kinds = KINDS if what == "all" else (what,)
     return "\n".join(line for kind in kinds for line in (f"{kind}:", *_entries(kind), ""))
 
@@ -55,6 +60,7 @@ def _entries(kind: str) -> Iterator[str]:
         "defects": lambda: {
             name: f"{defect.title} [{', '.join(defect.expects)}]" for name, defect in POSTED.items()
         },
+        "parts": parts.titles,
         "strategies": lambda: {name: meaning for name, (meaning, _) in STRATEGIES.items()},
         "litmus": lambda: {name: program.title for name, program in LITMUS.items()},
         "counters": lambda: COUNTERS,

@@ -10,7 +10,7 @@ import click
 from mmu.kernels import UPSTREAM
 from stress.commands.options import quiet_option
 from stress.results.verdict import ExitCode, Verdict
-from stress.scenario.variant_files import load_variants
+from stress.scenario.variant_files import variants_from
 from stress.trace import conform_report
 from stress.trace.conform import conform
 from stress.trace.layouts import VENDORS
@@ -64,7 +64,7 @@ def conform_command(
     FILES are ftrace recordings (.xz, .gz or plain; - is stdin), each of a VM's whole life. Exit
     codes: 0 no unexplained difference, 1 there is one, 2 a recording lacks what is needed.
     """
-    changes = [variant for each in variants for variant in load_variants(each)]
+    changes = variants_from([str(each) for each in variants])
     worst = Verdict.PASS
     for file in files:
         result = conform(file, kernel.replace("auto", ""), vendor.replace("auto", ""), changes)

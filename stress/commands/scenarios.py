@@ -67,7 +67,7 @@ def load_all(
                     where,
                     str(file),
                     str(error),
-                    "a Python file that defines VARIANT = Variant(...)",
+                    "a file with a VARIANT that can be used (docs/api.md)",
                 )
             )
     if problems or scenario is None:

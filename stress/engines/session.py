@@ -39,6 +39,7 @@ from stress.observe.root_lives import Lives
 from stress.observe.rules_judged import judged_by_model
 from stress.observe.series import Series
 from stress.observe.timeline import Timeline
+from stress.scenario.errors import VariantError
 from stress.scenario.types import Scenario
 
 
@@ -83,14 +84,7 @@ class RunWorld:
             counts["failures_asked"],
             counts["failures_injected"],
         )
-        self.vm = VirtualMachine(
-            vm_config(scenario),
-            self.variants,
-            runtime=runtime,
-            reporter=self.reporter,
-            probe=self.probe,
-            fail_function=failures.fail_function,
-        )
+        self.vm = self._build_vm(failures)
         self.control = Control(runtime, rounds)
         self.close_calls = CloseCalls(runtime, self.vm, counts, window_ns)
         self.points = Points()
@@ -98,6 +92,22 @@ class RunWorld:
         self.probe.attach(counts, self.close_calls, self.points)
         self.stage: Stage | None = None
         self.actors: list[Actor] = []
+
+    def _build_vm(self, failures: Failures) -> VirtualMachine:
+        try:
+            return VirtualMachine(
+                vm_config(self.scenario),
+                self.variants,
+                runtime=self.runtime,
+                reporter=self.reporter,
+                probe=self.probe,
+                fail_function=failures.fail_function,
+            )
+        except Exception as error:
+            if not self.variants:
+                raise
+            names = ", ".join(variant.name for variant in self.variants)
+            raise VariantError(f"the VM cannot be built with {names}: {error}") from error
 
     def set_up(self) -> None:
         """Create the fixed slots and the actors."""

@@ -1,6 +1,6 @@
 """slots_arch_lock is held while SRCU readers are waited for."""
 
-from mmu.memory.memslots import Memslots
+from mmu.parts import Memslots
 from stress.mutants.case import Case, Mutant
 
 

@@ -1,7 +1,6 @@
 """The setter of the fault path compares and stores in two steps."""
 
-from mmu.paging.table import ShadowPage
-from mmu.tdp.write import SpteWriter
+from mmu.parts import ShadowPage, SpteWriter
 from stress.mutants.case import Case, Mutant
 
 

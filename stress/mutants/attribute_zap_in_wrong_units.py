@@ -1,7 +1,6 @@
 """kvm_zap_gfn_range() holds faults off by guest frame numbers where host addresses are meant."""
 
-from mmu.kvm import ADDRESS_SPACES
-from mmu.tdp.zap import Zapper
+from mmu.parts import ADDRESS_SPACES, Zapper
 from stress.mutants.case import Case, Mutant
 
 

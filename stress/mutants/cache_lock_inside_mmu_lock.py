@@ -1,7 +1,6 @@
 """Un-export takes exported_tdp_cache_lock with mmu_lock held."""
 
-from mmu.export.importer import ExportedTdp
-from mmu.export.tdp_fd import Exporter
+from mmu.parts import ExportedTdp, Exporter
 from stress.mutants.case import Case, Mutant
 
 

@@ -1,6 +1,6 @@
 """A vCPU fills its caches of page-table pages with mmu_lock held."""
 
-from mmu.machine.vcpu import Vcpu
+from mmu.parts import Vcpu
 from stress.mutants.case import Case, Mutant
 
 

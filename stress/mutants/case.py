@@ -7,7 +7,9 @@ from typing import Literal
 
 from attrs import field, frozen
 
-from mmu.variant import Variant
+from mmu import Variant
+
+__all__ = ["Case", "Control", "Mutant"]
 
 Confidence = Literal["V", "Vt", "M", "A"]
 """The reference's mark: verified, title verified, from memory, by analysis."""

@@ -1,6 +1,6 @@
 """The exclusive setter stores, whatever hardware may have set meanwhile."""
 
-from mmu.tdp.write import SpteWriter
+from mmu.parts import SpteWriter
 from stress.mutants.case import Case, Mutant
 
 

@@ -1,7 +1,6 @@
 """After a lost race the D bit is cleared in whatever is there now."""
 
-from mmu.tdp.dirty import DirtyLog
-from mmu.tdp.iter import TdpIter
+from mmu.parts import DirtyLog, TdpIter
 from stress.mutants.case import Case, Mutant
 
 

@@ -1,7 +1,6 @@
 """The dirty log is cleared with mmu_lock held for read."""
 
-from mmu.memory.memslots import Memslot
-from mmu.tdp.dirty import DirtyLog
+from mmu.parts import DirtyLog, Memslot
 from stress.mutants.case import Case, Mutant
 
 

@@ -1,8 +1,6 @@
 """A dirty leaf that goes is not reported dirty."""
 
-from mmu.paging.spte import SPTE_D
-from mmu.paging.table import ShadowPage
-from mmu.tdp.write import SpteWriter
+from mmu.parts import SPTE_D, ShadowPage, SpteWriter
 from stress.mutants.case import Case, Mutant
 
 

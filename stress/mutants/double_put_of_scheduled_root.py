@@ -1,6 +1,6 @@
 """Every invalid root is zapped and put by every call, not only the scheduled ones."""
 
-from mmu.tdp.zap import Zapper
+from mmu.parts import Zapper
 from stress.mutants.case import Case, Mutant
 
 

@@ -1,6 +1,6 @@
 """The exported zap under the read lock, next to page faults."""
 
-from mmu.tdp.zap import Zapper
+from mmu.parts import Zapper
 from stress.mutants.case import Case, Mutant
 
 

@@ -1,7 +1,6 @@
 """The lockless fault path makes a huge leaf writable while dirty pages are logged."""
 
-from mmu.paging.table import ShadowPage
-from mmu.tdp.fault import Fault, FaultHandler
+from mmu.parts import Fault, FaultHandler, ShadowPage
 from stress.mutants.case import Case, Mutant
 
 

@@ -1,7 +1,6 @@
 """The lockless fault path walks the page table outside RCU."""
 
-from mmu.paging.table import RootPage
-from mmu.tdp.fault import Fault, FaultHandler, RetPf
+from mmu.parts import Fault, FaultHandler, RetPf, RootPage
 from stress.mutants.case import Case, Mutant
 
 

@@ -1,6 +1,6 @@
 """Whether a flush is owed is kept in a number that is too narrow for its count."""
 
-from mmu.tdp.zap import Zapper
+from mmu.parts import Zapper
 from stress.mutants.case import Case, Mutant
 
 WIDTH = 2

@@ -1,7 +1,7 @@
 """The leaf zap of a range forgets the flush that a root owes as soon as another root has nothing to
 zap."""
 
-from mmu.tdp.zap import Zapper
+from mmu.parts import Zapper
 from stress.mutants.case import Case, Mutant
 
 

@@ -1,6 +1,6 @@
 """The helper that flushes a range takes the end of it where its callers give a number of pages."""
 
-from mmu.memory.tlb import RemoteTlb
+from mmu.parts import RemoteTlb
 from stress.mutants.case import Case, Mutant
 
 

@@ -1,6 +1,6 @@
 """The leaf zap of a range starts every root without the flush that earlier roots owe."""
 
-from mmu.tdp.zap import Zapper
+from mmu.parts import Zapper
 from stress.mutants.case import Case, Mutant
 
 

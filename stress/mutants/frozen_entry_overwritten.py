@@ -1,6 +1,6 @@
 """A fault installs its SPTE over a frozen one."""
 
-from mmu.tdp.fault import Fault, FaultHandler
+from mmu.parts import Fault, FaultHandler
 from stress.mutants.case import Case, Mutant
 
 

@@ -1,7 +1,6 @@
 """Faults map huge pages while dirty pages are logged."""
 
-from mmu.memory.memslots import Memslot
-from mmu.tdp.fault import Fault, FaultHandler
+from mmu.parts import Fault, FaultHandler, Memslot
 from stress.mutants.case import Case, Mutant
 
 

@@ -1,6 +1,6 @@
 """A TDP FD's release takes importer_lock before exported_tdplist_lock."""
 
-from mmu.export.importer import ExportedTdp, ExportedTdps
+from mmu.parts import ExportedTdp, ExportedTdps
 from stress.mutants.case import Case, Mutant
 
 

@@ -1,6 +1,6 @@
 """An importer's invalidate callback takes a mutex."""
 
-from mmu.export.iommu import KvmHwpt
+from mmu.parts import KvmHwpt
 from stress.mutants.case import Case, Mutant
 
 

@@ -1,6 +1,6 @@
 """Patch 42 left out: the flush reaches the vCPUs and stops there."""
 
-from mmu.memory.tlb import RemoteTlb
+from mmu.parts import RemoteTlb
 from stress.mutants.case import Case, Mutant
 
 

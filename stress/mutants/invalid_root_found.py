@@ -1,7 +1,6 @@
 """Whoever looks for a root finds invalid ones, too."""
 
-from mmu.paging.table import RootPage, RootRole
-from mmu.tdp.roots import Roots
+from mmu.parts import RootPage, RootRole, Roots
 from stress.mutants.case import Case, Mutant
 
 

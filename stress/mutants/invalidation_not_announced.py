@@ -1,6 +1,6 @@
 """MMU notifiers unmap pages without telling faults that an invalidation is in progress."""
 
-from mmu.tdp.notifier import MmuNotifier
+from mmu.parts import MmuNotifier
 from stress.mutants.case import Case, Mutant
 
 

@@ -1,7 +1,6 @@
 """An IO page fault relies on SRCU instead of slots_lock."""
 
-from mmu.export.importer import ExportedTdp
-from mmu.export.tdp_fd import Exporter
+from mmu.parts import ExportedTdp, Exporter
 from stress.mutants.case import Case, Mutant
 
 

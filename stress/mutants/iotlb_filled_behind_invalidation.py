@@ -1,6 +1,6 @@
 """A device fills its IOTLB with what it walked before an invalidation."""
 
-from mmu.export.iommu import Device
+from mmu.parts import Device
 from stress.mutants.case import Case, Mutant
 
 

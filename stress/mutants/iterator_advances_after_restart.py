@@ -1,7 +1,6 @@
 """After a yield a walk restarts at its goal and then steps past it."""
 
-from mmu.tdp.iter import TdpIter
-from mmu.tdp.yielding import Yielding
+from mmu.parts import TdpIter, Yielding
 from stress.mutants.case import Case, Mutant
 
 

@@ -1,7 +1,6 @@
 """The root iteration drops its reference without looking whether it was the last one."""
 
-from mmu.paging.table import RootPage
-from mmu.tdp.roots import Roots
+from mmu.parts import RootPage, Roots
 from stress.mutants.case import Case, Mutant
 
 

@@ -1,8 +1,7 @@
 """In which mode mmu_lock must be held to drop a root is read off the root itself, which may have
 changed."""
 
-from mmu.paging.table import RootPage
-from mmu.tdp.roots import Roots
+from mmu.parts import RootPage, Roots
 from stress.mutants.case import Case, Mutant
 
 

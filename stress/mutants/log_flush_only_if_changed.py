@@ -1,7 +1,6 @@
 """Dirty logging goes on without a flush where there was nothing left to protect."""
 
-from mmu.memory.memslots import Memslot
-from mmu.tdp.dirty import DirtyLog
+from mmu.parts import DirtyLog, Memslot
 from stress.mutants.case import Case, Mutant
 
 

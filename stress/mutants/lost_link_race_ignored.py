@@ -1,7 +1,6 @@
 """A fault that has lost the race for a table goes on in the table above."""
 
-from mmu.paging.table import ShadowPage
-from mmu.tdp.fault import Fault, FaultHandler, PageCache
+from mmu.parts import Fault, FaultHandler, PageCache, ShadowPage
 from stress.mutants.case import Case, Mutant
 
 

@@ -1,6 +1,6 @@
 """MMIO SPTEs are made while a memslot update is in progress."""
 
-from mmu.tdp.fault import FaultHandler
+from mmu.parts import FaultHandler
 from stress.mutants.case import Case, Mutant
 
 

@@ -1,7 +1,6 @@
 """Only the lower part of an MMIO SPTE's generation is compared."""
 
-from mmu.memory.memslots import GEN_UPDATE_IN_PROGRESS
-from mmu.tdp.fault import FaultHandler
+from mmu.parts import GEN_UPDATE_IN_PROGRESS, FaultHandler
 from stress.mutants.case import Case, Mutant
 
 

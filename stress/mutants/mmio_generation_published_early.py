@@ -1,6 +1,6 @@
 """The new generation of the memslots is current before MMIO SPTEs that match it are gone."""
 
-from mmu.memory.memslots import Memslots, MemslotSet
+from mmu.parts import Memslots, MemslotSet
 from stress.mutants.case import Case, Mutant
 
 

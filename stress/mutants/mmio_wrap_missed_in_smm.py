@@ -1,6 +1,6 @@
 """A wrap of the memslot generation is noticed in the normal address space only."""
 
-from mmu.tdp.zap import Zapper
+from mmu.parts import Zapper
 from stress.mutants.case import Case, Mutant
 
 

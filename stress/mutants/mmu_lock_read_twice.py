@@ -1,7 +1,6 @@
 """A fault takes mmu_lock for read although it holds it."""
 
-from mmu.paging.table import RootPage
-from mmu.tdp.fault import Fault, FaultHandler, PageCache, RetPf
+from mmu.parts import Fault, FaultHandler, PageCache, RetPf, RootPage
 from stress.mutants.case import Case, Mutant
 
 

@@ -1,7 +1,6 @@
 """A nested guest's writes are left to page modification logging, which does not log them."""
 
-from mmu.paging.table import RootPage
-from mmu.tdp.dirty import DirtyLog
+from mmu.parts import DirtyLog, RootPage
 from stress.mutants.case import Case, Mutant
 
 

@@ -1,6 +1,6 @@
 """The seed without its flush: leaves are gone from the table, and stay in every cache."""
 
-from mmu.tdp.zap import Zapper
+from mmu.parts import Zapper
 from stress.mutants.case import Case, Mutant
 
 

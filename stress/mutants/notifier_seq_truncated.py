@@ -1,6 +1,6 @@
 """A fault keeps the invalidation sequence in a variable that is too narrow, and signed."""
 
-from mmu.tdp.fault import Fault, FaultHandler, RetPf
+from mmu.parts import Fault, FaultHandler, RetPf
 from stress.mutants.case import Case, Mutant
 
 BITS = 2

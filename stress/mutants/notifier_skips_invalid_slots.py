@@ -1,8 +1,6 @@
 """MMU notifiers skip memslots that are being deleted."""
 
-from mmu.memory.host import Region
-from mmu.memory.memslots import Memslot
-from mmu.tdp.notifier import MmuNotifier
+from mmu.parts import Memslot, MmuNotifier, Region
 from stress.mutants.case import Case, Mutant
 
 

@@ -1,7 +1,6 @@
 """An MMU notifier takes slots_lock."""
 
-from mmu.memory.host import Region
-from mmu.tdp.notifier import MmuNotifier
+from mmu.parts import MmuNotifier, Region
 from stress.mutants.case import Case, Mutant
 
 

@@ -1,6 +1,6 @@
 """An MMU notifier walks the list of roots without references, and yields inside."""
 
-from mmu.tdp.zap import Zapper
+from mmu.parts import Zapper
 from stress.mutants.case import Case, Mutant
 
 

@@ -1,7 +1,6 @@
 """A table is taken off the list of possible huge pages before it was put on it."""
 
-from mmu.paging.table import ShadowPage
-from mmu.tdp.write import SpteWriter
+from mmu.parts import ShadowPage, SpteWriter
 from stress.mutants.case import Case, Mutant
 
 

@@ -1,7 +1,6 @@
 """The NX recovery worker takes no notice that the zap of a table asks for a flush."""
 
-from mmu.paging.table import ShadowPage
-from mmu.tdp.nx import NxHugePages
+from mmu.parts import NxHugePages, ShadowPage
 from stress.mutants.case import Case, Mutant
 
 

@@ -1,7 +1,6 @@
 """The NX recovery worker looks up every page's slot in the normal address space."""
 
-from mmu.memory.memslots import Memslot
-from mmu.paging.table import ShadowPage
+from mmu.parts import Memslot, ShadowPage
 from mmu.posted.r11_nx_recovery_warns import SlotExpected
 from stress.mutants.case import Case, Mutant
 

@@ -1,8 +1,7 @@
 """The NX recovery worker zaps by a walk that may yield, and that knows nothing of the flush the
 worker owes."""
 
-from mmu.paging.table import ShadowPage
-from mmu.tdp.nx import NxHugePages
+from mmu.parts import NxHugePages, ShadowPage
 from stress.mutants.case import Case, Mutant
 
 

@@ -1,6 +1,6 @@
 """The NX knob zaps everything without slots_lock."""
 
-from mmu.tdp.nx import NxHugePages
+from mmu.parts import NxHugePages
 from stress.mutants.case import Case, Mutant
 
 

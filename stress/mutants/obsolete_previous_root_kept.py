@@ -1,6 +1,6 @@
 """The check of a vCPU's previous roots looks at the current one instead."""
 
-from mmu.machine.vcpu import Vcpu
+from mmu.parts import Vcpu
 from stress.mutants.case import Case, Mutant
 
 

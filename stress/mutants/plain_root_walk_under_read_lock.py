@@ -2,8 +2,7 @@
 
 from collections.abc import Iterator
 
-from mmu.paging.table import RootPage
-from mmu.tdp.roots import Roots
+from mmu.parts import RootPage, Roots
 from stress.mutants.case import Case, Mutant
 
 

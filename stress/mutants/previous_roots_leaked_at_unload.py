@@ -1,6 +1,6 @@
 """A vCPU that goes away drops the root it runs on, and forgets those that it keeps for later."""
 
-from mmu.machine.vcpu import Vcpu
+from mmu.parts import Vcpu
 from stress.mutants.case import Case, Mutant
 
 

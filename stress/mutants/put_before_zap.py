@@ -1,8 +1,6 @@
 """The TDP MMU's own reference is dropped when a root is invalidated, not after it was zapped."""
 
-from mmu.paging.table import RootPage
-from mmu.tdp.roots import Roots
-from mmu.tdp.zap import Zapper
+from mmu.parts import RootPage, Roots, Zapper
 from stress.mutants.case import Case, Mutant
 
 

@@ -1,9 +1,6 @@
 """kvm_zap_gfn_range() zaps with mmu_lock held for read, without freezing what it clears."""
 
-from mmu.paging.geometry import PG_LEVEL_4K
-from mmu.paging.table import RootPage
-from mmu.tdp.iter import TdpIter
-from mmu.tdp.zap import Zapper
+from mmu.parts import PG_LEVEL_4K, RootPage, TdpIter, Zapper
 from stress.mutants.case import Case, Mutant
 
 

@@ -1,6 +1,6 @@
 """One RCU read section around the zap of all roots."""
 
-from mmu.tdp.zap import Zapper
+from mmu.parts import Zapper
 from stress.mutants.case import Case, Mutant
 
 

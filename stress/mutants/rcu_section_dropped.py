@@ -1,6 +1,6 @@
 """The exported zap without its RCU read section."""
 
-from mmu.tdp.zap import Zapper
+from mmu.parts import Zapper
 from stress.mutants.case import Case, Mutant
 
 

@@ -1,7 +1,6 @@
 """A table that was unlinked is given to nobody."""
 
-from mmu.paging.table import ShadowPage
-from mmu.tdp.write import SpteWriter
+from mmu.parts import ShadowPage, SpteWriter
 from stress.mutants.case import Case, Mutant
 
 

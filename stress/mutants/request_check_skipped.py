@@ -1,6 +1,6 @@
 """Guest entry without the last look at pending requests."""
 
-from mmu.machine.vcpu import Vcpu
+from mmu.parts import Vcpu
 from stress.mutants.case import Case, Mutant
 
 

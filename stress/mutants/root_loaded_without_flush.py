@@ -1,6 +1,6 @@
 """A vCPU loads a root and keeps its TLB."""
 
-from mmu.machine.vcpu import Vcpu
+from mmu.parts import Vcpu
 from stress.mutants.case import Case, Mutant
 
 

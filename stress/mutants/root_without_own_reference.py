@@ -1,7 +1,6 @@
 """A new root has the reference of the vCPU that asked for it, and none of the TDP MMU's own."""
 
-from mmu.paging.table import RootPage, RootRole
-from mmu.tdp.roots import Roots
+from mmu.parts import RootPage, RootRole, Roots
 from stress.mutants.case import Case, Mutant
 
 

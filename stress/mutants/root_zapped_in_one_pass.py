@@ -1,7 +1,6 @@
 """A root is zapped in a single pass from the top."""
 
-from mmu.paging.table import RootPage
-from mmu.tdp.zap import Zapper
+from mmu.parts import RootPage, Zapper
 from stress.mutants.case import Case, Mutant
 
 

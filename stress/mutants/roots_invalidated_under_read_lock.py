@@ -1,6 +1,6 @@
 """The roots are invalidated with mmu_lock held for read."""
 
-from mmu.tdp.zap import Zapper
+from mmu.parts import Zapper
 from stress.mutants.case import Case, Mutant
 
 

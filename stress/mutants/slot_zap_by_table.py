@@ -1,7 +1,6 @@
 """A slot's leaves are zapped table by table, and tables that it shares are left out."""
 
-from mmu.memory.memslots import Memslot
-from mmu.tdp.zap import Zapper
+from mmu.parts import Memslot, Zapper
 from stress.mutants.case import Case, Mutant
 
 

@@ -1,7 +1,6 @@
 """An IO page fault takes slots_lock inside an SRCU read section."""
 
-from mmu.export.importer import ExportedTdp
-from mmu.export.tdp_fd import Exporter
+from mmu.parts import ExportedTdp, Exporter
 from stress.mutants.case import Case, Mutant
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from mmu.memory.memslots import Memslots
+from mmu.parts import Memslots
 from stress.mutants.case import Case, Mutant
 
 

@@ -1,6 +1,6 @@
 """A memslot update that does not wait for SRCU."""
 
-from mmu.memory.memslots import Memslots
+from mmu.parts import Memslots
 from stress.mutants.case import Case, Mutant
 
 

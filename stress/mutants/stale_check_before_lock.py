@@ -1,8 +1,6 @@
 """A fault looks whether it is stale before it takes mmu_lock."""
 
-from mmu.machine.vcpu import Vcpu
-from mmu.paging.table import RootPage
-from mmu.tdp.fault import CONTINUE, RETRY, Fault, FaultHandler, PageCache, RetPf
+from mmu.parts import Fault, FaultHandler, PageCache, RetPf, RootPage, Vcpu
 from stress.mutants.case import Case, Mutant
 
 
@@ -13,10 +11,10 @@ class CheckFirst(FaultHandler):
         """Check, lock, map."""
         cache.topup()
         result = self.faultin_pfn(fault)
-        if result is not CONTINUE:
+        if result is not RetPf.CONTINUE:
             return result
         if self.is_page_fault_stale(root, fault):
-            return RETRY
+            return RetPf.RETRY
         self.kvm.mmu_lock.read_lock(fault.hold)
         result = self.map(root, cache, fault)
         self.kvm.mmu_lock.read_unlock(fault.hold)

@@ -1,7 +1,6 @@
 """A fault that does not ask whether its root is still valid."""
 
-from mmu.paging.table import RootPage
-from mmu.tdp.fault import Fault, FaultHandler
+from mmu.parts import Fault, FaultHandler, RootPage
 from stress.mutants.case import Case, Mutant
 
 

@@ -1,7 +1,6 @@
 """The removal of a table leaves what hangs below it alone."""
 
-from mmu.paging.table import ShadowPage
-from mmu.tdp.write import SpteWriter
+from mmu.parts import ShadowPage, SpteWriter
 from stress.mutants.case import Case, Mutant
 
 

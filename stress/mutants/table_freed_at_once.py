@@ -1,7 +1,6 @@
 """Page-table pages freed directly instead of through call_rcu()."""
 
-from mmu.paging.table import ShadowPage
-from mmu.tdp.write import SpteWriter
+from mmu.parts import ShadowPage, SpteWriter
 from stress.mutants.case import Case, Mutant
 
 

@@ -1,6 +1,6 @@
 """A table that was linked is not counted."""
 
-from mmu.tdp.write import SpteWriter
+from mmu.parts import SpteWriter
 from stress.mutants.case import Case, Mutant
 
 

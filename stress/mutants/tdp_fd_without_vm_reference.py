@@ -1,6 +1,6 @@
 """A TDP FD does not keep the VM alive."""
 
-from mmu.export.tdp_fd import Exporter
+from mmu.parts import Exporter
 from stress.mutants.case import Case, Mutant
 
 

@@ -1,7 +1,6 @@
 """A writable, clean leaf does not count as volatile."""
 
-from mmu.paging.spte import SPTE_A, SPTE_D, SPTE_W
-from mmu.tdp.write import SpteWriter
+from mmu.parts import SPTE_A, SPTE_D, SPTE_W, SpteWriter
 from stress.mutants.case import Case, Mutant
 
 

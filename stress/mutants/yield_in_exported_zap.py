@@ -1,7 +1,6 @@
 """The exported zap yields although its root is not pinned."""
 
-from mmu.paging.table import RootPage
-from mmu.tdp.zap import Zapper
+from mmu.parts import RootPage, Zapper
 from stress.mutants.case import Case, Mutant
 
 

@@ -1,7 +1,6 @@
 """A walk may yield again where it has yielded before."""
 
-from mmu.tdp.iter import TdpIter
-from mmu.tdp.yielding import Yielding
+from mmu.parts import TdpIter, Yielding
 from stress.mutants.case import Case, Mutant
 
 

@@ -1,7 +1,6 @@
 """Zapping everything stops at the end of host memory, and skips what sticks out."""
 
-from mmu.tdp.iter import TdpIter
-from mmu.tdp.zap import Zapper
+from mmu.parts import TdpIter, Zapper
 from stress.mutants.case import Case, Mutant
 
 

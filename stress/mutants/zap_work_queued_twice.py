@@ -1,7 +1,7 @@
 """A root's zap is queued again while its flag still asks for it."""
 
 from mmu.kernels import ZapByWorkqueue
-from mmu.paging.table import RootPage
+from mmu.parts import RootPage
 from stress.mutants.case import Case, Mutant
 
 

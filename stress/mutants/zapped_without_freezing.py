@@ -1,8 +1,7 @@
 """A table is replaced under mmu_lock(read) by zero, flushed afterwards, and never frozen in
 between."""
 
-from mmu.tdp.iter import TdpIter
-from mmu.tdp.write import SpteWriter
+from mmu.parts import SpteWriter, TdpIter
 from stress.mutants.case import Case, Mutant
 
 

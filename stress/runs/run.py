@@ -25,7 +25,7 @@ from stress.results.known_kills import known_kills
 from stress.results.run_record import SCHEMA, RunRecord, StoredFinding
 from stress.results.store import RunDirectory, command_line, now
 from stress.results.verdict import Evidence, Judgement, Obligation, Verdict, judge
-from stress.scenario.errors import ResultError, VariantError
+from stress.scenario.errors import ResultError
 from stress.scenario.load import unstructure
 from stress.scenario.types import Scenario
 
@@ -63,13 +63,7 @@ def execute(
 ) -> tuple[RunRecord, RunDirectory]:
     """Run the scenario; returns the finished record, still to be written, and the directory kept up
     to date so far."""
-    try:
-        session = Session(request.scenario, request.seed, Runtime(), request.variants)
-    except Exception as error:
-        if not request.variants:
-            raise
-        names = ", ".join(variant.name for variant in request.variants)
-        raise VariantError(f"the VM cannot be built with {names}: {error}") from None
+    session = Session(request.scenario, request.seed, Runtime(), request.variants)
     directory = RunDirectory.create(request.results, request.name, request.seed)
     keeper = _Keeper(request, session, directory, on_progress)
     keeper.save()

@@ -19,13 +19,26 @@ fails. In pytest, use the fixture of that name.
 
 from __future__ import annotations
 
-from stress.testing.explorer import Explored as Explored
-from stress.testing.explorer import Inconclusive as Inconclusive
-from stress.testing.explorer import ReplayDiverged as ReplayDiverged
-from stress.testing.explorer import ScheduleFailed as ScheduleFailed
-from stress.testing.explorer import Settings as Settings
-from stress.testing.explorer import explore as explore
-from stress.testing.explorer import replay as replay
-from stress.testing.program import CheckFailed as CheckFailed
-from stress.testing.program import ExploredSync as ExploredSync
-from stress.testing.program import NothingExplored as NothingExplored
+from stress.testing.explorer import (
+    Explored,
+    Inconclusive,
+    ReplayDiverged,
+    ScheduleFailed,
+    Settings,
+    explore,
+    replay,
+)
+from stress.testing.program import CheckFailed, ExploredSync, NothingExplored
+
+__all__ = [
+    "CheckFailed",
+    "Explored",
+    "ExploredSync",
+    "Inconclusive",
+    "NothingExplored",
+    "ReplayDiverged",
+    "ScheduleFailed",
+    "Settings",
+    "explore",
+    "replay",
+]

@@ -344,7 +344,7 @@ def test_reports_of_damaged_or_foreign_records_end_in_order(
             "from mmu import Variant\nfrom mmu.memory.tlb import RemoteTlb\n"
             "class Typo(RemoteTlb):\n    def notify_importer(self, gfn, pages): pass\n"
             "VARIANT = Variant(name='x', title='x', parts=(Typo,))\n",
-            "Typo overrides nothing of RemoteTlb",
+            "Typo.notify_importer() (idea.py:4) overrides no method of RemoteTlb",
         ),
         (
             "from mmu import Variant\nfrom mmu.memory.tlb import RemoteTlb\n"
@@ -363,6 +363,22 @@ def test_a_variant_that_cannot_mean_what_it_says_is_refused(
     assert done.code == 4
     assert reason in done.err
     assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize("verb", ["run", "explore"])
+def test_a_variant_that_the_vm_cannot_be_built_with_is_a_usage_error(
+    stress: Stress, tmp_path: Path, verb: str
+) -> None:
+    variant = tmp_path / "idea.py"
+    variant.write_text(
+        "from mmu import Variant\nfrom mmu.memory.tlb import RemoteTlb\n"
+        "class Unbuilt(RemoteTlb):\n    def __init__(self, kvm, requests, listener): raise "
+        "ValueError('oops')\n"
+        "VARIANT = Variant(name='unbuilt', title='x', parts=(Unbuilt,))\n"
+    )
+    done = stress(verb, "-c", QUICK, "--variant", variant, "--results", tmp_path / "results")
+    assert done.code == 4
+    assert "the VM cannot be built with keep-valid, unbuilt: oops" in done.err
 
 
 def test_a_variant_that_raises_is_a_harness_error_and_no_finding(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from mmu.export.policies import POLICIES
 from mmu.kernels import KERNELS
+from mmu.machine.vm import PART_BASES
 from mmu.posted import POSTED
 from stress.commands.catalogue import KINDS
 from stress.mutants import MUTANTS
@@ -169,6 +170,7 @@ def test_one_defect_in_the_mended_design_is_named_alone(stress: Stress, tmp_path
         ("kernels", KERNELS),
         ("variants", MUTANTS),
         ("defects", POSTED),
+        ("parts", [part.__name__ for part in PART_BASES]),
         ("counters", COUNTERS),
         ("oracles", ["O1", "O8", "O13", "O14", "O15", "O16", "INV"]),
         (

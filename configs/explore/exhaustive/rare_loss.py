@@ -6,10 +6,7 @@ three times, and two of them are a whole fault apart.
 """
 
 from mmu import Variant
-from mmu.kvm import Kvm
-from mmu.memory.tlb import RemoteTlb
-from mmu.paging.table import ShadowPage
-from mmu.tdp.write import SpteWriter
+from mmu.parts import Kvm, RemoteTlb, ShadowPage, SpteWriter
 
 
 class ThreeTries(SpteWriter):

@@ -1,7 +1,6 @@
 """The lockless fault path waits for its snapshot to come back: A, B, A."""
 
-from mmu.paging.table import ShadowPage
-from mmu.tdp.fault import Fault, FaultHandler
+from mmu.parts import Fault, FaultHandler, ShadowPage
 from stress.mutants.case import Case, Control
 
 

@@ -1,6 +1,6 @@
 """The exported roots are zapped before the others are invalidated."""
 
-from mmu.tdp.zap import Zapper
+from mmu.parts import Zapper
 from stress.mutants.case import Case, Control
 
 

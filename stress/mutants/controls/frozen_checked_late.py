@@ -1,8 +1,6 @@
 """A fault makes its SPTE before it looks whether the entry is frozen."""
 
-from mmu.paging.spte import REMOVED_SPTE
-from mmu.paging.table import ShadowPage
-from mmu.tdp.fault import Fault, FaultHandler, RetPf
+from mmu.parts import REMOVED_SPTE, Fault, FaultHandler, RetPf, ShadowPage
 from stress.mutants.case import Case, Control
 
 

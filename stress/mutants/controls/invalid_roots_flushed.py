@@ -1,7 +1,6 @@
 """The zap of an invalidated root flushes what it removed."""
 
-from mmu.paging.table import RootPage
-from mmu.tdp.zap import Zapper
+from mmu.parts import RootPage, Zapper
 from stress.mutants.case import Case, Control
 
 

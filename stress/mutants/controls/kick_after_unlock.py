@@ -1,6 +1,6 @@
 """The vCPUs are told to drop their roots after mmu_lock was released."""
 
-from mmu.tdp.zap import Zapper
+from mmu.parts import Zapper
 from stress.mutants.case import Case, Control
 
 

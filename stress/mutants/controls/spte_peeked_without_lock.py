@@ -1,9 +1,6 @@
 """A fault looks at the SPTE without mmu_lock, and goes away if it grants the access."""
 
-from mmu.machine.vcpu import Vcpu
-from mmu.paging.spte import SPTE_R, SPTE_W, SPTE_X
-from mmu.paging.table import RootPage
-from mmu.tdp.fault import SPURIOUS, Fault, FaultHandler, PageCache, RetPf
+from mmu.parts import SPTE_R, SPTE_W, SPTE_X, Fault, FaultHandler, PageCache, RetPf, RootPage, Vcpu
 from stress.mutants.case import Case, Control
 
 
@@ -18,7 +15,7 @@ class Peek(FaultHandler):
         rcu.read_unlock()
         needed = SPTE_W if fault.write else SPTE_X if fault.fetch else SPTE_R
         if self.layout.is_leaf(spte, sp.level) and spte & needed:
-            return SPURIOUS
+            return RetPf.SPURIOUS
         return super().page_fault(root, cache, fault, vcpu)
 
 

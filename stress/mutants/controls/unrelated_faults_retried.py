@@ -1,7 +1,6 @@
 """Any invalidation makes every fault retry, wherever it is."""
 
-from mmu.paging.table import RootPage
-from mmu.tdp.fault import Fault, FaultHandler
+from mmu.parts import Fault, FaultHandler, RootPage
 from stress.mutants.case import Case, Control
 
 
