@@ -8,7 +8,7 @@ from typing import Any
 
 from attrs import evolve
 
-from stress.commands import selftest as zoo_command
+from stress.commands import selftest as selftest_command
 from stress.report.publish import publish_exploration, publish_run
 from stress.results.exploration_record import ExplorationRecord
 from stress.results.exploration_record import as_data as exploration_data
@@ -177,5 +177,5 @@ def keep_selftest(
     directory = RunDirectory.create(results, "selftest", 1)
     directory.write_text("selftest.json", json.dumps(selftests.as_data(kept)))
     if reports:
-        zoo_command.publish(directory, kept)
+        selftest_command.publish(directory, kept)
     return directory.path

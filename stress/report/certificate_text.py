@@ -104,13 +104,13 @@ def would_catch(selftest: KnownKills | None) -> str:
     if selftest is None:
         return "no selftest at hand: run `stress selftest`"
     engine = "threads" if selftest.engine == "threads" else "the controlled engine"
-    zoo = (
-        f"{selftest.killed} of {selftest.tried} known-broken variants are caught by {engine}, in "
+    all_of_them = (
+        f"{selftest.killed} of {selftest.tried} mutants are killed by {engine}, in "
         f"at most {selftest.slowest_s:.1f} s each"
     )
     own = f"with this scenario {'; '.join(map(_kill, selftest.here))}; " if selftest.here else ""
     return (
-        f"{own}{zoo}, {selftest.within} of them within the time of this run, "
+        f"{own}{all_of_them}, {selftest.within} of them within the time of this run, "
         f"each with its own scenario (selftest {selftest.directory}, {selftest.date}, version "
         f"{selftest.version})"
     )

@@ -1,5 +1,5 @@
-"""Everything in the zoo: the mutants, and the defects of the posted series with the scenarios that
-show them."""
+"""All mutants: those of `stress.mutants`, and the posted defects with the scenarios that show
+them."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ is a deadlock, known as soon as the watchdog says so."""
 
 
 @cache
-def zoo() -> dict[str, Mutant]:
-    """Every mutant by name, the defects of the posted series first."""
+def all_mutants() -> dict[str, Mutant]:
+    """Every mutant by name, the posted defects first."""
     return {**{name: _posted(defect) for name, defect in POSTED.items()}, **MUTANTS}
 
 
 def entry(name: str) -> Mutant | Control:
     """The mutant or the inverted control of this name; raises `StressError` for what there is
     not."""
-    known: dict[str, Mutant | Control] = {**zoo(), **CONTROLS}
+    known: dict[str, Mutant | Control] = {**all_mutants(), **CONTROLS}
     if name not in known:
         hint = nearest(name, known)
         raise StressError(

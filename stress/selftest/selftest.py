@@ -27,7 +27,7 @@ from stress.scenario.types import Oracles, RuleName, Scenario
 from stress.selftest.attempt import ENGINES, Attempt, Engine
 from stress.selftest.detectors.detectors import Result, run_all
 from stress.selftest.jobs import Job, run_jobs
-from stress.selftest.registry import entry, scenario_of, without_variants, zoo
+from stress.selftest.registry import all_mutants, entry, scenario_of, without_variants
 
 THREADS_SHARE = 0.8
 """At least so many of the mutants that have a case for threads must die there: four in five."""
@@ -181,7 +181,7 @@ class Selftest:
 def chosen(options: Options) -> list[Mutant]:
     """The mutants that the options choose; raises `StressError` for names, oracles or tags that
     there are not."""
-    known = zoo()
+    known = all_mutants()
     every = list(known.values())
     tags = {tag for mutant in every for tag in mutant.tags}
     for what, given, there in (

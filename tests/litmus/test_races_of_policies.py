@@ -174,8 +174,8 @@ def test_the_fd_can_be_closed_and_the_address_space_exported_again(policy: Varia
         hwpt.destroy()
         meanwhile(machine, machine._fds[0].put)
         assert device.transact(1, write=False) is None
-        again, new_hwpt = machine.attach(machine.export(), "device1")
-        assert dma(again, new_hwpt, 1)
+        exported, new_hwpt = machine.attach(machine.export(), "device1")
+        assert dma(exported, new_hwpt, 1)
         assert_clean(machine)
 
 

@@ -206,8 +206,8 @@ def test_what_a_random_run_has_done_is_a_script_that_does_the_same(tmp_path: Pat
         assert set(script) == {"vcpu0", "vcpu1", "memslot-worker", "exporter0", "device0"}
         assert len(script["memslot-worker"]) == 4
         assert sum(op.name == "run" for op in script["vcpu0"]) == 4
-        _, again = controlled(with_script(scenario, script), seed=seed)
-        assert done(again) == {name: list(map(str, ops)) for name, ops in script.items()}
+        _, scripted = controlled(with_script(scenario, script), seed=seed)
+        assert done(scripted) == {name: list(map(str, ops)) for name, ops in script.items()}
         pieces = {
             name: [piece for op in ops for piece in op.pieces()] for name, ops in script.items()
         }

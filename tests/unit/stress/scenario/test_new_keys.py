@@ -268,9 +268,9 @@ def test_every_shipped_scenario_loads_and_loads_back_as_itself(path: Path) -> No
     assert scenario.title
     data = unstructure(scenario)
     del data["seed"]
-    again, problems = structure(data, {}, "memory")
+    reloaded, problems = structure(data, {}, "memory")
     assert problems == []
-    assert again == scenario
+    assert reloaded == scenario
 
 
 def test_too_few_frames_are_one_problem(tmp_path: Path) -> None:

@@ -260,9 +260,9 @@ def test_a_kept_failure_can_be_replayed(program: Small) -> None:
     tally = campaign(program).run(SearchBudget(schedules=1_000))
     (kept,) = tally.failures.values()
     assert len(kept.steps) == len(kept.schedule.choices)
-    again = replay(program, kept.schedule, steps=kept.steps)
-    assert again.divergence is None
-    assert again.signatures[0] == kept.report.signature
+    replayed = replay(program, kept.schedule, steps=kept.steps)
+    assert replayed.divergence is None
+    assert replayed.signatures[0] == kept.report.signature
     assert next(iter(tally.failures)) == kept.report.signature
 
 

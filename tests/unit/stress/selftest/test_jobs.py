@@ -14,7 +14,7 @@ from stress.runs.fanout import local
 from stress.runs.fanout.spread import FanoutPlace
 from stress.selftest.attempt import Attempt, Engine
 from stress.selftest.jobs import Job, run_jobs
-from stress.selftest.registry import scenario_of, zoo
+from stress.selftest.registry import all_mutants, scenario_of
 
 
 class Deadly:
@@ -52,7 +52,7 @@ def answers(
 
 
 def test_a_process_that_dies_is_an_error_and_the_others_go_on() -> None:
-    mutant = zoo()["exported-zap-under-read-lock"]
+    mutant = all_mutants()["exported-zap-under-read-lock"]
     good = Job(
         mutant.name,
         mutant.controlled,

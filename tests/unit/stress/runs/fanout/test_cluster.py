@@ -143,13 +143,13 @@ def test_a_task_that_ends_its_workers_is_trouble_and_the_others_go_on() -> None:
 
 
 def test_a_result_that_dies_with_its_worker_is_waited_for_again() -> None:
-    again: list[Future] = []
+    waited: list[Future] = []
 
     class Late(Future):
         def add_done_callback(self, callback: Callable[[Future], None]) -> None:
-            if again:
+            if waited:
                 self.status, self.value = "finished", 77
-            again.append(self)
+            waited.append(self)
             callback(self)
 
     class Forgetful(Client):
@@ -158,7 +158,7 @@ def test_a_result_that_dies_with_its_worker_is_waited_for_again() -> None:
             return Late(key, "lost", None) if done.value == 3 else done
 
     assert on(Forgetful()) == {0: 1, 1: 2, 2: 77, 3: 4, 4: 5, 5: 6}
-    assert len(again) == 2
+    assert len(waited) == 2
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,5 @@
-"""A schedule run again, with the place in the test that each step comes from; and a simpler
-schedule with the same failure."""
+"""Replay of a schedule of a test, with the place in the test that each step comes from; and a
+simpler schedule with the same failure."""
 
 from __future__ import annotations
 
@@ -75,9 +75,9 @@ def _place() -> Place | None:
 
 
 @frozen
-class Rerun:
-    """What came of it: the findings, every step as (task, operation) and with its place, and where
-    it left the schedule."""
+class LocatedReplay:
+    """The replay of a schedule: its findings, every step as (task, operation) and with its place,
+    and where it left the schedule."""
 
     run: Run
     reports: tuple[Report, ...]
@@ -91,15 +91,16 @@ class Rerun:
         return {report.signature for report in self.reports}
 
 
-def rerun(
+def replay_located(
     program: Program,
     schedule: Schedule,
     *,
     steps: Sequence[tuple[str, str]] = (),
     limit: int,
     granularity: str,
-) -> Rerun:
-    """Run `schedule` exactly; with `steps` every step is compared with its name."""
+) -> LocatedReplay:
+    """Replay `schedule` and note where in the test each step is. With `steps` every step is
+    compared with its recorded name."""
     follow = Follow(schedule.choices, steps=steps)
     located = Located(follow)
     run = Executor(program, limit=limit, granularity=granularity).execute(located, schedule.seed)
@@ -112,7 +113,7 @@ def rerun(
             f"{len(schedule.choices)} steps as recorded",
             "as many steps, but other ones" if same else f"{len(run.trace)} steps",
         )
-    return Rerun(run, findings(run), named_steps(run), tuple(located.places), divergence)
+    return LocatedReplay(run, findings(run), named_steps(run), tuple(located.places), divergence)
 
 
 def findings(run: Run) -> tuple[Report, ...]:

@@ -2,7 +2,7 @@
 as here, whatever dies.
 
 Skipped without Dask, and so in the default tests; `pip install '.[test,campaign]'` and
-`pytest tests/quality/test_dask_cluster.py` run it, in about two minutes.
+`pytest tests/cli/test_dask_cluster.py` run it, in about two minutes.
 """
 
 from __future__ import annotations
