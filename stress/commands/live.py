@@ -17,6 +17,15 @@ from stress.runs.run import RunProgress
 from stress.search.exploration import ExplorationTally
 
 PLAIN_EVERY_S = 2.0
+SHOWN = (
+    "vcpu_faults",
+    "memslot_deletes",
+    "exported_zaps",
+    "device_accesses",
+    "io_faults",
+    "rcu_grace_periods",
+)
+"""The counters in the progress line of a run."""
 
 
 class Display(Protocol):
@@ -148,8 +157,7 @@ def line_of(progress: RunProgress) -> str:
     """The progress line."""
     counts = progress.counters
     return (
-        f"{progress.elapsed_s:5.1f}/{progress.duration_s:g} s  faults {counts['vcpu_faults']:,}  "
-        f"deletes {counts['memslot_deletes']:,}  exported zaps {counts['exported_zaps']:,}  "
-        f"DMA {counts['device_accesses']:,}  IO faults {counts['io_faults']:,}  "
-        f"GPs {counts['rcu_grace_periods']:,}  findings {progress.findings}"
+        f"{progress.elapsed_s:5.1f}/{progress.duration_s:g} s  "
+        f"{'  '.join(f'{name} {counts[name]:,}' for name in SHOWN)}  "
+        f"findings {progress.findings}"
     )

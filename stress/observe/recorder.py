@@ -110,11 +110,11 @@ class Recorder:
 
     def memslot_begin(self, change: Change, slot: Memslot) -> None:
         """A memslot call."""
-        self._note(f"memslot_{change.value}_begin", -1, slot.describe())
+        self._note("memslot_begin", -1, f"{change.value} {slot.describe()}")
 
     def memslot_end(self, change: Change, slot: Memslot, parts: object) -> None:
         """A memslot call returns."""
-        self._note(f"memslot_{change.value}_end", -1, slot.describe())
+        self._note("memslot_end", -1, f"{change.value} {slot.describe()}")
 
     def io_fault_end(self, device: object, gfn: int, write: bool, ok: bool, ns: int) -> None:
         """An IO page fault was answered."""

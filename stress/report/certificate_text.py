@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Iterable, Iterator
 
 from stress.results.bounds import CONFIDENCE, percent
-from stress.results.certificate import Bound, Certificate, CloseCall
+from stress.results.certificate import DISTURBANCES, Bound, Certificate, CloseCall, Disturbance
 from stress.results.known_kills import Kill, KnownKills
 
 _WIDTH = 100
@@ -40,10 +40,7 @@ def parts(certificate: Certificate) -> Iterator[tuple[str, str]]:
     if certificate.disturbances:
         yield (
             "disturbances",
-            "; ".join(
-                f"{item.name} {item.hits:,} of {item.attempts:,}"
-                for item in certificate.disturbances
-            ),
+            "; ".join(_disturbance(item) for item in certificate.disturbances),
         )
     yield "rules judged", rules(certificate)
     yield "close calls", close_calls(certificate)
@@ -137,7 +134,12 @@ def _bound(bound: Bound) -> str:
 
 
 def _call(call: CloseCall) -> str:
-    return f"{call.name.replace('_', ' ')} {call.seen:,}"
+    return f"{call.name} {call.seen:,}"
+
+
+def _disturbance(item: Disturbance) -> str:
+    attempts = f"{item.attempts:,} {DISTURBANCES.get(item.name, '')}".rstrip()
+    return f"{item.name} {item.hits:,} of {attempts}"
 
 
 def _kill(kill: Kill) -> str:

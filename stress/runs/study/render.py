@@ -310,7 +310,7 @@ def _times(answer: Answer) -> Iterator[str]:
     ]
     rows = [
         (
-            f"{number} {operation.replace('_', ' ')}",
+            f"{number} {operation}",
             *(
                 f"{cell.times_us[operation]:,.0f}" if operation in cell.times_us else ""
                 for cell in cells

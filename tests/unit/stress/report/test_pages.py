@@ -59,7 +59,7 @@ def whole(*, findings: int = 2) -> RunRecord:
         ),
         series=TimeSeries(
             (0.5, 1.0, 1.5),
-            {"vCPU faults": (6931.5, 7012.0, 0.0), "IO page faults": (3.5, 1.5, 2.5)},
+            {"vcpu_faults": (6931.5, 7012.0, 0.0), "io_faults": (3.5, 1.5, 2.5)},
             (10.5, 12.5, 99.5),
             {"slots_lock": (0.25, 1.75, 0.0)},
         ),
