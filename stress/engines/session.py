@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from attrs import frozen
 
 from mmu.export.policies import POLICIES
-from mmu.kernels import KERNELS
+from mmu.kernels import SERIES
 from mmu.kvm import VmConfig
 from mmu.machine.vm import VirtualMachine
 from mmu.paging.geometry import Geometry
@@ -214,7 +214,7 @@ def variants_of(scenario: Scenario, extra: Sequence[Variant] = ()) -> list[Varia
     mildest first."""
     vm = scenario.vm
     return [
-        *KERNELS[vm.kernel],
+        *SERIES[vm.kernel],
         POLICIES[vm.policy],
         *PROFILES[vm.profile],
         *(SHIPPED[name] for name in vm.variants),

@@ -16,7 +16,7 @@ from typing import Any, Final
 from attrs import frozen
 
 from mmu.export.policies import SLOT_LEAVES
-from mmu.kernels import UPSTREAM
+from mmu.kernels import RELEASED
 from mmu.variant import Variant
 from stress.results.verdict import Verdict
 from stress.trace.conform_director import OperationOutcome, ReplayTally
@@ -145,7 +145,7 @@ def _way_of_zapping(operation: Operation) -> str:
 
 def model_of(name: str) -> tuple[Variant, ...]:
     """The variants that make the model that kernel."""
-    base = UPSTREAM[name.removesuffix("-quirkoff")]
+    base = RELEASED[name.removesuffix("-quirkoff")]
     return (*base, SLOT_LEAVES) if name.endswith("-quirkoff") else base
 
 
