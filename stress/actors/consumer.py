@@ -164,7 +164,7 @@ class Consumer(Actor):
 
     def _outlive_the_process(self) -> None:
         """DMA while exit_mmap is at work, and after it."""
-        gone, rounds = self.stage.vm.kvm.mm_gone, self.stage.control.rounds
+        gone, rounds = self.stage.vm.kvm.mm_gone, self.stage.run_flags.rounds
         made = 0
         while not gone.value and made < rounds:
             self.do(self._next(1))

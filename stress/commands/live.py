@@ -45,13 +45,13 @@ class Display(Protocol):
     ) -> None: ...
 
 
-class Silent:
+class SilentDisplay:
     """Shows nothing."""
 
     def show(self, progress: RunProgress) -> None:
         """Nothing."""
 
-    def __enter__(self) -> Silent:
+    def __enter__(self) -> SilentDisplay:
         return self
 
     def __exit__(
@@ -63,7 +63,7 @@ class Silent:
         pass
 
 
-class Plain(Silent):
+class PlainDisplay(SilentDisplay):
     """A line every two seconds, or thirty lines for a longer run, for logs and pipes."""
 
     def __init__(self, console: Console) -> None:
@@ -77,7 +77,7 @@ class Plain(Silent):
             self._console.print(line_of(progress), highlight=False, markup=False, soft_wrap=True)
 
 
-class Terminal(Silent):
+class TerminalDisplay(SilentDisplay):
     """A line that is redrawn four times a second."""
 
     def __init__(self, console: Console) -> None:
@@ -92,7 +92,7 @@ class Terminal(Silent):
             style = "bold red" if progress.findings else ""
             self._live.update(Text(line_of(progress), style=style))
 
-    def __enter__(self) -> Terminal:
+    def __enter__(self) -> TerminalDisplay:
         self._live.__enter__()
         return self
 
@@ -108,11 +108,11 @@ class Terminal(Silent):
 def display_for(console: Console, *, quiet: bool) -> Display:
     """The display that suits where the output goes."""
     if quiet:
-        return Silent()
+        return SilentDisplay()
     return (
-        Terminal(console)
+        TerminalDisplay(console)
         if console.is_terminal and not console.is_dumb_terminal
-        else Plain(console)
+        else PlainDisplay(console)
     )
 
 

@@ -46,7 +46,7 @@ class Loaded:
     suite: Callable[[], cases.Suite]
     run: RunRecord | None = None
 
-    def told(self, *parts: Callable[[], object]) -> None:
+    def guarded(self, *parts: Callable[[], object]) -> None:
         """Call each of `parts`, and turn what they raise for damage into a `ResultError`."""
         try:
             for part in parts:

@@ -92,8 +92,8 @@ def close_calls(certificate: Certificate) -> str:
     grades = (
         (grade, [call for call in seen if call.grade == grade]) for grade in ("common", "rare")
     )
-    told = "; ".join(f"{grade}: {', '.join(map(_call, calls))}" for grade, calls in grades if calls)
-    return f"{told} (near is within {certificate.close}; common is {100} per million operations)"
+    text = "; ".join(f"{grade}: {', '.join(map(_call, calls))}" for grade, calls in grades if calls)
+    return f"{text} (near is within {certificate.close}; common is {100} per million operations)"
 
 
 def would_catch(selftest: KnownKills | None) -> str:

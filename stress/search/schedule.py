@@ -32,7 +32,7 @@ from stress.engines.steps import (
     TASK_LIST,
     Event,
 )
-from stress.engines.tasks import ControlTask
+from stress.engines.tasks import ControlledTask
 from stress.scenario.errors import StressError
 
 PREFIX: Final = "tdp1-"
@@ -181,7 +181,7 @@ class Follow:
         names = WordNames(scheduler)
         rest = self._then(scheduler) if self._then is not None else scheduler.first
 
-        def pick() -> ControlTask:
+        def pick() -> ControlledTask:
             depth = len(scheduler.trace)
             if depth >= until:
                 scheduler.pick = rest
@@ -268,7 +268,7 @@ class WordNames:
         _, kind, word = event
         return f"{KINDS[kind]} {self.word(word)}".rstrip() if kind != START else KINDS[kind]
 
-    def announced(self, task: ControlTask) -> str:
+    def announced(self, task: ControlledTask) -> str:
         """What a task is about to do."""
         return self.event((task.index, task.kind, task.word))
 

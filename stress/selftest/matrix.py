@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mmu.report import RULES
-from stress.selftest.selftest import MatrixRow, Selftest, judgement_of, told
+from stress.selftest.selftest import MatrixRow, Selftest, judgement_of, summary
 
 WORK = {"controlled": "schedules", "threads": "steps"}
 """What an engine counts until the kill."""
@@ -100,10 +100,10 @@ def console_tables(test: Selftest, console: Console) -> None:
 def verdict_line(test: Selftest) -> str:
     """The verdict in one line."""
     judgement = judgement_of(test)
-    summary = told(test)
-    reasons = [reason for reason in judgement.reasons if reason != summary]
+    counts = summary(test)
+    reasons = [reason for reason in judgement.reasons if reason != counts]
     return (
-        f"{judgement.verdict.name}  selftest, {test.wall_s:.0f} s: {'; '.join([*reasons, summary])}"
+        f"{judgement.verdict.name}  selftest, {test.wall_s:.0f} s: {'; '.join([*reasons, counts])}"
     )
 
 

@@ -13,7 +13,7 @@ from stress.engines.carrier import pinned
 from stress.mutants import commits
 from stress.mutants.case import Case, Control, Mutant
 from stress.report import explanation
-from stress.runs.explore import ExploreRequest, campaign_for
+from stress.runs.explore import ExploreRequest, exploration_for
 from stress.search.explain import explain_stored
 from stress.search.exploration import Failure, SearchBudget
 from stress.search.minimise import Minimiser
@@ -232,7 +232,7 @@ def kill(mutant: Mutant) -> Failure | None:
     wanted = frozenset(scenario.expect.rules)
     for seed in range(1, TRIES + 1):
         with pinned():
-            tally = campaign_for(
+            tally = exploration_for(
                 ExploreRequest(scenario, mutant.controlled.scenario, seed, strategy), seed
             ).run(SearchBudget(seconds=LIMIT_S / TRIES, wanted=wanted))
         found = next(

@@ -21,11 +21,11 @@ from stress.mutants.controls import CONTROLS
 from stress.results.environment import observe
 from stress.results.run_record import Environment
 from stress.results.verdict import Judgement, Verdict
-from stress.runs.fanout.spread import FanoutPlace
+from stress.runs.fanout.spread import Workers
 from stress.scenario.errors import StressError
 from stress.scenario.types import Oracles, RuleName, Scenario
 from stress.selftest.attempt import ENGINES, Attempt, Engine
-from stress.selftest.detectors.detectors import Result, run_all
+from stress.selftest.detectors.detectors import SelfTestResult, run_all
 from stress.selftest.jobs import Job, run_jobs
 from stress.selftest.registry import all_mutants, entry, scenario_of, without_variants
 
@@ -160,7 +160,7 @@ class Selftest:
     wall_s: float = 0.0
     left: int = 0
     environment: Environment = field(factory=observe)
-    detectors: tuple[Result, ...] = ()
+    detectors: tuple[SelfTestResult, ...] = ()
     stopped: str = ""
 
     def of_kind(self, kind: str, engine: Engine | None = None) -> list[MatrixRow]:
@@ -237,7 +237,7 @@ def run(
 
     until = start + options.budget_s if options.budget_s is not None else None
     test.left, test.stopped = run_jobs(
-        (job for job, _ in jobs), FanoutPlace(options.jobs, options.scheduler), done, until
+        (job for job, _ in jobs), Workers(options.jobs, options.scheduler), done, until
     )
     test.wall_s = time.monotonic() - start
     return test
@@ -377,14 +377,14 @@ def judgement_of(test: Selftest) -> Judgement:
             )
         )
     if not reasons:
-        return Judgement(Verdict.PASS, (told(test),))
+        return Judgement(Verdict.PASS, (summary(test),))
     return Judgement(
         max(verdict for verdict, _ in reasons),
         tuple(text for _, text in sorted(reasons, key=lambda item: -item[0])),
     )
 
 
-def told(test: Selftest) -> str:
+def summary(test: Selftest) -> str:
     """What happened, in one sentence."""
     parts = []
     for engine in ENGINES:

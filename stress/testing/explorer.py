@@ -132,13 +132,13 @@ def explore(
     settings = (settings or Settings()).checked()
     program = FunctionProgram(function)
     with _alone(), pinned(slot):
-        campaign = Exploration(
+        exploration = Exploration(
             program,
             strategy_for(settings.name, settings.seed),
             limit=settings.limit,
             granularity=settings.granularity,
         )
-        tally = campaign.run(settings.budget)
+        tally = exploration.run(settings.budget)
         failures = list(tally.failures.values())
         failed = _explained(program, failures[0], settings, command) if failures else None
     if failed is not None:

@@ -16,7 +16,7 @@ from attrs import frozen
 from mmu.report import Report
 from stress.engines.program import Executor, Program, Run
 from stress.engines.scheduler import Picker, Scheduler
-from stress.engines.tasks import ControlTask
+from stress.engines.tasks import ControlledTask
 from stress.search.bounded import PreemptionBounded
 from stress.search.exploration import named_steps
 from stress.search.races import races_of
@@ -49,7 +49,7 @@ class Located:
         announced: dict[int, Place | None] = {}
         inner = self._inner.begin(scheduler)
 
-        def pick() -> ControlTask:
+        def pick() -> ControlledTask:
             announced[scheduler.running.index] = _place()
             chosen = inner()
             del places[len(scheduler.trace) :]

@@ -121,11 +121,11 @@ def test_mistakes_exit_4_and_say_what_is_right(
 
 
 def test_prune_says_what_it_deletes_and_deletes_nothing_else(stress: Stress, results: Path) -> None:
-    told = stress(
+    listed = stress(
         "results", "prune", "--kind", "run", "--passed", "--dry-run", "--results", results
     )
-    assert told.code == 0
-    assert "would be deleted" in told.out
+    assert listed.code == 0
+    assert "would be deleted" in listed.out
     assert len([*results.glob("*-quick-*")]) == 2
     refused = stress("results", "prune", "--kind", "run", "--passed", "--results", results)
     assert refused.code == 4

@@ -375,7 +375,7 @@ def test_the_handler_stays_until_nobody_waits(staged: MakeStage) -> None:
         memory=Memory(userfaults=Flag(True), fixed_pages=Positive(16), churn_pages=Positive(16))
     )
     handler = the(session, "userfaultfd")
-    session.control.stopping.value = True
+    session.run_flags.stopping.value = True
     others = [actor for actor in session.actors if actor is not handler]
     for actor in others:
         assert not handler.finished(), "somebody may still wait for a page"

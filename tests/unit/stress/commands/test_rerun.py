@@ -11,7 +11,7 @@ from attrs import evolve
 
 from stress.commands import rerun
 from stress.results.environment import observe
-from stress.results.exploration_record import Asked
+from stress.results.exploration_record import RequestedBudget
 from stress.results.inputs import VariantFile, check, fingerprints
 from stress.scenario.errors import ResultError, VariantError
 from stress.scenario.load import load, unstructure
@@ -113,7 +113,9 @@ def test_a_scenario_that_this_version_cannot_run_names_every_problem() -> None:
 
 def test_an_exploration_is_asked_for_again_as_it_was(idea: Path) -> None:
     stored = exploration(
-        variant_files=(str(idea),), asked=Asked(None, None, True, True, 3), strategy="dpor"
+        variant_files=(str(idea),),
+        asked=RequestedBudget(None, None, True, True, 3),
+        strategy="dpor",
     )
     request = rerun.explore_request(stored, "explore.json")
     assert request.scenario == SCENARIO
@@ -129,11 +131,11 @@ def test_an_exploration_is_asked_for_again_as_it_was(idea: Path) -> None:
 
 def test_so_many_seconds_become_as_many_schedules() -> None:
     request = rerun.explore_request(
-        exploration(asked=Asked(None, 10.0, False, False)), "explore.json"
+        exploration(asked=RequestedBudget(None, 10.0, False, False)), "explore.json"
     )
     assert (request.schedules, request.seconds) == (10, None)
     request = rerun.explore_request(
-        exploration(asked=Asked(500, None, False, False)), "explore.json"
+        exploration(asked=RequestedBudget(500, None, False, False)), "explore.json"
     )
     assert (request.schedules, request.seconds) == (500, None)
 

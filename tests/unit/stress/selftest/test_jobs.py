@@ -11,7 +11,7 @@ import pytest
 
 from stress.mutants.case import Case
 from stress.runs.fanout import local
-from stress.runs.fanout.spread import FanoutPlace
+from stress.runs.fanout.spread import Workers
 from stress.selftest.attempt import Attempt, Engine
 from stress.selftest.jobs import Job, run_jobs
 from stress.selftest.registry import all_mutants, scenario_of
@@ -44,9 +44,7 @@ def answers(
     *given: Job, processes: int = 2, until: float | None = None
 ) -> tuple[list[Attempt], int]:
     found: list[Attempt] = []
-    left, why = run_jobs(
-        given, FanoutPlace(processes), lambda _, attempt: found.append(attempt), until
-    )
+    left, why = run_jobs(given, Workers(processes), lambda _, attempt: found.append(attempt), until)
     assert why == ""
     return found, left
 
