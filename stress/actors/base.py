@@ -14,7 +14,7 @@ from mmu.runtime import Cell
 from stress.actors.layout import Layout
 from stress.actors.run_flags import RunFlags
 from stress.observe.counts import Counts
-from stress.scenario.script import Op
+from stress.scenario.operations import Op
 from stress.scenario.scripts import script_of
 from stress.scenario.types import Scenario
 
@@ -73,8 +73,9 @@ class Actor:
     """One thread. `begin` runs before the common start, `step` again and again, `end` after the
     last step.
 
-    What an actor does is a list of operations (`stress.scenario.script`), which `verbs` carry out.
-    Without a script each step draws its own (`choose`); with one, each step is its next operation.
+    What an actor does is a list of operations (`stress.scenario.operations`), which `verbs` carry
+    out. Without a script each step draws its own (`choose`); with one, each step is its next
+    operation.
     `progress` counts steps; the watchdog calls an actor stuck when it stands still.
     """
 

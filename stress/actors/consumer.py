@@ -12,7 +12,7 @@ from mmu.export.tdp_fd import TdpFd
 from mmu.runtime import Cell
 from stress.actors.accesses import PATTERN, AccessProgram, Habits, program
 from stress.actors.base import Actor, Stage
-from stress.scenario.script import Op, dma_op
+from stress.scenario.operations import Op, dma_op
 
 ATTACH = Op("attach")
 DETACH = Op("detach")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from stress.actors.base import Actor, Stage
 from stress.actors.slots import SlotUpdates
-from stress.scenario.script import Op
+from stress.scenario.operations import Op
 from stress.scenario.scripts import WORKER
 
 OPERATIONS = ("delete", "move", "flags")

@@ -23,7 +23,7 @@ def explain(what: str, as_json: bool) -> ExitCode:
     """Say why a schedule fails, or what a variant breaks.
 
     FILE is a schedule: the interleaving, the page table on the way, and which switches it takes.
-    NAME is a mutant, a defect of the posted series or an inverted control (stress list variants):
+    NAME is a mutant, a posted defect or a control (stress list variants):
     rule, origin, interleaving, and the report it brings.
     """
     if not Path(what).exists() and os.sep not in what and not what.endswith(".json"):

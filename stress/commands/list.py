@@ -11,7 +11,7 @@ from stress.results.verdict import ExitCode
 @click.command("list")
 @click.argument("what", type=click.Choice(["all", *catalogue.KINDS]), default="all")
 def list_things(what: str) -> ExitCode:
-    """List scenarios, policies, profiles, kernels, oracles, variants, defects of the posted series,
+    """List scenarios, policies, profiles, kernels, oracles, variants, posted defects,
     or counters."""
     click.echo(catalogue.listing(what), nl=False)
     return ExitCode.PASS

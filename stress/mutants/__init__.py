@@ -19,5 +19,5 @@ MUTANTS: dict[str, Mutant] = {
 """Every shipped mutant by name."""
 
 SHIPPED: dict[str, Variant] = {**POSTED, **MUTANTS, **CONTROLS}
-"""What `vm.variants` can name: the defects of the posted series and the inverted controls as
+"""What `vm.variants` can name: the posted defects and the controls as
 well."""

@@ -10,7 +10,7 @@ from attrs import evolve, frozen
 
 from stress.scenario.errors import Problem
 from stress.scenario.names import nearest
-from stress.scenario.script import (
+from stress.scenario.operations import (
     FIRST_GFN,
     REGION,
     SLOT,

@@ -37,7 +37,7 @@ RuleName = NewType("RuleName", str)
 """The number of a rule (`stress list oracles`)."""
 
 Lines = NewType("Lines", tuple[str, ...])
-"""A list of operations, as text (`stress.scenario.script`)."""
+"""A list of operations, as text (`stress.scenario.operations`)."""
 
 UNMAPPED_FRAMES = 8
 """Frames at the end of guest memory that no slot ever covers."""

@@ -149,6 +149,19 @@ class Divergence(StressError):
         self.found = found
 
 
+def difference_at_end(run: Run, schedule: Schedule) -> Divergence | None:
+    """Where a replay that followed every choice still differs from the recorded schedule, None if
+    it does not."""
+    if check_of(run.trace) == schedule.check:
+        return None
+    found, recorded = len(run.trace), len(schedule.choices)
+    return Divergence(
+        min(found, recorded),
+        f"{recorded} steps as recorded",
+        f"{found} steps" if found != recorded else "as many steps, but other ones",
+    )
+
+
 class Follow:
     """The strategy that does what a schedule says, up to `until`, and then what `then` says, or the
     default: go on with the running task while it can, else with the first that can.

@@ -108,7 +108,7 @@ def verdict_line(test: Selftest) -> str:
 
 
 def _silent_lines(test: Selftest) -> Iterator[str]:
-    """What had to stay silent: each inverted control, and the correct model by engine and policy.
+    """What had to stay silent: each control, and the correct model by engine and policy.
     Before them, the detectors' own self-tests."""
     if test.detectors:
         wrong = [result.test.name for result in test.detectors if result.problems]
@@ -119,7 +119,7 @@ def _silent_lines(test: Selftest) -> Iterator[str]:
         )
         yield f"detector self-tests ({len(test.detectors)}): {told}"
     for row in test.of_kind("control"):
-        yield f"inverted control {row.name}, {row.engine}, {row.scenario}: {_outcome([row])}"
+        yield f"control {row.name}, {row.engine}, {row.scenario}: {_outcome([row])}"
     groups: dict[tuple[str, str], list[MatrixRow]] = {}
     for row in test.of_kind("correct"):
         groups.setdefault((row.engine, row.name), []).append(row)

@@ -2,7 +2,7 @@
 control.
 
 It is planned as jobs (`plan`), carried out in parallel (`run`), and told as rows: one for each
-mutant and engine, one for each inverted control, one for each way of running the correct model.
+mutant and engine, one for each control, one for each way of running the correct model.
 """
 
 from __future__ import annotations
@@ -244,7 +244,7 @@ def run(
 
 
 def plan(options: Options, mutants: Sequence[Mutant]) -> Iterator[tuple[MatrixRow, list[Job]]]:
-    """Every row with its jobs: mutants first, then inverted controls, then the correct model."""
+    """Every row with its jobs: mutants first, then controls, then the correct model."""
     for mutant in mutants if options.mutants else ():
         yield from _of_mutant(options, mutant)
     if not options.oracles and not options.tags:
@@ -344,7 +344,7 @@ def judgement_of(test: Selftest) -> Judgement:
             reasons.append(
                 (
                     Verdict.FAIL,
-                    f"{'inverted control' if row.kind == 'control' else 'correct model'} {where}: "
+                    f"{'control' if row.kind == 'control' else 'correct model'} {where}: "
                     f"{rules} fired",
                 )
             )

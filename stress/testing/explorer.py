@@ -15,8 +15,8 @@ from stress.search.exploration import Exploration, ExplorationTally, Failure, Se
 from stress.search.schedule import Divergence, Schedule
 from stress.search.strategies import EXHAUSTIVE, is_exhaustive, strategy_for
 from stress.testing import text
-from stress.testing.located import LocatedReplay, replay_located, simpler
 from stress.testing.program import FunctionProgram, NothingExplored, ProgramFunction
+from stress.testing.replay import LocatedReplay, replay_located, simpler
 
 SCHEDULES: Final = 1_000
 EXHAUSTIVE_SCHEDULES: Final = 100_000

@@ -13,8 +13,8 @@ from mmu.report import Report
 from stress.engines.locks import ControlledLock
 from stress.engines.program import Run
 from stress.search.schedule import WordNames
-from stress.testing.located import Place
 from stress.testing.program import RULE, FunctionInstance
+from stress.testing.replay import Place
 
 MOST_STEPS: Final = 160
 MOST_COLUMNS: Final = 6

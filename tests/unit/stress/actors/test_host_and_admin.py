@@ -11,7 +11,7 @@ from attrs import evolve
 from mmu.machine.vcpu import FETCH
 from mmu.memory.memslots import KVM_MEM_LOG_DIRTY_PAGES
 from stress.engines.session import Session
-from stress.scenario.script import HOW, Op
+from stress.scenario.operations import HOW, Op
 from stress.scenario.types import (
     Count,
     DirtyLogSettings,

@@ -15,7 +15,7 @@ from stress.engines.program import Executor, Run
 from stress.engines.scenario_program import ScenarioProgram
 from stress.engines.session import Session, World
 from stress.scenario.load import load
-from stress.scenario.script import VOCABULARY, Op, kind_of
+from stress.scenario.operations import VOCABULARY, Op, kind_of
 from stress.scenario.scripts import with_script
 from stress.scenario.types import Scenario
 from stress.search.random_walk import RandomWalk

@@ -14,7 +14,7 @@ from mmu.runtime import Runtime
 from stress.engines.session import Session
 from stress.scenario.errors import ConfigError
 from stress.scenario.load import load
-from stress.scenario.script import VERBS, VOCABULARY, Op, OpError, kind_of, parse
+from stress.scenario.operations import VERBS, VOCABULARY, Op, OpError, kind_of, parse
 from stress.scenario.scripts import Script, players, prepared, script_of, with_script
 from stress.scenario.types import Lines, Scenario
 

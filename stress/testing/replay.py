@@ -20,7 +20,7 @@ from stress.engines.tasks import ControlledTask
 from stress.search.bounded import PreemptionBounded
 from stress.search.exploration import named_steps
 from stress.search.races import races_of
-from stress.search.schedule import Divergence, Follow, Schedule, check_of
+from stress.search.schedule import Divergence, Follow, Schedule, difference_at_end
 from stress.testing.program import PACKAGE
 
 MODEL: Final = str(Path(PACKAGE).parent / "mmu") + os.sep
@@ -104,15 +104,7 @@ def replay_located(
     follow = Follow(schedule.choices, steps=steps)
     located = Located(follow)
     run = Executor(program, limit=limit, granularity=granularity).execute(located, schedule.seed)
-    divergence = follow.divergence
-    if divergence is None and check_of(run.trace) != schedule.check:
-        shorter = min(len(run.trace), len(schedule.choices))
-        same = len(run.trace) == len(schedule.choices)
-        divergence = Divergence(
-            shorter,
-            f"{len(schedule.choices)} steps as recorded",
-            "as many steps, but other ones" if same else f"{len(run.trace)} steps",
-        )
+    divergence = follow.divergence or difference_at_end(run, schedule)
     return LocatedReplay(run, findings(run), named_steps(run), tuple(located.places), divergence)
 
 
