@@ -1,7 +1,9 @@
-"""Which upstream kernel surrounds the series: behaviour that changed over time, as variants
-(reference 2.15)."""
+"""Upstream kernels, around the series and as they were released: behaviour that changed over time,
+as variants (reference 2.15)."""
 
 from __future__ import annotations
+
+from attrs import frozen
 
 from mmu.kvm import Kvm
 from mmu.memory.memslots import Memslot
@@ -200,30 +202,6 @@ class UpstreamMmio(FaultHandler):
         return False
 
 
-KERNELS: dict[str, tuple[Variant, ...]] = {
-    "5.18": (
-        Variant(
-            name="kernel-5.18",
-            title="5.18 to 6.5: invalidated roots are zapped by a workqueue",
-            parts=(ZapByWorkqueue,),
-            origin="22b94c4b63eb, efd995dae5eb",
-        ),
-    ),
-    "6.6": (),
-    "6.12": (
-        Variant(
-            name="kernel-6.12",
-            title=(
-                "6.12: roots under the read lock, small zaps first, a look before mmu_lock is taken"
-            ),
-            parts=(RootsUnderReadLock, SmallZapsFirst, LookBeforeLocking),
-            origin="8ca983631f3c..576a15de8d29, d02c357e5bfa",
-        ),
-    ),
-}
-"""What each kernel version adds to 6.6, the base of the series."""
-
-
 class FlushBeforeBookkeeping(SpteWriter):
     """An entry that is zapped atomically is accounted for, and told of, after its flush (6.10):
     until then it is frozen, and nothing but the compare-exchange has happened."""
@@ -316,47 +294,95 @@ class RecoverHugePages(HugePages):
         return huge & ~SPTE_X if kvm.nx_huge_pages.value else huge
 
 
-def _plain(name: str, base: tuple[Variant, ...], title: str, *parts: type) -> tuple[Variant, ...]:
-    return (
-        *base,
-        Variant(
-            name=f"kernel-{name}-plain",
-            title=title,
-            parts=parts,
-            origin="arch/x86/kvm/mmu of that kernel",
+@frozen
+class Kernel:
+    """An upstream kernel, as the series on it and as it was released.
+
+    `series` are the variants that make the model the series on this kernel, `released` those that
+    make it this kernel without the series. The model without variants is the series on 6.6. None:
+    not modelled.
+    """
+
+    series: tuple[Variant, ...] | None = None
+    released: tuple[Variant, ...] | None = None
+
+
+def _released(
+    name: str, title: str, *parts: type, on: tuple[Variant, ...] = ()
+) -> tuple[Variant, ...]:
+    """The variants of a released kernel: those in `on`, and one with `parts`."""
+    origin = "arch/x86/kvm/mmu of that kernel"
+    return (*on, Variant(f"kernel-{name}-plain", title, parts, origin=origin))
+
+
+_SERIES_ON_6_12 = (
+    Variant(
+        name="kernel-6.12",
+        title="6.12: roots under the read lock, small zaps first, a look before mmu_lock is taken",
+        parts=(RootsUnderReadLock, SmallZapsFirst, LookBeforeLocking),
+        origin="8ca983631f3c..576a15de8d29, d02c357e5bfa",
+    ),
+)
+
+KERNELS: dict[str, Kernel] = {
+    "5.18": Kernel(
+        series=(
+            Variant(
+                name="kernel-5.18",
+                title="5.18 to 6.5: invalidated roots are zapped by a workqueue",
+                parts=(ZapByWorkqueue,),
+                origin="22b94c4b63eb, efd995dae5eb",
+            ),
         ),
-    )
-
-
-UPSTREAM: dict[str, tuple[Variant, ...]] = {
-    "6.1": _plain(
-        "6.1",
-        (),
-        "6.1.y: two recursive passes, as in 6.6, which it took over from",
-        DirtyUnlessWritable,
-        UpstreamMmio,
     ),
-    "6.6": _plain("6.6", (), "6.6", DirtyUnlessWritable, UpstreamMmio),
-    "6.12": _plain(
-        "6.12",
-        KERNELS["6.12"],
-        "6.12: four passes, told after the flush",
-        DirtyUnlessWritable,
-        UpstreamMmio,
-        FlushBeforeBookkeeping,
-        NoFlushForInvalidRoots,
+    "6.1": Kernel(
+        released=_released(
+            "6.1",
+            "6.1.y: two recursive passes, as in 6.6, which it took over from",
+            DirtyUnlessWritable,
+            UpstreamMmio,
+        ),
     ),
-    "7.2": _plain(
-        "7.2",
-        KERNELS["6.12"],
-        "7.2: huge pages recovered in place, tables told after their entries, an exclusive zap at "
-        "the end",
-        UpstreamMmio,
-        NoFlushForInvalidRoots,
-        ExclusiveAtTheEnd,
-        RemovesTablesFirst,
-        SpuriousIfAllowed,
-        RecoverHugePages,
+    "6.6": Kernel(
+        series=(),
+        released=_released("6.6", "6.6", DirtyUnlessWritable, UpstreamMmio),
+    ),
+    "6.12": Kernel(
+        series=_SERIES_ON_6_12,
+        released=_released(
+            "6.12",
+            "6.12: four passes, told after the flush",
+            DirtyUnlessWritable,
+            UpstreamMmio,
+            FlushBeforeBookkeeping,
+            NoFlushForInvalidRoots,
+            on=_SERIES_ON_6_12,
+        ),
+    ),
+    "7.2": Kernel(
+        released=_released(
+            "7.2",
+            "7.2: huge pages recovered in place, tables told after their entries, an exclusive zap "
+            "at the end",
+            UpstreamMmio,
+            NoFlushForInvalidRoots,
+            ExclusiveAtTheEnd,
+            RemovesTablesFirst,
+            SpuriousIfAllowed,
+            RecoverHugePages,
+            on=_SERIES_ON_6_12,
+        ),
     ),
 }
-"""Kernels as they were released, without the series: what recordings of them are compared with."""
+"""Every kernel that is modelled, by version. A new one is an entry here: scenarios (`vm.kernel`),
+`stress list kernels` and `stress trace conform --kernel` read this table."""
+
+SERIES: dict[str, tuple[Variant, ...]] = {
+    name: kernel.series for name, kernel in KERNELS.items() if kernel.series is not None
+}
+"""The kernels that a scenario may have around the series."""
+
+RELEASED: dict[str, tuple[Variant, ...]] = {
+    name: kernel.released for name, kernel in KERNELS.items() if kernel.released is not None
+}
+"""The kernels that recordings are compared with."""

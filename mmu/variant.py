@@ -25,7 +25,7 @@ P = TypeVar("P")
 class Variant:
     """A named change to the VM.
 
-    `parts` are subclasses of the parts they replace. For a known-broken variant `expects` lists the
+    `parts` are subclasses of the parts they replace. For a mutant `expects` lists the
     rules of which at least one must fire, `rule` is what it breaks in one sentence, `origin` the
     upstream commit, section or defect it stands for, `story` the smallest interleaving that shows
     it, a step a line.

@@ -75,8 +75,8 @@ VERBS: Final = {
     "report": Command(
         "stress.commands.report", "report_command", "Rebuild the reports of a stored result."
     ),
-    "again": Command(
-        "stress.commands.again", "again_command", "Make a stored run or exploration again, exactly."
+    "rerun": Command(
+        "stress.commands.rerun", "rerun_command", "Repeat a stored run or exploration, exactly."
     ),
     "schema": Command(
         "stress.commands.schema_command",

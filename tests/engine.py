@@ -13,7 +13,7 @@ from stress.engines.threads import RunOutcome, ThreadEngine
 from stress.mutants.case import Case
 from stress.observe.close_calls import CLOSE_CALLS
 from stress.observe.resources import Resources
-from stress.runs.fanout.spread import FanoutPlace
+from stress.runs.fanout.spread import Workers
 from stress.scenario.types import (
     Budget,
     Count,
@@ -82,5 +82,5 @@ def broken_run(scenario: Scenario, seed: int = 1) -> Attempt:
     that never end, and those would slow down every test after it."""
     made: list[Attempt] = []
     job = Job("", Case(""), scenario, "threads", seed, scenario.budget.duration_s)
-    run_jobs([job], FanoutPlace(1), lambda _, attempt: made.append(attempt))
+    run_jobs([job], Workers(1), lambda _, attempt: made.append(attempt))
     return made[0]

@@ -8,13 +8,13 @@ from typing import Any
 
 from attrs import evolve
 
-from stress.commands import selftest as zoo_command
+from stress.commands import selftest as selftest_command
 from stress.report.publish import publish_exploration, publish_run
 from stress.results.exploration_record import ExplorationRecord
 from stress.results.exploration_record import as_data as exploration_data
 from stress.results.run_record import RunRecord, to_json
 from stress.results.store import RunDirectory
-from stress.runs.campaign import Made
+from stress.runs.campaign import SeedOutcome
 from stress.runs.campaign_summary import CampaignRecord
 from stress.runs.campaign_summary import record_of as campaign_of
 from stress.runs.explore import ExplorationResult, ExploreRequest, judgement_of, record_of
@@ -23,7 +23,7 @@ from stress.search.exploration import ExplorationTally, Failure
 from stress.search.schedule import Schedule
 from stress.selftest import stored as selftests
 from stress.selftest.attempt import Attempt, Fired
-from stress.selftest.detectors.detectors import SELF_TESTS, Result
+from stress.selftest.detectors.detectors import SELF_TESTS, SelfTestResult
 from stress.selftest.selftest import MatrixRow, Options, Selftest
 from tests.records import ENVIRONMENT, record
 from tests.unit.stress.search.programs import broken
@@ -80,9 +80,9 @@ def exploration(
 def campaign() -> CampaignRecord:
     """A campaign of two runs that came to an end, one that did not, and one that was not made."""
     made = (
-        Made(1, record(), "results/1"),
-        Made(2, record(findings=2), "results/2"),
-        Made(3, trouble="exit code 9"),
+        SeedOutcome(1, record(), "results/1"),
+        SeedOutcome(2, record(findings=2), "results/2"),
+        SeedOutcome(3, trouble="exit code 9"),
     )
     return campaign_of("quick", (1, 2, 3, 4), made, "interrupted")
 
@@ -136,7 +136,8 @@ def selftest(*, alive: bool = False) -> selftests.SelftestRecord:
         ),
     ]
     detectors = tuple(
-        Result(test, (), ("nothing was reported",) if alive else ()) for test in SELF_TESTS[:2]
+        SelfTestResult(test, (), ("nothing was reported",) if alive else ())
+        for test in SELF_TESTS[:2]
     )
     date = "2026-11-22T13:00:00Z"
     return selftests.record_of(
@@ -177,5 +178,5 @@ def keep_selftest(
     directory = RunDirectory.create(results, "selftest", 1)
     directory.write_text("selftest.json", json.dumps(selftests.as_data(kept)))
     if reports:
-        zoo_command.publish(directory, kept)
+        selftest_command.publish(directory, kept)
     return directory.path

@@ -183,7 +183,7 @@ def walk(seed):
     return RANDOM_SCHEDULES
 
 
-def campaign(seed):
+def exploration(seed):
     """The same as the command line and the plugin do it: classes counted, races predicted."""
     tally = Exploration(PROTOCOL, RandomWalk(seed)).run(SearchBudget(schedules=RANDOM_SCHEDULES))
     assert not tally.failures
@@ -209,7 +209,7 @@ MEASUREMENTS = {
     **{f"{name} random": hunt(name, RandomWalk) for name in PROGRAMS},
     **{f"{name} exhaustive": hunt(name, lambda _: Dpor()) for name in PROGRAMS},
     "d random": walk,
-    "d campaign": campaign,
+    "d exploration": exploration,
     "d proof": proofs,
 }
 

@@ -162,7 +162,7 @@ def rows(figures: Figures, proofs: int) -> Iterator[tuple[str, ...]]:
         )
     yield (
         "(d) random, classes counted, races predicted",
-        f"{figures.rate(OURS, 'd campaign'):,.0f}",
+        f"{figures.rate(OURS, 'd exploration'):,.0f}",
         "none",
         "none",
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 from measure import main
 
 from stress.engines.carrier import pinned
-from stress.runs.explore import ExploreRequest, campaign_for
+from stress.runs.explore import ExploreRequest, exploration_for
 from stress.scenario.load import load
 from stress.search.exploration import SearchBudget
 
@@ -25,7 +25,7 @@ def explore(name: str, seed: int) -> int:
         load(CONFIGS / f"{name}.toml"), name, seed, "random", schedules=SCHEDULES, keep_going=True
     )
     with pinned():
-        tally = campaign_for(request, seed).run(
+        tally = exploration_for(request, seed).run(
             SearchBudget(schedules=SCHEDULES, stop_at_failure=False)
         )
     assert tally.schedules == SCHEDULES

@@ -11,7 +11,7 @@ from __future__ import annotations
 from mmu.variant import Variant, variants_in
 
 POSTED: dict[str, Variant] = variants_in(__name__, __path__)
-"""Every defect of the posted series by name, in the order of its R-number."""
+"""Every posted defect by name, in the order of its R-number."""
 
 PROFILES: dict[str, tuple[Variant, ...]] = {"hardened": (), "rfc-v1": tuple(POSTED.values())}
 """What a profile takes out of the mended design."""

@@ -12,7 +12,7 @@ from stress.actors.nx_admin import NxAdmin, NxRecovery
 from stress.actors.process_exit import ProcessExit
 from stress.actors.slots import prepare_slots
 from stress.actors.vcpu import VcpuActor
-from stress.scenario.script import Op
+from stress.scenario.operations import Op
 
 
 def cast_of(stage: Stage) -> list[Actor]:

@@ -92,7 +92,7 @@ class AccessProgram(ABC):
         """Go on elsewhere."""
 
 
-class Prepared(AccessProgram):
+class PreparedAccesses(AccessProgram):
     """Drawn before the run starts, so that the run pays nothing for it."""
 
     def __init__(self, bursts: Bursts, dice: random.Random) -> None:
@@ -120,7 +120,7 @@ class Prepared(AccessProgram):
         self._position = self._dice.randrange(len(self._accesses))
 
 
-class Drawn(AccessProgram):
+class DrawnAccesses(AccessProgram):
     """Drawn when they are needed: for runs so short that most of a prepared list would never be
     used."""
 
@@ -156,4 +156,8 @@ class Drawn(AccessProgram):
 def program(stage: Stage, dice: random.Random, as_id: int, habits: Habits) -> AccessProgram:
     """A program for an actor of this stage, as long as its run may need it."""
     bursts = Bursts(stage.layout, dice, as_id, habits)
-    return Prepared(bursts, dice) if stage.control.rounds == math.inf else Drawn(bursts, dice)
+    return (
+        PreparedAccesses(bursts, dice)
+        if stage.run_flags.rounds == math.inf
+        else DrawnAccesses(bursts, dice)
+    )

@@ -11,10 +11,10 @@ from mmu.errors import KvmError
 from mmu.machine.vm import VirtualMachine
 from mmu.memory.memslots import MemoryRegion
 from mmu.runtime import Cell
-from stress.actors.control import Control
 from stress.actors.layout import Layout
+from stress.actors.run_flags import RunFlags
 from stress.observe.counts import Counts
-from stress.scenario.script import Op
+from stress.scenario.operations import Op
 from stress.scenario.scripts import script_of
 from stress.scenario.types import Scenario
 
@@ -34,14 +34,14 @@ class Stage:
         scenario: Scenario,
         seed: int,
         counts: Counts,
-        control: Control,
+        run_flags: RunFlags,
     ) -> None:
         self.vm = vm
         self.layout = layout
         self.scenario = scenario
         self.seed = seed
         self.counts = counts
-        self.control = control
+        self.run_flags = run_flags
         self.script = script_of(scenario)
         self.prepared = vm.kvm.runtime.cell("script.prepared", 0)
         """How many lines of the setup are done, those of the memslots aside."""
@@ -73,8 +73,9 @@ class Actor:
     """One thread. `begin` runs before the common start, `step` again and again, `end` after the
     last step.
 
-    What an actor does is a list of operations (`stress.scenario.script`), which `verbs` carry out.
-    Without a script each step draws its own (`choose`); with one, each step is its next operation.
+    What an actor does is a list of operations (`stress.scenario.operations`), which `verbs` carry
+    out. Without a script each step draws its own (`choose`); with one, each step is its next
+    operation.
     `progress` counts steps; the watchdog calls an actor stuck when it stands still.
     """
 
@@ -105,15 +106,15 @@ class Actor:
         """What the thread runs."""
         self.begin()
         self._prepare()
-        control = self.stage.control
+        flags = self.stage.run_flags
         if self.serves:
-            control.ready.fetch_add(1)
+            flags.ready.fetch_add(1)
         else:
-            control.wait_for_start()
+            flags.wait_for_start()
         try:
             while not self.finished():
-                if self.parks and control.pausing.value:
-                    control.checkpoint()
+                if self.parks and flags.pausing.value:
+                    flags.checkpoint()
                     continue
                 self.step()
                 self.progress += 1
@@ -137,16 +138,16 @@ class Actor:
                 stage.prepared.value = turn + 1
 
     def _may_prepare(self, turn: int) -> bool:
-        return self.stage.prepared.value >= turn or self.stage.control.stopping.value
+        return self.stage.prepared.value >= turn or self.stage.run_flags.stopping.value
 
     def finished(self) -> bool:
         """Whether the loop ends: the run is over, or this actor has done its share."""
-        control = self.stage.control
-        if control.stopping.value:
+        flags = self.stage.run_flags
+        if flags.stopping.value:
             return True
         if self.script is None:
-            return self.progress >= control.rounds
-        return not self.script or (control.rounds < math.inf and self._position >= len(self.script))
+            return self.progress >= flags.rounds
+        return not self.script or (flags.rounds < math.inf and self._position >= len(self.script))
 
     def begin(self) -> None:
         """Get ready."""

@@ -12,7 +12,7 @@ from mmu.export.tdp_fd import TdpFd
 from mmu.runtime import Cell
 from stress.actors.accesses import PATTERN, AccessProgram, Habits, program
 from stress.actors.base import Actor, Stage
-from stress.scenario.script import Op, dma_op
+from stress.scenario.operations import Op, dma_op
 
 ATTACH = Op("attach")
 DETACH = Op("detach")
@@ -164,7 +164,7 @@ class Consumer(Actor):
 
     def _outlive_the_process(self) -> None:
         """DMA while exit_mmap is at work, and after it."""
-        gone, rounds = self.stage.vm.kvm.mm_gone, self.stage.control.rounds
+        gone, rounds = self.stage.vm.kvm.mm_gone, self.stage.run_flags.rounds
         made = 0
         while not gone.value and made < rounds:
             self.do(self._next(1))

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from mmu.memory.memslots import KVM_MEM_LOG_DIRTY_PAGES, MemoryRegion
 from stress.actors.base import Actor, Stage
-from stress.scenario.script import Op
+from stress.scenario.operations import Op
 
 
 class DirtyLogger(Actor):

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from mmu.errors import KvmError
 from mmu.export.tdp_fd import TdpFd
 from stress.actors.base import Actor, Stage
-from stress.scenario.script import Op
+from stress.scenario.operations import Op
 
 CLOSE = Op("close")
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 from mmu.memory.host import Region
 from stress.actors.base import Actor, Stage
-from stress.scenario.script import HOW, Op
+from stress.scenario.operations import HOW, Op
 
 OPERATIONS = ("discard", "migrate", "split", "collapse", "age")
 

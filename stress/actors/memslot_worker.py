@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from stress.actors.base import Actor, Stage
 from stress.actors.slots import SlotUpdates
-from stress.scenario.script import Op
+from stress.scenario.operations import Op
 from stress.scenario.scripts import WORKER
 
 OPERATIONS = ("delete", "move", "flags")
@@ -51,13 +51,11 @@ class MemslotWorker(Actor):
     def _wait_for_guests(self) -> None:
         """Until the guests have done enough, or nothing at all for some time, or everybody is to
         stand still."""
-        runtime, control = self.stage.vm.kvm.runtime, self.stage.control
+        runtime, flags = self.stage.vm.kvm.runtime, self.stage.run_flags
         made = self._guest_accesses()
         target, idle = made + self._accesses, 0
         while (
-            made < target
-            and idle < PATIENCE
-            and not (control.stopping.value or control.pausing.value)
+            made < target and idle < PATIENCE and not (flags.stopping.value or flags.pausing.value)
         ):
             runtime.sleep(TICK_S)
             before, made = made, self._guest_accesses()

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from stress.actors.base import Actor, Stage
-from stress.scenario.script import Op
+from stress.scenario.operations import Op
 
 LONGEST = 16
 """Guest frames of one attribute change, at most."""

@@ -22,7 +22,8 @@ class ProcessExit(Actor):
         self.stage.vm.kvm.runtime.wait_until("the end of the run", self._over, patience=0.01)
 
     def _over(self) -> bool:
-        return self.stage.control.stopping.value or all(actor.done.value for actor in self._others)
+        stopping = self.stage.run_flags.stopping
+        return stopping.value or all(actor.done.value for actor in self._others)
 
     def finished(self) -> bool:
         """When everybody else has stopped."""

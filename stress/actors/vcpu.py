@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from mmu.machine.vcpu import FETCH, Vcpu
 from stress.actors.accesses import PATTERN, AccessProgram, Habits, program
 from stress.actors.base import Actor, Stage
-from stress.scenario.script import Op, access_op
+from stress.scenario.operations import Op, access_op
 
 IDLE = Op("idle")
 

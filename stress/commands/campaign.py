@@ -18,8 +18,8 @@ from stress.commands.options import (
 )
 from stress.commands.scenarios import changed, load_all
 from stress.results.verdict import ExitCode
-from stress.runs.campaign import Repeated
-from stress.runs.fanout.spread import FanoutPlace, scheduler_option
+from stress.runs.campaign import CampaignRequest
+from stress.runs.fanout.spread import Workers, scheduler_option
 
 
 @click.command("campaign")
@@ -78,11 +78,11 @@ def campaign(
     end.
     """
     scenario, _ = load_all(config, changed(overrides, mended=mended, duration=duration), files)
-    request = Repeated(
+    request = CampaignRequest(
         scenario=scenario,
         name=config.stem,
         seeds=tuple(range(first_seed, first_seed + seeds)),
-        where=FanoutPlace(jobs, scheduler),
+        where=Workers(jobs, scheduler),
         results=results,
         variant_files=(*scenario.vm.variant_files, *map(str, files)),
     )

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from mmu.export.policies import POLICIES
-from mmu.kernels import KERNELS
+from mmu.kernels import KERNELS, Kernel
 from mmu.posted import POSTED
 from mmu.report import RULES
 from stress.commands import parts
@@ -80,10 +80,16 @@ def _profiles() -> dict[str, str]:
 
 
 def _kernels() -> dict[str, str]:
-    return {
-        name: "; ".join(variant.title for variant in variants) or "the base of the series"
-        for name, variants in KERNELS.items()
-    }
+    return {name: "; ".join(_models_of(kernel)) for name, kernel in KERNELS.items()}
+
+
+def _models_of(kernel: Kernel) -> Iterator[str]:
+    """Each model of a kernel, after the key or the verb that takes it."""
+    if kernel.series is not None:
+        titles = [variant.title for variant in kernel.series]
+        yield f"vm.kernel: {', '.join(titles) or 'the base of the series'}"
+    if kernel.released is not None:
+        yield f"trace conform --kernel: {kernel.released[-1].title}"
 
 
 def _scenarios() -> dict[str, str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from mmu.kernels import UPSTREAM
+from mmu.kernels import RELEASED
 from stress.commands.options import quiet_option
 from stress.results.verdict import ExitCode, Verdict
 from stress.scenario.variant_files import variants_from
@@ -15,14 +15,14 @@ from stress.trace import conform_report
 from stress.trace.conform import conform
 from stress.trace.layouts import VENDORS
 
-KERNELS = [name + suffix for name in UPSTREAM for suffix in ("", "-quirkoff")]
+MODELS = [name + suffix for name in RELEASED for suffix in ("", "-quirkoff")]
 
 
 @click.command("conform")
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
     "--kernel",
-    type=click.Choice(["auto", *KERNELS]),
+    type=click.Choice(["auto", *MODELS]),
     default="auto",
     show_default=True,
     help="Whose model to replay it with.",

@@ -13,7 +13,7 @@ from stress.report import explanation as explain_text
 from stress.results.verdict import ExitCode
 from stress.search import schedule_file
 from stress.search.explain import explain_stored
-from stress.selftest import page as zoo_page
+from stress.selftest import page as variant_page
 
 
 @click.command()
@@ -23,11 +23,11 @@ def explain(what: str, as_json: bool) -> ExitCode:
     """Say why a schedule fails, or what a variant breaks.
 
     FILE is a schedule: the interleaving, the page table on the way, and which switches it takes.
-    NAME is a mutant, a defect of the posted series or an inverted control (stress list variants):
+    NAME is a mutant, a posted defect or a control (stress list variants):
     rule, origin, interleaving, and the report it brings.
     """
     if not Path(what).exists() and os.sep not in what and not what.endswith(".json"):
-        for piece in zoo_page.page(what):
+        for piece in variant_page.page(what):
             click.echo(piece)
         return ExitCode.PASS
     explanation = explain_stored(schedule_file.read(Path(what)))

@@ -14,10 +14,10 @@ import click
 
 from stress.commands.options import RESULTS, json_option
 from stress.lab import session as sessions
-from stress.lab.emulator import Machine
+from stress.lab.emulator import EmulatedMachine
 from stress.lab.initramfs import LEVELS
-from stress.lab.session import Judged, Session
-from stress.lab.supplies import Kernel, Supplies, default_directory
+from stress.lab.session import Judged, LabSession
+from stress.lab.supplies import LabKernel, Supplies, default_directory
 from stress.lab.workloads import WORKLOADS, Workload, chosen, drawn
 from stress.results.verdict import ExitCode
 
@@ -146,9 +146,9 @@ class _Place:
     """What the options say: where to boot what, and where results go."""
 
     supplies: Supplies
-    kernel: Kernel
+    kernel: LabKernel
     level: str
-    machine: Machine
+    machine: EmulatedMachine
     results: Path
 
     @classmethod
@@ -164,7 +164,7 @@ class _Place:
             supplies,
             supplies.own_kernel(Path(wanted), modules) if own else supplies.kernel(wanted),
             str(asked["level"]),
-            Machine(limit_s=float(str(asked["limit"]))),
+            EmulatedMachine(limit_s=float(str(asked["limit"]))),
             _path(asked["results"]) or RESULTS,
         )
 
@@ -172,7 +172,7 @@ class _Place:
         stamp = time.strftime("%Y-%m-%dT%H-%M-%SZ", time.gmtime())
         return self.results / f"{stamp}-{what}-{self.kernel.name}-{secrets.token_hex(3)}"
 
-    def run(self, workloads: Sequence[Workload], directory: Path) -> Session:
+    def run(self, workloads: Sequence[Workload], directory: Path) -> LabSession:
         return sessions.run(
             self.supplies, self.kernel, workloads, self.level, self.machine, directory, _say
         )
@@ -190,14 +190,14 @@ def _minimise(place: _Place, found: Judged, directory: Path) -> None:
     folder = directory / "smaller" / found.workload.name
     numbers = iter(range(100))
 
-    def repeat(workloads: Sequence[Workload]) -> Session:
+    def repeat(workloads: Sequence[Workload]) -> LabSession:
         return place.run(workloads, folder / str(next(numbers)))
 
     small = sessions.minimise(found, repeat, _say)
     click.echo(f"{found.workload.name} fails as: kvmwl {small.workload.arguments}", err=True)
 
 
-def _finish(found: Session, as_json: bool) -> ExitCode:
+def _finish(found: LabSession, as_json: bool) -> ExitCode:
     folder = Path(found.folder)
     text = json.dumps(attrs.asdict(found) | {"verdict": found.verdict.name}, indent=1)
     (folder / LAB_JSON).write_text(text + "\n", encoding="utf-8")

@@ -11,7 +11,7 @@ from stress.results.verdict import ExitCode
 @click.command("list")
 @click.argument("what", type=click.Choice(["all", *catalogue.KINDS]), default="all")
 def list_things(what: str) -> ExitCode:
-    """List scenarios, policies, oracles, variants, counters and more; with their methods, the parts
-    that a variant may replace."""
+    """List scenarios, policies, profiles, kernels, oracles, variants, posted defects, counters, and
+    the parts that a variant may replace, with their methods."""
     click.echo(catalogue.listing(what), nl=False)
     return ExitCode.PASS

@@ -17,6 +17,15 @@ from stress.runs.run import RunProgress
 from stress.search.exploration import ExplorationTally
 
 PLAIN_EVERY_S = 2.0
+SHOWN = (
+    "vcpu_faults",
+    "memslot_deletes",
+    "exported_zaps",
+    "device_accesses",
+    "io_faults",
+    "rcu_grace_periods",
+)
+"""The counters in the progress line of a run."""
 
 
 class Display(Protocol):
@@ -36,13 +45,13 @@ class Display(Protocol):
     ) -> None: ...
 
 
-class Silent:
+class SilentDisplay:
     """Shows nothing."""
 
     def show(self, progress: RunProgress) -> None:
         """Nothing."""
 
-    def __enter__(self) -> Silent:
+    def __enter__(self) -> SilentDisplay:
         return self
 
     def __exit__(
@@ -54,7 +63,7 @@ class Silent:
         pass
 
 
-class Plain(Silent):
+class PlainDisplay(SilentDisplay):
     """A line every two seconds, or thirty lines for a longer run, for logs and pipes."""
 
     def __init__(self, console: Console) -> None:
@@ -68,7 +77,7 @@ class Plain(Silent):
             self._console.print(line_of(progress), highlight=False, markup=False, soft_wrap=True)
 
 
-class Terminal(Silent):
+class TerminalDisplay(SilentDisplay):
     """A line that is redrawn four times a second."""
 
     def __init__(self, console: Console) -> None:
@@ -83,7 +92,7 @@ class Terminal(Silent):
             style = "bold red" if progress.findings else ""
             self._live.update(Text(line_of(progress), style=style))
 
-    def __enter__(self) -> Terminal:
+    def __enter__(self) -> TerminalDisplay:
         self._live.__enter__()
         return self
 
@@ -99,11 +108,11 @@ class Terminal(Silent):
 def display_for(console: Console, *, quiet: bool) -> Display:
     """The display that suits where the output goes."""
     if quiet:
-        return Silent()
+        return SilentDisplay()
     return (
-        Terminal(console)
+        TerminalDisplay(console)
         if console.is_terminal and not console.is_dumb_terminal
-        else Plain(console)
+        else PlainDisplay(console)
     )
 
 
@@ -148,8 +157,7 @@ def line_of(progress: RunProgress) -> str:
     """The progress line."""
     counts = progress.counters
     return (
-        f"{progress.elapsed_s:5.1f}/{progress.duration_s:g} s  faults {counts['vcpu_faults']:,}  "
-        f"deletes {counts['memslot_deletes']:,}  exported zaps {counts['exported_zaps']:,}  "
-        f"DMA {counts['device_accesses']:,}  IO faults {counts['io_faults']:,}  "
-        f"GPs {counts['rcu_grace_periods']:,}  findings {progress.findings}"
+        f"{progress.elapsed_s:5.1f}/{progress.duration_s:g} s  "
+        f"{'  '.join(f'{name} {counts[name]:,}' for name in SHOWN)}  "
+        f"findings {progress.findings}"
     )

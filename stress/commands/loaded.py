@@ -10,7 +10,7 @@ from typing import NoReturn
 import jinja2
 from attrs import frozen
 
-from stress.commands import selftest as zoo_command
+from stress.commands import selftest as selftest_command
 from stress.report import cases, exploration_console, run_console
 from stress.report.publish import publish_exploration, publish_run, publish_study
 from stress.results import exploration_record
@@ -19,7 +19,7 @@ from stress.results.run_record import RunRecord, to_json
 from stress.results.serialise import parsed
 from stress.results.store import RunDirectory
 from stress.scenario.errors import ResultError
-from stress.selftest import cases as zoo_cases
+from stress.selftest import cases as selftest_cases
 from stress.selftest import stored as selftests
 
 UNSHOWABLE = (
@@ -46,7 +46,7 @@ class Loaded:
     suite: Callable[[], cases.Suite]
     run: RunRecord | None = None
 
-    def told(self, *parts: Callable[[], object]) -> None:
+    def guarded(self, *parts: Callable[[], object]) -> None:
         """Call each of `parts`, and turn what they raise for damage into a `ResultError`."""
         try:
             for part in parts:
@@ -100,10 +100,10 @@ def _selftest(place: RunDirectory, text: str, where: str) -> Loaded:
     return Loaded(
         "selftest",
         place,
-        publish=lambda: zoo_command.publish(place, record),
-        summary=lambda: zoo_command.console_text(selftests.selftest_of(record)),
+        publish=lambda: selftest_command.publish(place, record),
+        summary=lambda: selftest_command.console_text(selftests.selftest_of(record)),
         as_json=lambda: json.dumps(selftests.as_data(record), indent=1) + "\n",
-        suite=lambda: zoo_cases.of_selftest(record),
+        suite=lambda: selftest_cases.of_selftest(record),
     )
 
 

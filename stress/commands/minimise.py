@@ -10,7 +10,7 @@ from rich.console import Console
 
 from stress.commands.options import quiet_option
 from stress.results.verdict import ExitCode
-from stress.runs import replay as replaying
+from stress.runs.replay import minimise_stored, minimised_text, write_minimised
 from stress.search import schedule_file
 
 
@@ -27,8 +27,8 @@ def minimise(file: Path, output: Path | None, quiet: bool) -> ExitCode:
     """Make a failing schedule as small as it gets: fewer actors, operations, memory and context
     switches."""
     with Console(stderr=True).status("minimising") if not quiet else contextlib.nullcontext():
-        result = replaying.minimise_stored(schedule_file.read(file))
+        result = minimise_stored(schedule_file.read(file))
     target = output or file.with_name(file.stem.removesuffix(".json") + ".min.json")
-    replaying.write(target, result)
-    click.echo(replaying.minimised_text(result, target, quiet=quiet))
+    write_minimised(target, result)
+    click.echo(minimised_text(result, target, quiet=quiet))
     return ExitCode.FAIL

@@ -18,7 +18,7 @@ from stress.results.store import RunDirectory
 from stress.results.verdict import ExitCode, Verdict
 from stress.runs import campaign_summary
 from stress.runs import explore as exploring
-from stress.runs.campaign import Made, Repeated, repeat
+from stress.runs.campaign import CampaignRequest, SeedOutcome, run_campaign
 from stress.runs.explore import ExploreRequest
 from stress.runs.run import RunRequest, execute
 from stress.scenario.errors import ResultError
@@ -78,10 +78,10 @@ def exploration(
     return explored.judgement.verdict.exit_code
 
 
-def campaign(request: Repeated, *, quiet: bool = False, as_json: bool = False) -> ExitCode:
+def campaign(request: CampaignRequest, *, quiet: bool = False, as_json: bool = False) -> ExitCode:
     """Many runs of one scenario: a line for each as it ends, and what they say together."""
     progress = Console(stderr=True, quiet=quiet or as_json)
-    made, stopped = repeat(
+    made, stopped = run_campaign(
         request,
         lambda each: progress.print(line_of(each), highlight=False, markup=False, soft_wrap=True),
     )
@@ -97,7 +97,7 @@ def campaign(request: Repeated, *, quiet: bool = False, as_json: bool = False) -
     return Verdict[record.verdict].exit_code
 
 
-def line_of(made: Made) -> str:
+def line_of(made: SeedOutcome) -> str:
     """One run of a campaign in a line."""
     if made.record is None:
         return f"HARNESS_ERROR  seed {made.seed}: {made.trouble}"

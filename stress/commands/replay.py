@@ -10,7 +10,7 @@ from attrs import evolve
 from stress.commands.options import quiet_option, variant_option
 from stress.commands.scenarios import load_all
 from stress.results.verdict import ExitCode
-from stress.runs import replay as replaying
+from stress.runs.replay import replay_stored, replay_text
 from stress.scenario.errors import StressError
 from stress.search import schedule_file
 from stress.search.strategies import strategy_for
@@ -68,6 +68,6 @@ def replay(
     else:
         scenario, _ = load_all(config, overrides, files)
         recorded = schedule_file.of_string(config, scenario, tuple(map(str, files)), schedule)
-    outcome = replaying.run(recorded, start, strategy_for(then, seed) if then else None)
-    click.echo(replaying.text(recorded, outcome, quiet=quiet))
+    outcome = replay_stored(recorded, start, strategy_for(then, seed) if then else None)
+    click.echo(replay_text(recorded, outcome, quiet=quiet))
     return outcome.exit_code

@@ -53,15 +53,15 @@ def report_command(
     """
     loaded = load(*find(result, results))
     out: list[str] = []
-    loaded.told(loaded.publish)
+    loaded.guarded(loaded.publish)
     if tables:
         _write_tables(loaded)
     if timeline is not None:
         publish_timeline(loaded.directory, timeline)
     if file is not None:
-        loaded.told(lambda: _write(file, junit.render(loaded.suite())))
+        loaded.guarded(lambda: _write(file, junit.render(loaded.suite())))
     if file != STDOUT:
-        loaded.told(lambda: out.append(loaded.as_json() if as_json else loaded.summary()))
+        loaded.guarded(lambda: out.append(loaded.as_json() if as_json else loaded.summary()))
         click.echo(out[0], nl=False)
         if not as_json:
             click.echo(f"report: {loaded.directory.path / REPORT_HTML}")
@@ -75,7 +75,7 @@ def _write_tables(loaded: Loaded) -> None:
             f"--hgrm needs a run on real threads: {loaded.directory.path} is of kind "
             f"{loaded.kind}, without latencies"
         )
-    loaded.told(lambda: publish_percentiles(loaded.directory, run))
+    loaded.guarded(lambda: publish_percentiles(loaded.directory, run))
 
 
 def _write(file: Path, text: str) -> None:

@@ -128,7 +128,7 @@ def show(result: str, as_json: bool, results: Path) -> ExitCode:
     """Show one result: a directory, 'latest', or the beginning of a name."""
     loaded = load(*find(result, results))
     out: list[str] = []
-    loaded.told(lambda: out.append(loaded.as_json() if as_json else loaded.summary()))
+    loaded.guarded(lambda: out.append(loaded.as_json() if as_json else loaded.summary()))
     click.echo(out[0], nl=False)
     if not as_json:
         directory = loaded.directory.path.resolve()

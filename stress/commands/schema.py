@@ -14,6 +14,7 @@ from typing import Any, Literal, NewType, TypedDict, Union, get_args, get_origin
 
 import attrs
 
+from mmu.kernels import SERIES
 from mmu.report import RULES
 from stress.results import exploration_record, listing
 from stress.results import run_record as record
@@ -103,6 +104,7 @@ REFINED: Mapping[tuple[type, str], Any] = {
 """Where a value is of a narrower kind than the type of its field says."""
 
 NARROWED: Mapping[Any, Mapping[str, Any]] = {
+    scenario.KernelName: {"enum": list(SERIES)},
     scenario.Count: {"minimum": 0},
     scenario.Positive: {"minimum": 1},
     scenario.Amount: {"minimum": 1},

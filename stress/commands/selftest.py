@@ -100,7 +100,7 @@ WIDTH = 180
     "--controls/--no-controls",
     default=True,
     show_default=True,
-    help="Whether inverted controls are tried.",
+    help="Whether controls are tried.",
 )
 @click.option(
     "--detectors/--no-detectors",
@@ -142,7 +142,7 @@ def command(
 ) -> ExitCode:
     """Prove that the harness detects: every mutant must die, nothing may fire on correct code.
 
-    NAMES choose mutants and inverted controls (stress list variants); without any, all are tried.
+    NAMES choose mutants and controls (stress list variants); without any, all are tried.
     """
     options = Options(
         names=names,

@@ -13,7 +13,7 @@ from stress.commands.options import json_option, quiet_option, results_option
 from stress.report.publish import publish_study
 from stress.results.store import RunDirectory
 from stress.results.verdict import ExitCode
-from stress.runs.fanout.spread import FanoutPlace, scheduler_option
+from stress.runs.fanout.spread import Workers, scheduler_option
 from stress.runs.study import runs
 from stress.runs.study.answer import Answer, answer
 from stress.runs.study.plan import Study, planned, read_study
@@ -86,7 +86,7 @@ def command(
         else RunDirectory.create(results, f"study-{study.name}", 0)
     )
     progress = Console(stderr=True, quiet=quiet or as_json)
-    where = FanoutPlace(jobs if jobs is not None else 0 if scheduler else 1, scheduler)
+    where = Workers(jobs if jobs is not None else 0 if scheduler else 1, scheduler)
     failed, stopped = runs.make(
         study,
         directory.path,

@@ -26,7 +26,7 @@ from mmu.task import Task
 from stress.engines.locks import ControlledLock, ControlledRwLock
 from stress.engines.scheduler import Scheduler
 from stress.engines.steps import ADD, ENDING, FREE, LOAD, OWNER_SHIFT, RMW, STORE, YIELD
-from stress.engines.tasks import ControlTask
+from stress.engines.tasks import ControlledTask
 
 T = TypeVar("T")
 STEP_NS = 1000
@@ -505,15 +505,15 @@ class ControlledRuntime(Runtime):
 
     def join(self, task: Task, timeout: float | None = None) -> bool:  # noqa: ARG002 - time is virtual
         """Wait for a task to end."""
-        control = self.scheduler.tasks[task.number - 1]
-        word = control.index << OWNER_SHIFT
+        controlled = self.scheduler.tasks[task.number - 1]
+        word = controlled.index << OWNER_SHIFT
 
         def ended() -> bool:
             self.scheduler.step(LOAD, word)
-            return control.done
+            return controlled.done
 
         self.scheduler.wait(f"{task.name} to end", ended, latched=True)
-        return control.done
+        return controlled.done
 
     def per_thread_counter(self, name: str) -> PerThreadCounter:
         """A statistic: no task's course depends on it, so it is no scheduling point."""
@@ -524,6 +524,6 @@ class ControlledRuntime(Runtime):
         twenty."""
         return _Tallies(names)
 
-    def _failed(self, task: ControlTask, error: BaseException) -> None:
+    def _failed(self, task: ControlledTask, error: BaseException) -> None:
         if self.on_task_error is not None and task.task is not None:
             self.on_task_error(task.task, error)

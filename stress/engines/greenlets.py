@@ -21,7 +21,7 @@ from mmu.stack import frames_of_threads
 from mmu.task import Task, current
 from stress.engines.carrier import POOL, Signal
 from stress.engines.scheduler import Scheduler
-from stress.engines.tasks import Abandoned, ControlTask
+from stress.engines.tasks import Abandoned, ControlledTask
 
 
 class Hub:
@@ -123,7 +123,7 @@ class GreenletScheduler(Scheduler):
 
     def spawn(
         self, name: str, body: Callable[[], None], daemon: bool, identity: Task
-    ) -> ControlTask:
+    ) -> ControlledTask:
         """A new task, on its own greenlet."""
         task = super().spawn(name, body, daemon, identity)
         carrier = self._hub.carrier(task.index)
@@ -140,14 +140,14 @@ class GreenletScheduler(Scheduler):
     def _carrier(self, index: int) -> GreenletCarrier:
         return self._hub.carrier(index)
 
-    def _pass_turn(self, chosen: ControlTask) -> None:
+    def _pass_turn(self, chosen: ControlledTask) -> None:
         self.running = chosen
 
-    def _switch(self, task: ControlTask, chosen: ControlTask) -> None:
+    def _switch(self, task: ControlledTask, chosen: ControlledTask) -> None:
         self.running = chosen
         self._park(task)
 
-    def _park(self, task: ControlTask) -> None:
+    def _park(self, task: ControlledTask) -> None:
         self.running.resume()
         while self.running is not task:
             self.running.resume()

@@ -6,7 +6,7 @@ from __future__ import annotations
 from mmu.runtime import RawLock
 from stress.engines.scheduler import Scheduler
 from stress.engines.steps import ACQUIRE, ADD, LOAD, READ_ACQUIRE, READ_RELEASE, RELEASE, RMW
-from stress.engines.tasks import ControlTask
+from stress.engines.tasks import ControlledTask
 
 
 class ControlledLock:
@@ -15,8 +15,8 @@ class ControlledLock:
 
     def __init__(self, scheduler: Scheduler, name: str) -> None:
         self.name = name
-        self.pending: list[ControlTask] = []
-        self.owner: ControlTask | None = None
+        self.pending: list[ControlledTask] = []
+        self.owner: ControlledTask | None = None
         self._scheduler = scheduler
         self._word = scheduler.number(1, self)
 
@@ -24,11 +24,11 @@ class ControlledLock:
         """Who holds it, without a step."""
         return self.owner.name if self.owner is not None else ""
 
-    def open_to(self, task: ControlTask) -> bool:  # noqa: ARG002 - all are equal
+    def open_to(self, task: ControlledTask) -> bool:  # noqa: ARG002 - all are equal
         """Whether it is free."""
         return self.owner is None
 
-    def owners(self) -> list[ControlTask]:
+    def owners(self) -> list[ControlledTask]:
         """Who holds it."""
         return [self.owner] if self.owner is not None else []
 
@@ -97,10 +97,10 @@ class ControlledRwLock:
     def __init__(self, scheduler: Scheduler, preference: str, name: str) -> None:
         self.name = name
         self.preference = preference
-        self.pending: list[ControlTask] = []
-        self.readers: list[ControlTask] = []
-        self.writer: ControlTask | None = None
-        self.gate: ControlTask | None = None
+        self.pending: list[ControlledTask] = []
+        self.readers: list[ControlledTask] = []
+        self.writer: ControlledTask | None = None
+        self.gate: ControlledTask | None = None
         self.asking = 0
         """How many tasks wait to be let in."""
         self.writers_waiting = 0
@@ -135,7 +135,7 @@ class ControlledRwLock:
             scheduler.extras.setdefault(len(scheduler.trace) - 1, []).append((LOAD, self._word))
         return self.asking > 0
 
-    def open_to(self, task: ControlTask) -> bool:
+    def open_to(self, task: ControlledTask) -> bool:
         """Whether the acquisition that `task` has announced could happen now."""
         if task.kind == READ_ACQUIRE:
             if self.preference == "reader":
@@ -147,7 +147,7 @@ class ControlledRwLock:
             return self.gate is None
         return self.writer is None and not self.readers
 
-    def owners(self) -> list[ControlTask]:
+    def owners(self) -> list[ControlledTask]:
         """Who keeps others out."""
         holders = [*self.readers, *([self.writer] if self.writer is not None else [])]
         return holders or ([self.gate] if self.gate is not None else [])

@@ -19,7 +19,7 @@ from stress.engines.carrier_choice import AUTO, carrier_for, scheduler_class
 from stress.engines.controlled import ControlledRuntime
 from stress.engines.scheduler import Picker, Scheduler
 from stress.engines.steps import RELAX, Access, Event, Look, looked_at
-from stress.engines.tasks import ControlTask
+from stress.engines.tasks import ControlledTask
 
 LIMIT = 20_000
 """How many steps a schedule of a program may have that does not say."""
@@ -256,7 +256,7 @@ class Executor:
                 return
 
 
-def _announced(task: ControlTask) -> list[Access]:
+def _announced(task: ControlledTask) -> list[Access]:
     if task.latched:
         return []
     return looked_at(task.looks) or task.reads or [(task.kind, task.word)]
@@ -290,7 +290,7 @@ def waits_for(scheduler: Scheduler) -> list[str]:
     return lines
 
 
-def _where(tasks: Iterable[ControlTask]) -> Iterator[Section]:
+def _where(tasks: Iterable[ControlledTask]) -> Iterator[Section]:
     """Where each task stands, and what it holds."""
     for task in tasks:
         if task.task is not None and not task.daemon:

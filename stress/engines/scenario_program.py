@@ -14,7 +14,7 @@ from stress.actors.base import Actor
 from stress.engines.carrier_choice import AUTO
 from stress.engines.controlled import STEP_NS, ControlledRuntime
 from stress.engines.program import Instance, ProgramTask, QuietProbe
-from stress.engines.session import RunWorld
+from stress.engines.session import World
 from stress.observe.close_calls import STEPS
 from stress.scenario.types import Scenario
 
@@ -61,7 +61,7 @@ class ScenarioInstance:
         self._errors: list[str] = []
         runtime.on_task_error = self._task_failed
         probe = QuietProbe(runtime.scheduler, self._observer_failed)
-        self.world = world = RunWorld(
+        self.world = world = World(
             scenario,
             seed,
             runtime,
@@ -89,7 +89,7 @@ class ScenarioInstance:
 
     def start(self) -> None:
         """Every actor is ready."""
-        self.world.control.started.store(True)
+        self.world.run_flags.started.store(True)
 
     def closing(self) -> Sequence[ProgramTask]:
         """Check the invariants, then destroy the VM."""

@@ -31,9 +31,9 @@ from stress.engines.steps import (
     Event,
     Look,
 )
-from stress.engines.tasks import Abandoned, Carries, ControlTask, Gate, nobody, nothing
+from stress.engines.tasks import Abandoned, Carries, ControlledTask, Gate, nobody, nothing
 
-Picker = Callable[[], ControlTask]
+Picker = Callable[[], ControlledTask]
 
 
 class Scheduler:
@@ -43,8 +43,8 @@ class Scheduler:
     def __init__(self, limit: int, fair_steps: int) -> None:
         self.limit = limit
         self.fair_steps = fair_steps
-        self.tasks: list[ControlTask] = []
-        self.runnable: list[ControlTask] = []
+        self.tasks: list[ControlledTask] = []
+        self.runnable: list[ControlledTask] = []
         self.trace: list[Event] = []
         self.extras: dict[int, list[Access]] = {}
         """Further words that an event touched: what observers read while it was the last, what a
@@ -57,14 +57,14 @@ class Scheduler:
         """Every object with its first word, in the order in which they were made."""
         self.quiet = 1
         """Not 0: operations are done at once, as part of the current step."""
-        self.watched: dict[int, list[ControlTask]] = {}
+        self.watched: dict[int, list[ControlledTask]] = {}
         self.serial = False
         """In a phase that is not explored: no steps, only waits count."""
         self.keep_extras = False
         self.unobserved: set[int] = set()
         """Words whose loads by observers do not count: an observer's own read section is none of
         the model's."""
-        self.on_error: Callable[[ControlTask, BaseException], None] | None = None
+        self.on_error: Callable[[ControlledTask, BaseException], None] | None = None
         self.exit_checks: list[Callable[[Task], None]] = []
         self.limit_hit = False
         self.progress: Callable[[], int] | None = None
@@ -83,7 +83,7 @@ class Scheduler:
         self.pick: Picker = self.first
         self.steps_before = 0
         self._noting: list[Access] | None = None
-        self._outside = ControlTask(0, "main", POOL.main, nothing, daemon=True)
+        self._outside = ControlledTask(0, "main", POOL.main, nothing, daemon=True)
         self._outside.made = 2
         self._outside.enabled = False
         self.running = self._outside
@@ -106,7 +106,7 @@ class Scheduler:
 
     def spawn(
         self, name: str, body: Callable[[], None], daemon: bool, identity: Task
-    ) -> ControlTask:
+    ) -> ControlledTask:
         """A new task, runnable at once, that is `identity` to itself and others. Daemons are not
         waited for."""
         self.step(SPAWN, TASK_LIST)
@@ -115,7 +115,7 @@ class Scheduler:
             self.trace[-1] = (self.running.index, SPAWN, index << OWNER_SHIFT)
             self.extras[len(self.trace) - 1] = [(SPAWN, TASK_LIST)]
         carrier = self._carrier(index)
-        task = ControlTask(index, name, carrier.signal, body, daemon)
+        task = ControlledTask(index, name, carrier.signal, body, daemon)
         task.carrier = carrier
         identity.number = index
         identity.thread = carrier.thread
@@ -182,7 +182,7 @@ class Scheduler:
             if not task.done:
                 self._run_alone(task)
 
-    def first(self) -> ControlTask:
+    def first(self) -> ControlledTask:
         """The picker for what is not explored: go on while possible, else the first that can
         run."""
         running = self.running
@@ -192,13 +192,13 @@ class Scheduler:
             else min(self.runnable, key=attrgetter("index"))
         )
 
-    def next_in_turn(self) -> ControlTask:
+    def next_in_turn(self) -> ControlledTask:
         """The fair picker: the next task that can run, round and round."""
         after = self.running.index
         return min(self.runnable, key=lambda task: (task.index <= after, task.index))
 
     @property
-    def waiting(self) -> list[ControlTask]:
+    def waiting(self) -> list[ControlledTask]:
         """Tasks that are not done and cannot run."""
         return [task for task in self.tasks if not task.done and not task.enabled]
 
@@ -331,7 +331,7 @@ class Scheduler:
 
     # Switching.
 
-    def _run_alone(self, task: ControlTask) -> None:
+    def _run_alone(self, task: ControlledTask) -> None:
         """For the main thread: let `task` run, and whoever it hands over to, until it is the main
         thread's turn again."""
         self.running = task
@@ -342,7 +342,7 @@ class Scheduler:
         while self.running is not self._outside:
             self._outside.sleep()
 
-    def _halt(self, first: ControlTask) -> None:
+    def _halt(self, first: ControlledTask) -> None:
         """For the main thread, interrupted anywhere in `_run_alone(first)`: wait until whoever runs
         has come to a step."""
         self._halting = True
@@ -357,17 +357,17 @@ class Scheduler:
         """Nobody runs: the main thread's turn."""
         self._pass_turn(self._outside)
 
-    def _pass_turn(self, chosen: ControlTask) -> None:
+    def _pass_turn(self, chosen: ControlledTask) -> None:
         """It is the turn of `chosen` from now on; the caller does nothing more but wait, or end."""
         self.running = chosen
         chosen.wake()
 
-    def _switch(self, task: ControlTask, chosen: ControlTask) -> None:
+    def _switch(self, task: ControlledTask, chosen: ControlledTask) -> None:
         self.running = chosen
         chosen.wake()
         self._park(task)
 
-    def _park(self, task: ControlTask) -> None:
+    def _park(self, task: ControlledTask) -> None:
         """Wait for the turn of `task`, which calls this."""
         task.sleep()
         while self.running is not task:
@@ -375,7 +375,7 @@ class Scheduler:
         if self._aborting:
             raise Abandoned
 
-    def _hand_over(self, task: ControlTask) -> None:
+    def _hand_over(self, task: ControlledTask) -> None:
         """Go on with whoever is picked, which may be `task` itself if it can run."""
         if not self.runnable and not self._revive():
             self._rest(task)
@@ -387,7 +387,7 @@ class Scheduler:
         if chosen is not task:
             self._switch(task, chosen)
 
-    def _rest(self, task: ControlTask) -> None:
+    def _rest(self, task: ControlledTask) -> None:
         """Nobody can run: the phase is over."""
         self.stuck = self._foreground > 0
         self._back_to_main()
@@ -432,7 +432,7 @@ class Scheduler:
         self.pick = nobody
         self.running = self._outside
 
-    def _leave(self, task: ControlTask) -> NoReturn:
+    def _leave(self, task: ControlledTask) -> NoReturn:
         """The running task hands over to the main thread for good."""
         if task is self._outside:
             raise Abandoned
@@ -451,7 +451,7 @@ class Scheduler:
         self.given_up = True
         self._leave(self.running)
 
-    def _carry(self, task: ControlTask) -> None:
+    def _carry(self, task: ControlledTask) -> None:
         """What the task's carrier runs."""
         assert task.task is not None
         while self.running is not task:
@@ -480,7 +480,7 @@ class Scheduler:
             pass
         self._ended(task)
 
-    def _note_end(self, task: ControlTask) -> None:
+    def _note_end(self, task: ControlledTask) -> None:
         """The end of a task belongs to its last operation: only who joins it cares, and can have
         come no sooner."""
         if not self.quiet:
@@ -488,7 +488,7 @@ class Scheduler:
                 (STORE, task.index << OWNER_SHIFT)
             )
 
-    def _ended(self, task: ControlTask) -> None:
+    def _ended(self, task: ControlledTask) -> None:
         task.done = True
         self._disable(task)
         if not task.daemon:
@@ -515,12 +515,12 @@ class Scheduler:
 
     # Who can run.
 
-    def _disable(self, task: ControlTask) -> None:
+    def _disable(self, task: ControlledTask) -> None:
         if task.enabled:
             task.enabled = False
             self.runnable.remove(task)
 
-    def _set_enabled(self, task: ControlTask, enabled: bool) -> None:
+    def _set_enabled(self, task: ControlledTask, enabled: bool) -> None:
         if enabled is not task.enabled:
             task.enabled = enabled
             if enabled:
@@ -539,7 +539,7 @@ class Scheduler:
                 revived = True
         return revived
 
-    def _look(self, task: ControlTask) -> bool:
+    def _look(self, task: ControlledTask) -> bool:
         """Evaluate the predicate, and watch every word that it read."""
         assert task.predicate is not None
         noting, self._noting = self._noting, []
@@ -555,13 +555,13 @@ class Scheduler:
         self._watch(task)
         return result
 
-    def _watch(self, task: ControlTask) -> None:
+    def _watch(self, task: ControlledTask) -> None:
         for _, word in task.reads:
             tasks = self.watched.setdefault(word, [])
             if task not in tasks:
                 tasks.append(task)
 
-    def _unwatch(self, task: ControlTask) -> None:
+    def _unwatch(self, task: ControlledTask) -> None:
         for _, word in task.reads:
             tasks = self.watched.get(word)
             if tasks is not None and task in tasks:
@@ -569,7 +569,7 @@ class Scheduler:
                 if not tasks:
                     del self.watched[word]
 
-    def _saw(self, task: ControlTask) -> None:
+    def _saw(self, task: ControlledTask) -> None:
         """Record a WAIT or RELAX with everything it has looked at."""
         self.trace.append((task.index, task.kind, task.word))
         if len(task.reads) > 1:
@@ -582,7 +582,7 @@ class Scheduler:
         if len(self.trace) >= self.limit:
             self._over()
 
-    def _read_since_relaxed(self, task: ControlTask) -> tuple[bool, list[Access]]:
+    def _read_since_relaxed(self, task: ControlledTask) -> tuple[bool, list[Access]]:
         """Whether another task wrote something after it was read since then, and all reads."""
         written: set[int] = set()
         reads: dict[int, None] = {}

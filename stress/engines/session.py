@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from attrs import frozen
 
 from mmu.export.policies import POLICIES
-from mmu.kernels import KERNELS
+from mmu.kernels import SERIES
 from mmu.kvm import VmConfig
 from mmu.machine.vm import VirtualMachine
 from mmu.paging.geometry import Geometry
@@ -23,8 +23,8 @@ from mmu.task import current
 from mmu.variant import Variant
 from stress.actors import cast_of
 from stress.actors.base import Actor, Stage
-from stress.actors.control import Control
 from stress.actors.layout import Layout
+from stress.actors.run_flags import RunFlags
 from stress.mutants import SHIPPED
 from stress.observe.close_calls import THREADS_US, CloseCalls
 from stress.observe.counts import Counts
@@ -51,7 +51,7 @@ class Finding:
     at_s: float
 
 
-class RunWorld:
+class World:
     """The VM of one run, its actors and its judges; nothing that only observes. `set_up` and
     `take_down` belong to the engine's order of things."""
 
@@ -85,7 +85,7 @@ class RunWorld:
             counts["failures_injected"],
         )
         self.vm = self._build_vm(failures)
-        self.control = Control(runtime, rounds)
+        self.run_flags = RunFlags(runtime, rounds)
         self.close_calls = CloseCalls(runtime, self.vm, counts, window_ns)
         self.points = Points()
         self.oracles = attach_all(self.vm, scenario.limits)
@@ -114,7 +114,7 @@ class RunWorld:
         scenario = self.scenario
         layout = Layout(self.vm, scenario.vm, scenario.memory)
         layout.create_fixed()
-        self.stage = Stage(self.vm, layout, scenario, self.seed, self.counts, self.control)
+        self.stage = Stage(self.vm, layout, scenario, self.seed, self.counts, self.run_flags)
         self.actors = cast_of(self.stage)
 
     def take_down(self) -> None:
@@ -186,7 +186,7 @@ class RunWorld:
         self.fail(f"an observer raised in {hook}: {error!r}\n{where}")
 
 
-class Session(RunWorld):
+class Session(World):
     """A world with everybody who watches it, for a run on real threads."""
 
     def __init__(
@@ -224,7 +224,7 @@ def variants_of(scenario: Scenario, extra: Sequence[Variant] = ()) -> list[Varia
     mildest first."""
     vm = scenario.vm
     return [
-        *KERNELS[vm.kernel],
+        *SERIES[vm.kernel],
         POLICIES[vm.policy],
         *PROFILES[vm.profile],
         *(SHIPPED[name] for name in vm.variants),

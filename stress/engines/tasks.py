@@ -18,13 +18,13 @@ class Abandoned(BaseException):
 class Gate(Protocol):
     """What a task can be blocked at: a lock, seen by the scheduler."""
 
-    pending: list[ControlTask]
+    pending: list[ControlledTask]
 
-    def open_to(self, task: ControlTask) -> bool:
+    def open_to(self, task: ControlledTask) -> bool:
         """Whether the operation that `task` has announced could be done now."""
         ...
 
-    def owners(self) -> list[ControlTask]:
+    def owners(self) -> list[ControlledTask]:
         """Who keeps it closed, for the waits-for graph."""
         ...
 
@@ -44,7 +44,7 @@ class Carries(Protocol):
         ...
 
 
-class ControlTask:
+class ControlledTask:
     """A task under control: `kind` and `word` are the operation it has announced, `wake` and
     `sleep` those of its thread. `resume` lets a task go on that shares the caller's thread, and
     returns when it is the caller's turn again."""
@@ -108,6 +108,6 @@ def nothing() -> None:
     """The main thread is no task."""
 
 
-def nobody() -> ControlTask:
+def nobody() -> ControlledTask:
     """Who is next when the schedule is over: a mistake of whoever asks."""
     raise RuntimeError("the schedule is over")

@@ -79,11 +79,11 @@ class ThreadEngine:
     def _start(self) -> None:
         session = self.session
         self._tasks = [self.runtime.spawn(actor.name, actor.body) for actor in session.actors]
-        control = session.control
+        flags = session.run_flags
         expected = len(session.actors)
-        self._wait(lambda: control.ready.value >= expected or bool(session.errors()))
+        self._wait(lambda: flags.ready.value >= expected or bool(session.errors()))
         self.outcome.setup_s = session.elapsed()
-        control.started.store(True)
+        flags.started.store(True)
 
     def _watch(self) -> None:
         """Until the budget is used, enough was found, or the harness failed."""
@@ -126,24 +126,24 @@ class ThreadEngine:
     def _stand_still(self) -> None:
         """Stutter: everybody stops between two steps, the invariants are checked, everybody goes
         on."""
-        session, control = self.session, self.session.control
+        session, flags = self.session, self.session.run_flags
         parking = sum(1 for actor in session.actors if actor.parks)
-        control.pausing.store(True)
+        flags.pausing.store(True)
         session.interrupt_vcpus(True)
         session.counts["stutters"].add(1)
-        if self._wait(lambda: control.parked.value >= parking, self._limits.stall_s):
+        if self._wait(lambda: flags.parked.value >= parking, self._limits.stall_s):
             invariants.check(session.vm)
             session.gauges.at_rest()
             session.counts["standstills"].add(1)
             session.counts["quiescent_checks"].add(1)
         session.interrupt_vcpus(False)
-        control.pausing.store(False)
-        self._wait(lambda: control.parked.value == 0, self._limits.stall_s)
+        flags.pausing.store(False)
+        self._wait(lambda: flags.parked.value == 0, self._limits.stall_s)
 
     def _finish(self) -> None:
         """Stop everybody, check the invariants at rest, destroy the VM."""
         session = self.session
-        session.control.stopping.store(True)
+        session.run_flags.stopping.store(True)
         session.interrupt_vcpus(True)
         watch, patience = (
             Stopwatch(self.runtime),

@@ -17,7 +17,7 @@ from typing import Final
 
 from attrs import frozen
 
-from stress.lab.supplies import Kernel, LabError
+from stress.lab.supplies import LabError, LabKernel
 
 TRIES: Final = 4
 """Boots before giving up: QEMU's threaded emulation now and then aborts, or lets the guest crash,
@@ -31,7 +31,7 @@ SENT: Final = "sent "
 
 
 @frozen
-class Machine:
+class EmulatedMachine:
     """The emulated machine. `limit_s` bounds one boot with everything that runs in it."""
 
     cpus: int = 2
@@ -41,7 +41,7 @@ class Machine:
     append: str = ""
 
 
-def options(machine: Machine, kernel: Kernel, initramfs: Path, work: Path) -> list[str]:
+def options(machine: EmulatedMachine, kernel: LabKernel, initramfs: Path, work: Path) -> list[str]:
     """QEMU's options for one boot."""
     console = f"console=ttyS0 panic=-1 quiet mitigations=off {machine.append}".strip()
     return [
@@ -55,7 +55,12 @@ def options(machine: Machine, kernel: Kernel, initramfs: Path, work: Path) -> li
 
 
 def boot(
-    qemu: Sequence[str], machine: Machine, kernel: Kernel, initramfs: Path, work: Path, out: Path
+    qemu: Sequence[str],
+    machine: EmulatedMachine,
+    kernel: LabKernel,
+    initramfs: Path,
+    work: Path,
+    out: Path,
 ) -> int:
     """Boot until the guest has sent its results, and unpack them below `out`; returns the number
     of boots it took. Raises `LabError` with the end of the console if none succeeded."""

@@ -11,7 +11,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Final
 
-from stress.lab.supplies import Kernel, LabError
+from stress.lab.supplies import LabError, LabKernel
 from stress.lab.workloads import Workload
 from stress.trace import record
 
@@ -32,7 +32,7 @@ def script_of(workloads: Sequence[Workload], level: str) -> str:
 
 def build(
     root: Path,
-    kernel: Kernel,
+    kernel: LabKernel,
     busybox: Path,
     program: Path,
     workloads: Sequence[Workload],

@@ -13,8 +13,8 @@ from typing import Protocol
 from attrs import evolve, frozen
 
 from stress.lab import emulator, initramfs
-from stress.lab.emulator import Machine
-from stress.lab.supplies import Kernel, Supplies
+from stress.lab.emulator import EmulatedMachine
+from stress.lab.supplies import LabKernel, Supplies
 from stress.lab.workloads import Workload, smaller
 from stress.results.verdict import Verdict
 from stress.trace.checker import check
@@ -49,7 +49,7 @@ class Judged:
 
 
 @frozen
-class Session:
+class LabSession:
     """One boot of one kernel with several workloads, recorded at one level."""
 
     kernel: str
@@ -68,13 +68,13 @@ class Session:
 
 def run(
     supplies: Supplies,
-    kernel: Kernel,
+    kernel: LabKernel,
     workloads: Sequence[Workload],
     level: str,
-    machine: Machine,
+    machine: EmulatedMachine,
     out: Path,
     say: Say,
-) -> Session:
+) -> LabSession:
     """Boot `kernel`, record every workload into `out`, and judge each recording.
 
     Raises `LabError` if something is missing or the kernel does not come up.
@@ -96,7 +96,7 @@ def run(
         judged.append(judge(each, out))
         say(line_of(judged[-1]))
     seconds = time.monotonic() - began
-    return Session(kernel.name, kernel.version, level, boots, seconds, str(out), tuple(judged))
+    return LabSession(kernel.name, kernel.version, level, boots, seconds, str(out), tuple(judged))
 
 
 def judge(workload: Workload, out: Path) -> Judged:
@@ -136,7 +136,7 @@ def _verdict_of(what: str, call: Callable[[], _HasVerdict]) -> tuple[Verdict, tu
 
 
 def minimise(
-    found: Judged, repeat: Callable[[Sequence[Workload]], Session], say: Say, rounds: int = 4
+    found: Judged, repeat: Callable[[Sequence[Workload]], LabSession], say: Say, rounds: int = 4
 ) -> Judged:
     """Make a workload that was judged FAIL smaller, one key at a time, as long as a smaller one
     fails, too. `repeat` boots and runs; each round is one boot with every smaller workload."""
@@ -158,7 +158,7 @@ def line_of(each: Judged) -> str:
     return f"{name:<22} {each.lines:>9,} lines   check {each.check:<13} conform {each.conform}"
 
 
-def markdown(session: Session) -> str:
+def markdown(session: LabSession) -> str:
     """The whole session as a Markdown page."""
     rows = [
         f"| {each.workload.name} | `kvmwl {each.workload.arguments}` | {each.lines:,} "

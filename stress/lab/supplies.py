@@ -56,7 +56,7 @@ def default_directory() -> Path:
 
 
 @frozen
-class Kernel:
+class LabKernel:
     """A kernel to boot: its name and version, the image, and the folder with its modules."""
 
     name: str
@@ -203,20 +203,20 @@ class Supplies:
         """Debian's packages."""
         return Packages(self.folder / "apt", self.suites)
 
-    def kernel(self, name: str) -> Kernel:
+    def kernel(self, name: str) -> LabKernel:
         """The newest packaged kernel whose version begins with `name` (6.1, 6.12, 7.2)."""
         place = self.folder / "kernels" / name
         stored = place / "version"
         if stored.is_file():
             version = stored.read_text(encoding="utf-8").strip()
-            return Kernel(name, version, place / "vmlinuz", place / "modules")
+            return LabKernel(name, version, place / "vmlinuz", place / "modules")
         offered = self.packages.kernels()
         fits = [each for each in offered if re.match(rf"{re.escape(name)}(?!\d)", each)]
         if not fits:
             raise LabError(f"no kernel {name} is offered: there are {', '.join(offered) or 'none'}")
         return self._unpacked(name, fits[-1], offered[fits[-1]])
 
-    def _unpacked(self, name: str, version: str, packages: tuple[str, ...]) -> Kernel:
+    def _unpacked(self, name: str, version: str, packages: tuple[str, ...]) -> LabKernel:
         place = self.folder / "kernels" / name
         with tempfile.TemporaryDirectory(dir=self.folder) as folder:
             self.packages.unpack(packages, Path(folder))
@@ -228,9 +228,9 @@ class Supplies:
             shutil.copy(image, place / "vmlinuz")
             modules = collect_modules(Path(folder), place / "modules")
         (place / "version").write_text(version + "\n", encoding="utf-8")
-        return Kernel(name, version, place / "vmlinuz", modules)
+        return LabKernel(name, version, place / "vmlinuz", modules)
 
-    def own_kernel(self, image: Path, modules: Path | None) -> Kernel:
+    def own_kernel(self, image: Path, modules: Path | None) -> LabKernel:
         """A kernel that the user has built: its image, and the folder below which its modules are
         (as `make modules_install INSTALL_MOD_PATH=` leaves them); None if all is built in."""
         if not image.is_file():
@@ -240,7 +240,7 @@ class Supplies:
         place.mkdir(parents=True)
         if modules is not None:
             collect_modules(modules, place)
-        return Kernel(image.name, str(image), image.absolute(), place)
+        return LabKernel(image.name, str(image), image.absolute(), place)
 
     def qemu(self) -> list[str]:
         """The command line that QEMU's options follow."""

@@ -1,4 +1,4 @@
-"""Known-broken variants: each re-creates one real bug or breaks one rule, and must be caught.
+"""Mutants, the variants that must die: each re-creates one real bug or breaks one rule.
 
 One idea a file; each file's `VARIANT` is a `stress.mutants.case.Mutant`, which says what it breaks,
 where that comes from, which rules must fire, and the smallest scenarios that show it.
@@ -19,5 +19,5 @@ MUTANTS: dict[str, Mutant] = {
 """Every shipped mutant by name."""
 
 SHIPPED: dict[str, Variant] = {**POSTED, **MUTANTS, **CONTROLS}
-"""What `vm.variants` can name: the defects of the posted series and the inverted controls as
+"""What `vm.variants` can name: the posted defects and the controls as
 well."""

@@ -58,7 +58,7 @@ class Mutant(Variant):
 
 @frozen(kw_only=True)
 class Control(Variant):
-    """An inverted control: a variant that looks wrong and is right, on which nothing may fire.
+    """A control: a variant that looks wrong and is right, on which nothing may fire.
 
     `looks_wrong` is what a reader would object to, `right_because` why it is allowed; `tried` are
     the scenarios on which it must stay silent, on both engines.

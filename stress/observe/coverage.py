@@ -56,7 +56,7 @@ _CALLS: Final = {change: f"memslot {change.value}" for change in Change}
 
 
 @frozen
-class EntryChange:
+class SpteChangeCount:
     """`operation` changed entries at `level` from `old` to `new` so many times; `shared` is under
     mmu_lock held for read."""
 
@@ -69,7 +69,7 @@ class EntryChange:
 
 
 @frozen
-class ChangeOrder:
+class SpteOrderCount:
     """So many times the next change of a page's last-level entry after one by `first` was one by
     `then`, on another thread."""
 
@@ -82,8 +82,8 @@ class ChangeOrder:
 class Coverage:
     """Every cell and every order that was seen."""
 
-    cells: tuple[EntryChange, ...] = ()
-    orders: tuple[ChangeOrder, ...] = ()
+    cells: tuple[SpteChangeCount, ...] = ()
+    orders: tuple[SpteOrderCount, ...] = ()
 
 
 _Key = tuple[int, int, int, bool]
@@ -184,8 +184,8 @@ class SpteCoverage(Instrument):
             for pair, count in mine.orders.copy().items():
                 orders[names[pair >> 8], names[pair & 255]] += count
         return Coverage(
-            tuple(EntryChange(*key, count) for key, count in sorted(cells.items())),
-            tuple(ChangeOrder(*key, count) for key, count in sorted(orders.items())),
+            tuple(SpteChangeCount(*key, count) for key, count in sorted(cells.items())),
+            tuple(SpteOrderCount(*key, count) for key, count in sorted(orders.items())),
         )
 
     def state(self, bits: int, level: int) -> str:

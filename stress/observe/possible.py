@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from mmu.kernels import SERIES, RecoverHugePages
 from stress.scenario.scripts import SETUP, prepared
 from stress.scenario.types import Scenario
 
@@ -91,7 +92,7 @@ _NEEDS: dict[str, tuple[str, ...]] = {
     "refusals": ("exports_refused",),
     "delays": ("delays_asked", "delays"),
     "stutter": ("stutters", "standstills"),
-    "7.2": ("flushes_collapse",),  # no scenario has this kernel: it is for recordings
+    "huge recovery": ("flushes_collapse",),
 }
 """What a counter needs to move: all the abilities that name it. One that is not named can always
 move."""
@@ -158,6 +159,7 @@ def _machine(scenario: Scenario, verbs: set[str]) -> dict[str, bool]:
     removes = bool({"delete", "move"} & verbs)
     host = bool({"discard", "migrate", "split", "collapse"} & verbs)
     logging = bool({"log-on", "flags"} & verbs)
+    kernel = {part for variant in SERIES.get(vm.kernel, ()) for part in variant.parts}
     huge = memory.host_level > 1 and vm.max_level > 1
     notifiers = host or bool({"toggle", "attributes"} & verbs)
     fast = wraps or (removes and vm.policy != "slot-leaves") or "toggle" in verbs
@@ -179,6 +181,7 @@ def _machine(scenario: Scenario, verbs: set[str]) -> dict[str, bool]:
         "protection": logging or "age" in verbs or not vm.ad_bits,
         "log": "read-log" in verbs,
         "huge": huge,
+        "huge recovery": logging and huge and RecoverHugePages in kernel,
         "notifiers": notifiers,
         "host": host,
         "userfaults": bool(memory.userfaults),

@@ -111,11 +111,11 @@ class Recorder(Instrument):
 
     @override
     def memslot_begin(self, change: Change, slot: Memslot) -> None:
-        self._note(f"memslot_{change.value}_begin", -1, slot.describe())
+        self._note("memslot_begin", -1, f"{change.value} {slot.describe()}")
 
     @override
     def memslot_end(self, change: Change, slot: Memslot, parts: object) -> None:
-        self._note(f"memslot_{change.value}_end", -1, slot.describe())
+        self._note("memslot_end", -1, f"{change.value} {slot.describe()}")
 
     @override
     def io_fault_end(self, device: object, gfn: int, write: bool, ok: bool, ns: int) -> None:

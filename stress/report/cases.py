@@ -30,7 +30,7 @@ TROUBLE = (Verdict.INCONCLUSIVE.name, Verdict.HARNESS_ERROR.name)
 
 
 @frozen
-class Case:
+class SuiteCase:
     """One test case: `message` is a line, `text` the whole story, `kind` what sort of failure or
     error it is."""
 
@@ -44,15 +44,15 @@ class Case:
 
 @frozen
 class Suite:
-    """All cases of one result. `started` is UTC, `wall_s` seconds, `told` the verdict and its
+    """All cases of one result. `started` is UTC, `wall_s` seconds, `summary` the verdict and its
     certificate, `properties` what ran where."""
 
     name: str
     started: str
     wall_s: float
-    told: str
+    summary: str
     properties: tuple[tuple[str, str], ...]
-    cases: tuple[Case, ...]
+    cases: tuple[SuiteCase, ...]
 
     def count(self, outcome: Outcome) -> int:
         """How many cases ended so."""
@@ -87,9 +87,9 @@ def of_run(record: RunRecord) -> Suite:
         *_obligations(record.obligations, failed=bool(found)),
         *_rules(found, record.scenario, record.judged),
     ]
-    told = "\n".join([verdict_line(record), *certificate_text.lines(certificate_of(record))])
+    summary = "\n".join([verdict_line(record), *certificate_text.lines(certificate_of(record))])
     return Suite(
-        record.name, record.started, record.run_s, told, _run_properties(record), tuple(cases)
+        record.name, record.started, record.run_s, summary, _run_properties(record), tuple(cases)
     )
 
 
@@ -126,55 +126,55 @@ def of_exploration(record: ExplorationRecord) -> Suite:
         ("classes", str(record.classes)),
     )
     properties = (*_common(record, record.environment), *ran)
-    told = "\n".join(
+    summary = "\n".join(
         [exploration_console.verdict_line(record), *certificate_text.lines(record.certificate)]
     )
-    return Suite(record.name, record.started, record.wall_s, told, properties, tuple(cases))
+    return Suite(record.name, record.started, record.wall_s, summary, properties, tuple(cases))
 
 
-def end(what: str, verdict: str, trouble: str, errors: Any) -> Case:
+def end(what: str, verdict: str, trouble: str, errors: Any) -> SuiteCase:
     """Whether the whole thing took place; not the place for findings, which have cases of their
     own."""
     if not trouble and not errors:
-        return Case(what, "came to its end")
+        return SuiteCase(what, "came to its end")
     kind = verdict if verdict != Verdict.PASS.name else Verdict.INCONCLUSIVE.name
     message = trouble or str(errors[0]).splitlines()[0]
-    return Case(
+    return SuiteCase(
         what, "came to its end", "error", kind, message, "\n".join([message, *map(str, errors)])
     )
 
 
-def _expected(expected: tuple[str, ...], seen: tuple[str, ...]) -> Iterator[Case]:
+def _expected(expected: tuple[str, ...], seen: tuple[str, ...]) -> Iterator[SuiteCase]:
     """A scenario that must fail: a missing finding is what is wrong with it."""
     if expected:
         name = f"{' or '.join(expected)} fires"
         yield (
-            Case("expected", name)
+            SuiteCase("expected", name)
             if seen
-            else Case(
+            else SuiteCase(
                 "expected", name, "error", "INCONCLUSIVE", "none of the expected rules fired", name
             )
         )
 
 
-def _obligations(obligations: tuple[Obligation, ...], *, failed: bool) -> Iterator[Case]:
+def _obligations(obligations: tuple[Obligation, ...], *, failed: bool) -> Iterator[SuiteCase]:
     """What had to happen. After a finding nobody asks, as the run ended early."""
     for item in obligations:
-        told = f"{item.counter}: {item.reached}, at least {item.needed} needed"
+        message = f"{item.counter}: {item.reached}, at least {item.needed} needed"
         outcome: Outcome = "passed" if item.met else "skipped" if failed else "error"
-        yield Case(
+        yield SuiteCase(
             "obligations",
             f"{item.counter} at least {item.needed}",
             outcome,
             "INCONCLUSIVE",
-            told,
-            told,
+            message,
+            message,
         )
 
 
 def _rules(
     found: list[tuple[str, str, str, str]], scenario: Mapping[str, Any], judged: Mapping[str, int]
-) -> Iterator[Case]:
+) -> Iterator[SuiteCase]:
     """Every rule of the catalogue with its first finding, then the further findings: (rule, code,
     headline, story) each. A rule that had nothing to decide has not passed."""
     by_rule: dict[str, list[tuple[str, str, str]]] = defaultdict(list)
@@ -188,9 +188,9 @@ def _rules(
         name = f"{rule} {meaning}"
         if by_rule[rule]:
             code, headline, story = by_rule[rule][0]
-            yield Case("rules", name, "failure", code, headline, story)
+            yield SuiteCase("rules", name, "failure", code, headline, story)
         elif rule in off or not judged.get(rule, 0):
-            yield Case(
+            yield SuiteCase(
                 "rules",
                 name,
                 "skipped",
@@ -198,13 +198,13 @@ def _rules(
                 "this rule was switched off" if rule in off else "this rule had nothing to decide",
             )
         else:
-            yield Case("rules", name)
+            yield SuiteCase("rules", name)
     further = [(rule, *each) for rule, group in by_rule.items() for each in group[1:]]
     for number, (rule, code, headline, story) in enumerate(further[:MOST_CASES], 2):
-        yield Case("findings", f"{rule} {code} {number}", "failure", code, headline, story)
+        yield SuiteCase("findings", f"{rule} {code} {number}", "failure", code, headline, story)
     if len(further) > MOST_CASES:
         left = f"{len(further) - MOST_CASES} more findings are in the JSON file only"
-        yield Case("findings", "all others", "failure", "more", left, left)
+        yield SuiteCase("findings", "all others", "failure", "more", left, left)
 
 
 def _run_properties(record: RunRecord) -> tuple[tuple[str, str], ...]:

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Iterable, Iterator
 
 from stress.results.bounds import CONFIDENCE, percent
-from stress.results.certificate import Bound, Certificate, CloseCall
+from stress.results.certificate import DISTURBANCES, Bound, Certificate, CloseCall, Disturbance
 from stress.results.known_kills import Kill, KnownKills
 
 _WIDTH = 100
@@ -40,10 +40,7 @@ def parts(certificate: Certificate) -> Iterator[tuple[str, str]]:
     if certificate.disturbances:
         yield (
             "disturbances",
-            "; ".join(
-                f"{item.name} {item.hits:,} of {item.attempts:,}"
-                for item in certificate.disturbances
-            ),
+            "; ".join(_disturbance(item) for item in certificate.disturbances),
         )
     yield "rules judged", rules(certificate)
     yield "close calls", close_calls(certificate)
@@ -95,8 +92,8 @@ def close_calls(certificate: Certificate) -> str:
     grades = (
         (grade, [call for call in seen if call.grade == grade]) for grade in ("common", "rare")
     )
-    told = "; ".join(f"{grade}: {', '.join(map(_call, calls))}" for grade, calls in grades if calls)
-    return f"{told} (near is within {certificate.close}; common is {100} per million operations)"
+    text = "; ".join(f"{grade}: {', '.join(map(_call, calls))}" for grade, calls in grades if calls)
+    return f"{text} (near is within {certificate.close}; common is {100} per million operations)"
 
 
 def would_catch(selftest: KnownKills | None) -> str:
@@ -104,13 +101,13 @@ def would_catch(selftest: KnownKills | None) -> str:
     if selftest is None:
         return "no selftest at hand: run `stress selftest`"
     engine = "threads" if selftest.engine == "threads" else "the controlled engine"
-    zoo = (
-        f"{selftest.killed} of {selftest.tried} known-broken variants are caught by {engine}, in "
+    all_of_them = (
+        f"{selftest.killed} of {selftest.tried} mutants are killed by {engine}, in "
         f"at most {selftest.slowest_s:.1f} s each"
     )
     own = f"with this scenario {'; '.join(map(_kill, selftest.here))}; " if selftest.here else ""
     return (
-        f"{own}{zoo}, {selftest.within} of them within the time of this run, "
+        f"{own}{all_of_them}, {selftest.within} of them within the time of this run, "
         f"each with its own scenario (selftest {selftest.directory}, {selftest.date}, version "
         f"{selftest.version})"
     )
@@ -137,7 +134,12 @@ def _bound(bound: Bound) -> str:
 
 
 def _call(call: CloseCall) -> str:
-    return f"{call.name.replace('_', ' ')} {call.seen:,}"
+    return f"{call.name} {call.seen:,}"
+
+
+def _disturbance(item: Disturbance) -> str:
+    attempts = f"{item.attempts:,} {DISTURBANCES.get(item.name, '')}".rstrip()
+    return f"{item.name} {item.hits:,} of {attempts}"
 
 
 def _kill(kill: Kill) -> str:

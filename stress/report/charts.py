@@ -101,8 +101,8 @@ class Scale:
 
     def at(self, value: float) -> float:
         """The position of a value, within the drawing."""
-        low, high = self._told(self.low), self._told(self.high)
-        share = (self._told(value) - low) / ((high - low) or 1)
+        low, high = self._scaled(self.low), self._scaled(self.high)
+        share = (self._scaled(value) - low) / ((high - low) or 1)
         return round(self.start + (self.end - self.start) * min(1.0, max(0.0, share)), 1)
 
     def ticks(self, label: Callable[[float], str] | None = None) -> tuple[Tick, ...]:
@@ -110,7 +110,7 @@ class Scale:
         values = _decades(self.low, self.high) if self.log else _steps(self.low, self.high)
         return tuple(Tick(self.at(value), (label or short)(value)) for value in values)
 
-    def _told(self, value: float) -> float:
+    def _scaled(self, value: float) -> float:
         return math.log10(max(value, self.low, 1e-12)) if self.log else value
 
 

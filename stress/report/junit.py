@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from xml.etree import ElementTree as ET
 
-from stress.report.cases import Case, Suite
+from stress.report.cases import Suite, SuiteCase
 
 NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 """Characters that no XML 1.0 document can hold, not even escaped."""
@@ -41,7 +41,7 @@ def render(suite: Suite) -> str:
         ET.SubElement(properties, "property", {"name": name, "value": _token(value)})
     for case in suite.cases:
         _add(element, suite, case)
-    ET.SubElement(element, "system-out").text = _text(suite.told)
+    ET.SubElement(element, "system-out").text = _text(suite.summary)
     ET.SubElement(element, "system-err").text = ""
     ET.indent(root)
     return ET.tostring(root, encoding="unicode", xml_declaration=False).join(
@@ -49,7 +49,7 @@ def render(suite: Suite) -> str:
     )
 
 
-def _add(parent: ET.Element, suite: Suite, case: Case) -> None:
+def _add(parent: ET.Element, suite: Suite, case: SuiteCase) -> None:
     """One case. The time of the whole is that of its first case: nobody knows what a rule takes."""
     time = _seconds(suite.wall_s if case is suite.cases[0] else 0.0)
     where = f"tdp-stress.{_token(suite.name)}.{case.group}"

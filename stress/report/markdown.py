@@ -132,9 +132,9 @@ def fenced(text: str) -> Iterator[str]:
     yield from (f"{fence}text", *text.splitlines(), fence)
 
 
-def _head(name: str, verdict: str, killed: bool, told: str) -> Iterator[str]:
+def _head(name: str, verdict: str, killed: bool, verdict_line: str) -> Iterator[str]:
     shown = f"{verdict} (killed)" if killed else verdict
-    yield from (f"# {shown}: {escaped(name)}", "", escaped(told), "")
+    yield from (f"# {shown}: {escaped(name)}", "", escaped(verdict_line), "")
 
 
 def _facts(*facts: tuple[str, str]) -> Iterator[str]:

@@ -178,14 +178,13 @@ def _axis(
     found: Mapping[str, Sequence[Data | None]],
     crossings: Sequence[Data],
 ) -> Chart:
-    name = axis.rpartition(".")[2].replace("_", " ")
     log = min(values) > 0 and max(values) / min(values) >= 10
     scale = Scale(min(values), max(values), LEFT + 12, WIDTH - RIGHT - 8, log=log)
     return line_chart(
         f"axis-{axis.replace('.', '-')}",
         f"Along {axis}",
         "A delete by policy, in microseconds; uprights are 95 % intervals.",
-        (name, "us a delete"),
+        (axis, "us a delete"),
         values,
         [
             (policy, [None if cell is None else cell["cost_us"][0] for cell in cells])

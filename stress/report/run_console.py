@@ -141,11 +141,7 @@ def _lines(record: RunRecord, splats: bool) -> Iterator[str]:
     for title, names in GROUPS:
         counts = [(name, record.counters.get(name, 0)) for name in names]
         if any(count for _, count in counts):
-            text = ", ".join(
-                f"{name.removeprefix('vcpu_').replace('_', ' ')} {count:,}"
-                for name, count in counts
-                if count
-            )
+            text = ", ".join(f"{name} {count:,}" for name, count in counts if count)
             yield from textwrap.wrap(f"{title}: {text}", 76, subsequent_indent="    ")
     yield ""
     if record.latencies:

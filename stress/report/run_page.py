@@ -19,6 +19,9 @@ from stress.results.run_record import RunRecord, StoredFinding
 from stress.results.store import was_killed
 from stress.scenario.counters import COUNTERS
 
+_GROUPED = {name for _, names in GROUPS for name in names}
+ALL_GROUPS = (*GROUPS, ("others", tuple(name for name in COUNTERS if name not in _GROUPED)))
+"""Every counter, those of the console first."""
 FULL = 40
 """Findings that a page shows with all that is known of them."""
 LISTED = 400
@@ -79,7 +82,7 @@ def render(record: RunRecord, *, timeline: bool = False) -> str:
         "run.html",
         run=record,
         killed=was_killed(record),
-        groups=GROUPS,
+        groups=ALL_GROUPS,
         counters=COUNTERS,
         operations=OPERATIONS,
         numbers=NUMBERS,

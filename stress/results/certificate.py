@@ -23,23 +23,31 @@ from stress.results.bounds import upper_bound
 from stress.results.known_kills import KnownKills
 from stress.results.run_record import RunRecord
 from stress.results.verdict import Obligation
-from stress.scenario.counters import COUNTERS
+from stress.scenario.counters import COUNTERS, MEMSLOT_CALLS
 from stress.scenario.types import Scenario
 
 COMMON = 100.0
 """From so many close calls per million operations on they are called common."""
 
 OPERATIONS: dict[str, tuple[str, ...]] = {
-    "guest accesses": ("vcpu_accesses",),
-    "device accesses": ("device_accesses",),
-    "memslot calls": ("memslot_creates", "memslot_deletes", "memslot_moves", "memslot_flags"),
+    "vcpu_accesses": ("vcpu_accesses",),
+    "device_accesses": ("device_accesses",),
+    "memslot calls": MEMSLOT_CALLS,
     "exports and un-exports": ("exports", "unexports"),
     "host ranges": ("host_ranges", "pages_aged"),
-    "dirty log reads": ("dirty_log_reads",),
+    "dirty_log_reads": ("dirty_log_reads",),
     "NX switches and recoveries": ("nx_toggles", "nx_pages_recovered"),
-    "attribute changes": ("attribute_changes",),
+    "attribute_changes": ("attribute_changes",),
 }
-"""What the actors do, by kind; faults, flushes and zaps follow from it."""
+"""The actors' operations by kind, a counter or the sum of several. Faults, flushes and zaps follow
+from them."""
+
+DISTURBANCES: dict[str, str] = {
+    "delays": "delays_asked",
+    "standstills": "stutters",
+    "failures_injected": "failures_asked",
+}
+"""For each kind of disturbance the counter of those that took effect, and that of the attempts."""
 
 RACES: dict[str, str] = {
     "exported_zaps_mid_walk": "exported zaps that caught a device between its walk and its access",
@@ -53,7 +61,8 @@ its end."""
 
 @frozen
 class Disturbance:
-    """One kind of disturbance that was on: how often it was tried, and how often it took effect."""
+    """One kind of disturbance that was on (`name` is the counter of its effects, see
+    `DISTURBANCES`): how often it was tried, and how often it took effect."""
 
     name: str
     attempts: int
@@ -234,33 +243,16 @@ def _races(counters: Mapping[str, int]) -> Iterator[Bound]:
     for name, what in RACES.items():
         trials = counters.get(name, 0)
         if trials:
-            yield Bound(what, trials, upper_bound(trials))
+            yield Bound(f"{name} ({what})", trials, upper_bound(trials))
 
 
 def _disturbances(exercise: Exercise) -> Iterator[Disturbance]:
     """Those that were on."""
     counters = exercise.counters
-    able = frozenset(
-        possible(
-            ("delays", "stutters", "failures_asked"), exercise.scenario, threads=exercise.threads
-        )
-    )
-    if "delays" in able:
-        yield Disturbance(
-            "delays at preemption points",
-            counters.get("delays_asked", 0),
-            counters.get("delays", 0),
-        )
-    if "stutters" in able:
-        yield Disturbance(
-            "standstills", counters.get("stutters", 0), counters.get("standstills", 0)
-        )
-    if "failures_asked" in able:
-        yield Disturbance(
-            "injected failures",
-            counters.get("failures_asked", 0),
-            counters.get("failures_injected", 0),
-        )
+    able = possible(DISTURBANCES.values(), exercise.scenario, threads=exercise.threads)
+    for effect, attempts in DISTURBANCES.items():
+        if attempts in able:
+            yield Disturbance(effect, counters.get(attempts, 0), counters.get(effect, 0))
 
 
 def _gaps(exercise: Exercise, close_calls: tuple[CloseCall, ...]) -> Iterator[Gap]:
@@ -280,7 +272,10 @@ def _gaps(exercise: Exercise, close_calls: tuple[CloseCall, ...]) -> Iterator[Ga
     )
     # then one schedule stood for many, and what was close in the others was not counted
     if not exercise.exhausted:
-        yield from _gap("never close", (call.meaning for call in close_calls if not call.seen))
+        yield from _gap(
+            "never close",
+            (f"{call.name} ({call.meaning})" for call in close_calls if not call.seen),
+        )
     yield from _gap(
         "never happened",
         (name for name in able if not counters.get(name) and name not in CLOSE_CALLS),

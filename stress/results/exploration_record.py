@@ -43,7 +43,7 @@ class StoredFailure:
 
 
 @frozen
-class Asked:
+class RequestedBudget:
     """How much was asked for: schedules, seconds (null: no bound); `exhaustive`: to the end, or it
     proves nothing; `keep_going`: on after a failure; `jobs`: processes, where the search can be
     shared."""
@@ -77,7 +77,7 @@ class ExplorationRecord:
     strategy: str
     seed: int
     jobs: int
-    asked: Asked
+    asked: RequestedBudget
     command: str
     started: str
     variant_files: tuple[VariantFile, ...]

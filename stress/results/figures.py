@@ -86,18 +86,18 @@ def _per_delete(counters: Mapping[str, int]) -> Iterator[MeasuredFigure]:
     if deletes:
         yield MeasuredFigure(
             "M5",
-            "vCPU faults that mapped, per delete or move",
+            "vcpu_faults_fixed, per delete or move",
             counters["vcpu_faults_fixed"] / deletes,
             "",
         )
         yield MeasuredFigure(
             "M5",
-            "spurious vCPU faults, per delete or move",
+            "vcpu_faults_spurious, per delete or move",
             counters["vcpu_faults_spurious"] / deletes,
             "",
         )
         yield MeasuredFigure(
-            "M5", "IO page faults, per delete or move", counters["io_faults"] / deletes, ""
+            "M5", "io_faults, per delete or move", counters["io_faults"] / deletes, ""
         )
         found = counters["device_walks"] - counters["io_faults"]
         yield MeasuredFigure(
@@ -107,13 +107,13 @@ def _per_delete(counters: Mapping[str, int]) -> Iterator[MeasuredFigure]:
             "",
         )
         yield MeasuredFigure(
-            "M7", "remote flushes, per delete or move", counters["remote_flushes"] / deletes, ""
+            "M7", "remote_flushes, per delete or move", counters["remote_flushes"] / deletes, ""
         )
 
 
 def _io_faults(counters: Mapping[str, int]) -> Iterator[MeasuredFigure]:
     if counters["io_faults"]:
-        yield MeasuredFigure("M6", "IO page faults failed", counters["io_faults_failed"], "")
+        yield MeasuredFigure("M6", "io_faults_failed", counters["io_faults_failed"], "")
         yield MeasuredFigure(
             "M6",
             "attempts per IO page fault",
@@ -123,6 +123,6 @@ def _io_faults(counters: Mapping[str, int]) -> Iterator[MeasuredFigure]:
 
 
 def _flushes(counters: Mapping[str, int]) -> Iterator[MeasuredFigure]:
-    yield MeasuredFigure("M7", "remote flushes", counters["remote_flushes"], "")
-    yield MeasuredFigure("M7", "of them of a range", counters["flushes_range"], "")
-    yield MeasuredFigure("M7", "importer notifications", counters["importer_notifications"], "")
+    yield MeasuredFigure("M7", "remote_flushes", counters["remote_flushes"], "")
+    yield MeasuredFigure("M7", "flushes_range", counters["flushes_range"], "")
+    yield MeasuredFigure("M7", "importer_notifications", counters["importer_notifications"], "")

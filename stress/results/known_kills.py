@@ -1,4 +1,4 @@
-"""What the last `stress selftest` has shown: which known-broken variants are caught, and how
+"""What the last `stress selftest` has shown: which mutants are caught, and how
 soon."""
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Kill:
 @frozen
 class KnownKills:
     """The last selftest as one run sees it: `here` are the mutants that were tried with the run's
-    own scenario, `within` counts those of the whole zoo that take no longer than the run did."""
+    own scenario, `within` counts all mutants that die in no more time than the run took."""
 
     date: str
     version: str

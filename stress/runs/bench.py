@@ -93,7 +93,7 @@ class _Sweep:
         return next(self._gfns) << 1 | 1
 
 
-class Bed:
+class BenchVm:
     """A VM with one fully populated slot and vCPUs that fault in it; everything a run attaches is
     attached if `full`."""
 
@@ -203,7 +203,7 @@ def _figures(rounds: int, leaf_counts: tuple[int, ...]) -> Iterator[CostRatio]:
 def _fault_against_lock(rounds: int, threads: int) -> CostRatio:
     """The fully checked fault path against a bare read acquire/release of readerwriterlock, same
     number of threads."""
-    bed = Bed(PAGES, full=True, vcpus=threads)
+    bed = BenchVm(PAGES, full=True, vcpus=threads)
     lock = rwlock.RWLockFair()
     share = PAGES // threads
 
@@ -237,7 +237,7 @@ def _fault_against_lock(rounds: int, threads: int) -> CostRatio:
 def _checks_on_against_off(rounds: int) -> CostRatio:
     """The fault path with every rule, oracle and recorder against the same path with none of
     them."""
-    on, off = Bed(PAGES, full=True), Bed(PAGES, full=False)
+    on, off = BenchVm(PAGES, full=True), BenchVm(PAGES, full=False)
 
     def clear() -> None:
         on.zap()
@@ -257,7 +257,7 @@ def _checks_on_against_off(rounds: int) -> CostRatio:
 def _timeline_on_against_off(rounds: int) -> CostRatio:
     """KVM_RUN with a fault an access, guest mode and all, with and without the timeline (scenario
     key observe.timeline)."""
-    on, off = Bed(PAGES, full=True), Bed(PAGES, full=True, timeline=False)
+    on, off = BenchVm(PAGES, full=True), BenchVm(PAGES, full=True, timeline=False)
 
     def clear() -> None:
         on.zap()
@@ -273,10 +273,10 @@ def _timeline_on_against_off(rounds: int) -> CostRatio:
 
 def _zap_scaling(leaf_counts: tuple[int, ...], rounds: int) -> Iterator[CostRatio]:
     """Cost per zapped leaf at each size against that at the smallest size."""
-    small = Bed(leaf_counts[0], full=True)
+    small = BenchVm(leaf_counts[0], full=True)
     repeats = 8
     for count in leaf_counts[1:]:
-        large = Bed(count, full=True)
+        large = BenchVm(count, full=True)
         pairs = [
             (_zap_time(large, count, 1), _zap_time(small, leaf_counts[0], repeats))
             for _ in range(rounds)
@@ -286,7 +286,7 @@ def _zap_scaling(leaf_counts: tuple[int, ...], rounds: int) -> Iterator[CostRati
         )
 
 
-def _zap_time(bed: Bed, count: int, repeats: int) -> float:
+def _zap_time(bed: BenchVm, count: int, repeats: int) -> float:
     """Nanoseconds a leaf."""
     total = 0
     for _ in range(repeats):
@@ -323,14 +323,14 @@ def _step_on(carrier: str) -> Callable[[], float]:
     assert scenario is not None, problems
     program = ScenarioProgram("bench", scenario)
     program.carrier = carrier
-    campaign = Exploration(program, RandomWalk(1))
+    exploration = Exploration(program, RandomWalk(1))
     budget = SearchBudget(schedules=SCHEDULES, stop_at_failure=False)
 
     def step() -> float:
-        before = campaign.tally.steps
-        spent = _time(lambda: campaign.run(budget))
-        assert not campaign.tally.failures
-        return spent / (campaign.tally.steps - before)
+        before = exploration.tally.steps
+        spent = _time(lambda: exploration.run(budget))
+        assert not exploration.tally.failures
+        return spent / (exploration.tally.steps - before)
 
     step()
     return step

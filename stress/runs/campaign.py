@@ -12,28 +12,28 @@ from stress.results.certificate import as_plain, certificate_of
 from stress.results.known_kills import known_kills
 from stress.results.run_record import RunRecord
 from stress.results.store import RunDirectory, command_line
-from stress.runs.fanout.single_run import Ran, run_task
-from stress.runs.fanout.spread import FanoutPlace, absolute, spread
+from stress.runs.fanout.single_run import FetchedRun, run_task
+from stress.runs.fanout.spread import Workers, absolute, spread
 from stress.runs.fanout.task import Trouble
 from stress.scenario.errors import ResultError
 from stress.scenario.types import Scenario
 
 
 @frozen
-class Repeated:
+class CampaignRequest:
     """What to repeat: the scenario and its short name, with these seeds and the variants in these
     files; where it is run, and where the results go."""
 
     scenario: Scenario
     name: str
     seeds: tuple[int, ...]
-    where: FanoutPlace
+    where: Workers
     results: Path
     variant_files: tuple[str, ...] = ()
 
 
 @frozen
-class Made:
+class SeedOutcome:
     """What became of one run: its record and directory; or, where there is none, what went
     wrong."""
 
@@ -43,21 +43,21 @@ class Made:
     trouble: str = ""
 
 
-def repeat(
-    request: Repeated, on_made: Callable[[Made], None] = lambda _: None
-) -> tuple[tuple[Made, ...], str]:
+def run_campaign(
+    request: CampaignRequest, on_outcome: Callable[[SeedOutcome], None] = lambda _: None
+) -> tuple[tuple[SeedOutcome, ...], str]:
     """Make every run. Returns those that came to an end, by seed, and why it ended before all had,
     if it did."""
-    made: list[Made] = []
+    made: list[SeedOutcome] = []
 
-    def done(number: int, result: Ran | Trouble) -> None:
+    def done(number: int, result: FetchedRun | Trouble) -> None:
         seed = request.seeds[number]
         made.append(
-            Made(seed, trouble=result.text)
+            SeedOutcome(seed, trouble=result.text)
             if isinstance(result, Trouble)
             else keep(request, seed, result)
         )
-        on_made(made[-1])
+        on_outcome(made[-1])
 
     where = request.where
     files = (
@@ -68,7 +68,7 @@ def repeat(
     return tuple(sorted(made, key=lambda each: each.seed)), why
 
 
-def keep(request: Repeated, seed: int, ran: Ran) -> Made:
+def keep(request: CampaignRequest, seed: int, ran: FetchedRun) -> SeedOutcome:
     """Store a run as `stress run` does, with what only we know: what the user has typed, and the
     last selftest."""
     record = evolve(
@@ -86,5 +86,5 @@ def keep(request: Repeated, seed: int, ran: Ran) -> Made:
         directory.write(record)
         publish_run(directory, record)
     except ResultError as error:
-        return Made(seed, trouble=f"the result could not be kept: {error}")
-    return Made(seed, record, str(directory.path))
+        return SeedOutcome(seed, trouble=f"the result could not be kept: {error}")
+    return SeedOutcome(seed, record, str(directory.path))

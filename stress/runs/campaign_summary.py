@@ -16,7 +16,7 @@ from stress.results.bounds import percent, upper_bound
 from stress.results.run_record import StoredFinding
 from stress.results.serialise import plain
 from stress.results.verdict import Verdict
-from stress.runs.campaign import Made
+from stress.runs.campaign import SeedOutcome
 
 SCHEMA: Final = 1
 KIND: Final = "stress-campaign"
@@ -65,7 +65,7 @@ class CampaignRecord:
 
 
 def record_of(
-    name: str, seeds: Sequence[int], made: Sequence[Made], stopped: str
+    name: str, seeds: Sequence[int], made: Sequence[SeedOutcome], stopped: str
 ) -> CampaignRecord:
     """The campaign over these seeds, of which these runs were made."""
     runs = tuple(map(run_of, made))
@@ -88,7 +88,7 @@ def record_of(
     )
 
 
-def run_of(made: Made) -> CampaignRun:
+def run_of(made: SeedOutcome) -> CampaignRun:
     """One run in short."""
     record = made.record
     if record is None:
@@ -101,7 +101,7 @@ def run_of(made: Made) -> CampaignRun:
     )
 
 
-def findings_of(made: Sequence[Made]) -> Iterator[CampaignFinding]:
+def findings_of(made: Sequence[SeedOutcome]) -> Iterator[CampaignFinding]:
     """Equal findings of all runs once, the most frequent first."""
     seen: dict[str, tuple[StoredFinding, list[int]]] = {}
     for each in made:

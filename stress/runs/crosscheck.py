@@ -76,13 +76,15 @@ def crosscheck(
     )
     on_phase(f"controlled engine, up to {LONGER * seconds:g} s")
     controlled = Sites(vm_config(scenario).layout)
-    campaigns = [_campaign(name, each, seed, variants, controlled) for each in _repeated(scenario)]
+    explorations = [
+        _exploration(name, each, seed, variants, controlled) for each in _repeated(scenario)
+    ]
     for turn in range(4 * LONGER):
-        campaign = campaigns[turn % len(campaigns)]
+        exploration = explorations[turn % len(explorations)]
         with pinned():
-            campaign.run(SearchBudget(seconds=seconds / 4, stop_at_failure=False))
-        if campaign.tally.errors or (
-            threads.reached <= controlled.reached and found <= _codes(campaigns)
+            exploration.run(SearchBudget(seconds=seconds / 4, stop_at_failure=False))
+        if exploration.tally.errors or (
+            threads.reached <= controlled.reached and found <= _codes(explorations)
         ):
             break
     return Crosscheck(
@@ -90,10 +92,13 @@ def crosscheck(
         frozenset(threads.reached),
         frozenset(controlled.reached),
         found,
-        _codes(campaigns),
+        _codes(explorations),
         sum(actor.progress for actor in session.actors),
-        sum(campaign.tally.schedules for campaign in campaigns),
-        (*session.errors(), *(error for campaign in campaigns for error in campaign.tally.errors)),
+        sum(each.tally.schedules for each in explorations),
+        (
+            *session.errors(),
+            *(error for each in explorations for error in each.tally.errors),
+        ),
     )
 
 
@@ -113,7 +118,7 @@ def _repeated(scenario: Scenario) -> list[Scenario]:
     ]
 
 
-def _campaign(
+def _exploration(
     name: str, scenario: Scenario, seed: int, variants: tuple[Variant, ...], sites: Sites
 ) -> Exploration:
     return Exploration(
@@ -123,8 +128,10 @@ def _campaign(
     )
 
 
-def _codes(campaigns: list[Exploration]) -> frozenset[str]:
-    failures = [failure for campaign in campaigns for failure in campaign.tally.failures.values()]
+def _codes(explorations: list[Exploration]) -> frozenset[str]:
+    failures = [
+        failure for exploration in explorations for failure in exploration.tally.failures.values()
+    ]
     reports = [report for failure in failures for report in failure.reports]
     return frozenset(f"{report.rule} {report.code}" for report in reports)
 

@@ -1,4 +1,4 @@
-"""`stress explore`: a campaign over one scenario, in one process or several, judged, stored and
+"""`stress explore`: an exploration of one scenario, in one process or several, judged, stored and
 told."""
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from stress.engines.carrier import pinned
 from stress.engines.scenario_program import ScenarioProgram
 from stress.engines.session import variants_of
 from stress.observe.points import POINTS
-from stress.report import exploration_console as told
+from stress.report import exploration_console
 from stress.report.pages import EXPLANATION
 from stress.report.publish import publish_exploration
 from stress.results import environment
@@ -27,8 +27,8 @@ from stress.results.exploration_record import (
     EXPLORE_JSON,
     KIND,
     SCHEMA,
-    Asked,
     ExplorationRecord,
+    RequestedBudget,
     StoredFailure,
 )
 from stress.results.exploration_record import as_data as as_plain
@@ -36,8 +36,8 @@ from stress.results.inputs import fingerprints
 from stress.results.known_kills import KnownKills, known_kills
 from stress.results.store import RunDirectory, command_line, now
 from stress.results.verdict import Evidence, Judgement, Obligation, Verdict, judge
-from stress.runs.fanout.spread import INTERRUPTED, FanoutPlace, absolute, spread
-from stress.runs.fanout.task import RemoteTask, Trouble, current_slot
+from stress.runs.fanout.spread import INTERRUPTED, Workers, absolute, spread
+from stress.runs.fanout.task import FanoutTask, Trouble, current_slot
 from stress.runs.run import expected_of, suspects_of
 from stress.scenario.errors import StressError
 from stress.scenario.load import unstructure
@@ -136,14 +136,14 @@ def explore(
         tally = _shared(request, on_progress)
     else:
         with pinned():
-            tally = campaign_for(request, request.seed).run(_budget(request), on_progress)
+            tally = exploration_for(request, request.seed).run(_budget(request), on_progress)
     return ExplorationResult(
         request, tally, judgement_of(request, tally), time.perf_counter() - start, started=started
     )
 
 
-def campaign_for(request: ExploreRequest, seed: int) -> Exploration:
-    """The campaign of one process."""
+def exploration_for(request: ExploreRequest, seed: int) -> Exploration:
+    """The exploration of one process."""
     scenario = request.scenario
     drawn = not scenario.script
     exhaustive = is_exhaustive(request.strategy)
@@ -192,13 +192,13 @@ def _shared(
     )
     pieces = shares(evolve(request, variant_files=files), lambda: time.perf_counter() - start)
     with contextlib.suppress(_Enough):
-        why = spread(pieces, FanoutPlace(request.jobs, request.scheduler, files), done)
+        why = spread(pieces, Workers(request.jobs, request.scheduler, files), done)
         total.errors += [why] if why and why != INTERRUPTED else []
     total.curve.append((total.schedules, total.classes))
     return total
 
 
-def shares(request: ExploreRequest, elapsed: Callable[[], float]) -> Iterator[RemoteTask]:
+def shares(request: ExploreRequest, elapsed: Callable[[], float]) -> Iterator[FanoutTask]:
     """The pieces of a search that is shared, made as they are needed; `elapsed` is how many seconds
     it has gone on. What is explored in so many schedules does not depend on who has which piece,
     nor on how many they are."""
@@ -207,7 +207,7 @@ def shares(request: ExploreRequest, elapsed: Callable[[], float]) -> Iterator[Re
         piece = evolve(
             request, seed=request.seed + number * APART, schedules=schedules, seconds=seconds
         )
-        yield RemoteTask(explore_share, (piece,), SHARE_LIMIT_S if seconds is None else seconds)
+        yield FanoutTask(explore_share, (piece,), SHARE_LIMIT_S if seconds is None else seconds)
 
 
 def _by_schedules(
@@ -234,7 +234,7 @@ def _by_seconds(
 def explore_share(piece: ExploreRequest) -> ExplorationTally:
     """In a process of its own: explore one piece."""
     with pinned(current_slot()):
-        return campaign_for(piece, piece.seed).run(_budget(piece))
+        return exploration_for(piece, piece.seed).run(_budget(piece))
 
 
 def obligations_of(scenario: Scenario, tally: ExplorationTally) -> tuple[Obligation, ...]:
@@ -328,7 +328,7 @@ def record_of(explored: ExplorationResult) -> ExplorationRecord:
         strategy=request.strategy,
         seed=request.seed,
         jobs=request.processes,
-        asked=Asked(
+        asked=RequestedBudget(
             request.schedules, request.seconds, request.exhaustive, request.keep_going, request.jobs
         ),
         command=command_line(),
@@ -399,11 +399,11 @@ def as_data(explored: ExplorationResult) -> dict[str, Any]:
 
 def lines(explored: ExplorationResult) -> Iterator[str]:
     """The console summary."""
-    return told.lines(
+    return exploration_console.lines(
         record_of(explored), explored.directory.path if explored.directory is not None else None
     )
 
 
 def verdict_line(explored: ExplorationResult) -> str:
     """The verdict in one line."""
-    return told.verdict_line(record_of(explored))
+    return exploration_console.verdict_line(record_of(explored))

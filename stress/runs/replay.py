@@ -36,7 +36,7 @@ class ReplayOutcome:
         return ExitCode.PASS if self.branched else ExitCode.INCONCLUSIVE
 
 
-def run(
+def replay_stored(
     recorded: StoredSchedule, until: int | None = None, then: Strategy | None = None
 ) -> ReplayOutcome:
     """Replay; with `until` only up to that step, and on with `then` or by default."""
@@ -59,7 +59,7 @@ def run(
 def minimise_stored(recorded: StoredSchedule) -> tuple[StoredSchedule, Minimised]:
     """The smallest schedule that fails like the recorded one; raises `ScheduleError` when it does
     not fail."""
-    signatures = recorded.signatures or run(recorded).replayed.signatures
+    signatures = recorded.signatures or replay_stored(recorded).replayed.signatures
     if not signatures:
         raise ScheduleError(
             f"{recorded.name}: the schedule does not fail, so there is nothing to minimise"
@@ -80,7 +80,7 @@ def minimise_stored(recorded: StoredSchedule) -> tuple[StoredSchedule, Minimised
     return stored(recorded.name, result.scenario, recorded.variant_files, result.failure), result
 
 
-def write(path: Path, result: tuple[StoredSchedule, Minimised]) -> None:
+def write_minimised(path: Path, result: tuple[StoredSchedule, Minimised]) -> None:
     """Keep a minimised schedule; raises `ResultError` when it cannot be written."""
     try:
         path.write_text(result[0].to_json(), encoding="utf-8")
@@ -127,7 +127,7 @@ def minimised_text(
     )
 
 
-def text(recorded: StoredSchedule, outcome: ReplayOutcome, *, quiet: bool = False) -> str:
+def replay_text(recorded: StoredSchedule, outcome: ReplayOutcome, *, quiet: bool = False) -> str:
     """What the console says."""
     replayed = outcome.replayed
     steps = len(replayed.run.trace)

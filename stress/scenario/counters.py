@@ -109,3 +109,6 @@ COUNTERS: dict[str, str] = {
     "quiescent_checks": "times everybody stopped and the invariants were checked",
 }
 """Every counter by name."""
+
+MEMSLOT_CALLS = ("memslot_creates", "memslot_deletes", "memslot_moves", "memslot_flags")
+"""The counters whose sum is the number of memslot calls."""

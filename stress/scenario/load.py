@@ -24,6 +24,7 @@ from cattrs import (
 from cattrs.gen import make_dict_structure_fn
 
 from mmu.export.policies import POLICIES
+from mmu.kernels import SERIES
 from mmu.paging.spte import MMIO_GEN_BITS
 from mmu.report import RULES
 from stress.mutants import SHIPPED
@@ -304,6 +305,7 @@ def _converter() -> Converter:
         (types.Lines, lambda value, _: _lines(value)),
         (types.FileName, lambda value, _: _file(value, _folder.get())),
         (types.PolicyName, lambda value, _: _name(value, POLICIES, "a policy")),
+        (types.KernelName, lambda value, _: _kernel(value)),
         (types.VariantName, lambda value, _: _name(value, SHIPPED, "a variant")),
         (types.RuleName, lambda value, _: _name(value, RULES, "a rule")),
     ]
@@ -365,13 +367,15 @@ def _is(wanted: Any) -> Callable[[Any], bool]:
 def _structure_choice(value: Any, kind: Any) -> Any:
     choices = get_args(kind)
     if isinstance(choices[0], str):
-        if type(value) is float:
-            # a version such as 6.6 without its quotes, as --set vm.kernel=6.6 gives it
-            value = str(value)
         return _name(value, choices, "a choice")
     if type(value) is not int or value not in choices:
         raise _Invalid(value, "one of " + ", ".join(map(str, choices)))
     return value
+
+
+def _kernel(value: Any) -> str:
+    # --set vm.kernel=6.6 gives a version without its quotes
+    return _name(str(value) if type(value) is float else value, SERIES, "a kernel")
 
 
 def _typed(value: Any, kind: type, expected: str) -> Any:

@@ -10,7 +10,7 @@ from attrs import evolve, frozen
 
 from stress.scenario.errors import Problem
 from stress.scenario.names import nearest
-from stress.scenario.script import (
+from stress.scenario.operations import (
     FIRST_GFN,
     REGION,
     SLOT,
@@ -33,7 +33,7 @@ Place = Callable[[str], str]
 
 
 @frozen
-class ActorScripts:
+class Script:
     """What the actors do: `parts` by actor; `setup` before the start, the memslot updates first,
     with who does it."""
 
@@ -53,7 +53,7 @@ class ActorScripts:
         return [(name, op) for name, op in self.setup if name != WORKER]
 
 
-def script_of(scenario: Scenario) -> ActorScripts | None:
+def script_of(scenario: Scenario) -> Script | None:
     """The scenario's script; None when its actors draw what they do. Raises `OpError` if a line is
     wrong."""
     if not scenario.script:
@@ -63,7 +63,7 @@ def script_of(scenario: Scenario) -> ActorScripts | None:
         for name, lines in scenario.script.items()
         if name != SETUP
     }
-    return ActorScripts(parts, tuple(prepared(line) for line in scenario.script.get(SETUP, ())))
+    return Script(parts, tuple(prepared(line) for line in scenario.script.get(SETUP, ())))
 
 
 def with_script(scenario: Scenario, parts: Mapping[str, Sequence[Op]]) -> Scenario:

@@ -27,6 +27,8 @@ Rate = NewType("Rate", float)
 """Events a second, from 0 on; 0 is never."""
 FileName = NewType("FileName", str)
 """The path of a readable file, relative to the scenario's own folder."""
+KernelName = NewType("KernelName", str)
+"""The version of a kernel that the series is modelled on (`stress list kernels`)."""
 PolicyName = NewType("PolicyName", str)
 """The name of a policy (`stress list policies`)."""
 VariantName = NewType("VariantName", str)
@@ -35,7 +37,7 @@ RuleName = NewType("RuleName", str)
 """The number of a rule (`stress list oracles`)."""
 
 Lines = NewType("Lines", tuple[str, ...])
-"""A list of operations, as text (`stress.scenario.script`)."""
+"""A list of operations, as text (`stress.scenario.operations`)."""
 
 UNMAPPED_FRAMES = 8
 """Frames at the end of guest memory that no slot ever covers."""
@@ -93,7 +95,7 @@ class VmSettings:
     manual_protect: Flag = Flag(False)
     eager_page_split: Flag = Flag(True)
     profile: Literal["hardened", "rfc-v1"] = "hardened"
-    kernel: Literal["5.18", "6.6", "6.12"] = "6.6"
+    kernel: KernelName = KernelName("6.6")
     policy: PolicyName = PolicyName("keep-valid")
     variants: tuple[VariantName, ...] = ()
     variant_files: tuple[FileName, ...] = ()

@@ -7,9 +7,9 @@ round. A schedule is the list of its deviations from that; it is run by followin
 alternatives are what could have been done after the last of them. That makes each schedule the
 alternative of exactly one other.
 
-With `States` a schedule is given up where an earlier one was in the same state with the same task
-in turn. Schedules are run in the order of their costs, so the earlier one had at least as much of
-the bound left: whatever could follow has followed there, or will, and every class of schedules
+With a `StateCache` a schedule is given up where an earlier one was in the same state with the same
+task in turn. Schedules are run in the order of their costs, so the earlier one had at least as much
+of the bound left: whatever could follow has followed there, or will, and every class of schedules
 within the bound is still seen.
 """
 
@@ -20,9 +20,9 @@ from typing import NamedTuple
 
 from stress.engines.program import Run
 from stress.engines.scheduler import Picker, Scheduler
-from stress.engines.tasks import ControlTask
+from stress.engines.tasks import ControlledTask
 from stress.search.happens_before import Fingerprint
-from stress.search.state_cache import States
+from stress.search.state_cache import StateCache
 
 _MASK = 127
 _FREE = 128
@@ -60,7 +60,7 @@ class Systematic:
     on from twice."""
 
     def __init__(
-        self, name: str, bound: int, costs: Costs, turn: Turn, states: States | None = None
+        self, name: str, bound: int, costs: Costs, turn: Turn, states: StateCache | None = None
     ) -> None:
         self.name = name
         self.bound = bound
@@ -87,7 +87,7 @@ class Systematic:
         steps = 0
         until = pending[-1].position if pending else _NEVER
 
-        def pick() -> ControlTask:
+        def pick() -> ControlledTask:
             nonlocal steps
             steps += 1
             if steps > until:
@@ -99,11 +99,11 @@ class Systematic:
             note(len(runnable) | _FREE)
             return runnable[0] if len(runnable) == 1 else in_turn()[0]
 
-        def in_turn() -> list[ControlTask]:
+        def in_turn() -> list[ControlledTask]:
             here = scheduler.running.index
             return sorted(runnable, key=lambda task: (task.index < here, task.index))
 
-        def deviate() -> ControlTask:
+        def deviate() -> ControlledTask:
             nonlocal until
             rank = pending.pop().rank
             until = pending[-1].position if pending else _NEVER
@@ -115,14 +115,14 @@ class Systematic:
 
         return pick if self.states is None else self._unless_met(scheduler, pick, self.states)
 
-    def _unless_met(self, scheduler: Scheduler, pick: Picker, states: States) -> Picker:
+    def _unless_met(self, scheduler: Scheduler, pick: Picker, states: StateCache) -> Picker:
         """As `pick` says, unless somebody was here before; up to the last deviation that was the
         schedule it deviates from."""
         fingerprint, turn = Fingerprint(), self._turn
         own = self._last.position + 1 if self._last else 0
         scheduler.keep_extras = True
 
-        def look() -> ControlTask:
+        def look() -> ControlledTask:
             trace = scheduler.trace
             if len(trace) >= own and states.met(
                 hash((fingerprint.take(trace, scheduler.extras), turn(scheduler)))
@@ -218,7 +218,7 @@ class PreemptionBounded(Systematic):
     """Every schedule with at most `bound` preemptions: switches away from a task that could have
     gone on."""
 
-    def __init__(self, bound: int, states: States | None = None) -> None:
+    def __init__(self, bound: int, states: StateCache | None = None) -> None:
         super().__init__(f"preemption:{bound}", bound, _by_preemption, _who_runs, states)
 
 
@@ -226,12 +226,12 @@ class DelayBounded(Systematic):
     """Every schedule with at most `bound` delays: each passes over the task whose turn it is, in
     favour of the next."""
 
-    def __init__(self, bound: int, states: States | None = None) -> None:
+    def __init__(self, bound: int, states: StateCache | None = None) -> None:
         super().__init__(f"delay:{bound}", bound, _by_delay, _who_is_next, states)
 
 
 class DepthFirst(Systematic):
     """Every schedule there is."""
 
-    def __init__(self, states: States | None = None) -> None:
+    def __init__(self, states: StateCache | None = None) -> None:
         super().__init__("dfs", 0, _all_alike, _nobodys, states)

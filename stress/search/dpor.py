@@ -27,7 +27,7 @@ from stress.engines.steps import (
     Look,
     looked_at,
 )
-from stress.engines.tasks import ControlTask
+from stress.engines.tasks import ControlledTask
 from stress.search.happens_before import GROUP, LOADS, Clock, HappensBefore, accesses, conflict
 
 _RELEASES = frozenset({RELEASE, READ_RELEASE})
@@ -80,7 +80,7 @@ class Dpor:
         scheduler.keep_extras = True
         sleep: dict[int, list[Access]] = {}
 
-        def pick() -> ControlTask:
+        def pick() -> ControlledTask:
             nonlocal sleep
             depth = len(scheduler.trace)
             if depth < given:

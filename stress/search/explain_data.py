@@ -438,8 +438,9 @@ def _reader(it: Doing) -> str:
     """An RCU or SRCU reader's word: entering and leaving, or a grace period that looks at it."""
     domain = it.name.rsplit(".", 1)[0]
     if it.kind == STORE:
-        what = "read_lock" if it.after else "read_unlock"
-        return f"rcu_{what}()" if domain == "rcu" else f"srcu_{what}({domain})"
+        if domain == "rcu":
+            return "rcu_read_lock()" if it.after else "rcu_read_unlock()"
+        return f"srcu_read_lock({domain})" if it.after else f"srcu_read_unlock({domain})"
     if it.kind == LOAD:
         return (
             f"{_grace_period(it)}: {it.maker} is "
@@ -472,21 +473,20 @@ def _lock(it: Doing) -> str:
     """Acquiring and releasing, with the names of mutexes, spinlocks and rwlocks."""
     name = it.name
     if it.kind in (READ_ACQUIRE, READ_RELEASE):
-        return f"read_{'lock' if it.kind == READ_ACQUIRE else 'unlock'}({name})"
-    verb = (
-        "unlock"
-        if it.kind == RELEASE
-        else "lock"
-        if it.kind == ACQUIRE
-        else "trylock"
-        if it.kind != LOAD
-        else "is_locked"
-    )
+        return f"read_lock({name})" if it.kind == READ_ACQUIRE else f"read_unlock({name})"
+    words = _LOCK
     if it.method in ("acquire", "release") and it.called("SpinLock"):
-        return f"spin_{verb}({name})"
-    if it.called("Mutex"):
-        return f"mutex_{verb}({name})"
-    return f"{verb}({name})"
+        words = _SPINLOCK
+    elif it.called("Mutex"):
+        words = _MUTEX
+    return f"{words[_LOCK_KINDS.get(it.kind, 2)]}({name})"
+
+
+_LOCK_KINDS = {ACQUIRE: 0, RELEASE: 1, LOAD: 3}
+"""Where in the tuples below a kind of step is; any other is a trylock."""
+_LOCK = ("lock", "unlock", "trylock", "is_locked")
+_SPINLOCK = ("spin_lock", "spin_unlock", "spin_trylock", "spin_is_locked")
+_MUTEX = ("mutex_lock", "mutex_unlock", "mutex_trylock", "mutex_is_locked")
 
 
 def rwlock_words(kind: int, index: int, fair: bool, name: str, value: str) -> str:

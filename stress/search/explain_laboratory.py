@@ -11,7 +11,7 @@ from attrs import field, frozen
 from mmu.report import Report
 from stress.engines.program import Executor, Program, Run, Strategy
 from stress.engines.scheduler import Picker, Scheduler
-from stress.engines.tasks import ControlTask
+from stress.engines.tasks import ControlledTask
 from stress.search.explain_data import NO_FAILURE, SAME_FAILURE, Inevitable, Picture
 from stress.search.explain_replay import Recording
 from stress.search.races import races_of
@@ -43,7 +43,7 @@ class _Without:
         def can_run(number: int) -> bool:
             return number <= len(tasks) and tasks[number - 1].enabled and not tasks[number - 1].done
 
-        def pick() -> ControlTask:
+        def pick() -> ControlledTask:
             nonlocal staying
             depth = len(scheduler.trace)
             if depth < switch:

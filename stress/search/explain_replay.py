@@ -20,7 +20,7 @@ from stress.engines.locks import ControlledLock, ControlledRwLock
 from stress.engines.program import Executor, Instance, Program, Run, Strategy
 from stress.engines.scheduler import Picker, Scheduler
 from stress.engines.steps import ENDING, FREE, OWNER_SHIFT, Event
-from stress.engines.tasks import ControlTask
+from stress.engines.tasks import ControlledTask
 from stress.search.explain_data import (
     Doing,
     Picture,
@@ -194,7 +194,7 @@ class _Pending:
     """A step that is about to be done."""
 
     number: int
-    task: ControlTask
+    task: ControlledTask
     kind: int
     word: int
     before: Any
@@ -245,7 +245,7 @@ class Recording:
         )
         inner = self._follow.begin(scheduler)
 
-        def pick() -> ControlTask:
+        def pick() -> ControlledTask:
             self._done()
             announcer = scheduler.running
             self._places[announcer.index] = (
@@ -263,7 +263,7 @@ class Recording:
         for report in run.reports:
             self.found.setdefault(report.signature, len(run.trace))
 
-    def _about(self, task: ControlTask) -> None:
+    def _about(self, task: ControlledTask) -> None:
         scheduler = self._scheduler
         running = scheduler.running
         where = self._places.get(task.index, StepSite())

@@ -1,4 +1,4 @@
-"""A campaign: schedule after schedule of one program under one strategy, and what they add up
+"""An exploration: schedule after schedule of one program under one strategy, and what they add up
 to."""
 
 from __future__ import annotations
@@ -53,12 +53,12 @@ class Failure:
 
 @define
 class ExplorationTally:
-    """What a campaign has done so far. `curve` is (schedules, classes) at growing distances; `once`
-    how many classes were seen exactly once; `unfinished` how many schedules hit the limit of steps;
-    `cut` how many a strategy gave up because they could show nothing new; `states` how many states
-    it remembers for that, and `states_full` that it may remember no more; `remaining` the estimated
-    number of schedules that an exhaustive search has left. `failures` are kept by the signature of
-    the first report that was new."""
+    """What an exploration has done so far. `curve` is (schedules, classes) at growing distances;
+    `once` how many classes were seen exactly once; `unfinished` how many schedules hit the limit of
+    steps; `cut` how many a strategy gave up because they could show nothing new; `states` how many
+    states it remembers for that, and `states_full` that it may remember no more; `remaining` the
+    estimated number of schedules that an exhaustive search has left. `failures` are kept by the
+    signature of the first report that was new."""
 
     schedules: int = 0
     steps: int = 0

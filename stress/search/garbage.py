@@ -1,4 +1,5 @@
-"""When the garbage collector runs during a campaign: between two schedules, and as soon as it pays.
+"""When the garbage collector runs during an exploration: between two schedules, and as soon as it
+pays.
 
 A schedule leaves a VM with its tasks behind, some thousand objects that refer to each other in
 circles. Collected at once, while they are still in the CPU's caches, they cost a quarter of what

@@ -32,7 +32,7 @@ from stress.search.portfolio import Portfolio
 from stress.search.races import races_of
 from stress.search.random_walk import RandomWalk
 from stress.search.schedule import Follow, Schedule, ScheduleError
-from stress.search.turns import FollowTurns, Turn, WatchedProgram, turns_of
+from stress.search.turns import FindingWatch, FollowTurns, Turn, turns_of
 
 Searches = tuple[tuple[Callable[[], Strategy], int], ...]
 
@@ -224,7 +224,7 @@ class Minimiser:
         program = ScenarioProgram(
             self.name, scenario, self._variants, record_ops=not scenario.script
         )
-        watched = WatchedProgram(program, Follow(schedule.choices))
+        watched = FindingWatch(program, Follow(schedule.choices))
         run = Executor(watched).execute(watched, schedule.seed)
         self.schedules += 1
         if not self._fails(run):

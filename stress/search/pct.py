@@ -15,19 +15,19 @@ from collections.abc import Callable
 from stress.engines.program import Run
 from stress.engines.scheduler import Picker, Scheduler
 from stress.engines.steps import RELAX, YIELD
-from stress.engines.tasks import ControlTask
+from stress.engines.tasks import ControlledTask
 
 _NEVER = 1 << 60
 
 
-class Priorities(dict[ControlTask, float]):
+class Priorities(dict[ControlledTask, float]):
     """Tasks' priorities; a task that is new gets a random one when it is first asked for."""
 
     def __init__(self, draw: Callable[[], float]) -> None:
         super().__init__()
         self._draw = draw
 
-    def __missing__(self, task: ControlTask) -> float:
+    def __missing__(self, task: ControlledTask) -> float:
         self[task] = value = self._draw()
         return value
 
@@ -57,13 +57,13 @@ class Pct:
         priority_of = priority.__getitem__
         points = self._change_points()
         runnable = scheduler.runnable
-        known: list[ControlTask] = []
+        known: list[ControlledTask] = []
         top = scheduler.running  # whoever was picked last, which is who asks
         bottom = 0
         at = left = points.pop()
         cost = 0
 
-        def pick() -> ControlTask:
+        def pick() -> ControlledTask:
             nonlocal left
             if runnable != known or RELAX <= top.kind <= YIELD:
                 look_again()
@@ -79,7 +79,7 @@ class Pct:
             cost = 1 if len(known) > 1 else 0
             top = max(known, key=priority_of)
 
-        def lower() -> ControlTask:
+        def lower() -> ControlledTask:
             nonlocal top, at, left
             priority[top] = draw()
             top = max(runnable, key=priority_of)

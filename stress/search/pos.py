@@ -13,7 +13,7 @@ from typing import Final
 from stress.engines.program import Run
 from stress.engines.scheduler import Picker, Scheduler
 from stress.engines.steps import FREE
-from stress.engines.tasks import ControlTask
+from stress.engines.tasks import ControlledTask
 from stress.search.happens_before import EXCLUSIVE, GROUP
 from stress.search.pct import Priorities
 
@@ -41,7 +41,7 @@ class Pos:
         runnable = scheduler.runnable
         tasks = scheduler.tasks
 
-        def pick() -> ControlTask:
+        def pick() -> ControlledTask:
             best = max(runnable, key=priority_of)
             kind = best.kind
             if kind == FREE:  # touches more words than the one that is announced

@@ -6,7 +6,7 @@ import random
 
 from stress.engines.program import Run
 from stress.engines.scheduler import Picker, Scheduler
-from stress.engines.tasks import ControlTask
+from stress.engines.tasks import ControlledTask
 
 
 class RandomWalk:
@@ -23,7 +23,7 @@ class RandomWalk:
         draw = self._dice.random
         runnable = scheduler.runnable
 
-        def pick() -> ControlTask:
+        def pick() -> ControlledTask:
             count = len(runnable)
             return runnable[int(draw() * count)] if count > 1 else runnable[0]
 

@@ -8,7 +8,7 @@ from attrs import frozen
 
 from stress.engines.program import Executor, Program, Run, Strategy
 from stress.search.races import races_of
-from stress.search.schedule import Divergence, Follow, Schedule, check_of
+from stress.search.schedule import Divergence, Follow, Schedule, difference_at_end
 
 
 @frozen
@@ -39,16 +39,7 @@ def replay(
     )
     run = Executor(program, limit=limit).execute(follow, schedule.seed)
     divergence = follow.divergence
-    if divergence is None and until is None and check_of(run.trace) != schedule.check:
-        length = (
-            f"{len(run.trace)} steps"
-            if len(run.trace) != len(schedule.choices)
-            else "as many steps, but other ones"
-        )
-        divergence = Divergence(
-            min(len(run.trace), len(schedule.choices)),
-            f"{len(schedule.choices)} steps as recorded",
-            length,
-        )
+    if divergence is None and until is None:
+        divergence = difference_at_end(run, schedule)
     reports = run.reports or (tuple(races_of(run)) if predicted and run.completed else ())
     return Replayed(run, tuple(report.signature for report in reports), divergence)

@@ -32,7 +32,7 @@ from stress.engines.steps import (
     TASK_LIST,
     Event,
 )
-from stress.engines.tasks import ControlTask
+from stress.engines.tasks import ControlledTask
 from stress.scenario.errors import StressError
 
 PREFIX: Final = "tdp1-"
@@ -149,6 +149,19 @@ class Divergence(StressError):
         self.found = found
 
 
+def difference_at_end(run: Run, schedule: Schedule) -> Divergence | None:
+    """Where a replay that followed every choice still differs from the recorded schedule, None if
+    it does not."""
+    if check_of(run.trace) == schedule.check:
+        return None
+    found, recorded = len(run.trace), len(schedule.choices)
+    return Divergence(
+        min(found, recorded),
+        f"{recorded} steps as recorded",
+        f"{found} steps" if found != recorded else "as many steps, but other ones",
+    )
+
+
 class Follow:
     """The strategy that does what a schedule says, up to `until`, and then what `then` says, or the
     default: go on with the running task while it can, else with the first that can.
@@ -181,7 +194,7 @@ class Follow:
         names = WordNames(scheduler)
         rest = self._then(scheduler) if self._then is not None else scheduler.first
 
-        def pick() -> ControlTask:
+        def pick() -> ControlledTask:
             depth = len(scheduler.trace)
             if depth >= until:
                 scheduler.pick = rest
@@ -268,7 +281,7 @@ class WordNames:
         _, kind, word = event
         return f"{KINDS[kind]} {self.word(word)}".rstrip() if kind != START else KINDS[kind]
 
-    def announced(self, task: ControlTask) -> str:
+    def announced(self, task: ControlledTask) -> str:
         """What a task is about to do."""
         return self.event((task.index, task.kind, task.word))
 

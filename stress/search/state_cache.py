@@ -30,7 +30,7 @@ MOST_STATES: Final = 1_000_000
 """So many states are remembered where nothing else is said; they take some 80 MB."""
 
 
-class States:
+class StateCache:
     """The states that a search has been in, `most` of them at most: later ones are not remembered,
     so that schedules are repeated, but none is lost."""
 

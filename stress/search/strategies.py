@@ -13,7 +13,7 @@ from stress.search.pct import Pct
 from stress.search.portfolio import Portfolio
 from stress.search.pos import Pos
 from stress.search.random_walk import RandomWalk
-from stress.search.state_cache import States
+from stress.search.state_cache import StateCache
 from stress.search.surw import Surw
 
 STRATEGIES: dict[str, tuple[str, Callable[[int, int], Strategy]]] = {
@@ -68,5 +68,5 @@ def strategy_for(text: str, seed: int, states: int = 0) -> Strategy:
         raise StressError(f"strategy {text!r}: the depth of pct is 1 to 5")
     strategy = known[1](seed, value)
     if states and isinstance(strategy, Systematic):
-        strategy.states = States(states)
+        strategy.states = StateCache(states)
     return strategy

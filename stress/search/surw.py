@@ -29,7 +29,7 @@ from stress.engines.steps import (
     YIELD,
     Event,
 )
-from stress.engines.tasks import ControlTask
+from stress.engines.tasks import ControlledTask
 
 _NO_WRITES = frozenset({LOAD, READ_ACQUIRE, READ_RELEASE, WAIT, RELAX, YIELD, SPAWN, START, ENDING})
 _LEARN_ALWAYS = 16
@@ -109,7 +109,7 @@ class Intention:
         for child in sorted(parents, reverse=True):  # a child has a higher number than its parent
             self.left[parents[child]] += self.left[child]
 
-    def adopt(self, child: ControlTask, intended: ControlTask) -> ControlTask:
+    def adopt(self, child: ControlledTask, intended: ControlledTask) -> ControlledTask:
         """`child` no longer counts with its parent; whoever was intended, or the child in its
         stead."""
         parent = self._parents.get(child.index)
@@ -118,7 +118,7 @@ class Intention:
         self.left[parent] -= self.left[child.index]
         return self.sample([intended, child]) if parent == intended.index else intended
 
-    def sample(self, tasks: Sequence[ControlTask]) -> ControlTask:
+    def sample(self, tasks: Sequence[ControlledTask]) -> ControlledTask:
         """One of `tasks` that is not done, by what is left to each; any, where nothing is left."""
         left, words = self.left, self._words
         bounds: list[float] = []
@@ -158,13 +158,13 @@ class Surw:
         known = len(tasks)
         intended = sample(tasks)
 
-        def pick() -> ControlTask:
+        def pick() -> ControlledTask:
             task = scheduler.running
             if draw() >= stay or not task.enabled:
                 task = runnable[int(draw() * len(runnable))]
             return select(task) if task.word in words else task
 
-        def select(task: ControlTask) -> ControlTask:
+        def select(task: ControlledTask) -> ControlledTask:
             nonlocal intended, known
             while known < len(tasks):
                 intended = intention.adopt(tasks[known], intended)

@@ -11,7 +11,7 @@ from attrs import frozen
 from stress.engines.controlled import ControlledRuntime
 from stress.engines.program import Executor, Instance, Program, Run, Strategy
 from stress.engines.scheduler import Picker, Scheduler
-from stress.engines.tasks import ControlTask
+from stress.engines.tasks import ControlledTask
 
 
 @frozen
@@ -46,9 +46,9 @@ class FollowTurns:
         self.ended = []
         name: str | None = None
         left: int | None = 0
-        last: ControlTask | None = None
+        last: ControlledTask | None = None
 
-        def wanted() -> ControlTask | None:
+        def wanted() -> ControlledTask | None:
             nonlocal name, left
             while True:
                 task = next((task for task in scheduler.runnable if task.name == name), None)
@@ -60,7 +60,7 @@ class FollowTurns:
                     return None
                 name, left = turn.task, turn.steps
 
-        def pick() -> ControlTask:
+        def pick() -> ControlledTask:
             nonlocal last
             chosen = wanted()
             if chosen is None:
@@ -78,7 +78,7 @@ class FollowTurns:
         """Nothing is learnt."""
 
 
-class WatchedProgram:
+class FindingWatch:
     """A program, and a strategy for it: `failed_at` is after how many steps the first finding was
     there, None if none was before the schedule came to its end."""
 
@@ -101,7 +101,7 @@ class WatchedProgram:
         """As the strategy says, with a look at the findings before each step."""
         inner, instance = self._inner.begin(scheduler), self._instance
 
-        def pick() -> ControlTask:
+        def pick() -> ControlledTask:
             if self.failed_at is None and instance.reports():
                 self.failed_at = len(scheduler.trace)
             return inner()

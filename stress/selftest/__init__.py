@@ -1,6 +1,5 @@
-"""The zoo: known-broken variants with the scenarios that show them, and the selftest that proves
-that they are caught.
+"""The selftest: proves that every mutant is caught, and that nothing fires on correct code.
 
-`mutant` says what a mutant is, `registry` has them all, `attempt` tries one on one engine,
-`selftest` all of them in parallel, `matrix` tells the result, `page` explains one.
+`registry` lists all mutants with their scenarios, `attempt` tries one on one engine, `selftest`
+all of them in parallel, `matrix` prints the result, `page` explains one.
 """

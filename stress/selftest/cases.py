@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stress.report.cases import Case, Outcome, Suite, end, machine
+from stress.report.cases import Outcome, Suite, SuiteCase, end, machine
 from stress.results.verdict import Verdict
 from stress.selftest.selftest import MatrixRow
 from stress.selftest.stored import SelftestRecord, StoredDetector, selftest_of
@@ -32,11 +32,11 @@ def of_selftest(record: SelftestRecord) -> Suite:
     )
 
 
-def _of_detector(detector: StoredDetector) -> Case:
+def _of_detector(detector: StoredDetector) -> SuiteCase:
     """A detector's own self-test."""
     if not detector.problems:
-        return Case("detectors", detector.name)
-    return Case(
+        return SuiteCase("detectors", detector.name)
+    return SuiteCase(
         "detectors",
         detector.name,
         "failure",
@@ -46,7 +46,7 @@ def _of_detector(detector: StoredDetector) -> Case:
     )
 
 
-def of_row(row: MatrixRow) -> Case:
+def of_row(row: MatrixRow) -> SuiteCase:
     """One variant on one engine."""
     group = f"{row.kind}.{row.engine}"
     name = f"{row.name} on {row.scenario}" + (f" with {row.strategy}" if row.strategy else "")
@@ -57,15 +57,15 @@ def of_row(row: MatrixRow) -> Case:
         f"of {row.wanted}"
     )
     if row.state in ("killed", "silent"):
-        return Case(group, name)
+        return SuiteCase(group, name)
     if row.state == "not tried":
-        return Case(group, name, "skipped", "", "not tried: the selftest was cut short")
+        return SuiteCase(group, name, "skipped", "", "not tried: the selftest was cut short")
     if row.state in ("error", "idle"):
         errors = row.errors or ("nothing happened",)
-        return Case(
+        return SuiteCase(
             group, name, "error", row.state, errors[0].splitlines()[0], "\n".join([story, *errors])
         )
     alive_on_threads = row.kind == "mutant" and row.engine == "threads"
     # One mutant that threads miss is allowed for; how many may be, the verdict says.
     outcome: Outcome = "skipped" if alive_on_threads else "failure"
-    return Case(group, name, outcome, row.state, f"{row.state}: fired {fired}", story)
+    return SuiteCase(group, name, outcome, row.state, f"{row.state}: fired {fired}", story)

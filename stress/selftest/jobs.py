@@ -9,8 +9,8 @@ from attrs import frozen
 
 from stress.engines.carrier import pinned
 from stress.mutants.case import Case
-from stress.runs.fanout.spread import FanoutPlace, spread
-from stress.runs.fanout.task import RemoteTask, Trouble, current_slot
+from stress.runs.fanout.spread import Workers, spread
+from stress.runs.fanout.task import FanoutTask, Trouble, current_slot
 from stress.scenario.types import Scenario
 from stress.selftest.attempt import Attempt, Engine, on_threads, under_control
 
@@ -30,7 +30,7 @@ class Job:
 
 def run_jobs(
     jobs: Iterable[Job],
-    where: FanoutPlace,
+    where: Workers,
     on_done: Callable[[Job, Attempt], None],
     until: float | None = None,
 ) -> tuple[int, str]:
@@ -47,7 +47,7 @@ def run_jobs(
             result = Attempt(job.name, job.engine, job.seed, False, errors=(result.text,))
         on_done(job, result)
 
-    why = spread([RemoteTask(attempt, (job,), job.limit_s) for job in wanted], where, done, until)
+    why = spread([FanoutTask(attempt, (job,), job.limit_s) for job in wanted], where, done, until)
     return left, why
 
 

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mmu.report import RULES
-from stress.selftest.selftest import MatrixRow, Selftest, judgement_of, told
+from stress.selftest.selftest import MatrixRow, Selftest, judgement_of, summary
 
 WORK = {"controlled": "schedules", "threads": "steps"}
 """What an engine counts until the kill."""
@@ -100,15 +100,15 @@ def console_tables(test: Selftest, console: Console) -> None:
 def verdict_line(test: Selftest) -> str:
     """The verdict in one line."""
     judgement = judgement_of(test)
-    summary = told(test)
-    reasons = [reason for reason in judgement.reasons if reason != summary]
+    counts = summary(test)
+    reasons = [reason for reason in judgement.reasons if reason != counts]
     return (
-        f"{judgement.verdict.name}  selftest, {test.wall_s:.0f} s: {'; '.join([*reasons, summary])}"
+        f"{judgement.verdict.name}  selftest, {test.wall_s:.0f} s: {'; '.join([*reasons, counts])}"
     )
 
 
 def _silent_lines(test: Selftest) -> Iterator[str]:
-    """What had to stay silent: each inverted control, and the correct model by engine and policy.
+    """What had to stay silent: each control, and the correct model by engine and policy.
     Before them, the detectors' own self-tests."""
     if test.detectors:
         wrong = [result.test.name for result in test.detectors if result.problems]
@@ -119,7 +119,7 @@ def _silent_lines(test: Selftest) -> Iterator[str]:
         )
         yield f"detector self-tests ({len(test.detectors)}): {told}"
     for row in test.of_kind("control"):
-        yield f"inverted control {row.name}, {row.engine}, {row.scenario}: {_outcome([row])}"
+        yield f"control {row.name}, {row.engine}, {row.scenario}: {_outcome([row])}"
     groups: dict[tuple[str, str], list[MatrixRow]] = {}
     for row in test.of_kind("correct"):
         groups.setdefault((row.engine, row.name), []).append(row)

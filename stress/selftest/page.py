@@ -13,7 +13,7 @@ from stress.engines.carrier import pinned
 from stress.mutants import commits
 from stress.mutants.case import Case, Control, Mutant
 from stress.report import explanation
-from stress.runs.explore import ExploreRequest, campaign_for
+from stress.runs.explore import ExploreRequest, exploration_for
 from stress.search.explain import explain_stored
 from stress.search.exploration import Failure, SearchBudget
 from stress.search.minimise import Minimiser
@@ -29,7 +29,7 @@ CONFIDENCE = {
 }
 """What the reference's marks mean."""
 LEGEND = (
-    "B-numbers are upstream bugs and R-numbers defects of the posted series, in the specification "
+    "B-numbers are upstream bugs and R-numbers posted defects, in the specification "
     "that the model is held to;"
     " 'reference' is a section of it. O-numbers are the rules of 'stress list oracles'."
 )
@@ -41,7 +41,7 @@ explain FILE' tries more."""
 
 
 def page(name: str) -> Iterator[str]:
-    """The page of a mutant, a defect of the posted series, or an inverted control, a piece at a
+    """The page of a mutant, a posted defect, or a control, a piece at a
     time, because the last ones have to be found first; raises `StressError` for other names."""
     found = entry(name)
     yield from facts(found)
@@ -78,7 +78,7 @@ def _of_mutant(mutant: Mutant) -> Iterator[str]:
 
 
 def _of_control(control: Control) -> Iterator[str]:
-    yield "an inverted control: it looks wrong and is right, and nothing may fire"
+    yield "a control: it looks wrong and is right, and nothing may fire"
     yield ""
     if control.origin:
         yield from _origin(control.origin)
@@ -232,7 +232,7 @@ def kill(mutant: Mutant) -> Failure | None:
     wanted = frozenset(scenario.expect.rules)
     for seed in range(1, TRIES + 1):
         with pinned():
-            tally = campaign_for(
+            tally = exploration_for(
                 ExploreRequest(scenario, mutant.controlled.scenario, seed, strategy), seed
             ).run(SearchBudget(seconds=LIMIT_S / TRIES, wanted=wanted))
         found = next(

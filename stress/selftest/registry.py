@@ -1,5 +1,5 @@
-"""Everything in the zoo: the mutants, and the defects of the posted series with the scenarios that
-show them."""
+"""All mutants: those of `stress.mutants`, and the posted defects with the scenarios that show
+them."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ _POSTED_SETTINGS = {
     "r12-mm-exit-without-flush": ("budget.duration_s=0.5",),
     "r17-gup-under-slots-lock": ("limits.stall_s=1.0", "limits.rcu_stall_s=2.0"),
 }
-"""What makes threads show a defect of the posted series sooner: R12 is about the end of a run; R17
+"""What makes threads show a posted defect sooner: R12 is about the end of a run; R17
 is a deadlock, known as soon as the watchdog says so."""
 
 
 @cache
-def zoo() -> dict[str, Mutant]:
-    """Every mutant by name, the defects of the posted series first."""
+def all_mutants() -> dict[str, Mutant]:
+    """Every mutant by name, the posted defects first."""
     return {**{name: _posted(defect) for name, defect in POSTED.items()}, **MUTANTS}
 
 
 def entry(name: str) -> Mutant | Control:
-    """The mutant or the inverted control of this name; raises `StressError` for what there is
+    """The mutant or the control of this name; raises `StressError` for what there is
     not."""
-    known: dict[str, Mutant | Control] = {**zoo(), **CONTROLS}
+    known: dict[str, Mutant | Control] = {**all_mutants(), **CONTROLS}
     if name not in known:
         hint = nearest(name, known)
         raise StressError(
@@ -60,7 +60,7 @@ def scenario_of(case: Case, variant: Variant, *settings: str) -> Scenario:
 
 
 def _posted(defect: Variant) -> Mutant:
-    """A defect of the posted series, with the cases that its scenario below `configs/rfc-v1`
+    """A posted defect, with the cases that its scenario below `configs/rfc-v1`
     names."""
     number = int(defect.name.split("-")[0].removeprefix("r"))
     (path,) = (configs_root() / "rfc-v1").glob(f"R{number:02}-*.toml")

@@ -2,7 +2,7 @@
 control.
 
 It is planned as jobs (`plan`), carried out in parallel (`run`), and told as rows: one for each
-mutant and engine, one for each inverted control, one for each way of running the correct model.
+mutant and engine, one for each control, one for each way of running the correct model.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from stress.mutants.controls import CONTROLS
 from stress.results.environment import observe
 from stress.results.run_record import Environment
 from stress.results.verdict import Judgement, Verdict
-from stress.runs.fanout.spread import FanoutPlace
+from stress.runs.fanout.spread import Workers
 from stress.scenario.errors import StressError
 from stress.scenario.types import Oracles, RuleName, Scenario
 from stress.selftest.attempt import ENGINES, Attempt, Engine
-from stress.selftest.detectors.detectors import Result, run_all
+from stress.selftest.detectors.detectors import SelfTestResult, run_all
 from stress.selftest.jobs import Job, run_jobs
-from stress.selftest.registry import entry, scenario_of, without_variants, zoo
+from stress.selftest.registry import all_mutants, entry, scenario_of, without_variants
 
 THREADS_SHARE = 0.8
 """At least so many of the mutants that have a case for threads must die there: four in five."""
@@ -160,7 +160,7 @@ class Selftest:
     wall_s: float = 0.0
     left: int = 0
     environment: Environment = field(factory=observe)
-    detectors: tuple[Result, ...] = ()
+    detectors: tuple[SelfTestResult, ...] = ()
     stopped: str = ""
 
     def of_kind(self, kind: str, engine: Engine | None = None) -> list[MatrixRow]:
@@ -181,7 +181,7 @@ class Selftest:
 def chosen(options: Options) -> list[Mutant]:
     """The mutants that the options choose; raises `StressError` for names, oracles or tags that
     there are not."""
-    known = zoo()
+    known = all_mutants()
     every = list(known.values())
     tags = {tag for mutant in every for tag in mutant.tags}
     for what, given, there in (
@@ -237,14 +237,14 @@ def run(
 
     until = start + options.budget_s if options.budget_s is not None else None
     test.left, test.stopped = run_jobs(
-        (job for job, _ in jobs), FanoutPlace(options.jobs, options.scheduler), done, until
+        (job for job, _ in jobs), Workers(options.jobs, options.scheduler), done, until
     )
     test.wall_s = time.monotonic() - start
     return test
 
 
 def plan(options: Options, mutants: Sequence[Mutant]) -> Iterator[tuple[MatrixRow, list[Job]]]:
-    """Every row with its jobs: mutants first, then inverted controls, then the correct model."""
+    """Every row with its jobs: mutants first, then controls, then the correct model."""
     for mutant in mutants if options.mutants else ():
         yield from _of_mutant(options, mutant)
     if not options.oracles and not options.tags:
@@ -344,7 +344,7 @@ def judgement_of(test: Selftest) -> Judgement:
             reasons.append(
                 (
                     Verdict.FAIL,
-                    f"{'inverted control' if row.kind == 'control' else 'correct model'} {where}: "
+                    f"{'control' if row.kind == 'control' else 'correct model'} {where}: "
                     f"{rules} fired",
                 )
             )
@@ -377,14 +377,14 @@ def judgement_of(test: Selftest) -> Judgement:
             )
         )
     if not reasons:
-        return Judgement(Verdict.PASS, (told(test),))
+        return Judgement(Verdict.PASS, (summary(test),))
     return Judgement(
         max(verdict for verdict, _ in reasons),
         tuple(text for _, text in sorted(reasons, key=lambda item: -item[0])),
     )
 
 
-def told(test: Selftest) -> str:
+def summary(test: Selftest) -> str:
     """What happened, in one sentence."""
     parts = []
     for engine in ENGINES:

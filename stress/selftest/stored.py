@@ -10,7 +10,7 @@ from attrs import evolve, frozen
 from stress.results.run_record import Environment
 from stress.results.serialise import plain, structured
 from stress.selftest.attempt import Attempt, Engine
-from stress.selftest.detectors.detectors import Result, SelfTest
+from stress.selftest.detectors.detectors import SelfTest, SelfTestResult
 from stress.selftest.selftest import MatrixRow, Options, Selftest, judgement_of
 
 SELFTEST_JSON: Final = "selftest.json"
@@ -121,7 +121,7 @@ def selftest_of(record: SelftestRecord) -> Selftest:
     kinds = (("mutant", record.mutants), ("control", record.controls), ("correct", record.correct))
     rows = [_row(kind, stored) for kind, group in kinds for stored in group]
     detectors = tuple(
-        Result(SelfTest(each.name, "", each.code, tuple), (), each.problems)
+        SelfTestResult(SelfTest(each.name, "", each.code, tuple), (), each.problems)
         for each in record.detectors
     )
     return Selftest(

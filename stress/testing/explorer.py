@@ -16,7 +16,7 @@ from stress.search.schedule import Divergence, Schedule
 from stress.search.strategies import EXHAUSTIVE, is_exhaustive, strategy_for
 from stress.testing import text
 from stress.testing.program import FunctionProgram, NothingExplored, ProgramFunction
-from stress.testing.rerun import Rerun, rerun, simpler
+from stress.testing.replay import LocatedReplay, replay_located, simpler
 
 SCHEDULES: Final = 1_000
 EXHAUSTIVE_SCHEDULES: Final = 100_000
@@ -132,13 +132,13 @@ def explore(
     settings = (settings or Settings()).checked()
     program = FunctionProgram(function)
     with _alone(), pinned(slot):
-        campaign = Exploration(
+        exploration = Exploration(
             program,
             strategy_for(settings.name, settings.seed),
             limit=settings.limit,
             granularity=settings.granularity,
         )
-        tally = campaign.run(settings.budget)
+        tally = exploration.run(settings.budget)
         failures = list(tally.failures.values())
         failed = _explained(program, failures[0], settings, command) if failures else None
     if failed is not None:
@@ -167,20 +167,20 @@ def replay(
     settings = (settings or Settings()).checked()
     schedule = Schedule.decode(string)
     with _alone(), pinned(slot):
-        again = rerun(
+        replayed = replay_located(
             FunctionProgram(function),
             schedule,
             steps=steps,
             limit=settings.limit,
             granularity=settings.granularity,
         )
-    if again.divergence is not None:
-        raise ReplayDiverged(_diverged(again, again.divergence))
-    if again.reports:
-        summary = f"replayed: {len(again.steps)} steps, the same as recorded"
-        message = text.failure(again.reports, summary, command(string), _shown(again))
-        raise ScheduleFailed(message, again.reports[0].signature, string, again.steps)
-    return Explored("replay", 1, len(again.steps), 1, False, 0.0)
+    if replayed.divergence is not None:
+        raise ReplayDiverged(_diverged(replayed, replayed.divergence))
+    if replayed.reports:
+        summary = f"replayed: {len(replayed.steps)} steps, the same as recorded"
+        message = text.failure(replayed.reports, summary, command(string), _shown(replayed))
+        raise ScheduleFailed(message, replayed.reports[0].signature, string, replayed.steps)
+    return Explored("replay", 1, len(replayed.steps), 1, False, 0.0)
 
 
 def _explained(
@@ -198,15 +198,17 @@ def _explained(
     if better is not None:
         schedule = better[0]
         summary += f"; shown by a schedule with {_preemptions(better[1])}"
-    again = rerun(program, schedule, limit=settings.limit, granularity=settings.granularity)
+    replayed = replay_located(
+        program, schedule, limit=settings.limit, granularity=settings.granularity
+    )
     string = schedule.encode()
-    if again.divergence is None and signature in again.signatures:
-        reports = sorted(again.reports, key=lambda report: report.signature != signature)
+    if replayed.divergence is None and signature in replayed.signatures:
+        reports = sorted(replayed.reports, key=lambda report: report.signature != signature)
         return ScheduleFailed(
-            text.failure(reports, summary, command(string), _shown(again)),
+            text.failure(reports, summary, command(string), _shown(replayed)),
             signature,
             string,
-            again.steps,
+            replayed.steps,
         )
     string = failure.schedule.encode()
     message = text.failure(
@@ -215,8 +217,8 @@ def _explained(
     return ScheduleFailed(message, signature, string, failure.steps)
 
 
-def _shown(again: Rerun) -> text.Shown:
-    return text.Shown(again.steps, again.places, tuple(text.words_at_end(again.run)))
+def _shown(replayed: LocatedReplay) -> text.Shown:
+    return text.Shown(replayed.steps, replayed.places, tuple(text.words_at_end(replayed.run)))
 
 
 def _preemptions(count: int) -> str:
@@ -241,15 +243,15 @@ def _how_far(tally: ExplorationTally) -> str:
     )
 
 
-def _diverged(again: Rerun, divergence: Divergence) -> str:
+def _diverged(replayed: LocatedReplay, divergence: Divergence) -> str:
     head = (
         f"the replay diverges at step {divergence.step + 1}: expected {divergence.expected}, found "
         f"{divergence.found}; "
         "the test, or what it calls, has changed since the schedule was recorded"
     )
-    if not again.steps:
+    if not replayed.steps:
         return head
-    lines = text.interleaving(text.Shown(again.steps, again.places))
+    lines = text.interleaving(text.Shown(replayed.steps, replayed.places))
     return "\n".join([head, "", "up to there:", *(f"  {line}" for line in lines)])
 
 

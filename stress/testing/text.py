@@ -14,7 +14,7 @@ from stress.engines.locks import ControlledLock
 from stress.engines.program import Run
 from stress.search.schedule import WordNames
 from stress.testing.program import RULE, FunctionInstance
-from stress.testing.rerun import Place
+from stress.testing.replay import Place
 
 MOST_STEPS: Final = 160
 MOST_COLUMNS: Final = 6

@@ -16,7 +16,7 @@ from typing import Any, Final
 from attrs import frozen
 
 from mmu.export.policies import SLOT_LEAVES
-from mmu.kernels import UPSTREAM
+from mmu.kernels import RELEASED
 from mmu.variant import Variant
 from stress.results.verdict import Verdict
 from stress.trace.conform_director import OperationOutcome, ReplayTally
@@ -56,7 +56,7 @@ look like no recording."""
 
 @frozen
 class Conformance:
-    """What came of a recording: `kernel` is the model's profile, `reasons` what the verdict rests
+    """What came of a recording: `kernel` is the model's name, `reasons` what the verdict rests
     on."""
 
     origin: str
@@ -118,13 +118,13 @@ def conform_script(
 ) -> Conformance:
     """The same for a recording that has been read."""
     find_inputs(script)
-    name = kernel or profile(script)
+    name = kernel or model_name(script)
     return judge(origin, name, script, Replay(script, (*model_of(name), *variants)).run())
 
 
-def profile(script: ConformScript) -> str:
-    """The model's profile for a recording: its layout's kernel, without the slot-zap quirk if every
-    deletion that shows how it zapped went over the slot's own range."""
+def model_name(script: ConformScript) -> str:
+    """The name of the model for a recording: its layout's kernel, without the slot-zap quirk if
+    every deletion that shows how it zapped went over the slot's own range."""
     ways = Counter(
         _way_of_zapping(operation)
         for operation in script.operations
@@ -145,7 +145,7 @@ def _way_of_zapping(operation: Operation) -> str:
 
 def model_of(name: str) -> tuple[Variant, ...]:
     """The variants that make the model that kernel."""
-    base = UPSTREAM[name.removesuffix("-quirkoff")]
+    base = RELEASED[name.removesuffix("-quirkoff")]
     return (*base, SLOT_LEAVES) if name.endswith("-quirkoff") else base
 
 

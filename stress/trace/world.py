@@ -118,7 +118,7 @@ class TracedVm:
 
 
 @define(eq=False)
-class Owed:
+class OwedFlush:
     """A range whose translations were taken away: a flush is due."""
 
     first: int
@@ -145,7 +145,7 @@ class TracedTask:
     placed: bool = False
     """Whether it was seen where it can owe nothing: a task that the recording finds in the middle
     of a zap may have told before it began why its zap needs no flush."""
-    owed: list[Owed] = field(factory=list)
+    owed: list[OwedFlush] = field(factory=list)
     fresh_flush: int = 0
     """Line of a flush since its last SPTE change, or 0."""
     last_change: tuple[int, int, int, int] | None = None

@@ -209,7 +209,7 @@ def test_a_killed_run_can_still_be_reported(
     assert done.code == 0
     assert "was killed" in done.out
     assert "INCONCLUSIVE (killed)" in done.out
-    assert "memslot deletes" in done.out
+    assert "memslot_deletes" in done.out
     assert "(killed)" in (tmp_path / "latest" / "report.html").read_text()
 
 

@@ -51,8 +51,8 @@ def test_json_has_figures_and_suspects(stress: Stress, tmp_path: Path) -> None:
         if finding["rule"] == "O1"
     }
     assert suspected == {"R5", "R12"}
-    again = stress("report", tmp_path / "latest", "--json")
-    assert json.loads(again.out) == data
+    reported = stress("report", tmp_path / "latest", "--json")
+    assert json.loads(reported.out) == data
 
 
 def test_once_mended_the_same_scenario_passes(stress: Stress, tmp_path: Path) -> None:

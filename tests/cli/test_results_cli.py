@@ -1,4 +1,4 @@
-"""`stress results`, `report`, `again` and `schema` as a user types them."""
+"""`stress results`, `report`, `rerun` and `schema` as a user types them."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_a_result_is_shown_by_name_or_as_the_latest(stress: Stress, results: Pat
         (["results", "show", "nothing"], "stress results list"),
         (["results", "list", "--since", "yesterday"], "an age such as 7d"),
         (["results", "prune"], "nothing says what to delete"),
-        (["again", "nothing"], "stress results list"),
+        (["rerun", "nothing"], "stress results list"),
         (["report", "nothing"], "stress results list"),
         (["schema", "nothing"], "'nothing' is not one of"),
     ],
@@ -121,11 +121,11 @@ def test_mistakes_exit_4_and_say_what_is_right(
 
 
 def test_prune_says_what_it_deletes_and_deletes_nothing_else(stress: Stress, results: Path) -> None:
-    told = stress(
+    listed = stress(
         "results", "prune", "--kind", "run", "--passed", "--dry-run", "--results", results
     )
-    assert told.code == 0
-    assert "would be deleted" in told.out
+    assert listed.code == 0
+    assert "would be deleted" in listed.out
     assert len([*results.glob("*-quick-*")]) == 2
     refused = stress("results", "prune", "--kind", "run", "--passed", "--results", results)
     assert refused.code == 4
@@ -235,8 +235,8 @@ def test_damage_is_named(
 ) -> None:
     directory = keep(tmp_path)
     (directory / name).write_text(text)
-    for command in (["report"], ["results", "show"], ["again"]):
-        if command == ["again"] and name == "selftest.json":
+    for command in (["report"], ["results", "show"], ["rerun"]):
+        if command == ["rerun"] and name == "selftest.json":
             continue
         done = stress(*command, directory)
         assert done.code == 4
@@ -276,9 +276,9 @@ def test_a_real_exploration_is_kept_with_valid_reports_and_made_again_exactly(
     before = valid("exploration", (first / "explore.json").read_text())
     valid("schedule", (first / "schedule-1.json").read_text())
     JUNIT.validate((first / "junit.xml").read_text())
-    done = stress("again", "latest", "--results", tmp_path, "-q")
+    done = stress("rerun", "latest", "--results", tmp_path, "-q")
     assert done.code == 1
-    assert f"again: {first.name}, which was FAIL" in done.err
+    assert f"rerun: {first.name}, which was FAIL" in done.err
     assert "nothing around it has changed" in done.err
     second = (tmp_path / "latest").resolve()
     assert second != first
@@ -329,7 +329,7 @@ def test_a_real_run_is_kept_with_valid_reports_and_made_again(
     }
     before = valid("run", (first / "run.json").read_text())
     JUNIT.validate((first / "junit.xml").read_text())
-    done = stress("again", first, "--results", tmp_path, "--json")
+    done = stress("rerun", first, "--results", tmp_path, "--json")
     assert done.code == 0
     after = valid("run", done.out)
     assert after["id"] != before["id"]
@@ -339,9 +339,9 @@ def test_a_real_run_is_kept_with_valid_reports_and_made_again(
 
 
 def test_again_refuses_what_it_cannot_make_again(stress: Stress, tmp_path: Path) -> None:
-    done = stress("again", keep_selftest(tmp_path, selftest()))
+    done = stress("rerun", keep_selftest(tmp_path, selftest()))
     assert done.code == 4
-    assert "only a run or an exploration can be made again" in done.err
+    assert "only a run or an exploration can be rerun" in done.err
 
 
 def test_a_run_without_a_timeline_says_why(stress: Stress, tmp_path: Path) -> None:

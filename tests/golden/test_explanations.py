@@ -57,7 +57,7 @@ CASES = {
 
 
 def look_for(variant: str, case: Case) -> StoredSchedule:
-    """The first failing schedule that a campaign meets, minimised. The steps are left out: the
+    """The first failing schedule that an exploration meets, minimised. The steps are left out: the
     schedule says them all."""
     scenario = load(EXPLORE / f"{case.scenario}.toml", [f'vm.variants=["{variant}"]'])
     with pinned():

@@ -12,12 +12,12 @@ from stress.engines.program import Executor
 from stress.search.bounded import DelayBounded, DepthFirst, PreemptionBounded, Systematic
 from stress.search.dpor import Dpor
 from stress.search.happens_before import class_of
-from stress.search.state_cache import States
+from stress.search.state_cache import StateCache
 from stress.selftest.litmus.base import LitmusProgram
 from stress.selftest.litmus.registry import LITMUS
 from tests.laws.test_dpor_laws import everything
 
-Search = Callable[[States | None], Systematic]
+Search = Callable[[StateCache | None], Systematic]
 Seen = dict[int, tuple[object, ...]]
 
 SEARCHES: dict[str, Search] = {
@@ -42,7 +42,7 @@ def test_random_programs_show_the_same(name: str) -> None:
             whole = everything(search(None), number)
             if whole is None:
                 continue
-            cut = everything(search(States()), number)
+            cut = everything(search(StateCache()), number)
             assert cut is not None
             compared += 1
             assert cut[0] == whole[0], number
@@ -77,7 +77,7 @@ def test_litmus_programs_show_the_same() -> None:
         for litmus in list(LITMUS)[::6]:
             whole = seen(litmus, search(None))
             if whole is not None:
-                assert seen(litmus, search(States())) == whole, litmus
+                assert seen(litmus, search(StateCache())) == whole, litmus
                 compared += 1
     assert compared >= 15
 
@@ -89,7 +89,7 @@ def test_depth_first_and_dpor_prove_the_same_of_litmus_programs() -> None:
         for name in list(LITMUS)[::4]:
             classes = seen(name, Dpor())
             whole = (
-                seen(name, DepthFirst(States()))
+                seen(name, DepthFirst(StateCache()))
                 if classes is not None and len(classes) <= 3
                 else None
             )

@@ -12,7 +12,7 @@ from mmu.variant import Variant
 from stress.engines.carrier import pinned
 from stress.mutants import SHIPPED
 from stress.search.bounded import PreemptionBounded
-from stress.search.state_cache import States
+from stress.search.state_cache import StateCache
 from stress.selftest.litmus import FAMILIES, LITMUS
 from stress.selftest.litmus.base import (
     ACCEPTABLE,
@@ -177,7 +177,7 @@ def test_it_is_reached_where_states_are_remembered_too(
     breach: str, name: str, outcome: str
 ) -> None:
     """With one preemption, and with most schedules cut where an earlier one had been."""
-    search = PreemptionBounded(1, States())
+    search = PreemptionBounded(1, StateCache())
     result = run_litmus(LITMUS[name], search, SMALL, variants=(SHIPPED[breach],))
     assert search.exhausted
     assert search.states

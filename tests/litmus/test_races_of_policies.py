@@ -8,7 +8,7 @@ import pytest
 
 from mmu.export.iommu import Dma
 from mmu.export.policies import POLICIES
-from mmu.kernels import KERNELS
+from mmu.kernels import SERIES
 from mmu.machine.vcpu import Exit
 from mmu.memory.memslots import KVM_MEM_LOG_DIRTY_PAGES
 from mmu.task import Task
@@ -33,7 +33,7 @@ SOUND = [policy for name, policy in POLICIES.items() if name != WRONG]
 each_policy = pytest.mark.parametrize("policy", SOUND, ids=[policy.name for policy in SOUND])
 
 
-each_kernel = pytest.mark.parametrize("kernel", list(KERNELS))
+each_kernel = pytest.mark.parametrize("kernel", list(SERIES))
 
 
 def test_the_negative_control_is_the_only_one_that_is_left_out() -> None:
@@ -55,7 +55,7 @@ def two_slots(machine: Machine) -> tuple[object, object, object]:
 @each_kernel
 @each_policy
 def test_nobody_reaches_a_deleted_slot_and_everybody_the_rest(policy: Variant, kernel: str) -> None:
-    with litmus(*KERNELS[kernel], policy) as machine:
+    with litmus(*SERIES[kernel], policy) as machine:
         vcpu, device, hwpt = two_slots(machine)
         meanwhile(machine, lambda: machine.delete_slot(1))
         for write in (False, True):
@@ -101,7 +101,7 @@ def test_an_access_in_flight_is_over_before_the_delete_returns(policy: Variant) 
 def test_a_guest_that_is_running_is_out_before_the_delete_returns(
     policy: Variant, kernel: str
 ) -> None:
-    with litmus(*KERNELS[kernel], policy) as machine:
+    with litmus(*SERIES[kernel], policy) as machine:
         vcpu, _, _ = two_slots(machine)
         deleting: list[Task] = []
 
@@ -174,8 +174,8 @@ def test_the_fd_can_be_closed_and_the_address_space_exported_again(policy: Varia
         hwpt.destroy()
         meanwhile(machine, machine._fds[0].put)
         assert device.transact(1, write=False) is None
-        again, new_hwpt = machine.attach(machine.export(), "device1")
-        assert dma(again, new_hwpt, 1)
+        exported, new_hwpt = machine.attach(machine.export(), "device1")
+        assert dma(exported, new_hwpt, 1)
         assert_clean(machine)
 
 

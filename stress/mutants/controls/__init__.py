@@ -1,4 +1,4 @@
-"""Inverted controls: variants that look wrong and are right. An oracle that fires on one of them
+"""Controls: variants that look wrong and are right. An oracle that fires on one of them
 cries wolf.
 
 One idea a file; each file's `VARIANT` is a `stress.mutants.case.Control`.
@@ -14,4 +14,4 @@ CONTROLS: dict[str, Control] = {
     for name, found in variants_in(__name__, __path__).items()
     if isinstance(found, Control)
 }
-"""Every inverted control by name."""
+"""Every control by name."""

@@ -9,6 +9,7 @@ from attrs import frozen
 
 from stress.observe.histograms import NUMBERS, OPERATIONS, Latency
 from stress.results.run_record import RunRecord
+from stress.scenario.counters import MEMSLOT_CALLS
 
 LEAST_COUNT = 20
 """A percentile of fewer operations is no figure."""
@@ -74,20 +75,20 @@ _NUMBERS = {
     "mmu_lock_write_hold": "M1",
 }
 _RATES = {
-    "guest_rate": ("guest accesses", "lets guests access memory", ("vcpu_accesses",)),
-    "device_rate": ("device accesses", "lets devices access memory", ("device_accesses",)),
+    "guest_rate": ("vcpu_accesses", "lets guests access memory", ("vcpu_accesses",)),
+    "device_rate": ("device_accesses", "lets devices access memory", ("device_accesses",)),
     "memslot_rate": (
         "memslot calls",
         "changes memslots",
-        ("memslot_creates", "memslot_deletes", "memslot_moves", "memslot_flags"),
+        MEMSLOT_CALLS,
     ),
 }
 _PER_DELETE = {
-    "refaults": ("vCPU faults that mapped", "vcpu_faults_fixed", "M5"),
-    "io_faults": ("IO page faults", "io_faults", "M5"),
-    "root_loads": ("root loads", "vcpu_root_loads", "M4"),
-    "flushes": ("remote flushes", "remote_flushes", "M7"),
-    "notifications": ("importer notifications", "importer_notifications", "M7"),
+    "refaults": ("vcpu_faults_fixed", "M5"),
+    "io_faults": ("io_faults", "M5"),
+    "root_loads": ("vcpu_root_loads", "M4"),
+    "flushes": ("remote_flushes", "M7"),
+    "notifications": ("importer_notifications", "M7"),
 }
 
 Value = tuple[Metric, float]
@@ -115,7 +116,7 @@ def _latencies(record: RunRecord) -> Iterator[Value]:
             continue
         number = _NUMBERS.get(operation, "")
         for percentile, value in (("p50", _median(latency)), ("p99", latency.p99)):
-            title = f"{operation.replace('_', ' ')} {percentile}"
+            title = f"{operation} {percentile}"
             if operation in NUMBERS:
                 yield (
                     Metric(
@@ -177,14 +178,14 @@ def _per_delete(record: RunRecord) -> Iterator[Value]:
     deletes = record.counters.get("memslot_deletes", 0) + record.counters.get("memslot_moves", 0)
     if not deletes:
         return
-    for name, (title, counter, number) in _PER_DELETE.items():
+    for name, (counter, number) in _PER_DELETE.items():
         metric = Metric(
             f"{name}_per_delete",
-            f"{title} a delete or move",
+            f"{counter} a delete or move",
             "",
             "amount",
             "lower",
-            f"{title} a delete or move",
+            f"{counter} a delete or move",
             number,
         )
         yield metric, record.counters.get(counter, 0) / deletes

@@ -3,7 +3,7 @@ its own.
 
 A worker cannot do that itself: its process may be a daemonic one, which multiprocessing allows no
 children, and every child would import what the worker has imported. This one is clean, and lives as
-long as one campaign on one worker.
+long as one batch on one worker.
 
 What goes in and out are pickles, one after the other. In: `Greeting`, then a task at a time. Out:
 the identity of this process, then a result for each task.
@@ -23,7 +23,7 @@ from typing import Any, BinaryIO
 
 from stress.runs.fanout.identity import identity
 from stress.runs.fanout.local import run_local
-from stress.runs.fanout.task import Greeting, RemoteTask
+from stress.runs.fanout.task import FanoutTask, Greeting
 
 
 def main() -> None:
@@ -43,10 +43,10 @@ def serve(requests: BinaryIO, answers: BinaryIO) -> None:
         )
 
 
-def _tasks(requests: BinaryIO) -> Iterator[RemoteTask]:
+def _tasks(requests: BinaryIO) -> Iterator[FanoutTask]:
     """Read beside, so that the end of the worker is noticed while a task is carried out: nobody
     wants its result then."""
-    arrived: SimpleQueue[RemoteTask] = SimpleQueue()
+    arrived: SimpleQueue[FanoutTask] = SimpleQueue()
 
     def read() -> None:
         try:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Protocol
 
-from stress.runs.fanout.task import OnDone, RemoteTask, startable
+from stress.runs.fanout.task import FanoutTask, OnDone, startable
 from stress.scenario.errors import StressError
 
 LOOK_EVERY_S = 2.0
@@ -24,7 +24,7 @@ class Cluster(Protocol):
     def places(self) -> int:
         """How many tasks can be carried out at a time, now; at least one."""
 
-    def start(self, number: int, task: RemoteTask) -> None:
+    def start(self, number: int, task: FanoutTask) -> None:
         """Have a task carried out."""
 
     def next_end(self, timeout_s: float) -> tuple[int, Any] | None:
@@ -34,7 +34,7 @@ class Cluster(Protocol):
 
 def run_on(
     cluster: Cluster,
-    tasks: Iterable[RemoteTask],
+    tasks: Iterable[FanoutTask],
     on_done: OnDone,
     at_most: int | None = None,
     until: float | None = None,

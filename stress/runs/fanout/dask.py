@@ -21,7 +21,7 @@ from stress.runs.fanout import remote
 from stress.runs.fanout.cluster import ClusterLost
 from stress.runs.fanout.identity import identity
 from stress.runs.fanout.remote import RemoteBatch, VersionSkew
-from stress.runs.fanout.task import RemoteTask, Trouble
+from stress.runs.fanout.task import FanoutTask, Trouble
 from stress.scenario.errors import StressError
 
 CONNECT_S = 20.0
@@ -38,11 +38,11 @@ LOST = "the connection to the Dask scheduler was lost"
 
 
 class DaskCluster:
-    """The workers of one scheduler, for one campaign."""
+    """The workers of one scheduler, for one batch."""
 
-    def __init__(self, client: Any, campaign: RemoteBatch) -> None:
+    def __init__(self, client: Any, batch: RemoteBatch) -> None:
         self._client = client
-        self._campaign = campaign
+        self._batch = batch
         self._ended: SimpleQueue[Any] = SimpleQueue()
         self._running: dict[str, tuple[int, Any]] = {}
         self._alone_since: float | None = None
@@ -52,19 +52,17 @@ class DaskCluster:
         come."""
         return max(1, sum(self._threads().values()))
 
-    def start(self, number: int, task: RemoteTask) -> None:
+    def start(self, number: int, task: FanoutTask) -> None:
         """Submit it."""
-        key = f"{self._campaign.name}-{number}"
+        key = f"{self._batch.name}-{number}"
         with _lost():
-            future = self._client.submit(
-                remote.carry_out, self._campaign, task, key=key, pure=False
-            )
+            future = self._client.submit(remote.carry_out, self._batch, task, key=key, pure=False)
         self._running[key] = (number, future)
         future.add_done_callback(self._ended.put)
 
     def next_end(self, timeout_s: float) -> tuple[int, Any] | None:
         """The next result. Raises `ClusterLost` when the scheduler or every worker is gone, and for
-        a worker that is not what the campaign was started with."""
+        a worker that is not what the batch was started with."""
         try:
             future = self._ended.get(timeout=timeout_s)
         except Empty:
@@ -81,7 +79,7 @@ class DaskCluster:
         """Give up what is running, here and there."""
         with contextlib.suppress(Exception):  # a scheduler that has gone has nothing to give up
             self._client.cancel([future for _, future in self._running.values()], force=True)
-            self._client.run(remote.end, self._campaign.name, on_error="ignore")
+            self._client.run(remote.end, self._batch.name, on_error="ignore")
         with contextlib.suppress(Exception):
             self._client.close(timeout=5)
 
@@ -138,14 +136,14 @@ def cluster_at(address: str, files: tuple[str, ...] = ()) -> Iterator[DaskCluste
     client = _connect(address)
     try:
         _check_packages(client.get_versions())
-        campaign = RemoteBatch(
+        batch = RemoteBatch(
             f"stress-{secrets.token_hex(6)}", wanted, first_slots(client.nthreads())
         )
-        _check_workers(client, campaign)
+        _check_workers(client, batch)
     except BaseException:
         client.close(timeout=5)
         raise
-    cluster = DaskCluster(client, campaign)
+    cluster = DaskCluster(client, batch)
     try:
         yield cluster
     finally:
@@ -194,7 +192,7 @@ def _check_packages(found: Mapping[str, Any]) -> None:
     }
     wrong = {name: each for name, each in problems.items() if each}
     if wrong:
-        raise VersionSkew(remote.told(wrong))
+        raise VersionSkew(remote.skew_message(wrong))
 
 
 def _versions(found: Mapping[str, Any]) -> dict[str, str | None]:
@@ -202,16 +200,16 @@ def _versions(found: Mapping[str, Any]) -> dict[str, str | None]:
     return {package: packages.get(package) for package in SAME}
 
 
-def _check_workers(client: Any, campaign: RemoteBatch) -> None:
+def _check_workers(client: Any, batch: RemoteBatch) -> None:
     """Refuse workers with another tdp-stress, or with none."""
-    answers = client.run(remote.check, campaign, on_error="return")
+    answers = client.run(remote.check, batch, on_error="return")
     problems = {
         address: (str(found),) if isinstance(found, BaseException) else found
         for address, found in answers.items()
     }
     wrong = {address: found for address, found in problems.items() if found}
     if wrong:
-        raise VersionSkew(remote.told(wrong))
+        raise VersionSkew(remote.skew_message(wrong))
 
 
 def first_slots(threads: Mapping[str, int]) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""What must be the same wherever tasks of one campaign are carried out, or their results could not
+"""What must be the same wherever tasks of one batch are carried out, or their results could not
 be put together."""
 
 from __future__ import annotations

@@ -16,20 +16,20 @@ from typing import Any
 
 from attrs import define
 
-from stress.runs.fanout.task import GRACE_S, OnDone, RemoteTask, Trouble, occupy, startable
+from stress.runs.fanout.task import GRACE_S, FanoutTask, OnDone, Trouble, occupy, startable
 
 
 @define
 class _Running:
     number: int
-    task: RemoteTask
+    task: FanoutTask
     process: BaseProcess
     slot: int
     until: float
 
 
 def run_local(
-    tasks: Iterable[RemoteTask],
+    tasks: Iterable[FanoutTask],
     processes: int,
     on_done: OnDone,
     until: float | None = None,
@@ -67,7 +67,7 @@ def _context() -> BaseContext:
 
 
 def _start(
-    context: BaseContext, number: int, task: RemoteTask, slot: int
+    context: BaseContext, number: int, task: FanoutTask, slot: int
 ) -> tuple[Connection, _Running]:
     # The server that tasks are forked from imports the first task's module, and with it everything
     # that tasks need; once it runs, this changes nothing any more.
@@ -106,7 +106,7 @@ def _collect(connection: Connection, entry: _Running) -> Any:
         connection.close()
 
 
-def _main(connection: Connection, task: RemoteTask, slot: int) -> None:
+def _main(connection: Connection, task: FanoutTask, slot: int) -> None:
     """In the process: carry out the task, answer, and end at once whatever threads are left."""
     occupy(slot)
     threading.Thread(target=_end_with_parent, daemon=True).start()

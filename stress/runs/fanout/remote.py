@@ -15,19 +15,19 @@ from attrs import define, field, frozen
 
 import stress
 from stress.runs.fanout.identity import Identity, differences, identity
-from stress.runs.fanout.task import Greeting, RemoteTask, Trouble
+from stress.runs.fanout.task import FanoutTask, Greeting, Trouble
 from stress.scenario.errors import StressError
 
-OVER = "the campaign is over"
+OVER = "the batch is over"
 
 
 class VersionSkew(StressError):
-    """A worker on which something is not as it is where the campaign was started."""
+    """A worker on which something is not as it is where the batch was started."""
 
 
 @frozen
 class RemoteBatch:
-    """What every worker has to know: the campaign's name, what has to be the same everywhere, and
+    """What every worker has to know: the batch's name, what has to be the same everywhere, and
     by the worker's address the first of the places for processes on its machine that are its
     own."""
 
@@ -41,27 +41,27 @@ class RemoteBatch:
         return tuple(path for path, _ in self.identity.files)
 
 
-def check(campaign: RemoteBatch) -> tuple[str, ...]:
+def check(batch: RemoteBatch) -> tuple[str, ...]:
     """On a worker: what is not as it has to be."""
-    return tuple(differences(campaign.identity, identity(campaign.files)))
+    return tuple(differences(batch.identity, identity(batch.files)))
 
 
-def carry_out(campaign: RemoteBatch, task: RemoteTask) -> Any:
+def carry_out(batch: RemoteBatch, task: FanoutTask) -> Any:
     """On a worker: the task's result, or `Trouble`; raises `VersionSkew` where results would not
     fit the others."""
-    return carry_out_at(_address(), campaign, task)
+    return carry_out_at(_address(), batch, task)
 
 
-def carry_out_at(address: str, campaign: RemoteBatch, task: RemoteTask) -> Any:
+def carry_out_at(address: str, batch: RemoteBatch, task: FanoutTask) -> Any:
     """The same, by an agent of the worker at this address."""
-    agent = _POOL.take(address, campaign)
+    agent = _POOL.take(address, batch)
     result = agent.carry_out(task)
-    _POOL.give_back(campaign, agent)
+    _POOL.give_back(batch, agent)
     return result
 
 
 def end(name: str) -> None:
-    """On a worker: the campaign of this name is over; what it has running is not wanted any
+    """On a worker: the batch of this name is over; what it has running is not wanted any
     more."""
     _POOL.end(name)
 
@@ -88,7 +88,7 @@ class Agent:
         )
         self.identity = self._ask(greeting)
 
-    def carry_out(self, task: RemoteTask) -> Any:
+    def carry_out(self, task: FanoutTask) -> Any:
         """The task's result, or what became of it instead."""
         return self._ask(task)
 
@@ -122,7 +122,7 @@ class Agent:
 
 @define
 class _Pool:
-    """The agents of this worker, by campaign: as many as tasks run at a time."""
+    """The agents of this worker, by batch: as many as tasks run at a time."""
 
     _lock: threading.Lock = field(factory=threading.Lock)
     _idle: dict[str, list[Agent]] = field(factory=dict)
@@ -130,9 +130,9 @@ class _Pool:
     _starting: dict[str, set[int]] = field(factory=dict)
     _over: set[str] = field(factory=set)
 
-    def take(self, address: str, campaign: RemoteBatch) -> Agent:
+    def take(self, address: str, batch: RemoteBatch) -> Agent:
         """An idle agent, or a new one."""
-        name = campaign.name
+        name = batch.name
         with self._lock:
             if name in self._over:
                 raise StressError(OVER)
@@ -140,9 +140,9 @@ class _Pool:
             if idle:
                 busy.append(idle.pop())
                 return busy[-1]
-            slot = self._free_slot(address, campaign)
+            slot = self._free_slot(address, batch)
         try:
-            agent = _checked(Agent(Greeting(slot, campaign.files)), address, campaign)
+            agent = _checked(Agent(Greeting(slot, batch.files)), address, batch)
         finally:
             with self._lock:
                 self._starting[name].discard(slot)
@@ -153,52 +153,52 @@ class _Pool:
         agent.end()
         raise StressError(OVER)
 
-    def give_back(self, campaign: RemoteBatch, agent: Agent) -> None:
+    def give_back(self, batch: RemoteBatch, agent: Agent) -> None:
         """The agent has nothing to do."""
         with self._lock:
-            busy = self._busy.get(campaign.name, [])
+            busy = self._busy.get(batch.name, [])
             if agent in busy:
                 busy.remove(agent)
                 if agent.is_alive():
-                    self._idle[campaign.name].append(agent)
+                    self._idle[batch.name].append(agent)
 
     def end(self, name: str) -> None:
-        """End all agents of a campaign."""
+        """End all agents of a batch."""
         with self._lock:
             self._over.add(name)
             agents = self._idle.pop(name, []) + self._busy.pop(name, [])
         for agent in agents:
             agent.end()
 
-    def _free_slot(self, address: str, campaign: RemoteBatch) -> int:
+    def _free_slot(self, address: str, batch: RemoteBatch) -> int:
         """The first place that none of our agents has; on a worker that came late, one that its
         number decides."""
-        name = campaign.name
+        name = batch.name
         starting = self._starting.setdefault(name, set())
         taken = {agent.slot for agent in self._idle[name] + self._busy[name]} | starting
-        slot = campaign.slots.get(address, os.getpid())
+        slot = batch.slots.get(address, os.getpid())
         while slot in taken:
             slot += 1
         starting.add(slot)
         return slot
 
 
-def _checked(agent: Agent, address: str, campaign: RemoteBatch) -> Agent:
-    """The agent, if it is what the campaign needs."""
+def _checked(agent: Agent, address: str, batch: RemoteBatch) -> Agent:
+    """The agent, if it is what the batch needs."""
     if isinstance(agent.identity, Trouble):
         raise StressError(f"worker {address}: {agent.identity.text}")
-    problems = tuple(differences(campaign.identity, agent.identity))
+    problems = tuple(differences(batch.identity, agent.identity))
     if problems:
         agent.end()
-        raise VersionSkew(told({address: problems}))
+        raise VersionSkew(skew_message({address: problems}))
     return agent
 
 
-def told(problems: dict[str, tuple[str, ...]]) -> str:
+def skew_message(problems: dict[str, tuple[str, ...]]) -> str:
     """Which workers cannot be used, and why."""
     lines = [f"  {address}: {problem}" for address, found in problems.items() for problem in found]
     head = (
-        "these workers are not what the campaign was started with, so their results would not fit; "
+        "these workers are not what this command runs with, so their results would not fit; "
         "install the same everywhere:"
     )
     return "\n".join([head, *lines])

@@ -10,14 +10,14 @@ from attrs import evolve, field, frozen
 
 from stress.results.run_record import RunRecord
 from stress.results.store import RUN_JSON
-from stress.runs.fanout.task import RemoteTask
+from stress.runs.fanout.task import FanoutTask
 from stress.runs.run import RunRequest, execute
 from stress.scenario.types import Scenario, Seed
 from stress.scenario.variant_files import variants_from
 
 
 @frozen
-class Ran:
+class FetchedRun:
     """A run that was made elsewhere: its record, and by name the other files that were in its
     directory."""
 
@@ -27,13 +27,15 @@ class Ran:
 
 def run_task(
     scenario: Scenario, name: str, seed: int, variant_files: tuple[str, ...] = ()
-) -> RemoteTask:
+) -> FanoutTask:
     """The task that runs the scenario with this seed and the variants in these files; its result is
-    `Ran`."""
-    return RemoteTask(run_here, (scenario, name, seed, variant_files), scenario.budget.duration_s)
+    `FetchedRun`."""
+    return FanoutTask(run_here, (scenario, name, seed, variant_files), scenario.budget.duration_s)
 
 
-def run_here(scenario: Scenario, name: str, seed: int, variant_files: tuple[str, ...]) -> Ran:
+def run_here(
+    scenario: Scenario, name: str, seed: int, variant_files: tuple[str, ...]
+) -> FetchedRun:
     """In a process of its own: run the scenario."""
     with tempfile.TemporaryDirectory() as scratch:
         variants = variants_from(variant_files)
@@ -41,7 +43,7 @@ def run_here(scenario: Scenario, name: str, seed: int, variant_files: tuple[str,
             evolve(scenario, seed=Seed(seed)), name, seed, variants, Path(scratch), variant_files
         )
         record, directory = execute(request, lambda _: None)
-        return Ran(
+        return FetchedRun(
             record,
             {
                 path.name: path.read_bytes()

@@ -13,7 +13,7 @@ from attrs import frozen
 from stress.runs.fanout.cluster import ClusterLost, run_on
 from stress.runs.fanout.dask import cluster_at
 from stress.runs.fanout.local import run_local
-from stress.runs.fanout.task import OnDone, RemoteTask
+from stress.runs.fanout.task import FanoutTask, OnDone
 
 INTERRUPTED: Final = "interrupted"
 """Why it ended, when the user wanted so."""
@@ -26,7 +26,7 @@ scheduler_option: Callable[[Callable[..., Any]], Callable[..., Any]] = click.opt
 
 
 @frozen
-class FanoutPlace:
+class Workers:
     """Where tasks are carried out: in processes here, or by the workers of the Dask scheduler at an
     address. `jobs` is how many at a time, 0 as many as there are CPUs, or places in the cluster.
     `files` are the user's own that tasks read."""
@@ -37,7 +37,7 @@ class FanoutPlace:
 
 
 def spread(
-    tasks: Iterable[RemoteTask], where: FanoutPlace, on_done: OnDone, until: float | None = None
+    tasks: Iterable[FanoutTask], where: Workers, on_done: OnDone, until: float | None = None
 ) -> str:
     """Carry out every task, each in a process of its own; `on_done` hears of every end, here and as
     it comes. Tasks are asked for as there is room for them, and none is begun after `until`

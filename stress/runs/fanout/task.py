@@ -17,7 +17,7 @@ OnDone = Callable[[int, Any], None]
 
 
 @frozen
-class RemoteTask:
+class FanoutTask:
     """A call to make: a function that can be imported by its name, and what it is called with;
     `limit_s` is how long it may take, in seconds."""
 
@@ -62,8 +62,8 @@ def occupy(slot: int) -> None:
 
 
 def startable(
-    waiting: Iterator[tuple[int, RemoteTask]], room: int, until: float | None
-) -> Iterator[tuple[int, RemoteTask]]:
+    waiting: Iterator[tuple[int, FanoutTask]], room: int, until: float | None
+) -> Iterator[tuple[int, FanoutTask]]:
     """As many tasks as there is room for, while it is not `until` (time.monotonic)."""
     for _ in range(room):
         if until is not None and time.monotonic() >= until:

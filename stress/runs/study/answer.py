@@ -15,7 +15,7 @@ from stress.results.run_record import RunRecord
 from stress.runs.compare.statistics import Interval, median, ratio_of_medians, ratio_of_pairs
 from stress.runs.run import GONE
 from stress.runs.study.costs import PRICES, Costs, amounts_of, call_us, total_us
-from stress.runs.study.plan import GridPlace, Planned, Study, along, places
+from stress.runs.study.plan import GridPoint, PlannedRun, Study, along, places
 
 SEED_POLICY = "keep-valid"
 """The policy that the patch proposes: the others are held against it."""
@@ -37,12 +37,12 @@ Amounts = Mapping[str, float]
 
 
 @frozen
-class PolicyAtPlace:
+class StudyCell:
     """All runs of one policy at one place: what one delete took in each run in which there was one,
     by price, and the seeds of those; the longest times in the model by operation (median over the
     runs of their p99, us); how much happened in all."""
 
-    place: GridPlace
+    place: GridPoint
     policy: str
     runs: int
     amounts: tuple[Amounts, ...]
@@ -105,19 +105,19 @@ class Answer:
     """Everything that a study found out."""
 
     study: Study
-    cells: dict[tuple[str, str], PolicyAtPlace]
+    cells: dict[tuple[str, str], StudyCell]
     """By policy and the name of the place."""
     crossovers: tuple[Crossover, ...] = ()
     sensitivities: tuple[Sensitivity, ...] = ()
     planned: int = 0
     made: int = 0
 
-    def cell(self, policy: str, place: GridPlace) -> PolicyAtPlace | None:
+    def cell(self, policy: str, place: GridPoint) -> StudyCell | None:
         """The runs of a policy at a place, if anything was deleted in any."""
         found = self.cells.get((policy, place.name))
         return found if found is not None and found.amounts else None
 
-    def priced(self) -> list[PolicyAtPlace]:
+    def priced(self) -> list[StudyCell]:
         """Every cell in which something was deleted."""
         return [cell for cell in self.cells.values() if cell.amounts]
 
@@ -127,7 +127,7 @@ class Answer:
         runs = {key: cell.runs - len(cell.amounts) for key, cell in self.cells.items()}
         return {key: count for key, count in runs.items() if count}
 
-    def point(self) -> GridPlace:
+    def point(self) -> GridPoint:
         """Where the axes cross."""
         return places(self.study)[0]
 
@@ -137,9 +137,9 @@ class Answer:
         return sorted(there, key=lambda policy: policy != SEED_POLICY)
 
 
-def answer(study: Study, found: Iterable[tuple[Planned, RunRecord]], total: int) -> Answer:
+def answer(study: Study, found: Iterable[tuple[PlannedRun, RunRecord]], total: int) -> Answer:
     """What the finished runs say."""
-    groups: dict[tuple[str, str], list[tuple[Planned, RunRecord]]] = {}
+    groups: dict[tuple[str, str], list[tuple[PlannedRun, RunRecord]]] = {}
     for run, record in found:
         groups.setdefault((run.policy, run.place.name), []).append((run, record))
     cells = {key: _cell(runs) for key, runs in groups.items()}
@@ -149,7 +149,7 @@ def answer(study: Study, found: Iterable[tuple[Planned, RunRecord]], total: int)
     )
 
 
-def _cell(runs: Sequence[tuple[Planned, RunRecord]]) -> PolicyAtPlace:
+def _cell(runs: Sequence[tuple[PlannedRun, RunRecord]]) -> StudyCell:
     """The runs of one policy at one place."""
     records = [record for _, record in runs]
     amounts = {run.seed: each for run, record in runs if (each := amounts_of(record)) is not None}
@@ -157,7 +157,7 @@ def _cell(runs: Sequence[tuple[Planned, RunRecord]]) -> PolicyAtPlace:
     def counted(*names: str) -> int:
         return sum(record.counters.get(name, 0) for record in records for name in names)
 
-    return PolicyAtPlace(
+    return StudyCell(
         place=runs[0][0].place,
         policy=runs[0][0].policy,
         runs=len(runs),
@@ -207,7 +207,7 @@ def _signs(found: Answer, axis: str, policy: str) -> Iterator[tuple[Any, float, 
             yield value, ratio.value, who
 
 
-def ratio_to(theirs: PolicyAtPlace, ours: PolicyAtPlace, costs: Costs) -> Interval:
+def ratio_to(theirs: StudyCell, ours: StudyCell, costs: Costs) -> Interval:
     """One policy's cost of a delete over another's at the same place; pair by pair where both have
     runs of the same seeds."""
     a = [total_us(each, costs) for each in theirs.amounts]
@@ -249,7 +249,7 @@ def _sensitivities(found: Answer) -> Iterator[Sensitivity]:
             yield Sensitivity(price, policy, (ratios[0], ratios[1], ratios[2]))
 
 
-def _ratio(theirs: PolicyAtPlace, ours: PolicyAtPlace, costs: Costs) -> float:
+def _ratio(theirs: StudyCell, ours: StudyCell, costs: Costs) -> float:
     return total_us(theirs.median_amounts(), costs) / max(
         total_us(ours.median_amounts(), costs), 1e-9
     )

@@ -49,7 +49,7 @@ class Study:
 
 
 @frozen
-class GridPlace:
+class GridPoint:
     """A place in the grid: the values of all axes' keys."""
 
     values: tuple[tuple[str, Any], ...]
@@ -61,10 +61,10 @@ class GridPlace:
 
 
 @frozen
-class Planned:
+class PlannedRun:
     """One run of a study."""
 
-    place: GridPlace
+    place: GridPoint
     policy: str
     seed: int
     overrides: tuple[str, ...]
@@ -75,33 +75,33 @@ class Planned:
         return f"{self.place.name}/{self.policy}/s{self.seed}"
 
 
-def places(study: Study) -> list[GridPlace]:
+def places(study: Study) -> list[GridPoint]:
     """Every place, each once: the point, and every value of every axis with the others at the
     point."""
-    found = [GridPlace(tuple(study.point.items()))]
+    found = [GridPoint(tuple(study.point.items()))]
     for key, values in study.axes.items():
-        found += [GridPlace(tuple({**study.point, key: value}.items())) for value in values]
+        found += [GridPoint(tuple({**study.point, key: value}.items())) for value in values]
     return list(dict.fromkeys(found))
 
 
-def along(study: Study, axis: str) -> list[tuple[Any, GridPlace]]:
+def along(study: Study, axis: str) -> list[tuple[Any, GridPoint]]:
     """The places of one axis, in order."""
     return [
-        (value, GridPlace(tuple({**study.point, axis: value}.items())))
+        (value, GridPoint(tuple({**study.point, axis: value}.items())))
         for value in study.axes[axis]
     ]
 
 
-def planned(study: Study) -> Iterator[Planned]:
+def planned(study: Study) -> Iterator[PlannedRun]:
     """Every run: seed by seed, so that an unfinished study has something of everything, and
     policies next to each other."""
     for seed in range(1, study.seeds + 1):
         for place in places(study):
             for policy in study.policies:
-                yield Planned(place, policy, seed, overrides(study, place, policy))
+                yield PlannedRun(place, policy, seed, overrides(study, place, policy))
 
 
-def overrides(study: Study, place: GridPlace, policy: str) -> tuple[str, ...]:
+def overrides(study: Study, place: GridPoint, policy: str) -> tuple[str, ...]:
     """What is set on top of the scenario."""
     values = {
         **study.settings,
@@ -112,7 +112,7 @@ def overrides(study: Study, place: GridPlace, policy: str) -> tuple[str, ...]:
     return (*(f"{key}={_toml(value)}" for key, value in values.items()), "obligations={}")
 
 
-def scenario_of(study: Study, run: Planned) -> Scenario:
+def scenario_of(study: Study, run: PlannedRun) -> Scenario:
     """The scenario of one run, with an obligation that something happened."""
     return load(study.scenario, (*run.overrides, "obligations.memslot_deletes=1"))
 
@@ -156,7 +156,8 @@ def read_study(path: Path, changes: Values | None = None) -> Study:
     )
     for place in places(study):  # a wrong key shows with any policy
         scenario_of(
-            study, Planned(place, study.policies[0], 1, overrides(study, place, study.policies[0]))
+            study,
+            PlannedRun(place, study.policies[0], 1, overrides(study, place, study.policies[0])),
         )
     return study
 

@@ -9,7 +9,7 @@ from attrs import asdict
 
 from mmu.export.policies import POLICIES
 from stress.runs.compare.statistics import Interval
-from stress.runs.study.answer import SAME, SEED_POLICY, TIMES, Answer, PolicyAtPlace, ratio_to
+from stress.runs.study.answer import SAME, SEED_POLICY, TIMES, Answer, StudyCell, ratio_to
 from stress.runs.study.costs import PRICES
 from stress.runs.study.plan import along
 
@@ -39,7 +39,7 @@ def as_data(answer: Answer) -> dict[str, Any]:
     }
 
 
-def _cell_data(answer: Answer, cell: PolicyAtPlace) -> dict[str, Any]:
+def _cell_data(answer: Answer, cell: StudyCell) -> dict[str, Any]:
     cost, call = cell.cost(answer.study.costs), cell.call(answer.study.costs)
     return {
         "policy": cell.policy,
@@ -251,7 +251,7 @@ def _amounts(answer: Answer, policies: Sequence[str], name: str) -> Iterator[str
         yield f"{cell.median_amounts()[name]:,.1f}" if cell is not None else ""
 
 
-def _interval(cell: PolicyAtPlace, answer: Answer, *, call: bool = False) -> str:
+def _interval(cell: StudyCell, answer: Answer, *, call: bool = False) -> str:
     found = cell.call(answer.study.costs) if call else cell.cost(answer.study.costs)
     return f"{found.value:,.0f} ({found.low:,.0f}-{found.high:,.0f})"
 
@@ -310,7 +310,7 @@ def _times(answer: Answer) -> Iterator[str]:
     ]
     rows = [
         (
-            f"{number} {operation.replace('_', ' ')}",
+            f"{number} {operation}",
             *(
                 f"{cell.times_us[operation]:,.0f}" if operation in cell.times_us else ""
                 for cell in cells

@@ -11,10 +11,10 @@ from attrs import evolve, frozen
 
 from stress.results.run_record import RunRecord, from_json
 from stress.results.store import RUN_JSON, RunDirectory
-from stress.runs.fanout.single_run import Ran, run_task
-from stress.runs.fanout.spread import FanoutPlace, absolute, spread
-from stress.runs.fanout.task import RemoteTask, Trouble
-from stress.runs.study.plan import Planned, Study, planned, scenario_of
+from stress.runs.fanout.single_run import FetchedRun, run_task
+from stress.runs.fanout.spread import Workers, absolute, spread
+from stress.runs.fanout.task import FanoutTask, Trouble
+from stress.runs.study.plan import PlannedRun, Study, planned, scenario_of
 from stress.scenario.errors import ResultError
 
 
@@ -26,11 +26,11 @@ class StudyProgress:
     done: int
     total: int
     left_s: float
-    run: Planned
+    run: PlannedRun
     trouble: str = ""
 
 
-def finished(directory: Path, run: Planned) -> RunRecord | None:
+def finished(directory: Path, run: PlannedRun) -> RunRecord | None:
     """The record of a run that was made already."""
     path = directory / "runs" / run.folder / RUN_JSON
     if not path.is_file():
@@ -42,7 +42,7 @@ def finished(directory: Path, run: Planned) -> RunRecord | None:
     return record if record.status == "finished" else None
 
 
-def records(study: Study, directory: Path) -> Iterator[tuple[Planned, RunRecord]]:
+def records(study: Study, directory: Path) -> Iterator[tuple[PlannedRun, RunRecord]]:
     """Every finished run."""
     for run in planned(study):
         record = finished(directory, run)
@@ -51,7 +51,7 @@ def records(study: Study, directory: Path) -> Iterator[tuple[Planned, RunRecord]
 
 
 def make(
-    study: Study, directory: Path, where: FanoutPlace, on_progress: Callable[[StudyProgress], None]
+    study: Study, directory: Path, where: Workers, on_progress: Callable[[StudyProgress], None]
 ) -> tuple[int, str]:
     """Make every run that is not there yet; returns how many could not be made, and why it ended
     before all were tried, if it did. May be called again then."""
@@ -60,7 +60,7 @@ def make(
     start = time.monotonic()
     made = failed = 0
 
-    def done(number: int, result: Ran | Trouble) -> None:
+    def done(number: int, result: FetchedRun | Trouble) -> None:
         nonlocal made, failed
         made += 1
         run = missing[number]
@@ -79,7 +79,7 @@ def make(
     return failed, why
 
 
-def task_of(study: Study, run: Planned, where: FanoutPlace) -> RemoteTask:
+def task_of(study: Study, run: PlannedRun, where: Workers) -> FanoutTask:
     """The task that makes one run."""
     scenario = scenario_of(study, run)
     files = (
@@ -90,7 +90,7 @@ def task_of(study: Study, run: Planned, where: FanoutPlace) -> RemoteTask:
     return run_task(scenario, study.name, run.seed, files)
 
 
-def keep(directory: Path, run: Planned, record: RunRecord) -> None:
+def keep(directory: Path, run: PlannedRun, record: RunRecord) -> None:
     """Store one run's record."""
     folder = directory / "runs" / run.folder
     folder.mkdir(parents=True, exist_ok=True)

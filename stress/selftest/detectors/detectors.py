@@ -39,7 +39,7 @@ class SelfTest:
 
 
 @frozen
-class Result:
+class SelfTestResult:
     """What came of a self-test; without `problems` the detector works."""
 
     test: SelfTest
@@ -66,13 +66,13 @@ def judge(test: SelfTest, reports: tuple[Report, ...]) -> tuple[str, ...]:
     return tuple(problems)
 
 
-def run(test: SelfTest) -> Result:
+def run(test: SelfTest) -> SelfTestResult:
     """Inject, and judge."""
     reports = test.inject()
-    return Result(test, reports, judge(test, reports))
+    return SelfTestResult(test, reports, judge(test, reports))
 
 
-def run_all(tests: Iterable[SelfTest] | None = None) -> list[Result]:
+def run_all(tests: Iterable[SelfTest] | None = None) -> list[SelfTestResult]:
     """Every self-test, or these."""
     return [run(test) for test in (SELF_TESTS if tests is None else tests)]
 

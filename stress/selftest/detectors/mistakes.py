@@ -18,14 +18,14 @@ from mmu.sync import Rcu, RcuHead
 from mmu.sync.poison import poison, poison_table
 from stress.scenario.errors import StressError
 from stress.selftest.detectors.clock import ClockRuntime
-from stress.selftest.detectors.stage import PATIENCE_S, Meeting, NoRendezvous, Stage, elsewhere
+from stress.selftest.detectors.rig import PATIENCE_S, DetectorRig, Meeting, NoRendezvous, elsewhere
 
 Found = tuple[Report, ...]
 
 
 def lock_inversion() -> Found:
     """Two mutexes in both orders, by two threads that never meet."""
-    bench = Stage()
+    bench = DetectorRig()
     a, b = bench.sync.mutex("a"), bench.sync.mutex("b")
 
     def a_then_b() -> None:
@@ -43,7 +43,7 @@ def lock_inversion() -> Found:
 
 def recursion() -> Found:
     """A thread asks for the lock that it holds."""
-    bench = Stage()
+    bench = DetectorRig()
     lock = bench.sync.mutex("lock")
 
     def outer() -> None:
@@ -59,7 +59,7 @@ def recursion() -> Found:
 
 def sleep_in_atomic() -> Found:
     """A mutex under a spinlock."""
-    bench = Stage()
+    bench = DetectorRig()
     pages_lock, slots_lock = bench.sync.spinlock("pages_lock"), bench.sync.mutex("slots_lock")
 
     def atomic_section() -> None:
@@ -76,7 +76,7 @@ def sleep_in_atomic() -> Found:
 
 def sleep_in_rcu() -> Found:
     """A wait inside an RCU read section."""
-    bench = Stage()
+    bench = DetectorRig()
 
     def rcu_section() -> None:
         with bench.sync.rcu.read():
@@ -91,7 +91,7 @@ def sleep_in_rcu() -> Found:
 
 def held_at_exit() -> Found:
     """A thread ends with a lock."""
-    bench = Stage()
+    bench = DetectorRig()
     lock = bench.sync.mutex("lock")
 
     def forgetful() -> None:
@@ -103,7 +103,7 @@ def held_at_exit() -> Found:
 
 def leaked_reference() -> Found:
     """A reference that is got and never put."""
-    bench = Stage()
+    bench = DetectorRig()
     count = bench.sync.refcount("object")
 
     def careful() -> None:
@@ -141,7 +141,7 @@ def leaked_root() -> Found:
 
 def double_put() -> Found:
     """The last reference is put twice."""
-    bench = Stage()
+    bench = DetectorRig()
     count = bench.sync.refcount("object")
 
     def first_put() -> None:
@@ -157,7 +157,7 @@ def double_put() -> Found:
 
 def stolen_put() -> Found:
     """Somebody puts a reference that is another's, who finds it gone when he puts it himself."""
-    bench = Stage()
+    bench = DetectorRig()
     count = bench.sync.refcount("object")
 
     def thief() -> None:
@@ -187,7 +187,7 @@ class _FreedNode(RcuHead):
 
 def use_after_rcu_free() -> Found:
     """A reader keeps what it found after its section, across a grace period."""
-    bench = Stage()
+    bench = DetectorRig()
     node = _FreedNode()
 
     def remover() -> None:
@@ -204,7 +204,7 @@ def use_after_rcu_free() -> Found:
 
 def use_after_free() -> Found:
     """An object is freed at once, without RCU."""
-    bench = Stage()
+    bench = DetectorRig()
     node = _FreedNode()
 
     def freer() -> None:
@@ -220,7 +220,7 @@ def use_after_free() -> Found:
 
 def use_of_freed_words() -> Found:
     """An entry of a page-table page is read after the page was freed."""
-    bench = Stage()
+    bench = DetectorRig()
     page, words = _FreedNode(), bench.runtime.table(8)
 
     def freer() -> None:
@@ -272,7 +272,7 @@ def lost_callback() -> Found:
     """A callback is queued, and never runs; whoever waits for it is let out of its wait at twice
     the limit."""
     clock = _Lossy()
-    bench = Stage(clock, stall_seconds=10.0)
+    bench = DetectorRig(clock, stall_seconds=10.0)
 
     def forgotten_update() -> None:
         bench.sync.rcu.call(lambda: None)
@@ -298,7 +298,7 @@ class _Hasty(Rcu):
 
 def short_grace_period() -> Found:
     """A grace period ends while a reader that was there before is still inside."""
-    bench = Stage(rcu_class=_Hasty)
+    bench = DetectorRig(rcu_class=_Hasty)
 
     def old_reader(here: Meeting) -> None:
         with bench.sync.rcu.read():
@@ -314,7 +314,7 @@ def short_grace_period() -> Found:
 
 def unprotected_dereference() -> Found:
     """An RCU pointer is followed outside any section."""
-    bench = Stage()
+    bench = DetectorRig()
     pointer = bench.sync.rcu.pointer("routes", 0)
 
     def careless() -> None:

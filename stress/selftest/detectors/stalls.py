@@ -12,7 +12,7 @@ from stress.engines.watchdog import Watchdog
 from stress.observe.oracles.liveness import LivenessOracle
 from stress.scenario.types import Count, Limits, Seconds
 from stress.selftest.detectors.clock import ClockRuntime
-from stress.selftest.detectors.stage import Meeting, Stage, elsewhere
+from stress.selftest.detectors.rig import DetectorRig, Meeting, elsewhere
 
 LIMIT_S = 10.0
 STEPS = 1000
@@ -22,7 +22,7 @@ Found = tuple[Report, ...]
 def rcu_reader(share: float, served: float = 1.0) -> Found:
     """A grace period waits for a reader."""
     clock = ClockRuntime(served)
-    bench = Stage(clock, stall_seconds=LIMIT_S)
+    bench = DetectorRig(clock, stall_seconds=LIMIT_S)
 
     def slow_reader(here: Meeting) -> None:
         with bench.sync.rcu.read():
@@ -37,7 +37,7 @@ def rcu_reader(share: float, served: float = 1.0) -> Found:
 def srcu_reader(share: float, served: float = 1.0) -> Found:
     """The same in a domain whose readers may sleep."""
     clock = ClockRuntime(served)
-    bench = Stage(clock, stall_seconds=LIMIT_S)
+    bench = DetectorRig(clock, stall_seconds=LIMIT_S)
     srcu = bench.sync.srcu("kvm->srcu")
 
     def slow_reader(here: Meeting) -> None:
@@ -53,7 +53,7 @@ def srcu_reader(share: float, served: float = 1.0) -> Found:
 def lock_holder(share: float, served: float = 1.0) -> Found:
     """A thread waits for a lock of `mmu.sync`."""
     clock = ClockRuntime(served)
-    bench = Stage(clock, hung_seconds=LIMIT_S)
+    bench = DetectorRig(clock, hung_seconds=LIMIT_S)
     lock = Lock("config", sync=bench.sync)
 
     def slow_holder(here: Meeting) -> None:
@@ -71,7 +71,7 @@ def rwlock_holder(share: float, served: float = 1.0) -> Found:
     """A reader waits for a writer of `readerwriterlock`, whose inner locks and time are the
     clock's."""
     clock = ClockRuntime(served)
-    bench = Stage(clock, hung_seconds=LIMIT_S)
+    bench = DetectorRig(clock, hung_seconds=LIMIT_S)
     lock = RWLockFair(time_source=lambda: clock.now() / 1e9, name="table_lock", sync=bench.sync)
 
     def slow_writer(here: Meeting) -> None:

@@ -149,11 +149,11 @@ def unregister_against_notify(bench: LitmusBench) -> Tasks:
     world = _Exported(bench)
     live, told = bench.cell("live", True), bench.cell("told", "not told")
 
-    class Importer(_Importer):
+    class LateImporter(_Importer):
         def invalidate(self, gfn: int, pages: int) -> None:  # noqa: ARG002 - only that it is called
             told.value = "told" if live.value else "told when dead"
 
-    ops = Importer(world.device)
+    ops = LateImporter(world.device)
     world.exported.register(ops)
 
     def unbinder() -> None:

@@ -238,7 +238,7 @@ def obsolete_root_request(bench: LitmusBench) -> Tasks:
     done = bench.cell("request is back")
     vcpu.immediate_exit.store(False)
 
-    class Guest:
+    class LookingGuest:
         seen = "not run"
 
         def next_access(self) -> int:
@@ -250,7 +250,7 @@ def obsolete_root_request(bench: LitmusBench) -> Tasks:
             vcpu.immediate_exit.store(True)
             return 15
 
-    guest = Guest()
+    guest = LookingGuest()
 
     def runner() -> str:
         vcpu.run(guest, 1)

@@ -8,7 +8,7 @@ from typing import Final
 from stress.trace.events import Event, ProbeEvent, SpteChanged
 from stress.trace.layouts import PRESENT, WRITABLE, is_frozen, is_leaf, is_table, span
 from stress.trace.parts.part import CheckPart, Handler
-from stress.trace.world import Check, Owed, TracedTask, TracedWorld, name_of
+from stress.trace.world import Check, OwedFlush, TracedTask, TracedWorld, name_of
 
 FLUSH_EVENTS: Final = ("flush_remote", "flush_remote_range", "flush_remote_memslot")
 LOCAL_FLUSHES: Final = ("flush_current", "flush_asid", "flush_all")
@@ -114,7 +114,7 @@ class FlushesPart(CheckPart):
         if fresh and why == TABLE_ZAPPED:
             self.world.held("flushes", "tables flushed before they were let go")
         elif len(task.owed) < MOST_OWED:
-            task.owed.append(Owed(change.gfn, span(change.level), event.line, why))
+            task.owed.append(OwedFlush(change.gfn, span(change.level), event.line, why))
 
     def _taken(self, change: SpteChanged, *, faulting: bool) -> str:
         """What is taken away, "" if nothing that needs a flush."""

@@ -31,7 +31,7 @@ class UnexplainedChange:
 
 
 @define(eq=False)
-class Preparing:
+class AnnouncedRemoval:
     """A table that was announced as removed before its parent's event."""
 
     line: int

@@ -17,7 +17,7 @@ from stress.trace.events import (
 )
 from stress.trace.layouts import ADDRESS, PRESENT, WRITABLE, is_frozen, is_leaf, is_table, span
 from stress.trace.parts.part import CheckPart, Handler
-from stress.trace.parts.pending import Preparing, UnexplainedChange
+from stress.trace.parts.pending import AnnouncedRemoval, UnexplainedChange
 from stress.trace.parts.spte_rules import why_illegal
 from stress.trace.tree import UNKNOWN, TracedTable, TracedTree, Where, agrees, kind, normal
 from stress.trace.world import HORIZON, Check, TracedTask, TracedVm, TracedWorld, name_of, page_of
@@ -82,7 +82,7 @@ class SptesPart(CheckPart):
         self._waiting_in: dict[Where, list[UnexplainedChange]] = {}
         self._dying: deque[tuple[int, TracedVm, TracedTable]] = deque()
         self._removing: dict[int, list[tuple[TracedVm, TracedTable]]] = {}
-        self._preparing: dict[int, list[Preparing]] = {}
+        self._preparing: dict[int, list[AnnouncedRemoval]] = {}
 
     def handlers(self) -> dict[str, Handler]:
         """The tracepoints of system kvmmmu that speak of entries and tables."""
@@ -388,7 +388,7 @@ class SptesPart(CheckPart):
                 self.world.held("tables", "tables unlinked when they were removed")
                 return
         self._preparing.setdefault(event.pid, []).append(
-            Preparing(event.line, name_of(event), page.level, page.gfn)
+            AnnouncedRemoval(event.line, name_of(event), page.level, page.gfn)
         )
 
     def moved_on(self, event: Event, task: TracedTask, _said: object) -> None:
@@ -508,7 +508,7 @@ class SptesPart(CheckPart):
         self._apply(vm, table, waiting, None)
         self._retry(waiting)
 
-    def _still_linked(self, preparing: Preparing, tree: TracedTree) -> None:
+    def _still_linked(self, preparing: AnnouncedRemoval, tree: TracedTree) -> None:
         if tree.complete or any(root.sure for root in tree.roots):
             self.world.broken(
                 "tables",

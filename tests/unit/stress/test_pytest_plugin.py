@@ -429,12 +429,12 @@ class TestReplay:
         pytester.makepyfile(LOST_UPDATE)
         first = run(pytester)
         first.assert_outcomes(failed=1)
-        again = run(pytester, "--replay", replay_line(first))
-        again.assert_outcomes(failed=1)
-        again.stdout.fnmatch_lines(
+        replayed = run(pytester, "--replay", replay_line(first))
+        replayed.assert_outcomes(failed=1)
+        replayed.stdout.fnmatch_lines(
             ["*CheckFailed in the check at the end*", "*replayed: * steps, the same as recorded*"]
         )
-        assert replay_line(again) == replay_line(first)
+        assert replay_line(replayed) == replay_line(first)
 
     def test_a_test_that_has_changed_diverges_at_the_step(self, pytester):
         pytester.makepyfile(LOST_UPDATE)
@@ -462,9 +462,9 @@ class TestReplay:
         pytester.makepyfile(LOST_UPDATE.replace("explore(program)", f"{clean}; explore(program)"))
         first = run(pytester)
         assert replay_line(first).startswith("2:tdp1-")
-        again = run(pytester, "--replay", replay_line(first))
-        again.assert_outcomes(failed=1)
-        again.stdout.fnmatch_lines(["*the same as recorded*"])
+        replayed = run(pytester, "--replay", replay_line(first))
+        replayed.assert_outcomes(failed=1)
+        replayed.stdout.fnmatch_lines(["*the same as recorded*"])
         third = run(pytester, "--replay", replay_line(first).replace("2:", "3:"))
         third.assert_outcomes(passed=1, errors=1)
 
@@ -560,11 +560,11 @@ class TestProcesses:
         plugin = ("-p", "stress.pytest_plugin")
         result = pytester.runpytest_subprocess(*plugin, "-p", "xdist", "-n", "2")
         result.assert_outcomes(failed=1, passed=1)
-        again = pytester.runpytest_subprocess(
+        replayed = pytester.runpytest_subprocess(
             *plugin, "-k", "counter", "--replay", replay_line(result)
         )
-        again.assert_outcomes(failed=1, deselected=1)
-        again.stdout.fnmatch_lines(["*the same as recorded*"])
+        replayed.assert_outcomes(failed=1, deselected=1)
+        replayed.stdout.fnmatch_lines(["*the same as recorded*"])
 
     def test_the_examples(self, pytester):
         (pytester.path / "test_examples.py").write_text(

@@ -13,7 +13,7 @@ from mmu.errors import KvmError
 from stress.actors.base import Actor
 from stress.actors.consumer import Consumer, SharedTdpFd
 from stress.engines.session import Session
-from stress.scenario.script import Op
+from stress.scenario.operations import Op
 from stress.scenario.types import (
     ConsumerSettings,
     Count,

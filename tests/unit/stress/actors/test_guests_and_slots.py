@@ -9,7 +9,7 @@ import pytest
 from mmu.machine.vcpu import FETCH
 from mmu.memory.memslots import KVM_MEM_LOG_DIRTY_PAGES
 from stress.engines.session import Session
-from stress.scenario.script import Op
+from stress.scenario.operations import Op
 from stress.scenario.types import MemslotSettings, Positive, Rate, Share, VcpuSettings
 from tests.unit.stress.actors.conftest import MakeStage, the
 

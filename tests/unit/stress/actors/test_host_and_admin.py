@@ -11,7 +11,7 @@ from attrs import evolve
 from mmu.machine.vcpu import FETCH
 from mmu.memory.memslots import KVM_MEM_LOG_DIRTY_PAGES
 from stress.engines.session import Session
-from stress.scenario.script import HOW, Op
+from stress.scenario.operations import HOW, Op
 from stress.scenario.types import (
     Count,
     DirtyLogSettings,
@@ -375,7 +375,7 @@ def test_the_handler_stays_until_nobody_waits(staged: MakeStage) -> None:
         memory=Memory(userfaults=Flag(True), fixed_pages=Positive(16), churn_pages=Positive(16))
     )
     handler = the(session, "userfaultfd")
-    session.control.stopping.value = True
+    session.run_flags.stopping.value = True
     others = [actor for actor in session.actors if actor is not handler]
     for actor in others:
         assert not handler.finished(), "somebody may still wait for a page"

@@ -13,9 +13,9 @@ from mmu.runtime import Runtime
 from stress.actors import performed
 from stress.engines.program import Executor, Run
 from stress.engines.scenario_program import ScenarioProgram
-from stress.engines.session import RunWorld, Session
+from stress.engines.session import Session, World
 from stress.scenario.load import load
-from stress.scenario.script import VOCABULARY, Op, kind_of
+from stress.scenario.operations import VOCABULARY, Op, kind_of
 from stress.scenario.scripts import with_script
 from stress.scenario.types import Scenario
 from stress.search.random_walk import RandomWalk
@@ -64,7 +64,7 @@ class Recording(ScenarioProgram):
         return instance
 
 
-def controlled(scenario: Scenario, *, seed: int = 1) -> tuple[Run, RunWorld]:
+def controlled(scenario: Scenario, *, seed: int = 1) -> tuple[Run, World]:
     """One schedule; nothing may be found."""
     executor = Executor(Recording("test", scenario), limit=scenario.explore.max_steps)
     run = executor.execute(RandomWalk(seed), seed)
@@ -82,11 +82,11 @@ def on_threads(scenario: Scenario, until: Callable[[Session], bool] = lambda _: 
     return session
 
 
-def steps(world: RunWorld) -> dict[str, int]:
+def steps(world: World) -> dict[str, int]:
     return {actor.name: actor.progress for actor in world.actors if not actor.serves}
 
 
-def done(world: RunWorld) -> dict[str, list[str]]:
+def done(world: World) -> dict[str, list[str]]:
     assert world.stage is not None
     return {name: list(map(str, ops)) for name, ops in performed(world.stage).items() if ops}
 
@@ -206,8 +206,8 @@ def test_what_a_random_run_has_done_is_a_script_that_does_the_same(tmp_path: Pat
         assert set(script) == {"vcpu0", "vcpu1", "memslot-worker", "exporter0", "device0"}
         assert len(script["memslot-worker"]) == 4
         assert sum(op.name == "run" for op in script["vcpu0"]) == 4
-        _, again = controlled(with_script(scenario, script), seed=seed)
-        assert done(again) == {name: list(map(str, ops)) for name, ops in script.items()}
+        _, scripted = controlled(with_script(scenario, script), seed=seed)
+        assert done(scripted) == {name: list(map(str, ops)) for name, ops in script.items()}
         pieces = {
             name: [piece for op in ops for piece in op.pieces()] for name, ops in script.items()
         }

@@ -124,9 +124,9 @@ class OnEach:
             found[carrier] = [account for _, account in runs]
             self.use(other)
             last, account = [each for each in runs if not each[0].cut][-1]
-            again = replay(program, Schedule.of(last), steps=account["steps"], predicted=True)
-            assert again.divergence is None
-            assert [report.render() for report in again.run.reports] == account["reports"]
+            replayed = replay(program, Schedule.of(last), steps=account["steps"], predicted=True)
+            assert replayed.divergence is None
+            assert [report.render() for report in replayed.run.reports] == account["reports"]
         for threads, greenlets in zip(found[THREADS], found[GREENLETS], strict=True):
             assert greenlets == threads
         return found[THREADS]

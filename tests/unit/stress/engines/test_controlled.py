@@ -18,7 +18,7 @@ from stress.engines.carrier_choice import THREADS
 from stress.engines.controlled import ControlledRuntime
 from stress.engines.program import Executor, ProgramTask, Run, Strategy
 from stress.engines.scheduler import Picker, Scheduler
-from stress.engines.tasks import ControlTask
+from stress.engines.tasks import ControlledTask
 from stress.search.bounded import DepthFirst
 from stress.search.dpor import Dpor
 from stress.search.random_walk import RandomWalk
@@ -322,7 +322,7 @@ class Careless:
     exhausted = False
 
     def begin(self, scheduler: Scheduler) -> Picker:
-        def pick() -> ControlTask:
+        def pick() -> ControlledTask:
             if len(scheduler.trace) > 2:
                 raise ValueError("a bug in a strategy")
             return scheduler.runnable[0]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mmu.export.policies import POLICIES
-from mmu.kernels import KERNELS
+from mmu.kernels import SERIES
 from stress.engines.session import Session
 from stress.engines.threads import RunOutcome
 from stress.scenario.load import load
@@ -59,7 +59,7 @@ def test_every_policy_is_clean_with_everything_going_on(policy: str) -> None:
     assert totals["process_exits"] == 1
 
 
-@pytest.mark.parametrize("kernel", [name for name in KERNELS if name != "6.6"])
+@pytest.mark.parametrize("kernel", [name for name in SERIES if name != "6.6"])
 def test_every_kernel_is_clean_with_everything_going_on(kernel: str) -> None:
     run(f'vm.kernel="{kernel}"', until=COMMON, at_least_s=1.0)
 

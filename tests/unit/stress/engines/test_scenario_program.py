@@ -46,7 +46,7 @@ def test_the_same_seeds_make_the_same_schedule(scenario: Scenario) -> None:
 
 
 def test_a_schedule_leaves_no_vm_behind() -> None:
-    """A campaign runs millions of them. What was last is still in the carriers' hands."""
+    """An exploration runs millions of them. What was last is still in the carriers' hands."""
     worlds = []
     for number in range(6):
         run = once(SCRIPTED, number)
@@ -188,7 +188,7 @@ def test_progress_moves_with_the_actors() -> None:
 
 def test_what_a_broken_variant_breaks_is_no_error_of_the_harness() -> None:
     scenario = load(EXPLORE / "fault-vs-delete.toml", ['vm.variants=["srcu-wait-skipped"]'])
-    campaign = Exploration(ScenarioProgram("program", scenario), PreemptionBounded(2))
-    tally = campaign.run(SearchBudget(schedules=300, stop_at_failure=False))
+    exploration = Exploration(ScenarioProgram("program", scenario), PreemptionBounded(2))
+    tally = exploration.run(SearchBudget(schedules=300, stop_at_failure=False))
     assert tally.failures
     assert tally.errors == []

@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 
 from stress.lab import emulator, initramfs
-from stress.lab.supplies import Kernel, LabError, collect_modules, natural, need
+from stress.lab.supplies import LabError, LabKernel, collect_modules, natural, need
 from stress.lab.workloads import WORKLOADS
 from tests.standins import program
 
 
 def test_a_boot_that_takes_too_long_is_ended(tmp_path: Path) -> None:
     sleeper = program(tmp_path / "qemu", "import time\nwhile True: time.sleep(60)")
-    kernel = Kernel("own", "own", tmp_path / "bzImage", tmp_path)
-    machine = emulator.Machine(limit_s=0.2)
+    kernel = LabKernel("own", "own", tmp_path / "bzImage", tmp_path)
+    machine = emulator.EmulatedMachine(limit_s=0.2)
     with pytest.raises(LabError, match="limit"):
         emulator.boot([str(sleeper)], machine, kernel, tmp_path / "i", tmp_path, tmp_path / "out")
 
@@ -36,7 +36,7 @@ def test_the_guest_runs_what_was_asked_for_at_the_level_asked_for() -> None:
 def test_the_archive_has_what_the_guest_needs(tmp_path: Path, level: str) -> None:
     (tmp_path / "mods").mkdir()
     (tmp_path / "mods" / "kvm.ko").write_bytes(b"module")
-    kernel = Kernel("own", "own", tmp_path / "bzImage", tmp_path / "mods")
+    kernel = LabKernel("own", "own", tmp_path / "bzImage", tmp_path / "mods")
     busybox = program(tmp_path / "busybox", "cat", "/bin/sh")
     workloads = (WORKLOADS["w1_delete"],)
     initramfs.build(tmp_path / "root", kernel, busybox, busybox, workloads, level)

@@ -13,9 +13,9 @@ from mmu.runtime import Runtime
 from stress.observe.coverage import (
     PASSED_OVER,
     STATES,
-    ChangeOrder,
-    EntryChange,
+    SpteChangeCount,
     SpteCoverage,
+    SpteOrderCount,
     operation_of,
 )
 from tests.model import Machine
@@ -87,7 +87,7 @@ def test_the_freezing_of_what_was_empty_is_not_counted_and_mappings_on_every_eig
     assert coverage.coverage().cells == ()
     in_thread("vcpu0", *((coverage, gfn, 0, LEAF) for gfn in range(16)))
     assert coverage.coverage().cells == (
-        EntryChange("vCPU fault", 1, "empty", "leaf", True, 16 // (PASSED_OVER + 1)),
+        SpteChangeCount("vCPU fault", 1, "empty", "leaf", True, 16 // (PASSED_OVER + 1)),
     )
 
 
@@ -98,8 +98,8 @@ def test_what_came_after_what_on_another_thread() -> None:
     in_thread("host0", (coverage, 0, LEAF, 0))
     in_thread("vcpu1", (coverage, 0, 0, LEAF), (coverage, 8, 0, LEAF))
     assert coverage.coverage().orders == (
-        ChangeOrder("host (MMU notifier)", "vCPU fault", 1),
-        ChangeOrder("vCPU fault", "host (MMU notifier)", 1),
+        SpteOrderCount("host (MMU notifier)", "vCPU fault", 1),
+        SpteOrderCount("vCPU fault", "host (MMU notifier)", 1),
     )
 
 

@@ -69,15 +69,15 @@ def test_a_step_that_no_share_is_for_does_not_fail() -> None:
 
 
 def test_failures_follow_from_the_seed_and_the_task() -> None:
-    def told(seed: int, task: str) -> list[bool]:
+    def choices(seed: int, task: str) -> list[bool]:
         return in_task(
             task, failures_of(Disturbances(fail_attach=Share(0.5)), seed), *(["hwpt_attach"] * 64)
         )
 
-    assert told(1, "device0") == told(1, "device0")
-    assert told(1, "device0") != told(2, "device0")
-    assert told(1, "device0") != told(1, "device1")
-    assert 10 < sum(told(1, "device0")) < 54
+    assert choices(1, "device0") == choices(1, "device0")
+    assert choices(1, "device0") != choices(2, "device0")
+    assert choices(1, "device0") != choices(1, "device1")
+    assert 10 < sum(choices(1, "device0")) < 54
 
 
 class Clock(Runtime):

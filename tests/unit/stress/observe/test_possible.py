@@ -40,7 +40,7 @@ def test_every_need_can_be_met_by_some_scenario() -> None:
         for scenario in (EVERYTHING, other, leaves)
         for ability in abilities(scenario, threads=True)
     }
-    assert set(_NEEDS) - met == {"7.2"}
+    assert set(_NEEDS) - met == {"huge recovery"}
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ def test_rates_and_shares_are_those_of_each_window() -> None:
         held[0] += 250_000_000
     found = series.series()
     assert found.at_s == (1.0, 2.0)
-    assert found.rates == {"vCPU faults": (100.0, 50.0), "memslot calls": (2.0, 2.0)}
+    assert found.rates == {"vcpu_faults": (100.0, 50.0), "memslot calls": (2.0, 2.0)}
     assert found.write_held == (25.0, 25.0)
 
 
@@ -68,4 +68,4 @@ def test_a_long_run_has_wider_windows_and_no_more_of_them() -> None:
         series.look(tenth / 10, {"vcpu_faults": 7 * tenth}, [])
     found = series.series()
     assert KEPT // 2 <= len(found.at_s) <= KEPT + 1
-    assert all(abs(rate - 70.0) < 0.2 for rate in found.rates["vCPU faults"])
+    assert all(abs(rate - 70.0) < 0.2 for rate in found.rates["vcpu_faults"])

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from mmu.report import RULES
 from stress.report import cases, junit
-from stress.report.cases import MOST_CASES, Case, Suite
+from stress.report.cases import MOST_CASES, Suite, SuiteCase
 from stress.results.run_record import RunRecord
 from stress.results.verdict import Verdict
 from stress.selftest.cases import of_selftest
@@ -75,7 +75,7 @@ def parsed(suite: Suite) -> ET.Element:
     return element
 
 
-def the_case(suite: Suite, start: str) -> Case:
+def the_case(suite: Suite, start: str) -> SuiteCase:
     (found,) = [case for case in suite.cases if case.name.startswith(start)]
     return found
 
@@ -200,7 +200,7 @@ def test_a_selftest_has_a_case_for_every_variant_and_engine() -> None:
 @settings(max_examples=40)
 @given(st.text(min_size=1), st.text())
 def test_any_text_makes_a_valid_document(line: str, text: str) -> None:
-    case = Case("rules", f"O1 {line}", "failure", "code", f"BUG: {line}", text)
+    case = SuiteCase("rules", f"O1 {line}", "failure", "code", f"BUG: {line}", text)
     SCHEMA.validate(
         junit.render(
             Suite(

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from attrs import evolve
 
-from stress.observe.coverage import ChangeOrder, Coverage, EntryChange
+from stress.observe.coverage import Coverage, SpteChangeCount, SpteOrderCount
 from stress.observe.histograms import Latency
 from stress.observe.resources import Sample
 from stress.observe.root_lives import RootLife, RootLives
@@ -59,7 +59,7 @@ def whole(*, findings: int = 2) -> RunRecord:
         ),
         series=TimeSeries(
             (0.5, 1.0, 1.5),
-            {"vCPU faults": (6931.5, 7012.0, 0.0), "IO page faults": (3.5, 1.5, 2.5)},
+            {"vcpu_faults": (6931.5, 7012.0, 0.0), "io_faults": (3.5, 1.5, 2.5)},
             (10.5, 12.5, 99.5),
             {"slots_lock": (0.25, 1.75, 0.0)},
         ),
@@ -73,10 +73,10 @@ def whole(*, findings: int = 2) -> RunRecord:
         ),
         coverage=Coverage(
             (
-                EntryChange("memslot delete", 1, "leaf", "empty", False, 4321),
-                EntryChange("vCPU fault", 1, "empty", "leaf", True, 1234),
+                SpteChangeCount("memslot delete", 1, "leaf", "empty", False, 4321),
+                SpteChangeCount("vCPU fault", 1, "empty", "leaf", True, 1234),
             ),
-            (ChangeOrder("memslot delete", "vCPU fault", 567),),
+            (SpteOrderCount("memslot delete", "vCPU fault", 567),),
         ),
         lock_orders=(
             ("slots_lock", "write", "mmu_lock", "write"),

@@ -19,7 +19,7 @@ from tests.unit.stress.report.pagetext import Page
 
 def test_the_console_summary_of_a_pass() -> None:
     text = run_console.summary(record())
-    assert "vCPUs: faults 12,345" in text
+    assert "vCPUs: vcpu_faults 12,345" in text
     assert (
         "\nPASS  quick, seed 7, 10.0 s: all 1 obligations met, no finding\nwhat this PASS rests "
         "on\n" in text
@@ -99,14 +99,14 @@ def test_the_page_shows_suspects_and_escapes_them() -> None:
 
 FIGURES = (
     MeasuredFigure("M1", "mmu_lock held for write, longest", 2345.67, "us", timed=True),
-    MeasuredFigure("M5", "IO page faults, per delete or move", 1234.5, ""),
+    MeasuredFigure("M5", "io_faults, per delete or move", 1234.5, ""),
 )
 
 
 def test_measurements_are_shown_each_in_its_place() -> None:
     text = run_console.summary(evolve(record(), figures=FIGURES))
     assert any(
-        line.split() == ["M5", "IO", "page", "faults,", "per", "delete", "or", "move", "1,234.5"]
+        line.split() == ["M5", "io_faults,", "per", "delete", "or", "move", "1,234.5"]
         for line in text.splitlines()
     )
     assert "held for write, longest" not in text, "timed ones are in the table of latencies"

@@ -215,11 +215,10 @@ def test_without_a_selftest_it_says_how_to_get_one() -> None:
     assert "no selftest at hand: run `stress selftest`" in text_of(passed())
 
 
-def test_a_selftest_of_other_scenarios_speaks_of_the_zoo() -> None:
+def test_a_selftest_of_other_scenarios_counts_all_mutants() -> None:
     text = certificate_text.would_catch(evolve(KILLS, here=()))
     assert text.startswith(
-        "58 of 60 known-broken variants are caught by threads, in at most 19.5 s each, 55 of them "
-        "within"
+        "58 of 60 mutants are killed by threads, in at most 19.5 s each, 55 of them within"
     )
 
 

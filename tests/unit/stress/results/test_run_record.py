@@ -193,7 +193,7 @@ def test_a_record_has_the_figures_of_its_run(tmp_path: Path) -> None:
     assert stored.verdict == "PASS"
     figures = {figure.name: figure for figure in stored.figures}
     assert figures["accesses to memory that was gone"].value == 0
-    assert figures["remote flushes"].value == stored.counters["remote_flushes"]
+    assert figures["remote_flushes"].value == stored.counters["remote_flushes"]
 
 
 def test_accesses_to_memory_that_was_gone_are_counted_one_by_one(tmp_path: Path) -> None:

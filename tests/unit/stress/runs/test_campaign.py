@@ -13,22 +13,22 @@ from rich.console import Console
 from stress.results.run_record import RunRecord
 from stress.results.store import RunDirectory
 from stress.runs import campaign as runs
-from stress.runs.campaign import Made, Repeated, repeat
+from stress.runs.campaign import CampaignRequest, SeedOutcome, run_campaign
 from stress.runs.campaign_summary import CampaignRecord, lines, print_campaign, record_of
-from stress.runs.fanout.single_run import Ran
-from stress.runs.fanout.spread import INTERRUPTED, FanoutPlace
-from stress.runs.fanout.task import RemoteTask, Trouble
+from stress.runs.fanout.single_run import FetchedRun
+from stress.runs.fanout.spread import INTERRUPTED, Workers
+from stress.runs.fanout.task import FanoutTask, Trouble
 from tests.records import record
 from tests.stored import SCENARIO, campaign, keep_selftest
 
 
-def asked(results: Path, seeds: tuple[int, ...] = (4, 5, 6), **changes: Any) -> Repeated:
-    return evolve(Repeated(SCENARIO, "quick", seeds, FanoutPlace(2), results), **changes)
+def asked(results: Path, seeds: tuple[int, ...] = (4, 5, 6), **changes: Any) -> CampaignRequest:
+    return evolve(CampaignRequest(SCENARIO, "quick", seeds, Workers(2), results), **changes)
 
 
-def ran(seed: int, **changes: Any) -> Ran:
+def ran(seed: int, **changes: Any) -> FetchedRun:
     name = f"2026-11-22T12-00-00Z-quick-s{seed}-abcdef"
-    return Ran(
+    return FetchedRun(
         evolve(
             record(), id=name, seed=seed, command="python -m stress.runs.fanout.agent", **changes
         ),
@@ -42,7 +42,7 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     it ended early."""
     made: dict[str, Any] = {"by seed": {}, "why": ""}
 
-    def spread(tasks: list[RemoteTask], where: FanoutPlace, on_done: Any) -> str:
+    def spread(tasks: list[FanoutTask], where: Workers, on_done: Any) -> str:
         made["tasks"], made["where"] = tasks, where
         numbers = {task.args[2]: number for number, task in enumerate(tasks)}
         for seed, result in made["by seed"].items():
@@ -61,14 +61,14 @@ def test_every_run_is_stored_like_any_other_as_soon_as_it_ends(
     answers["by seed"] = {6: ran(6), 4: ran(4), 5: Trouble("the process ended with exit code 9")}
     stored_then: list[bool] = []
 
-    def on_made(each: Made) -> None:
+    def on_outcome(each: SeedOutcome) -> None:
         stored_then.append(each.record is None or (Path(each.directory) / "run.json").is_file())
 
-    made, why = repeat(asked(tmp_path), on_made)
+    made, why = run_campaign(asked(tmp_path), on_outcome)
     assert why == ""
     assert stored_then == [True, True, True]
     assert [each.seed for each in made] == [4, 5, 6]
-    assert made[1] == Made(5, trouble="the process ended with exit code 9")
+    assert made[1] == SeedOutcome(5, trouble="the process ended with exit code 9")
     directory = Path(made[0].directory)
     assert {"run.json", "report.html", "junit.xml", "console.txt", "timeline.json.gz"} <= {
         path.name for path in directory.iterdir()
@@ -87,7 +87,7 @@ def test_a_result_that_cannot_be_stored_is_trouble_and_the_next_is_tried(
 ) -> None:
     (tmp_path / ran(4).record.id).mkdir()
     answers["by seed"] = {4: ran(4), 5: ran(5)}
-    made, _ = repeat(asked(tmp_path, (4, 5)))
+    made, _ = run_campaign(asked(tmp_path, (4, 5)))
     assert made[0].trouble.startswith(
         "the result could not be kept: cannot create a result directory"
     )
@@ -98,25 +98,29 @@ def test_seeds_and_variant_files_reach_every_run(
     tmp_path: Path, answers: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    repeat(asked(tmp_path, variant_files=("idea.py",)))
+    run_campaign(asked(tmp_path, variant_files=("idea.py",)))
     assert [task.args for task in answers["tasks"]] == [
         (SCENARIO, "quick", seed, ("idea.py",)) for seed in (4, 5, 6)
     ]
     assert {task.limit_s for task in answers["tasks"]} == {SCENARIO.budget.duration_s}
-    repeat(asked(tmp_path, (4,), variant_files=("idea.py",), where=FanoutPlace(0, "tcp://there:1")))
+    run_campaign(
+        asked(tmp_path, (4,), variant_files=("idea.py",), where=Workers(0, "tcp://there:1"))
+    )
     there = (str(tmp_path.resolve() / "idea.py"),)
     assert answers["tasks"][0].args[3] == there
-    assert answers["where"] == FanoutPlace(0, "tcp://there:1", there)
+    assert answers["where"] == Workers(0, "tcp://there:1", there)
 
 
 # What they say together.
 
 
-def told(
+def judged(
     *found: tuple[int, RunRecord | None], seeds: tuple[int, ...] | None = None, stopped: str = ""
 ) -> CampaignRecord:
     made = [
-        Made(seed, one, f"results/{seed}") if one is not None else Made(seed, trouble="oops")
+        SeedOutcome(seed, one, f"results/{seed}")
+        if one is not None
+        else SeedOutcome(seed, trouble="oops")
         for seed, one in found
     ]
     return record_of("quick", seeds or tuple(seed for seed, _ in found), made, stopped)
@@ -125,34 +129,36 @@ def told(
 def test_the_worst_verdict_wins() -> None:
     good, bad = record(), record(findings=1)
     open_ = evolve(good, verdict="INCONCLUSIVE", reasons=("yields: 0, at least 1 needed",))
-    assert told((1, good), (2, good)).verdict == "PASS"
-    assert told((1, good), (2, open_)).verdict == "INCONCLUSIVE"
-    assert told((1, good), (2, open_), (3, None)).verdict == "HARNESS_ERROR"
-    assert told((1, good), (2, open_), (3, None), (4, bad)).verdict == "FAIL"
-    assert told((1, good), (2, open_), (3, None), (4, bad)).reasons == (
+    assert judged((1, good), (2, good)).verdict == "PASS"
+    assert judged((1, good), (2, open_)).verdict == "INCONCLUSIVE"
+    assert judged((1, good), (2, open_), (3, None)).verdict == "HARNESS_ERROR"
+    assert judged((1, good), (2, open_), (3, None), (4, bad)).verdict == "FAIL"
+    assert judged((1, good), (2, open_), (3, None), (4, bad)).reasons == (
         "of 4 runs 1 FAIL, 1 HARNESS_ERROR, 1 INCONCLUSIVE, 1 PASS",
     )
 
 
 def test_runs_that_were_not_made_are_no_pass() -> None:
-    some = told((1, record()), seeds=(1, 2, 3), stopped=INTERRUPTED)
+    some = judged((1, record()), seeds=(1, 2, 3), stopped=INTERRUPTED)
     assert (some.verdict, some.missing) == ("INCONCLUSIVE", (2, 3))
     assert some.reasons == ("of 1 run 1 PASS", "2 not made: interrupted")
-    nothing = told(seeds=(1,), stopped=INTERRUPTED)
+    nothing = judged(seeds=(1,), stopped=INTERRUPTED)
     assert (nothing.verdict, nothing.at_most) == ("INCONCLUSIVE", None)
 
 
 def test_how_rare_failures_are_is_said_only_where_none_was_seen() -> None:
     good = record()
-    assert told(*((seed, good) for seed in range(59))).at_most == pytest.approx(0.0495, abs=1e-4)
-    assert told((1, good), (2, evolve(good, verdict="INCONCLUSIVE"))).at_most == pytest.approx(0.95)
-    assert told((1, good), (2, record(findings=1))).at_most is None
+    assert judged(*((seed, good) for seed in range(59))).at_most == pytest.approx(0.0495, abs=1e-4)
+    assert judged((1, good), (2, evolve(good, verdict="INCONCLUSIVE"))).at_most == pytest.approx(
+        0.95
+    )
+    assert judged((1, good), (2, record(findings=1))).at_most is None
 
 
 def test_equal_findings_are_told_once_the_most_frequent_first() -> None:
-    found = told((1, record(findings=1)), (2, record(findings=2)), (3, record())).findings
+    found = judged((1, record(findings=1)), (2, record(findings=2)), (3, record())).findings
     assert [(each.rule, each.seeds) for each in found] == [("O1", (1, 2)), ("O1", (2,))]
-    first = next(lines(told((1, record(findings=1)), (2, record(findings=2)))))
+    first = next(lines(judged((1, record(findings=1)), (2, record(findings=2)))))
     assert first == "O1 in 2 of 2 runs (seed 1, 2): BUG: stale translation number 0"
 
 

@@ -19,7 +19,7 @@ from stress.runs.explore import (
     ExplorationResult,
     ExploreRequest,
     as_data,
-    campaign_for,
+    exploration_for,
     explore,
     explore_share,
     judgement_of,
@@ -28,7 +28,7 @@ from stress.runs.explore import (
     shares,
     verdict_line,
 )
-from stress.runs.fanout.spread import INTERRUPTED, FanoutPlace
+from stress.runs.fanout.spread import INTERRUPTED, Workers
 from stress.runs.fanout.task import Trouble
 from stress.scenario.counters import COUNTERS
 from stress.scenario.errors import ResultError
@@ -207,9 +207,9 @@ def test_equal_requests_have_equal_results() -> None:
 def test_what_actors_draw_changes_now_and_then(
     scenario: Any, strategy: str, seeds: list[int]
 ) -> None:
-    campaign = campaign_for(asked(scenario=scenario, strategy=strategy), 7)
+    exploration = exploration_for(asked(scenario=scenario, strategy=strategy), 7)
     assert [
-        campaign._seeds(number) for number in (0, exploring.PROGRAMS - 1, exploring.PROGRAMS)
+        exploration._seeds(number) for number in (0, exploring.PROGRAMS - 1, exploring.PROGRAMS)
     ] == seeds
 
 
@@ -275,9 +275,9 @@ class Spread:
     why it ended early."""
 
     def __init__(self, answers: dict[int, Any] | None = None, why: str = "") -> None:
-        self.answers, self.why, self.where = answers or {}, why, FanoutPlace()
+        self.answers, self.why, self.where = answers or {}, why, Workers()
 
-    def __call__(self, tasks: Any, where: FanoutPlace, on_done: Any) -> str:
+    def __call__(self, tasks: Any, where: Workers, on_done: Any) -> str:
         self.where = where
         for number, task in enumerate(tasks):
             on_done(number, self.answers.get(number) or task.call(*task.args))
@@ -300,7 +300,7 @@ def spread(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Spread]:
 def test_a_cluster_is_asked_whatever_the_number_of_jobs(spread: Callable[..., Spread]) -> None:
     made = spread()
     assert explore(asked(jobs=1, scheduler="tcp://there:1")).tally.schedules == 10
-    assert made.where == FanoutPlace(1, "tcp://there:1")
+    assert made.where == Workers(1, "tcp://there:1")
 
 
 def test_a_piece_that_is_lost_for_good_is_a_harness_error(spread: Callable[..., Spread]) -> None:

@@ -120,9 +120,9 @@ def test_the_effective_scenario_loads_back_as_itself(tmp_path: Path) -> None:
     scenario = load(write(tmp_path, "[vm]\nvcpus = 2\nvariants = ['put-before-zap']\n"))
     data = unstructure(scenario)
     del data["seed"]
-    again, problems = structure(data, {}, "memory")
+    reloaded, problems = structure(data, {}, "memory")
     assert problems == []
-    assert again == scenario
+    assert reloaded == scenario
 
 
 def test_key_lines_knows_tables_and_quoted_keys() -> None:

@@ -10,7 +10,7 @@ import attrs
 import pytest
 
 from mmu.export.policies import POLICIES
-from mmu.kernels import KERNELS
+from mmu.kernels import SERIES
 from mmu.posted import POSTED, PROFILES
 from stress.mutants import MUTANTS
 from stress.scenario import types
@@ -50,6 +50,7 @@ WRONG: dict[Any, tuple[str, str]] = {
     types.Share: ("1.5", "found 1.5; expected a number from 0 to 1"),
     types.Seconds: ("0", "found 0; expected a number of seconds above 0"),
     types.Rate: ("-0.5", "found -0.5; expected a number from 0 on"),
+    types.KernelName: ("'6.5'", "found '6.5'; expected one of"),
     types.PolicyName: ("'keep'", "found 'keep'; expected one of"),
 }
 OTHERS = {
@@ -231,7 +232,7 @@ def test_the_generation_may_have_as_many_bits_as_the_kernel_has(tmp_path: Path, 
     ("key", "names"),
     [
         ("profile", PROFILES),
-        ("kernel", KERNELS),
+        ("kernel", SERIES),
         ("policy", POLICIES),
     ],
 )
@@ -268,9 +269,9 @@ def test_every_shipped_scenario_loads_and_loads_back_as_itself(path: Path) -> No
     assert scenario.title
     data = unstructure(scenario)
     del data["seed"]
-    again, problems = structure(data, {}, "memory")
+    reloaded, problems = structure(data, {}, "memory")
     assert problems == []
-    assert again == scenario
+    assert reloaded == scenario
 
 
 def test_too_few_frames_are_one_problem(tmp_path: Path) -> None:

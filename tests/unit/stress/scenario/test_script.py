@@ -14,8 +14,8 @@ from mmu.runtime import Runtime
 from stress.engines.session import Session
 from stress.scenario.errors import ConfigError
 from stress.scenario.load import load
-from stress.scenario.script import VERBS, VOCABULARY, Op, OpError, kind_of, parse
-from stress.scenario.scripts import ActorScripts, players, prepared, script_of, with_script
+from stress.scenario.operations import VERBS, VOCABULARY, Op, OpError, kind_of, parse
+from stress.scenario.scripts import Script, players, prepared, script_of, with_script
 from stress.scenario.types import Lines, Scenario
 
 CONFIGS = Path(__file__).parents[4] / "configs"
@@ -299,7 +299,7 @@ def test_a_script_is_what_its_lines_say(tmp_path: Path) -> None:
     )
     scenario = load(path)
     script = script_of(scenario)
-    assert script == ActorScripts(
+    assert script == Script(
         {"vcpu0": (Op("write", (4,)), Op("idle")), "vcpu1": ()},
         (("memslot-worker", Op("create", (0,))), ("vcpu1", Op("write", (0,)))),
     )

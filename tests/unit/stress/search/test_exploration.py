@@ -31,7 +31,7 @@ from tests.unit.stress.search.programs import (
 )
 
 
-def campaign(program: Small, strategy: Strategy | None = None, **options: object) -> Exploration:
+def exploration(program: Small, strategy: Strategy | None = None, **options: object) -> Exploration:
     return Exploration(program, strategy or RandomWalk(1), **options)  # type: ignore[arg-type]
 
 
@@ -115,13 +115,13 @@ def test_tallies_add_up() -> None:
 
 
 def test_merging_with_nothing_changes_nothing() -> None:
-    one = campaign(PROTOCOL).run(SearchBudget(schedules=20))
+    one = exploration(PROTOCOL).run(SearchBudget(schedules=20))
     before = (one.schedules, dict(one.seen), one.once, dict(one.outcomes))
     one.merge(ExplorationTally())
     assert (one.schedules, one.seen, one.once, one.outcomes) == before
 
 
-# When a campaign ends.
+# When an exploration ends.
 
 
 @pytest.mark.parametrize(
@@ -144,17 +144,17 @@ def test_what_was_found_ends_a_search_or_not(
 
 
 def test_a_budget_of_schedules_is_used_up_and_can_be_continued() -> None:
-    search = campaign(PROTOCOL)
+    search = exploration(PROTOCOL)
     assert search.run(SearchBudget(schedules=7)).schedules == 7
     assert search.run(SearchBudget(schedules=5)).schedules == 12
-    whole = campaign(PROTOCOL).run(SearchBudget(schedules=12))
+    whole = exploration(PROTOCOL).run(SearchBudget(schedules=12))
     assert whole.seen == search.tally.seen
     assert whole.outcomes == search.tally.outcomes
     assert search.tally.curve[-1] == (12, search.tally.classes)
 
 
 def test_the_first_failure_ends_it() -> None:
-    tally = campaign(LOST_UPDATE).run(SearchBudget(schedules=1_000))
+    tally = exploration(LOST_UPDATE).run(SearchBudget(schedules=1_000))
     assert tally.failing == 1
     (kept,) = tally.failures.values()
     assert kept.after_schedules == tally.schedules < 1_000
@@ -163,8 +163,8 @@ def test_the_first_failure_ends_it() -> None:
 
 
 def test_or_it_goes_on_and_keeps_the_first_of_equal_failures() -> None:
-    first = campaign(LOST_UPDATE).run(SearchBudget(schedules=1_000)).schedules
-    tally = campaign(LOST_UPDATE).run(SearchBudget(schedules=60, stop_at_failure=False))
+    first = exploration(LOST_UPDATE).run(SearchBudget(schedules=1_000)).schedules
+    tally = exploration(LOST_UPDATE).run(SearchBudget(schedules=60, stop_at_failure=False))
     assert tally.schedules == 60
     assert tally.failing > 5
     (kept,) = tally.failures.values()
@@ -172,10 +172,10 @@ def test_or_it_goes_on_and_keeps_the_first_of_equal_failures() -> None:
 
 
 def test_it_goes_on_until_what_is_wanted_is_found() -> None:
-    tally = campaign(LOST_UPDATE).run(SearchBudget(schedules=40, wanted=frozenset({"O1"})))
+    tally = exploration(LOST_UPDATE).run(SearchBudget(schedules=40, wanted=frozenset({"O1"})))
     assert tally.schedules == 40
     assert (
-        campaign(LOST_UPDATE).run(SearchBudget(schedules=40, wanted=frozenset({"O9"}))).schedules
+        exploration(LOST_UPDATE).run(SearchBudget(schedules=40, wanted=frozenset({"O9"}))).schedules
         < 40
     )
 
@@ -190,7 +190,7 @@ def test_what_comes_first_does_not_hide_what_is_wanted() -> None:
         body.judge = lambda: [broken("O3", "always"), *late]
         return body
 
-    tally = campaign(Small("hidden", make)).run(
+    tally = exploration(Small("hidden", make)).run(
         SearchBudget(schedules=10, wanted=frozenset({"O9"}))
     )
     assert tally.schedules == tally.failing == 3
@@ -201,7 +201,7 @@ def test_what_comes_first_does_not_hide_what_is_wanted() -> None:
 
 
 def test_an_exhausted_space_ends_it() -> None:
-    tally = campaign(contended(2, 2), Dpor()).run(SearchBudget())
+    tally = exploration(contended(2, 2), Dpor()).run(SearchBudget())
     assert tally.exhausted
     assert tally.schedules - tally.cut == tally.classes == 6
     assert len(tally.outcomes) == 6
@@ -214,7 +214,7 @@ def test_a_failure_of_the_harness_ends_it() -> None:
 
         return Body([ProgramTask("one", oops)])
 
-    tally = campaign(Small("oops", make)).run(SearchBudget(schedules=50))
+    tally = exploration(Small("oops", make)).run(SearchBudget(schedules=50))
     assert tally.schedules == 1
     assert tally.failures == {}
     assert "ValueError('oops')" in tally.errors[0]
@@ -227,7 +227,7 @@ def test_an_error_beside_a_finding_is_its_consequence() -> None:
 
         return Body([ProgramTask("one", oops)], lambda: [broken("O1", "stale")])
 
-    tally = campaign(Small("oops", make)).run(SearchBudget(schedules=5, stop_at_failure=False))
+    tally = exploration(Small("oops", make)).run(SearchBudget(schedules=5, stop_at_failure=False))
     assert tally.errors == []
     assert tally.failing == 5
 
@@ -245,7 +245,7 @@ def test_a_schedule_without_an_end_is_counted_as_that() -> None:
         body.progress = lambda: len(runtime.scheduler.trace)
         return body
 
-    tally = campaign(Small("forever", moving), limit=20).run(SearchBudget(schedules=1))
+    tally = exploration(Small("forever", moving), limit=20).run(SearchBudget(schedules=1))
     assert tally.unfinished == 1
     assert tally.failures == {}
 
@@ -257,12 +257,12 @@ def test_a_schedule_without_an_end_is_counted_as_that() -> None:
     "program", [LOST_UPDATE, DEADLOCK, USE_AFTER_FREE], ids=lambda program: program.name
 )
 def test_a_kept_failure_can_be_replayed(program: Small) -> None:
-    tally = campaign(program).run(SearchBudget(schedules=1_000))
+    tally = exploration(program).run(SearchBudget(schedules=1_000))
     (kept,) = tally.failures.values()
     assert len(kept.steps) == len(kept.schedule.choices)
-    again = replay(program, kept.schedule, steps=kept.steps)
-    assert again.divergence is None
-    assert again.signatures[0] == kept.report.signature
+    replayed = replay(program, kept.schedule, steps=kept.steps)
+    assert replayed.divergence is None
+    assert replayed.signatures[0] == kept.report.signature
     assert next(iter(tally.failures)) == kept.report.signature
 
 
@@ -278,12 +278,12 @@ def _unwaited(runtime: ControlledRuntime) -> Body:
 
 
 def test_a_race_that_did_no_harm_is_predicted() -> None:
-    tally = campaign(Small("unwaited", _unwaited)).run(SearchBudget(schedules=10))
+    tally = exploration(Small("unwaited", _unwaited)).run(SearchBudget(schedules=10))
     (kept,) = tally.failures.values()
     assert kept.predicted
     assert kept.report.code == "unseen-write-overwritten"
     assert (
-        campaign(Small("unwaited", _unwaited), check_races=False)
+        exploration(Small("unwaited", _unwaited), check_races=False)
         .run(SearchBudget(schedules=10))
         .failures
         == {}
@@ -298,7 +298,7 @@ def test_each_schedule_has_the_seed_that_it_is_given() -> None:
             seeds.append(seed)
             return super().build(runtime, seed)
 
-    search = campaign(
+    search = exploration(
         Seeded("seeded", independent(1, 1).make), seeds=lambda number: 100 + number // 2
     )
     tally = search.run(SearchBudget(schedules=4))
@@ -309,7 +309,7 @@ def test_each_schedule_has_the_seed_that_it_is_given() -> None:
 
 
 def test_a_portfolio_tells_what_its_members_did() -> None:
-    tally = campaign(PROTOCOL, Portfolio(1, class_of)).run(SearchBudget(schedules=50))
+    tally = exploration(PROTOCOL, Portfolio(1, class_of)).run(SearchBudget(schedules=50))
     assert sum(counts["schedules"] for counts in tally.members.values()) == 50
     assert sum(counts["classes"] for counts in tally.members.values()) == tally.classes
     assert {"random", "pos", "surw", "pct:1"} <= set(tally.members)
@@ -317,7 +317,7 @@ def test_a_portfolio_tells_what_its_members_did() -> None:
 
 def test_a_failure_names_the_member_of_the_portfolio_that_found_it() -> None:
     (kept,) = (
-        campaign(LOST_UPDATE, Portfolio(1, class_of))
+        exploration(LOST_UPDATE, Portfolio(1, class_of))
         .run(SearchBudget(schedules=1_000))
         .failures.values()
     )
@@ -325,16 +325,17 @@ def test_a_failure_names_the_member_of_the_portfolio_that_found_it() -> None:
 
 
 def test_progress_is_told_and_what_is_left_estimated() -> None:
-    search = campaign(PROTOCOL, Dpor())
+    search = exploration(PROTOCOL, Dpor())
     tally = search.run(SearchBudget(schedules=30))
     assert not tally.exhausted
     assert tally.remaining is not None
     assert tally.remaining > 0
 
 
-def test_equal_campaigns_are_equal() -> None:
+def test_equal_explorations_are_equal() -> None:
     one, two = (
-        campaign(PROTOCOL, Portfolio(4, class_of)).run(SearchBudget(schedules=80)) for _ in range(2)
+        exploration(PROTOCOL, Portfolio(4, class_of)).run(SearchBudget(schedules=80))
+        for _ in range(2)
     )
     assert (one.seen, one.curve, one.steps, one.members) == (
         two.seen,

@@ -96,14 +96,14 @@ def test_what_is_left_fails_in_the_same_way_and_nothing_more_can_go(
     assert all(
         is_part_of(lines, scenario.script[part]) for part, lines in result.scenario.script.items()
     )
-    again = replay(
+    replayed = replay(
         ScenarioProgram("small", result.scenario),
         result.failure.schedule,
         steps=result.failure.steps,
     )
-    assert again.divergence is None
-    assert again.signatures[0] == failure.report.signature
-    assert len(again.run.trace) == result.after[4]
+    assert replayed.divergence is None
+    assert replayed.signatures[0] == failure.report.signature
+    assert len(replayed.run.trace) == result.after[4]
     assert list(minimiser.single_removals(result)) == []
 
 

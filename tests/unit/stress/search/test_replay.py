@@ -44,12 +44,12 @@ def diverged(replayed: Replayed) -> Divergence:
 def test_a_replay_does_the_same_steps_and_finds_the_same(program: Small, seed: int) -> None:
     run, schedule, steps = recorded(program, seed)
     for names in (steps, ()):
-        again = replay(program, Schedule.decode(schedule.encode()), steps=names)
-        assert again.divergence is None
-        assert again.run.trace == run.trace
-        assert named_steps(again.run) == steps
-        assert again.signatures == tuple(report.signature for report in run.reports)
-        assert again.run.outcome == run.outcome
+        replayed = replay(program, Schedule.decode(schedule.encode()), steps=names)
+        assert replayed.divergence is None
+        assert replayed.run.trace == run.trace
+        assert named_steps(replayed.run) == steps
+        assert replayed.signatures == tuple(report.signature for report in run.reports)
+        assert replayed.run.outcome == run.outcome
 
 
 def test_a_task_that_is_over_cannot_go_on() -> None:
@@ -179,13 +179,13 @@ def test_a_compare_exchange_that_failed_is_recorded_as_a_load_and_still_the_same
 def test_turns_of_a_schedule_lead_to_the_same_schedule(program: Small, seed: int) -> None:
     run, schedule, _ = recorded(program, seed)
     follow = FollowTurns([Turn(run.names[task - 1], steps) for task, steps in schedule.turns()])
-    again = Executor(program).execute(follow)
-    assert again.trace == run.trace
-    turns = turns_of(again, follow.ended)
+    replayed = Executor(program).execute(follow)
+    assert replayed.trace == run.trace
+    turns = turns_of(replayed, follow.ended)
     assert len(turns) == len(schedule.turns())
     once_more = FollowTurns(turns)
     assert Executor(program).execute(once_more).trace == run.trace
-    assert turns_of(again, once_more.ended) == turns
+    assert turns_of(replayed, once_more.ended) == turns
 
 
 def test_a_turn_until_the_task_cannot_go_on() -> None:

@@ -23,7 +23,7 @@ from stress.search.bounded import DelayBounded, DepthFirst, PreemptionBounded, S
 from stress.search.exploration import Exploration, SearchBudget
 from stress.search.happens_before import Fingerprint, class_of
 from stress.search.random_walk import RandomWalk
-from stress.search.state_cache import States
+from stress.search.state_cache import StateCache
 from stress.search.strategies import strategy_for
 from tests.unit.stress.search.programs import (
     BUGS,
@@ -58,14 +58,14 @@ def classes(program: Program, search: Systematic) -> dict[int, tuple[object, ...
 
 
 def test_what_was_not_here_before_is_now() -> None:
-    states = States(3)
+    states = StateCache(3)
     assert [states.met(state) for state in (5, 6, 5, 6)] == [False, False, True, True]
     assert len(states) == 2
     assert not states.full
 
 
 def test_a_full_memory_keeps_what_it_has_and_takes_no_more() -> None:
-    states = States(2)
+    states = StateCache(2)
     assert [states.met(state) for state in (5, 6, 7, 7, 5)] == [False, False, False, False, True]
     assert states.full
     assert len(states) == 2
@@ -79,7 +79,7 @@ def test_tasks_with_nothing_in_common_are_a_grid_of_states(steps: tuple[int, int
     """Each of the m x n states in which both can go on has one alternative; all but one schedule of
     the last two end early."""
     m, n = (count + 1 for count in steps)
-    states = States()
+    states = StateCache()
     done = runs(independent(*steps), DepthFirst(states), ENOUGH)
     assert len(states) == (m + 1) * (n + 1) - 1
     assert len(done) == 1 + m * n
@@ -87,7 +87,7 @@ def test_tasks_with_nothing_in_common_are_a_grid_of_states(steps: tuple[int, int
 
 
 def test_three_tasks_are_a_cube() -> None:
-    states = States()
+    states = StateCache()
     runs(independent(2, 2, 2), DepthFirst(states), ENOUGH)
     assert len(states) == 4**3 - 1
 
@@ -95,7 +95,7 @@ def test_three_tasks_are_a_cube() -> None:
 def test_what_is_in_conflict_stays_apart() -> None:
     """Two tasks that write to one word twice each: a state for each order of so many writes, times
     who has started."""
-    states = States()
+    states = StateCache()
     done = [run for run in runs(contended(2, 2), DepthFirst(states), ENOUGH) if not run.cut]
     assert len({run.outcome for run in done}) == 6
     begun = {(0, 0): 4, (1, 0): 2, (2, 0): 2, (0, 1): 2, (0, 2): 2, (1, 1): 2, (2, 1): 3, (1, 2): 3}
@@ -103,7 +103,7 @@ def test_what_is_in_conflict_stays_apart() -> None:
 
 
 def test_within_a_bound_a_state_counts_once_for_each_task_in_turn() -> None:
-    states = States()
+    states = StateCache()
     plain, cut = DelayBounded(2), DelayBounded(2, states)
     whole = runs(independent(8, 8), plain, ENOUGH)
     less = runs(independent(8, 8), cut, ENOUGH)
@@ -115,14 +115,16 @@ def test_within_a_bound_a_state_counts_once_for_each_task_in_turn() -> None:
 
 @pytest.mark.parametrize("most", [0, 1, 4])
 def test_little_memory_costs_schedules_and_nothing_else(most: int) -> None:
-    little, plenty = States(most), States()
+    little, plenty = StateCache(most), StateCache()
     program = contended(1, 2)
     assert (
         classes(program, DepthFirst(little))
         == classes(program, DepthFirst(plenty))
         == classes(program, DepthFirst())
     )
-    more, fewer = (len(runs(program, DepthFirst(States(size)), ENOUGH)) for size in (most, 1000))
+    more, fewer = (
+        len(runs(program, DepthFirst(StateCache(size)), ENOUGH)) for size in (most, 1000)
+    )
     assert more > fewer
     assert little.full
     assert not plenty.full
@@ -175,7 +177,7 @@ def _watched(runtime: ControlledRuntime) -> Body:
     ],
 )
 def test_what_an_observer_has_read_makes_a_difference(make: type[DepthFirst]) -> None:
-    done = runs(Small("watched", _watched), make(States()), ENOUGH)
+    done = runs(Small("watched", _watched), make(StateCache()), ENOUGH)
     assert {(run.outcome, run.failed) for run in done if not run.cut} == {(0, False), (1, True)}
 
 
@@ -200,7 +202,7 @@ def _accidental_order(runtime: ControlledRuntime) -> Body:
 def test_equal_values_are_not_one_state() -> None:
     """Every task has seen, and every word holds, the same, whoever takes the lock first; but only
     one order has the race."""
-    states = States()
+    states = StateCache()
     tally = Exploration(Small("accidental order", _accidental_order), DelayBounded(2, states)).run(
         SearchBudget(stop_at_failure=False)
     )
@@ -238,7 +240,7 @@ def test_small_programs_show_the_same(program: Small, name: str) -> None:
 def test_scenarios_show_the_same(name: str) -> None:
     program = ScenarioProgram(name, load(TO_THE_END / f"{name}.toml"))
     with pinned():
-        assert classes(program, DelayBounded(1, States())) == classes(program, DelayBounded(1))
+        assert classes(program, DelayBounded(1, StateCache())) == classes(program, DelayBounded(1))
 
 
 def asked(strategy: str, *overrides: str, schedules: int | None = None) -> ExploreRequest:

@@ -11,10 +11,10 @@ import pytest
 
 from stress.mutants.case import Case
 from stress.runs.fanout import local
-from stress.runs.fanout.spread import FanoutPlace
+from stress.runs.fanout.spread import Workers
 from stress.selftest.attempt import Attempt, Engine
 from stress.selftest.jobs import Job, run_jobs
-from stress.selftest.registry import scenario_of, zoo
+from stress.selftest.registry import all_mutants, scenario_of
 
 
 class Deadly:
@@ -44,15 +44,13 @@ def answers(
     *given: Job, processes: int = 2, until: float | None = None
 ) -> tuple[list[Attempt], int]:
     found: list[Attempt] = []
-    left, why = run_jobs(
-        given, FanoutPlace(processes), lambda _, attempt: found.append(attempt), until
-    )
+    left, why = run_jobs(given, Workers(processes), lambda _, attempt: found.append(attempt), until)
     assert why == ""
     return found, left
 
 
 def test_a_process_that_dies_is_an_error_and_the_others_go_on() -> None:
-    mutant = zoo()["exported-zap-under-read-lock"]
+    mutant = all_mutants()["exported-zap-under-read-lock"]
     good = Job(
         mutant.name,
         mutant.controlled,

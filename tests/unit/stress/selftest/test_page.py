@@ -1,4 +1,4 @@
-"""What a page of the zoo says: every story tells who does what, every origin can be looked up,
+"""The page of a mutant or control: every story tells who does what, every origin can be looked up,
 every splat is the expected one."""
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from stress.mutants import commits
 from stress.mutants.case import Control, Mutant
 from stress.mutants.controls import CONTROLS
 from stress.selftest import page
-from stress.selftest.registry import zoo
+from stress.selftest.registry import all_mutants
 
-ALL: dict[str, Mutant | Control] = {**zoo(), **CONTROLS}
+ALL: dict[str, Mutant | Control] = {**all_mutants(), **CONTROLS}
 
 
 def splat(name: str) -> str:
     """The report that a mutant brings."""
-    failure = page.kill(zoo()[name])
+    failure = page.kill(all_mutants()[name])
     assert failure is not None
-    return page.report_of(failure, zoo()[name]).render()
+    return page.report_of(failure, all_mutants()[name]).render()
 
 
 LOOKED_UP = re.compile(r"\b[0-9a-f]{12}\b|reference (\d|[A-Z])|RFC PATCH|kvm_vcpu_exit_request")
@@ -34,10 +34,10 @@ def test_an_origin_can_be_looked_up(name: str) -> None:
     assert not re.search(r"\[(A|V|Vt)\]", ALL[name].origin)
 
 
-@pytest.mark.parametrize("name", zoo())
+@pytest.mark.parametrize("name", all_mutants())
 def test_every_step_of_a_story_says_who_does_what(name: str) -> None:
-    assert len(zoo()[name].story) > 1
-    for step in zoo()[name].story:
+    assert len(all_mutants()[name].story) > 1
+    for step in all_mutants()[name].story:
         who, _, what = step.partition(": ")
         assert 0 < len(who) <= 40, step
         assert what, step
@@ -66,7 +66,7 @@ def test_a_page_is_no_wider_than_a_screen_but_for_words_that_cannot_be_broken(na
 
 
 def test_a_command_over_several_lines_is_the_same_command() -> None:
-    mutant = zoo()["log-flush-only-if-changed"]
+    mutant = all_mutants()["log-flush-only-if-changed"]
     assert mutant.threads is not None
     text = "\n".join(page.facts(mutant))
     shown = text[text.index("  stress run ") :].rstrip()
@@ -78,14 +78,14 @@ def test_a_command_over_several_lines_is_the_same_command() -> None:
 
 def test_a_page_names_the_functions_that_are_replaced() -> None:
     assert "    replaces invalidate_begin(), invalidate_end()" in list(
-        page.facts(zoo()["invalidation-not-announced"])
+        page.facts(all_mutants()["invalidation-not-announced"])
     )
 
 
 @pytest.mark.parametrize("name", ["notifier-takes-slots-lock", "double-put-of-invalid-root"])
 def test_the_report_that_is_shown_is_an_expected_one(name: str) -> None:
     """Though another may come first."""
-    mutant = zoo()[name]
+    mutant = all_mutants()[name]
     failure = page.kill(mutant)
     assert failure is not None
     assert page.report_of(failure, mutant).names() & set(mutant.expects)

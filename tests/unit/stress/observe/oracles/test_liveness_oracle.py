@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from mmu.kernels import KERNELS
+from mmu.kernels import SERIES
 from mmu.paging.geometry import Geometry
 from stress.mutants import MUTANTS
 from tests.model import Machine, w
@@ -45,7 +45,7 @@ def test_endless_contention_is_no_reason_to_report(watch: Watch) -> None:
 
 @pytest.mark.parametrize("kernel", ["6.6", "6.12"])
 def test_what_hangs_below_a_top_level_entry_goes_in_pieces(watch: Watch, kernel: str) -> None:
-    machine = watch(*KERNELS[kernel], geometry=WIDE)
+    machine = watch(*SERIES[kernel], geometry=WIDE)
     levels: list[int] = []
     machine.on(prepare_zap_page=lambda sp, _: levels.append(sp.level))
     deleted(machine).expect()

@@ -75,7 +75,7 @@ def store(folder: Path, run: RunRecord) -> None:
     (folder / RUN_JSON).write_text(to_json(run))
 
 
-def told(capsys: pytest.CaptureFixture[str], *arguments: object, code: int = 0) -> str:
+def compared(capsys: pytest.CaptureFixture[str], *arguments: object, code: int = 0) -> str:
     assert invoke(["compare", *map(str, arguments)]) == code
     caught = capsys.readouterr()
     return caught.out + caught.err
@@ -88,7 +88,7 @@ def test_a_slow_path_is_named_and_nothing_else_is_claimed(
         runs(tmp_path / "a", 6),
         runs(tmp_path / "b", 6, slower=1.2, policy="republish", first=2e9),
     )
-    data = json.loads(told(capsys, a, b, "--json"))
+    data = json.loads(compared(capsys, a, b, "--json"))
     jsonschema.Draft202012Validator(json.loads(schema.as_text("comparison"))).validate(data)
     claims = {figure["name"]: figure for figure in data["figures"] if figure["claimed"]}
     assert set(claims) == {"memslot.p50", "memslot.p99"}
@@ -104,7 +104,7 @@ def test_a_slow_path_is_named_and_nothing_else_is_claimed(
 def test_two_halves_of_one_thing_differ_in_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    text = told(
+    text = compared(
         capsys,
         f"first={runs(tmp_path / 'a', 8)}",
         f"second={runs(tmp_path / 'b', 8)}",
@@ -120,14 +120,16 @@ def test_a_regression_beyond_the_threshold_is_exit_code_5(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], threshold: float, code: int
 ) -> None:
     a, b = runs(tmp_path / "a", 6), runs(tmp_path / "b", 6, slower=1.3)
-    text = told(capsys, a, b, "--baseline", "--threshold", threshold, code=code)
+    text = compared(capsys, a, b, "--baseline", "--threshold", threshold, code=code)
     assert ("REGRESSION beyond 10%: b completes a memslot call 1." in text) == (code == 5)
 
 
 def test_an_improvement_is_no_regression(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    text = told(capsys, runs(tmp_path / "a", 6), runs(tmp_path / "b", 6, slower=0.5), "--baseline")
+    text = compared(
+        capsys, runs(tmp_path / "a", 6), runs(tmp_path / "b", 6, slower=0.5), "--baseline"
+    )
     assert "faster than a" in text
     assert "no regression beyond 10% of a" in text
 
@@ -135,7 +137,7 @@ def test_an_improvement_is_no_regression(
 def test_too_few_runs_claim_nothing_and_say_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    text = told(capsys, runs(tmp_path / "a", 3), runs(tmp_path / "b", 3, slower=9.0))
+    text = compared(capsys, runs(tmp_path / "a", 3), runs(tmp_path / "b", 3, slower=9.0))
     assert "3 and 3 runs cannot support any claim: at least 4 a group are needed" in text
 
 
@@ -143,18 +145,18 @@ def test_runs_of_different_scenarios_are_refused_unless_allowed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     a, b = runs(tmp_path / "a", 4), runs(tmp_path / "b", 4, vcpus=8)
-    text = told(capsys, a, b, code=4)
+    text = compared(capsys, a, b, code=4)
     assert (
         "the runs are not of the same scenario (vm.vcpus: 3 / 8); --allow KEY compares them all "
         "the same" in text
     )
-    assert "they differ in vm.vcpus: 3 / 8" in told(capsys, a, b, "--allow", "vm.vcpus")
+    assert "they differ in vm.vcpus: 3 / 8" in compared(capsys, a, b, "--allow", "vm.vcpus")
 
 
 def test_a_group_is_of_one_scenario(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs(tmp_path / "a" / "x", 2)
     runs(tmp_path / "a" / "y", 2, policy="republish")
-    text = told(
+    text = compared(
         capsys, f"mixed={tmp_path / 'a' / 'x'},{tmp_path / 'a' / 'y'}", tmp_path / "a" / "x", code=4
     )
     assert "mixed: run-0 and run-0 are not of one scenario: they differ in vm.policy" in text
@@ -165,7 +167,7 @@ def test_what_is_no_evidence_is_left_out_and_named(
 ) -> None:
     a, b = runs(tmp_path / "a", 4), runs(tmp_path / "b", 4)
     store(a / "killed", evolve(record(), id="killed", status="running"))
-    text = told(capsys, a, b)
+    text = compared(capsys, a, b)
     assert "a: 4 runs of quick" in text
     assert "left out: killed: running, so it is no evidence" in text
 
@@ -174,17 +176,17 @@ def test_what_cannot_be_read_is_a_clear_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     a = runs(tmp_path / "a", 1)
-    assert "neither a run's directory nor one that holds runs (run.json)" in told(
+    assert "neither a run's directory nor one that holds runs (run.json)" in compared(
         capsys, a, tmp_path / "nothing", code=4
     )
-    assert "a comparison needs two groups of runs at least" in told(capsys, a, code=4)
+    assert "a comparison needs two groups of runs at least" in compared(capsys, a, code=4)
     store(tmp_path / "c" / "x", evolve(record(), status="interrupted"))
-    assert "no finished run in it" in told(capsys, a, tmp_path / "c", code=4)
+    assert "no finished run in it" in compared(capsys, a, tmp_path / "c", code=4)
 
 
 def test_findings_are_a_figure_and_shown_in_the_head(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    text = told(capsys, runs(tmp_path / "a", 4), runs(tmp_path / "b", 4, findings=2))
+    text = compared(capsys, runs(tmp_path / "a", 4), runs(tmp_path / "b", 4, findings=2))
     assert "b: 4 runs of quick, 4 of them with findings" in text
     assert "b has findings, a has none" in text

@@ -1,5 +1,5 @@
 """Agents: tasks of a worker in processes of their own, results unharmed by what tasks print, and an
-end with the campaign."""
+end with the batch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from attrs import evolve
 from stress.runs.fanout import remote
 from stress.runs.fanout.identity import Identity, differences, identity
 from stress.runs.fanout.remote import RemoteBatch, VersionSkew, carry_out_at, check, end
-from stress.runs.fanout.task import RemoteTask, Trouble
+from stress.runs.fanout.task import FanoutTask, Trouble
 from stress.scenario.errors import StressError
 from tests.unit.stress.runs.fanout import tasks
 
@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[5]
 
 
 @pytest.fixture
-def campaign(monkeypatch: pytest.MonkeyPatch) -> Iterator[RemoteBatch]:
+def batch(monkeypatch: pytest.MonkeyPatch) -> Iterator[RemoteBatch]:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
     made = RemoteBatch("stress-test", identity(), {HERE: 4})
@@ -33,49 +33,49 @@ def campaign(monkeypatch: pytest.MonkeyPatch) -> Iterator[RemoteBatch]:
     end(made.name)
 
 
-def test_one_agent_carries_out_task_after_task(campaign: RemoteBatch) -> None:
+def test_one_agent_carries_out_task_after_task(batch: RemoteBatch) -> None:
     def ask(call: Any, *args: Any) -> Any:
-        return carry_out_at(HERE, campaign, RemoteTask(call, args, 5.0))
+        return carry_out_at(HERE, batch, FanoutTask(call, args, 5.0))
 
     assert ask(tasks.add, 2, 3) == 5
-    (agent,) = remote._POOL._idle[campaign.name]
+    (agent,) = remote._POOL._idle[batch.name]
     assert ask(tasks.shout, "x" * 1000) == 1000
     assert ask(tasks.fail, "oops") == Trouble("ValueError: oops")
     assert ask(tasks.slot) == 4
-    assert remote._POOL._idle[campaign.name] == [agent]
-    end(campaign.name)
+    assert remote._POOL._idle[batch.name] == [agent]
+    end(batch.name)
     assert agent.process.returncode is not None
-    with pytest.raises(StressError, match="campaign is over"):
+    with pytest.raises(StressError, match="batch is over"):
         ask(tasks.add, 2, 3)
 
 
-def test_the_end_of_a_campaign_ends_what_is_running(campaign: RemoteBatch, tmp_path: Path) -> None:
+def test_the_end_of_a_batch_ends_what_is_running(batch: RemoteBatch, tmp_path: Path) -> None:
     mark = tmp_path / "mark"
     os.mkfifo(mark)
     found: list[Any] = []
-    task = RemoteTask(tasks.hold, (str(mark),), 600.0)
-    asking = threading.Thread(target=lambda: found.append(carry_out_at(HERE, campaign, task)))
+    task = FanoutTask(tasks.hold, (str(mark),), 600.0)
+    asking = threading.Thread(target=lambda: found.append(carry_out_at(HERE, batch, task)))
     asking.start()
     with mark.open("rb") as reader:
         assert reader.read(4) == b"here"
-        end(campaign.name)
+        end(batch.name)
         assert reader.read() == b""
     asking.join(20)
     assert found == [Trouble("the agent that carried it out ended with exit code -9")]
 
 
-def test_a_worker_with_other_sources_is_refused_by_name(campaign: RemoteBatch) -> None:
-    wanted = evolve(campaign, identity=evolve(campaign.identity, sources="0" * 64))
+def test_a_worker_with_other_sources_is_refused_by_name(batch: RemoteBatch) -> None:
+    wanted = evolve(batch, identity=evolve(batch.identity, sources="0" * 64))
     (problem,) = check(wanted)
     assert "with other sources" in problem
     with pytest.raises(VersionSkew, match=f"{HERE}: tdp-stress .* with other sources"):
-        carry_out_at(HERE, wanted, RemoteTask(tasks.add, (1, 1), 5.0))
+        carry_out_at(HERE, wanted, FanoutTask(tasks.add, (1, 1), 5.0))
 
 
-def test_the_same_program_has_nothing_to_complain_of(campaign: RemoteBatch, tmp_path: Path) -> None:
+def test_the_same_program_has_nothing_to_complain_of(batch: RemoteBatch, tmp_path: Path) -> None:
     file = tmp_path / "idea.py"
     file.write_text("VARIANT = 1\n")
-    wanted = evolve(campaign, identity=identity((str(file),)))
+    wanted = evolve(batch, identity=identity((str(file),)))
     assert check(wanted) == ()
     file.write_text("VARIANT = 2\n")
     assert [text.split(" (")[0] for text in check(wanted)] == [f"another {file}"]

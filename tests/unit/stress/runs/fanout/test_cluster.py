@@ -23,13 +23,13 @@ from stress.runs.fanout.dask import (
 )
 from stress.runs.fanout.identity import identity
 from stress.runs.fanout.remote import RemoteBatch, VersionSkew
-from stress.runs.fanout.spread import FanoutPlace
-from stress.runs.fanout.task import RemoteTask, Trouble
+from stress.runs.fanout.spread import Workers
+from stress.runs.fanout.task import FanoutTask, Trouble
 from stress.scenario.errors import StressError
 from tests.unit.stress.runs.fanout import tasks
 
 CAMPAIGN = RemoteBatch("stress-test", identity())
-ADDING = [RemoteTask(tasks.add, (number, 1), 5.0) for number in range(6)]
+ADDING = [FanoutTask(tasks.add, (number, 1), 5.0) for number in range(6)]
 
 
 class Future:
@@ -55,7 +55,7 @@ class Client:
     def __init__(
         self,
         threads: dict[str, int] | None = None,
-        fate: Callable[[RemoteTask], tuple[str, Any] | None] = lambda _: None,
+        fate: Callable[[FanoutTask], tuple[str, Any] | None] = lambda _: None,
     ) -> None:
         self.threads = {"tcp://a:1": 2} if threads is None else threads
         self.fate = fate
@@ -68,7 +68,7 @@ class Client:
         return self.threads
 
     def submit(
-        self, _call: Any, _campaign: RemoteBatch, task: RemoteTask, *, key: str, pure: bool
+        self, _call: Any, _batch: RemoteBatch, task: FanoutTask, *, key: str, pure: bool
     ) -> Future:
         assert not pure
         return Future(key, *(self.fate(task) or ("finished", task.call(*task.args))))
@@ -86,7 +86,7 @@ class Client:
         self.closed = True
 
 
-def on(client: Client, given: list[RemoteTask] = ADDING, **options: Any) -> dict[int, Any]:
+def on(client: Client, given: list[FanoutTask] = ADDING, **options: Any) -> dict[int, Any]:
     found: dict[int, Any] = {}
     run_on(DaskCluster(client, CAMPAIGN), given, found.__setitem__, **options)
     return found
@@ -106,7 +106,7 @@ class Crowd:
     def places(self) -> int:
         return 1 if len(self.most) < 3 else 4
 
-    def start(self, number: int, task: RemoteTask) -> None:
+    def start(self, number: int, task: FanoutTask) -> None:
         assert task is ADDING[number]
         self.running.put(number)
         self.most.append(self.running.qsize())
@@ -134,7 +134,7 @@ def test_a_task_that_ends_its_workers_is_trouble_and_the_others_go_on() -> None:
     class KilledWorker(Exception):
         pass
 
-    def fate(task: RemoteTask) -> tuple[str, Any] | None:
+    def fate(task: FanoutTask) -> tuple[str, Any] | None:
         return ("error", KilledWorker("4 workers died")) if task.args[0] == 2 else None
 
     found = on(Client(fate=fate))
@@ -143,13 +143,13 @@ def test_a_task_that_ends_its_workers_is_trouble_and_the_others_go_on() -> None:
 
 
 def test_a_result_that_dies_with_its_worker_is_waited_for_again() -> None:
-    again: list[Future] = []
+    waited: list[Future] = []
 
     class Late(Future):
         def add_done_callback(self, callback: Callable[[Future], None]) -> None:
-            if again:
+            if waited:
                 self.status, self.value = "finished", 77
-            again.append(self)
+            waited.append(self)
             callback(self)
 
     class Forgetful(Client):
@@ -158,7 +158,7 @@ def test_a_result_that_dies_with_its_worker_is_waited_for_again() -> None:
             return Late(key, "lost", None) if done.value == 3 else done
 
     assert on(Forgetful()) == {0: 1, 1: 2, 2: 77, 3: 4, 4: 5, 5: 6}
-    assert len(again) == 2
+    assert len(waited) == 2
 
 
 @pytest.mark.parametrize(
@@ -231,7 +231,7 @@ def client(monkeypatch: pytest.MonkeyPatch) -> Client:
 
 def test_the_whole_way_there_and_back(client: Client) -> None:
     found: dict[int, Any] = {}
-    assert spread.spread(ADDING, FanoutPlace(0, "tcp://a:1"), found.__setitem__) == ""
+    assert spread.spread(ADDING, Workers(0, "tcp://a:1"), found.__setitem__) == ""
     assert found == {number: number + 1 for number in range(6)}
     assert client.closed
     assert spread.places("tcp://a:1") == 2
@@ -239,7 +239,7 @@ def test_the_whole_way_there_and_back(client: Client) -> None:
 
 def test_a_loss_on_the_way_is_told_and_not_raised(client: Client) -> None:
     client.fate = lambda _: ("cancelled", None)
-    assert "lost" in spread.spread(ADDING, FanoutPlace(0, "tcp://a:1"), lambda *_: None)
+    assert "lost" in spread.spread(ADDING, Workers(0, "tcp://a:1"), lambda *_: None)
     assert client.closed
 
 
@@ -250,7 +250,7 @@ def test_a_worker_that_does_not_fit_is_refused_before_anything_begins(client: Cl
         "tcp://c:1": ImportError("No module named 'x'"),
     }
     with pytest.raises(StressError) as error:
-        spread.spread(ADDING, FanoutPlace(0, "tcp://a:1"), lambda *_: None)
+        spread.spread(ADDING, Workers(0, "tcp://a:1"), lambda *_: None)
     assert str(error.value).splitlines()[1:] == [
         "  tcp://b:1: tdp-stress 0.2, here it is 0.1",
         "  tcp://c:1: No module named 'x'",

@@ -14,24 +14,24 @@ import pytest
 
 from stress.runs.fanout import spread as spreading
 from stress.runs.fanout.local import run_local
-from stress.runs.fanout.spread import INTERRUPTED, FanoutPlace, spread
-from stress.runs.fanout.task import RemoteTask, startable
+from stress.runs.fanout.spread import INTERRUPTED, Workers, spread
+from stress.runs.fanout.task import FanoutTask, startable
 from tests.command import environment
 from tests.unit.stress.runs.fanout import tasks
 
 PARENT = """
 import sys
 from stress.runs.fanout.local import run_local
-from stress.runs.fanout.task import RemoteTask
+from stress.runs.fanout.task import FanoutTask
 from tests.unit.stress.runs.fanout import tasks
 
 if __name__ == "__main__":
-    run_local([RemoteTask(tasks.hold, (sys.argv[1],), 600.0)], 1, print)
+    run_local([FanoutTask(tasks.hold, (sys.argv[1],), 600.0)], 1, print)
 """
 
 
-def adding(count: int) -> Iterator[RemoteTask]:
-    return (RemoteTask(tasks.add, (number, 1), 5.0) for number in range(count))
+def adding(count: int) -> Iterator[FanoutTask]:
+    return (FanoutTask(tasks.add, (number, 1), 5.0) for number in range(count))
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def test_tasks_are_asked_for_as_there_is_room() -> None:
     done: dict[int, Any] = {}
     ahead: list[int] = []
 
-    def made() -> Iterator[RemoteTask]:
+    def made() -> Iterator[FanoutTask]:
         for number, task in enumerate(adding(4)):
             asked.append(number)
             yield task
@@ -64,7 +64,7 @@ def test_tasks_are_asked_for_as_there_is_room() -> None:
 def test_every_process_knows_its_place() -> None:
     found: list[int] = []
     run_local(
-        [RemoteTask(tasks.slot, (), 5.0)] * 2, 2, lambda _, slot: found.append(slot), first_slot=5
+        [FanoutTask(tasks.slot, (), 5.0)] * 2, 2, lambda _, slot: found.append(slot), first_slot=5
     )
     assert sorted(found) == [5, 6]
 
@@ -82,7 +82,7 @@ def test_what_is_raised_where_results_arrive_ends_what_is_running(mark: Path) ->
     readers: list[Any] = []
     with pytest.raises(Enough):
         run_local(
-            [RemoteTask(tasks.hold, (str(mark),), 600.0), RemoteTask(tasks.add, (1, 2), 5.0)],
+            [FanoutTask(tasks.hold, (str(mark),), 600.0), FanoutTask(tasks.add, (1, 2), 5.0)],
             2,
             done,
         )
@@ -109,7 +109,7 @@ def test_an_interrupt_is_told_and_not_raised(monkeypatch: pytest.MonkeyPatch) ->
         raise KeyboardInterrupt
 
     monkeypatch.setattr(spreading, "run_local", interrupted)
-    assert spread([], FanoutPlace(), lambda *_: None) == INTERRUPTED
+    assert spread([], Workers(), lambda *_: None) == INTERRUPTED
 
 
 def test_nothing_is_begun_when_the_time_is_up() -> None:

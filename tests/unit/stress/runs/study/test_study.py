@@ -286,6 +286,6 @@ def test_a_study_runs_stops_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFi
     (killed / RUN_JSON).write_text(to_json(evolve(half, status="running")))
     assert invoke(["study", "-c", str(path), "--resume", str(directory), "-q"]) == 0
     assert "Efficient. At the default prices a delete costs" in capsys.readouterr().out
-    again = {each.parent: each.stat().st_mtime_ns for each in directory.rglob(RUN_JSON)}
-    assert {folder for folder in stored if stored[folder] != again[folder]} == {damaged, killed}
+    resumed = {each.parent: each.stat().st_mtime_ns for each in directory.rglob(RUN_JSON)}
+    assert {folder for folder in stored if stored[folder] != resumed[folder]} == {damaged, killed}
     assert (directory / "study.md").read_text().startswith("# A small study\n")

@@ -62,19 +62,19 @@ with pinned():
     for name in sys.argv[1:]:
         kept = read(Path(name))
         explore = kept.scenario.explore
-        again = replay(
+        replayed = replay(
             program_of(kept),
             kept.schedule,
             steps=kept.steps,
             predicted=kept.predicted,
             limit=explore.max_steps,
         )
-        assert again.divergence is None, f"{name}: {again.divergence}"
-        assert tuple(task for task, _, _ in again.run.trace) == kept.schedule.choices, name
-        assert check_of(again.run.trace) == kept.schedule.check, name
-        assert named_steps(again.run) == kept.steps, name
-        assert again.signatures == kept.signatures, (name, again.signatures, kept.signatures)
-        print(json.dumps([Path(name).name, len(again.run.trace)]))
+        assert replayed.divergence is None, f"{name}: {replayed.divergence}"
+        assert tuple(task for task, _, _ in replayed.run.trace) == kept.schedule.choices, name
+        assert check_of(replayed.run.trace) == kept.schedule.check, name
+        assert named_steps(replayed.run) == kept.steps, name
+        assert replayed.signatures == kept.signatures, (name, replayed.signatures, kept.signatures)
+        print(json.dumps([Path(name).name, len(replayed.run.trace)]))
 """
 
 

@@ -22,7 +22,7 @@ class NoRendezvous(StressError):
     """A thread of a self-test did not come where it had to."""
 
 
-class Stage:
+class DetectorRig:
     """A `Sync` that prints nothing, on a runtime of the caller's choice."""
 
     def __init__(self, runtime: Runtime | None = None, **options: Any) -> None:

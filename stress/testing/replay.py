@@ -1,5 +1,5 @@
-"""A schedule run again, with the place in the test that each step comes from; and a simpler
-schedule with the same failure."""
+"""Replay of a schedule of a test, with the place in the test that each step comes from; and a
+simpler schedule with the same failure."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from attrs import frozen
 from mmu.report import Report
 from stress.engines.program import Executor, Program, Run
 from stress.engines.scheduler import Picker, Scheduler
-from stress.engines.tasks import ControlTask
+from stress.engines.tasks import ControlledTask
 from stress.search.bounded import PreemptionBounded
 from stress.search.exploration import named_steps
 from stress.search.races import races_of
-from stress.search.schedule import Divergence, Follow, Schedule, check_of
+from stress.search.schedule import Divergence, Follow, Schedule, difference_at_end
 from stress.testing.program import PACKAGE
 
 MODEL: Final = str(Path(PACKAGE).parent / "mmu") + os.sep
@@ -49,7 +49,7 @@ class Located:
         announced: dict[int, Place | None] = {}
         inner = self._inner.begin(scheduler)
 
-        def pick() -> ControlTask:
+        def pick() -> ControlledTask:
             announced[scheduler.running.index] = _place()
             chosen = inner()
             del places[len(scheduler.trace) :]
@@ -75,9 +75,9 @@ def _place() -> Place | None:
 
 
 @frozen
-class Rerun:
-    """What came of it: the findings, every step as (task, operation) and with its place, and where
-    it left the schedule."""
+class LocatedReplay:
+    """The replay of a schedule: its findings, every step as (task, operation) and with its place,
+    and where it left the schedule."""
 
     run: Run
     reports: tuple[Report, ...]
@@ -91,28 +91,21 @@ class Rerun:
         return {report.signature for report in self.reports}
 
 
-def rerun(
+def replay_located(
     program: Program,
     schedule: Schedule,
     *,
     steps: Sequence[tuple[str, str]] = (),
     limit: int,
     granularity: str,
-) -> Rerun:
-    """Run `schedule` exactly; with `steps` every step is compared with its name."""
+) -> LocatedReplay:
+    """Replay `schedule` and note where in the test each step is. With `steps` every step is
+    compared with its recorded name."""
     follow = Follow(schedule.choices, steps=steps)
     located = Located(follow)
     run = Executor(program, limit=limit, granularity=granularity).execute(located, schedule.seed)
-    divergence = follow.divergence
-    if divergence is None and check_of(run.trace) != schedule.check:
-        shorter = min(len(run.trace), len(schedule.choices))
-        same = len(run.trace) == len(schedule.choices)
-        divergence = Divergence(
-            shorter,
-            f"{len(schedule.choices)} steps as recorded",
-            "as many steps, but other ones" if same else f"{len(run.trace)} steps",
-        )
-    return Rerun(run, findings(run), named_steps(run), tuple(located.places), divergence)
+    divergence = follow.divergence or difference_at_end(run, schedule)
+    return LocatedReplay(run, findings(run), named_steps(run), tuple(located.places), divergence)
 
 
 def findings(run: Run) -> tuple[Report, ...]:

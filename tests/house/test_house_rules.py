@@ -4,7 +4,7 @@ may live."""
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -190,3 +190,27 @@ def undocumented(path: Path) -> Iterator[str]:
 
 def test_public_names_have_docstrings() -> None:
     assert [name for path in SOURCES for name in undocumented(path)] == []
+
+
+def defined_twice(paths: Iterable[Path]) -> dict[str, list[str]]:
+    """Class names that more than one class has, each with the places of those classes."""
+    places: dict[str, list[str]] = {}
+    for path in paths:
+        for node in ast.walk(tree_of(path)):
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name, []).append(f"{path}:{node.lineno}")
+    return {name: found for name, found in places.items() if len(found) > 1}
+
+
+def test_no_class_name_is_defined_twice() -> None:
+    """So that a class is found by its name, and means one thing. Variants are exempt: their files
+    hold one idea each, with classes that nothing else names."""
+    ideas = {"posted", "mutants"}
+    assert defined_twice(path for path in SOURCES if not ideas & {*path.parent.parts}) == {}
+
+
+def test_a_class_defined_twice_is_found(tmp_path: Path) -> None:
+    one, two = tmp_path / "one.py", tmp_path / "two.py"
+    one.write_text("class Stage: ...\nclass Actor: ...\n", encoding="utf-8")
+    two.write_text("def inner():\n    class Stage: ...\n", encoding="utf-8")
+    assert defined_twice([one, two]) == {"Stage": [f"{one}:1", f"{two}:2"]}

@@ -26,9 +26,9 @@ def test_our_programs_of_the_peers_benchmark_run(monkeypatch: pytest.MonkeyPatch
     measurements["d random"].__globals__.update(few)
     with pinned():
         done = {name: measurement(1) for name, measurement in measurements.items()}
-    assert sorted(done) == sorted([*FOUND, "d random", "d campaign", "d proof"])
+    assert sorted(done) == sorted([*FOUND, "d random", "d exploration", "d proof"])
     assert min(done[name] for name in FOUND) > 0
-    assert (done["d random"], done["d campaign"], done["d proof"]) == (50, 50, 2 * 25)
+    assert (done["d random"], done["d exploration"], done["d proof"]) == (50, 50, 2 * 25)
 
 
 def test_the_command_prints_the_figures_of_what_is_named() -> None:

@@ -1,5 +1,4 @@
-"""`stress again`: a stored run or exploration made again exactly as it was, and what is different
-around it."""
+"""`stress rerun`: repeat a stored run or exploration exactly, and report what differs around it."""
 
 from __future__ import annotations
 
@@ -25,7 +24,7 @@ from stress.scenario.load import structure
 from stress.scenario.types import Scenario, Seed
 from stress.scenario.variant_files import variants_from
 
-TOLD = {
+COMPARED = {
     "version": "tdp-stress",
     "python": "Python",
     "implementation": "implementation",
@@ -41,7 +40,7 @@ TOLD = {
 
 def differences(then: Environment, now: Environment) -> Iterator[str]:
     """What is not as it was, a line each."""
-    for key, name in TOLD.items():
+    for key, name in COMPARED.items():
         before, after = getattr(then, key), getattr(now, key)
         if before != after:
             yield f"{name}: {_shown(before)} then, {_shown(after)} now"
@@ -55,8 +54,7 @@ def differences(then: Environment, now: Environment) -> Iterator[str]:
 
 
 def run_request(record: RunRecord, where: str, results: Path) -> RunRequest:
-    """What has to be asked for to get this run again; raises `ResultError` where that cannot be had
-    any more."""
+    """The request that repeats a stored run. Raises `ResultError` if it cannot be repeated."""
     files = _files(record.variant_files, where)
     scenario = attrs.evolve(_scenario(record.scenario, where), seed=Seed(record.seed))
     made = variants_from(files)
@@ -67,8 +65,9 @@ def run_request(record: RunRecord, where: str, results: Path) -> RunRequest:
 
 
 def explore_request(record: exploration_record.ExplorationRecord, where: str) -> ExploreRequest:
-    """Likewise for an exploration. One that had so many seconds gets as many schedules as it came
-    to in them: equal seeds have equal schedules, but a busy machine would not come so far."""
+    """The request that repeats a stored exploration. A budget of seconds becomes the number of
+    schedules that were run in it: equal seeds have equal schedules, but a busy machine would run
+    fewer. Raises `ResultError` if it cannot be repeated."""
     files = _files(record.variant_files, where)
     variants_from(files)
     asked = record.asked
@@ -109,8 +108,8 @@ def _scenario(data: dict[str, Any], where: str) -> Scenario:
     }
     found, problems = structure(plain, {}, where)
     if found is None or problems:
-        told = "\n".join(f"  {problem}" for problem in problems)
-        raise ResultError(f"{where} holds a scenario that this version cannot run:\n{told}")
+        listed = "\n".join(f"  {problem}" for problem in problems)
+        raise ResultError(f"{where} holds a scenario that this version cannot run:\n{listed}")
     return found
 
 
@@ -118,14 +117,13 @@ def _shown(value: object) -> str:
     return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
 
 
-@click.command("again")
+@click.command("rerun")
 @click.argument("result", metavar="DIRECTORY")
 @results_option("Where names are looked up, and the new result goes.")
 @quiet_option()
 @json_option("the new result")
-def again_command(result: str, results: Path, quiet: bool, as_json: bool) -> ExitCode:
-    """Run, or explore, again exactly what a stored result was made of: scenario, seed, variants,
-    budget.
+def rerun_command(result: str, results: Path, quiet: bool, as_json: bool) -> ExitCode:
+    """Repeat a stored run or exploration with the same scenario, seed, variants and budget.
 
     DIRECTORY is a result directory, 'latest', or the beginning of a name below --results. What is
     different around it (Python, the GIL, packages, CPUs, the version) is said first, on stderr.
@@ -136,12 +134,12 @@ def again_command(result: str, results: Path, quiet: bool, as_json: bool) -> Exi
     if kind == "run":
         record = RunDirectory(directory).read()
         request = run_request(record, where, results)
-        _tell(record.id, record.verdict, record.environment)
+        _announce(record.id, record.verdict, record.environment)
         return perform.run(request, quiet=quiet, as_json=as_json)
     if kind == "exploration":
         explored = exploration_record.from_json(read_text(directory, FILES[kind]), where)
         wanted = explore_request(explored, where)
-        _tell(explored.id, explored.verdict, explored.environment)
+        _announce(explored.id, explored.verdict, explored.environment)
         if explored.asked.seconds is not None:
             click.echo(
                 f"  {explored.schedules:,} schedules, which is what it did in its "
@@ -150,14 +148,14 @@ def again_command(result: str, results: Path, quiet: bool, as_json: bool) -> Exi
             )
         return perform.exploration(wanted, results, quiet=quiet, as_json=as_json)
     raise ResultError(
-        f"{directory} is a {kind}: only a run or an exploration can be made again; give 'stress "
+        f"{directory} is a {kind}: only a run or an exploration can be rerun; give 'stress "
         f"{kind}' its options anew"
     )
 
 
-def _tell(name: str, verdict: str, then: Environment) -> None:
-    """What is made again, what came of it then, and what is different now."""
-    click.echo(f"again: {name}, which was {verdict}", err=True)
+def _announce(name: str, verdict: str, then: Environment) -> None:
+    """Print what is rerun, its verdict then, and what is different now."""
+    click.echo(f"rerun: {name}, which was {verdict}", err=True)
     lines = list(differences(then, environment.observe()))
     for line in lines or ["nothing around it has changed"]:
         click.echo(f"  {line}", err=True)

@@ -7,7 +7,7 @@ import math
 from mmu.runtime import Runtime
 
 
-class Control:
+class RunFlags:
     """Shared flags. Actors look at them between steps, where they hold no lock and are outside the
     guest."""
 

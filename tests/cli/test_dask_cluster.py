@@ -2,7 +2,7 @@
 as here, whatever dies.
 
 Skipped without Dask, and so in the default tests; `pip install '.[test,campaign]'` and
-`pytest tests/quality/test_dask_cluster.py` run it, in about two minutes.
+`pytest tests/cli/test_dask_cluster.py` run it, in about two minutes.
 """
 
 from __future__ import annotations
@@ -43,16 +43,16 @@ if __name__ == "__main__":
 """
 DEADLY = """
 import json, sys
-from stress.runs.fanout.spread import FanoutPlace, spread
-from stress.runs.fanout.task import RemoteTask
+from stress.runs.fanout.spread import Workers, spread
+from stress.runs.fanout.task import FanoutTask
 from tests.unit.stress.runs.fanout import tasks
 
 if __name__ == "__main__":
     found = {}
-    dies = RemoteTask(tasks.end_worker, (), 60.0)
-    given = [RemoteTask(tasks.add, (1, 1), 5.0), dies, RemoteTask(tasks.add, (2, 2), 5.0)]
+    dies = FanoutTask(tasks.end_worker, (), 60.0)
+    given = [FanoutTask(tasks.add, (1, 1), 5.0), dies, FanoutTask(tasks.add, (2, 2), 5.0)]
     keep = lambda number, result: found.__setitem__(number, str(result))
-    why = spread(given, FanoutPlace(1, sys.argv[1]), keep)
+    why = spread(given, Workers(1, sys.argv[1]), keep)
     print(json.dumps([why, found]), flush=True)
 """
 
@@ -281,7 +281,7 @@ def test_a_worker_with_other_sources_is_refused_by_its_address(
     _, errors = process.communicate()
     assert process.returncode == 4
     told = errors.splitlines()
-    assert "not what the campaign was started with" in told[0]
+    assert "not what this command runs with" in told[0]
     assert len(told) == 2
     assert "with other sources" in told[1]
     assert not (tmp_path / "results").exists()

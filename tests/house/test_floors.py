@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.command import ROOT
-from tests.quality import floors
+from tests.house import floors
 
 SOURCES = sorted([*ROOT.glob("mmu/**/*.py"), *ROOT.glob("stress/**/*.py")])
 

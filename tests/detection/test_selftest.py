@@ -15,7 +15,7 @@ from stress.mutants.case import Case, Control, Mutant
 from stress.mutants.controls import CONTROLS
 from stress.results.verdict import Verdict
 from stress.selftest import matrix, page, selftest
-from stress.selftest.registry import entry, scenario_of, without_variants, zoo
+from stress.selftest.registry import all_mutants, entry, scenario_of, without_variants
 from stress.selftest.selftest import Options, judgement_of, run
 from stress.selftest.stored import as_data, record_of
 
@@ -141,9 +141,9 @@ def test_the_matrix_is_the_same_in_every_form() -> None:
     assert "| r1-double-export | controlled |  | **2** |" in text
 
 
-@pytest.mark.parametrize("name", [*zoo()])
+@pytest.mark.parametrize("name", [*all_mutants()])
 def test_every_mutant_is_complete_and_its_cases_can_be_loaded(name: str) -> None:
-    mutant = zoo()[name]
+    mutant = all_mutants()[name]
     assert isinstance(mutant, Mutant)
     assert mutant.name == name
     assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)+", name)

@@ -1,4 +1,4 @@
-"""`stress again`: the same scenario, seed, variants and budget, or an error that says what is not
+"""`stress rerun`: the same scenario, seed, variants and budget, or an error that says what is not
 the same."""
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from attrs import evolve
 
-from stress.commands import again
+from stress.commands import rerun
 from stress.results.environment import observe
-from stress.results.exploration_record import Asked
+from stress.results.exploration_record import RequestedBudget
 from stress.results.inputs import VariantFile, check, fingerprints
 from stress.scenario.errors import ResultError, VariantError
 from stress.scenario.load import load, unstructure
@@ -52,7 +52,7 @@ def test_every_shipped_scenario_is_asked_for_again_as_it_was(path: Path) -> None
         variants=tuple(names),
         variant_files=fingerprints(files),
     )
-    request = again.run_request(stored, "run.json", RESULTS)
+    request = rerun.run_request(stored, "run.json", RESULTS)
     assert request.scenario == evolve(
         scenario, seed=99, explore=evolve(scenario.explore, scenario=None)
     )
@@ -66,7 +66,7 @@ def test_every_shipped_scenario_is_asked_for_again_as_it_was(path: Path) -> None
 
 def test_variants_from_files_are_there_again(idea: Path) -> None:
     stored = evolve(record(), variants=("vcpus-only",), variant_files=fingerprints([idea]))
-    request = again.run_request(stored, "run.json", RESULTS)
+    request = rerun.run_request(stored, "run.json", RESULTS)
     assert [variant.name for variant in request.variants] == ["vcpus-only"]
     assert request.variant_files == (str(idea),)
 
@@ -79,7 +79,7 @@ def test_files_that_are_missing_or_changed_are_all_named(idea: Path, tmp_path: P
     assert then[0].sha256 == hashlib.sha256(IDEA.encode()).hexdigest()
     changed.write_text("2")
     with pytest.raises(ResultError) as caught:
-        again.run_request(evolve(record(), variant_files=then), "here/run.json", RESULTS)
+        rerun.run_request(evolve(record(), variant_files=then), "here/run.json", RESULTS)
     text = str(caught.value)
     assert text.startswith("here/run.json cannot be run again as it was:\n")
     assert f"variant file {changed}: it has changed since" in text
@@ -98,7 +98,7 @@ def test_a_variant_that_the_record_does_not_explain_is_an_error() -> None:
     with pytest.raises(
         ResultError, match=r"was run with variants my-idea; what is stored makes none of it"
     ):
-        again.run_request(evolve(record(), variants=("my-idea",)), "run.json", RESULTS)
+        rerun.run_request(evolve(record(), variants=("my-idea",)), "run.json", RESULTS)
 
 
 def test_a_scenario_that_this_version_cannot_run_names_every_problem() -> None:
@@ -106,16 +106,18 @@ def test_a_scenario_that_this_version_cannot_run_names_every_problem() -> None:
     scenario["vm"]["vcpu"] = 3
     scenario["memory"]["churn_slots"] = -1
     with pytest.raises(ResultError, match="cannot run") as caught:
-        again.run_request(evolve(record(), scenario=scenario), "run.json", RESULTS)
+        rerun.run_request(evolve(record(), scenario=scenario), "run.json", RESULTS)
     assert "vm.vcpu: unknown key" in str(caught.value)
     assert "memory.churn_slots: found -1" in str(caught.value)
 
 
 def test_an_exploration_is_asked_for_again_as_it_was(idea: Path) -> None:
     stored = exploration(
-        variant_files=(str(idea),), asked=Asked(None, None, True, True, 3), strategy="dpor"
+        variant_files=(str(idea),),
+        asked=RequestedBudget(None, None, True, True, 3),
+        strategy="dpor",
     )
-    request = again.explore_request(stored, "explore.json")
+    request = rerun.explore_request(stored, "explore.json")
     assert request.scenario == SCENARIO
     assert (
         request.strategy,
@@ -128,12 +130,12 @@ def test_an_exploration_is_asked_for_again_as_it_was(idea: Path) -> None:
 
 
 def test_so_many_seconds_become_as_many_schedules() -> None:
-    request = again.explore_request(
-        exploration(asked=Asked(None, 10.0, False, False)), "explore.json"
+    request = rerun.explore_request(
+        exploration(asked=RequestedBudget(None, 10.0, False, False)), "explore.json"
     )
     assert (request.schedules, request.seconds) == (10, None)
-    request = again.explore_request(
-        exploration(asked=Asked(500, None, False, False)), "explore.json"
+    request = rerun.explore_request(
+        exploration(asked=RequestedBudget(500, None, False, False)), "explore.json"
     )
     assert (request.schedules, request.seconds) == (500, None)
 
@@ -141,10 +143,10 @@ def test_so_many_seconds_become_as_many_schedules() -> None:
 def test_a_variant_file_that_is_the_same_but_does_not_load_says_why(tmp_path: Path) -> None:
     (tmp_path / "bad.py").write_text("import nothing_of_that_name")
     with pytest.raises(VariantError, match="nothing_of_that_name"):
-        again.explore_request(exploration_of(tmp_path / "bad.py"), "explore.json")
+        rerun.explore_request(exploration_of(tmp_path / "bad.py"), "explore.json")
 
 
-def exploration_of(path: Path) -> again.exploration.ExplorationRecord:
+def exploration_of(path: Path) -> rerun.exploration.ExplorationRecord:
     return evolve(exploration(), variant_files=fingerprints([path]))
 
 
@@ -157,7 +159,7 @@ def test_what_is_different_around_it_is_said() -> None:
         packages={"attrs": "26.1", "rich": "15"},
         version="0.2.0",
     )
-    assert list(again.differences(ENVIRONMENT, now)) == [
+    assert list(rerun.differences(ENVIRONMENT, now)) == [
         "tdp-stress: 0.1.0 then, 0.2.0 now",
         "Python: 3.11.7 then, 3.13.5 now",
         "GIL: yes then, no now",
@@ -165,4 +167,4 @@ def test_what_is_different_around_it_is_said() -> None:
         "package attrs: 23.2 then, 26.1 now",
         "package rich: not recorded then, 15 now",
     ]
-    assert list(again.differences(observe(), observe())) == []
+    assert list(rerun.differences(observe(), observe())) == []
