@@ -10,6 +10,7 @@ from attrs import evolve, field, frozen
 
 from mmu.paging.geometry import PG_LEVEL_1G, Geometry
 from mmu.paging.nxlist import PossibleNxHugePages
+from mmu.paging.shadow import ShadowPages
 from mmu.paging.spte import MMIO_GEN_BITS, PRESENT_HIGH, UPSTREAM, SpteLayout
 from mmu.paging.table import PageTableMemory
 from mmu.probe import Probe
@@ -190,6 +191,7 @@ class Kvm:
         self.users_count = sync.refcount("kvm->users_count", 1)
         self.stat = VmStats(runtime)
         self.mmu_valid_gen = runtime.counter("mmu_valid_gen")
+        self.shadow_pages = ShadowPages(runtime)
         self.invalidation = parts[Invalidation](self)
         self.nx_huge_pages: Cell[bool] = runtime.cell("nx_huge_pages", config.nx_huge_pages)
         self.dirty_clock = runtime.counter("dirty_clock", 1)

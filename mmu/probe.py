@@ -131,6 +131,14 @@ class Hooks(SyncHooks):
         """One exported root lost `leaves` leaves; mmu_lock is still held for write."""
 
     @hook
+    def shadow_pages_zapped(self, pages: int) -> None:
+        """kvm_zap_obsolete_pages has zapped `pages` obsolete shadow pages."""
+
+    @hook
+    def obsolete_zap_broken(self) -> None:
+        """kvm_zap_obsolete_pages has dropped mmu_lock and taken it again."""
+
+    @hook
     def zap_leafs_done(self, root: RootPage, start: int, end: int, yielded: bool) -> None:
         """A leaf zap of the gfns [start, end) ended; mmu_lock is still held.
 
@@ -300,7 +308,7 @@ class Hooks(SyncHooks):
 
     @hook
     def point(self, name: str) -> None:
-        """A preemption point, P1 to P20 of the reference, was reached."""
+        """A preemption point, P1 to P20 of the reference or P8b, was reached."""
 
 
 class Instrument(Hooks, SyncInstrument):

@@ -37,7 +37,14 @@ MEETINGS = {
         "srcu_waits_with_reader",
         "yields",
     ),
-    *("flushes_mid_dma", "exports_refused", "vcpu_kicks", "fast_faults", "frozen_met"),
+    *(
+        "obsolete_zap_breaks",
+        "flushes_mid_dma",
+        "exports_refused",
+        "vcpu_kicks",
+        "fast_faults",
+        "frozen_met",
+    ),
 }
 """Counters that move only when two tasks have met, which few schedules may bring about."""
 

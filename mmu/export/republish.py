@@ -32,6 +32,7 @@ class RepublishExported(Zapper):
             self.obsolete_roots()
             fresh = self.allocate_fresh(export)
             self.zap_latecomers(export)
+            self.zap_obsolete_pages()
             kvm.mmu_lock.write_unlock()
             if export is not None and fresh is not None:
                 self.switch_importers(export, fresh)

@@ -255,12 +255,16 @@ class Exporter:
         and have the `exported` flag cleared behind his back (the other half of the mend of R1; the
         posted order is list first).
         """
-        with exported.bind_lock:
-            self.put_exported_tdp(exported)
-            exported.unregister_all()
+        self.retract(exported)
         self.exported_tdps.remove(exported)
         exported.released.value = True
         self.put_vm()
+
+    def retract(self, exported: ExportedTdp) -> None:
+        """Un-export the root, then cut off the importers that are left."""
+        with exported.bind_lock:
+            self.put_exported_tdp(exported)
+            exported.unregister_all()
 
     def put_exported_tdp(self, exported: ExportedTdp) -> None:
         """kvm_mmu_put_exported_tdp(): un-export; what the device used is zapped and flushed before

@@ -82,6 +82,7 @@ class VcpuStats:
         "pml_logged",
         "prev_root_hits",
         "root_loads",
+        "shadow_pages",
         "tlb_flush",
         "walks",
     )
@@ -103,6 +104,7 @@ class VcpuStats:
     pml_logged: int
     prev_root_hits: int
     root_loads: int
+    shadow_pages: int
     tlb_flush: int
     walks: int
 
@@ -200,6 +202,21 @@ class Vcpu:
             self._srcu_token = self.kvm.srcu.read_lock()
             if self.pml:
                 self.flush_pml_buffer()
+
+    def shadow(self, pages: int) -> None:
+        """Faults of a nested guest whose `pages` page tables its hypervisor keeps: KVM shadows
+        those that it does not have yet. Raises `KvmError` as KVM_RUN does."""
+        kvm = self.kvm
+        if not kvm.mm_users.inc_not_zero():
+            raise KvmError(
+                errno.EIO,
+                "the process that owns the VM has exited: KVM_RUN is not possible any more",
+            )
+        kvm.mmu_lock.write_lock()
+        made = kvm.shadow_pages.fill(pages, kvm.mmu_valid_gen.value)
+        kvm.mmu_lock.write_unlock()
+        self.stat.shadow_pages += made
+        self._mmput()
 
     def interrupt(self) -> None:
         """A signal for the thread that runs the vCPU: KVM_RUN returns soon, also from inside the

@@ -273,6 +273,10 @@ class VirtualMachine:
             self._leak(
                 "roots", f"TDP MMU roots left at VM destroy: {names}", tuple(self._references())
             )
+        if kvm.shadow_pages.count():
+            self._leak(
+                "shadow-pages", f"{kvm.shadow_pages.count()} shadow pages left at VM destroy"
+            )
         if kvm.tables.live():
             self._leak(
                 "page-table-memory", f"{kvm.tables.live()} page-table pages were never freed"

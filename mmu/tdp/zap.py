@@ -22,6 +22,8 @@ from mmu.tdp.yielding import Yielding
 
 EVERYTHING = 1 << 62
 """Past every host page number."""
+BATCH_ZAP_PAGES = 10
+"""Shadow pages that kvm_zap_obsolete_pages() zaps before it may drop mmu_lock."""
 
 
 class Importer(Protocol):
@@ -130,7 +132,7 @@ class Zapper:
         if kvm.probe.zap_all_fast is not None:
             kvm.probe.zap_all_fast(kvm.mmu_valid_gen.value)
         self.obsolete_roots()
-        self.zap_exported_roots()
+        self.zap_exported_and_obsolete()
         kvm.mmu_lock.write_unlock()
         if kvm.probe.point is not None:
             kvm.probe.point("P9")
@@ -155,6 +157,40 @@ class Zapper:
         self.requests.make_all_cpus_request(KVM_REQ_MMU_FREE_OBSOLETE_ROOTS)
         if self.kvm.probe.roots_kicked is not None:
             self.kvm.probe.roots_kicked(invalidated)
+
+    def zap_exported_and_obsolete(self) -> None:
+        """Steps 7 and 6: the exported roots go before mmu_lock may be dropped, in the critical
+        section that has spared them (the mend of R22, whose order is the kernel's)."""
+        self.zap_exported_roots()
+        self.zap_obsolete_pages()
+
+    def zap_obsolete_pages(self) -> None:
+        """kvm_zap_obsolete_pages(), step 6: shadow pages of the old generation, oldest first. The
+        flush is for lockless walkers of the shadow MMU."""
+        kvm = self.kvm
+        kvm.mmu_lock.assert_held_write()
+        pages, generation = kvm.shadow_pages, kvm.mmu_valid_gen.value
+        zapped = batch = 0
+        while pages.is_oldest_obsolete(generation):
+            if batch >= BATCH_ZAP_PAGES and self.break_obsolete_zap():
+                batch = 0
+                continue
+            pages.zap_oldest()
+            zapped, batch = zapped + 1, batch + 1
+        if zapped:
+            self.tlb.flush("obsolete-pages")
+            if kvm.probe.shadow_pages_zapped is not None:
+                kvm.probe.shadow_pages_zapped(zapped)
+
+    def break_obsolete_zap(self) -> bool:
+        """cond_resched_rwlock_write() between two batches; returns whether mmu_lock was dropped."""
+        kvm = self.kvm
+        if kvm.probe.point is not None:
+            kvm.probe.point("P8b")
+        dropped = kvm.mmu_lock.cond_resched(shared=False)
+        if dropped and kvm.probe.obsolete_zap_broken is not None:
+            kvm.probe.obsolete_zap_broken()
+        return dropped
 
     def zap_exported_roots(self) -> None:
         """kvm_tdp_mmu_zap_exported_roots(), the seed: every leaf of every exported root, without
@@ -235,6 +271,9 @@ class Zapper:
         flushed for them."""
         kvm = self.kvm
         kvm.mmu_lock.write_lock()
+        while kvm.shadow_pages.count():
+            kvm.shadow_pages.zap_oldest()
+            kvm.mmu_lock.cond_resched(shared=False)
         for root in self.roots.each_yield_safe(shared=False):
             self.zap_root(root, shared=False, flush=self.is_walked(root))
         kvm.mmu_lock.write_unlock()

@@ -38,6 +38,7 @@ class VcpuActor(Actor):
         self.vcpu: Vcpu = stage.vm.create_vcpu()
         self._smm_share = config.smm_share if stage.scenario.memory.smm_pages else 0.0
         self._nested_share = config.nested_share
+        self._shadow_pages = config.shadow_pages
         self._idle_share, self._idle_s = config.idle_share, config.idle_s
         self._batch = min(config.accesses_per_run, PATTERN)
         self._laps = 1 if self.script is not None else max(1, config.accesses_per_run // PATTERN)
@@ -62,6 +63,7 @@ class VcpuActor(Actor):
             "run": self.run,
             "smm": self.smm,
             "nested": self.nested,
+            "shadow": self.vcpu.shadow,
             "idle": self.idle,
         }
 
@@ -78,6 +80,8 @@ class VcpuActor(Actor):
             and dice.random() < (0.3 if role.guest_mode else self._nested_share)
         ):
             yield Op("nested", (int(not role.guest_mode),))
+            if self._shadow_pages and not role.guest_mode:
+                yield Op("shadow", (self._shadow_pages,))
         accesses = self._programs[self.vcpu.role.as_id]
         if dice.random() < 0.2:
             accesses.jump()
@@ -133,5 +137,6 @@ class VcpuActor(Actor):
             "vcpu_root_loads": stat.root_loads,
             "vcpu_prev_root_hits": stat.prev_root_hits,
             "vcpu_pml_logged": stat.pml_logged,
+            "vcpu_shadow_pages": stat.shadow_pages,
             "vcpu_mmio_cached": stat.pf_mmio,
         }

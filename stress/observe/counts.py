@@ -51,6 +51,14 @@ class Counts(Instrument):
             self["exported_leaves_zapped"].add(leaves)
 
     @override
+    def shadow_pages_zapped(self, pages: int) -> None:
+        self["shadow_pages_zapped"].add(pages)
+
+    @override
+    def obsolete_zap_broken(self) -> None:
+        self["obsolete_zap_breaks"].add(1)
+
+    @override
     def root_invalidated(self, root: RootPage) -> None:
         self["roots_invalidated"].add(1)
 

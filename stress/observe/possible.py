@@ -58,6 +58,9 @@ _NEEDS: dict[str, tuple[str, ...]] = {
     "flag changes": ("memslot_flags",),
     "wraps": ("mmio_wraps",),
     "roles": ("vcpu_prev_root_hits",),
+    "shadow": ("vcpu_shadow_pages",),
+    "zaps of shadow pages": ("shadow_pages_zapped", "flushes_obsolete_pages"),
+    "breaks": ("obsolete_zap_breaks",),
     "logging": ("flushes_dirty_log", "vcpu_pml_logged"),
     "pml": ("vcpu_pml_logged",),
     "protection": ("fast_faults",),
@@ -145,6 +148,7 @@ def _verbs(scenario: Scenario) -> set[str]:
         "recover": nx.enabled and nx.recovers,
         "smm": actors.vcpu.smm_share > 0 and scenario.memory.smm_pages > 0,
         "nested": actors.vcpu.nested_share > 0,
+        "shadow": actors.vcpu.nested_share > 0 and actors.vcpu.shadow_pages > 0,
     }
     return {name for name, is_so in weights.items() if is_so}
 
@@ -175,6 +179,8 @@ def _machine(scenario: Scenario, verbs: set[str]) -> dict[str, bool]:
         "yielding zaps": fast or host or exports,
         "wraps": wraps,
         "roles": bool({"smm", "nested"} & verbs),
+        "zaps of shadow pages": "shadow" in verbs and fast,
+        "breaks": "shadow" in verbs and fast,
         "logging": logging,
         "flag changes": logging,
         "pml": vm.pml and vm.ad_bits,

@@ -196,6 +196,15 @@ def _cross_checks(scenario: Scenario, places: dict[str, str], source: str) -> It
     yield from _memory_checks(scenario, at)
     yield from _limit_checks(scenario, at)
     yield from scripts.misfits(scenario, at) if shaped else ()
+    vcpu = scenario.actors.vcpu
+    if vcpu.shadow_pages and not vcpu.nested_share and not scenario.script:
+        key = "actors.vcpu.shadow_pages"
+        yield Problem(
+            at(key),
+            key,
+            f"{vcpu.shadow_pages} page tables of nested guests, and no nested guest",
+            "actors.vcpu.nested_share above 0",
+        )
     worker = scenario.actors.memslot_worker
     if worker.enabled and not worker.delete_weight + worker.move_weight + worker.flags_weight:
         key = "actors.memslot_worker.delete_weight"

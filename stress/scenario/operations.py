@@ -89,6 +89,7 @@ FIRST_GFN: Final = Argument("FIRST", hexadecimal=True)
 LAST_GFN: Final = Argument("LAST", hexadecimal=True)
 SWITCH: Final = Argument("on|off", words=("off", "on"))
 HOW: Final = Argument("HOW", words=("flush", "clear", "test"))
+PAGES: Final = Argument("N")
 SLOT: Final = Argument("I")
 REGION: Final = Argument("R")
 FIRST: Final = Argument("FIRST")
@@ -110,6 +111,10 @@ VOCABULARY: Final[dict[str, dict[str, ScriptVerb]]] = {
         "nested": ScriptVerb(
             (SWITCH,),
             "enter or leave a nested guest, unless that is so already or the vCPU is in SMM",
+        ),
+        "shadow": ScriptVerb(
+            (PAGES,),
+            "a nested guest's own page tables, N of them, are shadowed, unless they are already",
         ),
         "idle": ScriptVerb(
             (), "rest in user space with the root loaded, for up to actors.vcpu.idle_s"

@@ -50,6 +50,7 @@ PreemptionPoint = Literal[
     "P6",
     "P7",
     "P8",
+    "P8b",
     "P9",
     "P10",
     "P11",
@@ -149,13 +150,15 @@ class VcpuSettings:
     """vCPU threads: how the guests behave. Some accesses are instruction fetches, some runs are in
     SMM or in a nested guest, and `unmapped_share` go where no slot ever is (MMIO). After
     `idle_share` of its runs a vCPU rests for up to `idle_s` with its root loaded; guests work on
-    `window_pages` at a time."""
+    `window_pages` at a time. A nested guest has `shadow_pages` page tables of its own, which KVM
+    shadows; from 11 on kvm_mmu_zap_all_fast() may drop mmu_lock while it zaps them."""
 
     write_share: Share = Share(0.5)
     churn_share: Share = Share(0.5)
     unmapped_share: Share = Share(0.01)
     smm_share: Share = Share(0.05)
     nested_share: Share = Share(0.0)
+    shadow_pages: Count = Count(0)
     fetch_share: Share = Share(0.0)
     idle_share: Share = Share(0.01)
     idle_s: Share = Share(0.03)
@@ -279,6 +282,7 @@ class Disturbances:
         "P2",
         "P4",
         "P8",
+        "P8b",
         "P9",
         "P10",
         "P13",

@@ -48,6 +48,7 @@ SUBJECTS = {
     "age": ("pages_aged",),
     "exit": ("process_exits",),
     "userfaults": ("userfaults", "memslot_deletes"),
+    "shadow": ("shadow_pages_zapped", "obsolete_zap_breaks"),
 }
 """What a script can do, and counters of which one has to be demanded then."""
 

@@ -88,6 +88,10 @@ def zap_exported_roots(machine: Machine) -> None:
     machine.vm.zapper.zap_exported_roots()
 
 
+def zap_obsolete_pages(machine: Machine) -> None:
+    machine.vm.zapper.zap_obsolete_pages()
+
+
 def zap_root_shared(machine: Machine) -> None:
     machine.vm.zapper.zap_root(the_root(machine), shared=True)
 
@@ -236,6 +240,7 @@ RIGHT: list[tuple[Call, str]] = [
     (invalidate_all_roots, "write"),
     (zap_invalidated_roots, ""),
     (zap_exported_roots, "write"),
+    (zap_obsolete_pages, "write"),
     (zap_root_shared, "read"),
     (zap_root_exclusive, "write"),
     (zap_leafs, "write"),
@@ -278,7 +283,9 @@ WRONG: list[tuple[Call, str, str]] = [
     (zap_invalidated_roots, "read", "O5 read-in-read"),
     (zap_invalidated_roots, "write", "O5 read-in-write"),
     (zap_exported_roots, "", FOR_WRITE),
+    (zap_obsolete_pages, "", FOR_WRITE),
     (zap_exported_roots, "read", FOR_WRITE),
+    (zap_obsolete_pages, "read", FOR_WRITE),
     (zap_root_shared, "", FOR_READ),
     (zap_root_shared, "write", FOR_READ),
     (zap_root_exclusive, "", FOR_WRITE),
@@ -344,6 +351,7 @@ JUDGE: dict[Call, str] = {
     zap_all_fast: "Zapper.zap_all_fast",
     invalidate_all_roots: "Roots.invalidate_all_roots",
     zap_exported_roots: "Zapper.zap_exported_roots",
+    zap_obsolete_pages: "Zapper.zap_obsolete_pages",
     zap_root_shared: "Zapper.zap_root",
     zap_root_exclusive: "Zapper.zap_root",
     zap_leafs: "Zapper.zap_leafs",

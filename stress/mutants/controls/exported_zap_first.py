@@ -16,6 +16,7 @@ class ExportedFirst(Zapper):
             kvm.probe.zap_all_fast(kvm.mmu_valid_gen.value)
         self.zap_exported_roots()
         self.obsolete_roots()
+        self.zap_obsolete_pages()
         kvm.mmu_lock.write_unlock()
         self.zap_invalidated_roots()
 

@@ -16,7 +16,7 @@ class KickLater(Zapper):
             kvm.probe.zap_all_fast(kvm.mmu_valid_gen.value)
         self.toggle_valid_gen()
         invalidated = self.roots.invalidate_all_roots()
-        self.zap_exported_roots()
+        self.zap_exported_and_obsolete()
         kvm.mmu_lock.write_unlock()
         self.request_obsolete_roots(invalidated)
         self.zap_invalidated_roots()

@@ -18,11 +18,25 @@ class SlotOracle(Oracle):
 
     @override
     def memslot_gone(self, slot: Memslot) -> None:
+        self._check_shadow_pages(slot)
         self.kvm.rcu.read_lock()
         for root in self.vm.roots.each_rcu():
             if root.role.as_id == slot.as_id:
                 self._check(root, slot)
         self.kvm.rcu.read_unlock()
+
+    def _check_shadow_pages(self, slot: Memslot) -> None:
+        kvm = self.kvm
+        if kvm.shadow_pages.is_oldest_obsolete(kvm.mmu_valid_gen.value):
+            kvm.warn(
+                "O6",
+                "obsolete-shadow-page",
+                f"BUG: {slot.describe()} is gone, but shadow pages of the old generation are left",
+                "kvm_mmu_zap_all_fast() leaves no obsolete shadow page: there are two generations, "
+                "so one that is left becomes valid again at the next flip",
+                "kvm_zap_obsolete_pages(), reference 2.7 step 6",
+                subject="shadow",
+            )
 
     def _check(self, root: RootPage, slot: Memslot) -> None:
         self.judged["O6"].add(1)

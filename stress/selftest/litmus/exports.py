@@ -9,6 +9,7 @@ from mmu.export.tdp_fd import TdpFd
 from mmu.memory.memslots import MemoryRegion
 from mmu.paging.table import RootPage
 from mmu.probe import Instrument, override
+from mmu.tdp.zap import BATCH_ZAP_PAGES
 from stress.selftest.litmus.base import (
     Family,
     LitmusBench,
@@ -377,6 +378,45 @@ def delete_against_dma(bench: LitmusBench) -> Tasks:
         vm.host.munmap(region)
 
     return Tasks(device, deleter)
+
+
+@FAMILY.program(
+    "unexport-in-the-gap",
+    title="the root is un-exported while a fast zap meets shadow pages, and may drop mmu_lock",
+    rule="a root that invalidation spares is zapped before mmu_lock is dropped",
+    source="kvm_mmu_zap_all_fast() steps 4, 6 and 7; reference 1.11 R22, oracle O6",
+    grades={
+        "unmapped": acceptable("the fast zap has zapped the root, or the un-export has"),
+        "invalid": acceptable("un-exported before: a root like any other"),
+        "mapped": forbidden("a valid root maps what had to go"),
+    },
+)
+def unexport_in_the_gap(bench: LitmusBench) -> Tasks:
+    """Eleven obsolete shadow pages: after ten the lock may go to the exporter, whose own zap
+    yields it back. The part of kvm_mmu_zap_all_fast() that holds mmu_lock for write."""
+    tiny = bench.vm()
+    tiny.slot(npages=2)
+    fd = tiny.export()
+    vcpu = tiny.vcpu()
+    for gfn in range(2):
+        tiny.map(vcpu, gfn)
+    vcpu.shadow(BATCH_ZAP_PAGES + 1)
+    root = fd.metadata().root
+
+    def zapper() -> str:
+        with tiny.kvm.slots_lock:
+            tiny.kvm.mmu_lock.write_lock()
+            tiny.vm.zapper.obsolete_roots()
+            tiny.vm.zapper.zap_exported_and_obsolete()
+            tiny.kvm.mmu_lock.write_unlock()
+        if root.invalid.value:
+            return "invalid"
+        return "unmapped" if tiny.mapped(root, 1) == "none" else "mapped"
+
+    def exporter() -> None:
+        tiny.vm.close_tdp_fd(fd)
+
+    return Tasks(zapper, exporter)
 
 
 @FAMILY.program(

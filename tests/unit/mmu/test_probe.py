@@ -200,6 +200,7 @@ RARE = {
     "bad_translation",
     "frozen_met",
     "zap_yielded",
+    "obsolete_zap_broken",
     "grace_period",
     "grace_period_waited",
     "cmpxchg_lost",
@@ -229,6 +230,7 @@ def a_full_life(machine: Machine) -> Recorder:
     machine.at("P1", lambda: machine.kvm.invalidation.seq.fetch_add(1))
     hwpt.io_fault(2, write=True)
     device.transact(2, write=True)
+    vcpu.shadow(2)
     machine.delete_slot()
     machine.add_slot(0, 8)
     machine.kvm.rcu.barrier()

@@ -10,7 +10,7 @@ from mmu.machine.vcpu import FETCH
 from mmu.memory.memslots import KVM_MEM_LOG_DIRTY_PAGES
 from stress.engines.session import Session
 from stress.scenario.operations import Op
-from stress.scenario.types import MemslotSettings, Positive, Rate, Share, VcpuSettings
+from stress.scenario.types import Count, MemslotSettings, Positive, Rate, Share, VcpuSettings
 from tests.unit.stress.actors.conftest import MakeStage, the
 
 
@@ -62,6 +62,32 @@ def test_modes_change_once(staged: MakeStage) -> None:
         actor.perform(Op(name, (on,)))
         assert (actor.vcpu.role.as_id, actor.vcpu.role.guest_mode) == expected
     assert actor.vcpu.stat.prev_root_hits == 1
+
+
+def test_a_nested_guest_s_tables_are_shadowed_once(staged: MakeStage) -> None:
+    session, actor = guest(staged)
+    actor.perform(Op("shadow", (3,)))
+    actor.perform(Op("shadow", (5,)))
+    actor.perform(Op("shadow", (4,)))
+    assert session.vm.kvm.shadow_pages.count() == 5
+    assert actor.totals()["vcpu_shadow_pages"] == 5
+
+
+def test_a_nested_guest_brings_its_tables_when_it_is_entered(staged: MakeStage) -> None:
+    session, actor = guest(
+        staged,
+        smm_share=Share(0),
+        nested_share=Share(0.3),
+        idle_share=Share(0),
+        shadow_pages=Count(12),
+    )
+    session.stage.record_ops = True  # type: ignore[union-attr]
+    for _ in range(60):
+        actor.step()
+    performed = [str(op) for op in actor.performed if op.name != "run"]
+    assert set(performed) == {"nested on", "nested off", "shadow 12"}
+    entered = [number for number, op in enumerate(performed) if op == "nested on"]
+    assert [performed[number + 1] for number in entered] == ["shadow 12"] * len(entered)
 
 
 def test_a_random_step_is_a_list_of_operations(staged: MakeStage) -> None:

@@ -225,6 +225,18 @@ def test_the_generation_may_have_as_many_bits_as_the_kernel_has(tmp_path: Path, 
     assert load(tmp_path / "scenario.toml").vm.mmio_gen_bits == bits
 
 
+def test_shadow_pages_need_a_nested_guest(tmp_path: Path) -> None:
+    text = "[actors.vcpu]\nshadow_pages = 12\n"
+    (problem,) = problems_of(tmp_path, text)
+    assert (
+        "scenario.toml:2: actors.vcpu.shadow_pages: 12 page tables of nested guests, and no nested "
+        "guest; expected actors.vcpu.nested_share above 0" in problem
+    )
+    for more in ("nested_share = 0.1\n", "[script]\nvcpu0 = ['shadow 12']\n"):
+        (tmp_path / "scenario.toml").write_text(text + more, encoding="utf-8")
+        assert load(tmp_path / "scenario.toml").actors.vcpu.shadow_pages == 12
+
+
 # Names.
 
 

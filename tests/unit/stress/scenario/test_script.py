@@ -32,6 +32,7 @@ CONFIGS = Path(__file__).parents[4] / "configs"
         ("smm on", Op("smm", (1,))),
         ("nested off", Op("nested", (0,))),
         ("idle", Op("idle")),
+        ("shadow 11", Op("shadow", (11,))),
         ("run r0x4 w0x4 x0x5", Op("run", (8, 9, 10 | FETCH))),
         ("delete 0", Op("delete", (0,))),
         ("dma-write 0x40", Op("dma-write", (64,))),
@@ -120,8 +121,8 @@ def test_the_pieces_of_an_operation_make_the_same_accesses(op: Op) -> None:
         (
             "wirte 0x4",
             "vcpu",
-            "unknown operation 'wirte'; expected one of read, write, fetch, run, smm, nested, idle "
-            "(did you mean write?)",
+            "unknown operation 'wirte'; expected one of read, write, fetch, run, smm, nested, "
+            "shadow, idle (did you mean write?)",
         ),
         (
             "write 0x4",

@@ -107,6 +107,14 @@ def test_a_leaf_that_survives_its_slot_is_seen_when_the_call_returns() -> None:
     assert "stale-map" in bench.codes()
 
 
+def test_an_obsolete_shadow_page_is_seen_when_the_call_returns() -> None:
+    bench = Bench(MUTANTS["obsolete-zap-not-restarted"])
+    bench.vcpu.shadow(11)
+    bench.vm.kvm.mmu_lock.needbreak = lambda: True  # type: ignore[method-assign]
+    bench.delete()
+    assert bench.codes() == {"obsolete-shadow-page"}
+
+
 def test_invalidating_an_exported_root_is_seen_at_once() -> None:
     bench = Bench(MUTANTS["exported-root-invalidated"])
     bench.touch()
