@@ -17,6 +17,7 @@ from attrs import frozen
 MMU_FLOORS = (
     (
         "mmu.sync",
+        "mmu.numbers",
         *(f"mmu.{name}" for name in ["errors", "pulse", "report", "runtime", "stack", "task"]),
     ),
     ("mmu.lock_order", "mmu.variant"),
