@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from mmu.memory.host import tag_of
     from mmu.memory.memslots import KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, MemoryRegion
     from mmu.paging.geometry import Geometry
-    from mmu.probe import Probe
+    from mmu.probe import Instrument, Probe, override
     from mmu.report import Report, Reporter
     from mmu.runtime import Runtime
     from mmu.sync import Sync
@@ -36,6 +36,7 @@ __all__ = [
     "Dma",
     "Exit",
     "Geometry",
+    "Instrument",
     "KvmError",
     "MemoryRegion",
     "MmuError",
@@ -48,6 +49,7 @@ __all__ = [
     "Variant",
     "VirtualMachine",
     "VmConfig",
+    "override",
     "tag_of",
     "violations",
 ]
@@ -61,7 +63,9 @@ _HOMES = {
     "KvmError": "mmu.errors",
     "MemoryRegion": "mmu.memory.memslots",
     "MmuError": "mmu.errors",
+    "Instrument": "mmu.probe",
     "Probe": "mmu.probe",
+    "override": "mmu.probe",
     "Report": "mmu.report",
     "Reporter": "mmu.report",
     "Runtime": "mmu.runtime",

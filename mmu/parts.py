@@ -63,6 +63,7 @@ from mmu.runtime import Cell, Counter, Queue, Runtime, Table
 from mmu.sync.factory import Sync
 from mmu.sync.lockdep import READ, WRITE, Hold, LockDep
 from mmu.sync.poison import RcuHead
+from mmu.sync.probe import SyncProbe
 from mmu.sync.rcu import Rcu, RcuPointer, RcuReader, RcuSection, Snapshot, Srcu, SrcuSection
 from mmu.task import Task, current
 from mmu.tdp.age import Ageing
@@ -75,11 +76,12 @@ from mmu.tdp.nx import NxHugePages
 from mmu.tdp.roots import Roots
 from mmu.tdp.write import SpteWriter
 from mmu.tdp.yielding import Yielding
-from mmu.tdp.zap import Export, Exports, Importer, Zapper
+from mmu.tdp.zap import BATCH_ZAP_PAGES, Export, Exports, Importer, Zapper
 
 __all__ = [
     "ADDRESS_SPACES",
     "ADDR_MASK",
+    "BATCH_ZAP_PAGES",
     "EXITING_GUEST_MODE",
     "FETCH",
     "GEN_UPDATE_IN_PROGRESS",
@@ -172,6 +174,7 @@ __all__ = [
     "Srcu",
     "SrcuSection",
     "Sync",
+    "SyncProbe",
     "Table",
     "Task",
     "TdpFd",

@@ -1,6 +1,6 @@
 """The zap of obsolete shadow pages ends where it had to drop mmu_lock."""
 
-from mmu.tdp.zap import BATCH_ZAP_PAGES, Zapper
+from mmu.parts import BATCH_ZAP_PAGES, Zapper
 from stress.mutants.case import Case, Mutant
 
 

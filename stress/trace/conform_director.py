@@ -27,7 +27,7 @@ class Stuck(Exception):
 
 
 @define
-class Difference:
+class OperationDifference:
     """Where an operation of the model and of the kernel part: what each did that the other did
     not."""
 
@@ -51,7 +51,7 @@ class OperationOutcome:
     in_leafs: bool = False
     """Whether a leaf zap has begun and not ended."""
     explained: list[str] = field(factory=list)
-    difference: Difference | None = None
+    difference: OperationDifference | None = None
 
     def following(self) -> Happening | None:
         """What the kernel does next in it."""

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from mmu.memory.requests import IN_GUEST_MODE, OUTSIDE_GUEST_MODE
 from mmu.paging.geometry import PG_LEVEL_4K
 from mmu.variant import Variant
-from stress.trace.conform_director import Difference, OperationOutcome, ReplayTally, Stuck
+from stress.trace.conform_director import OperationDifference, OperationOutcome, ReplayTally, Stuck
 from stress.trace.conform_lockstep import Worker
 from stress.trace.conform_order import RecordedOrder
 from stress.trace.conform_parts import REQUESTS
@@ -251,7 +251,7 @@ class Replay(RecordedOrder):
     ) -> None:
         outcome = self.tally.outcomes.setdefault(id(operation), OperationOutcome(operation))
         if outcome.difference is None:
-            outcome.difference = Difference(operation, line, note=note)
+            outcome.difference = OperationDifference(operation, line, note=note)
         outcome.difference.kernel += [f"line {each.line}: {each}" for each in kernel]
         outcome.difference.model += [str(each) for each in model]
         self._parted.add(id(operation))

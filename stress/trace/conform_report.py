@@ -9,7 +9,7 @@ from itertools import zip_longest
 from typing import Final
 
 from stress.trace.conform import Conformance, by_kind, not_recorded, reason_of
-from stress.trace.conform_director import Difference
+from stress.trace.conform_director import OperationDifference
 from stress.trace.conform_values import KINDS
 
 LINES = 8
@@ -124,10 +124,10 @@ Group = tuple[str, str, str]
 NOTHING: Final = "none"
 
 
-def _grouped(differences: list[Difference]) -> dict[Group, list[Difference]]:
+def _grouped(differences: list[OperationDifference]) -> dict[Group, list[OperationDifference]]:
     """Differences of one kind together, the most frequent kind first: the same operation, and the
     same happenings where both sides part."""
-    groups: dict[Group, list[Difference]] = {}
+    groups: dict[Group, list[OperationDifference]] = {}
     for each in differences:
         key = each.operation.kind, _first_word(each.kernel), _first_word(each.model)
         groups.setdefault(key, []).append(each)
@@ -160,7 +160,7 @@ FUNCTIONS: Final = {
 """What to read in the kernel's source about an operation that differs."""
 
 
-def _difference(difference: Difference, limit: int) -> Iterator[str]:
+def _difference(difference: OperationDifference, limit: int) -> Iterator[str]:
     operation = difference.operation
     yield (
         f"DIFFERENCE at line {difference.line}: {operation.name}, task {operation.pid}, step "

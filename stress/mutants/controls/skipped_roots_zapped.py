@@ -1,6 +1,6 @@
 """The roots that invalidation has spared are zapped after the lock break, exported or not."""
 
-from mmu.tdp.zap import Zapper
+from mmu.parts import Zapper
 from stress.mutants.case import Case, Control
 
 

@@ -1,7 +1,6 @@
 """The exported zap stays behind the lock break, and un-export takes slots_lock."""
 
-from mmu.export.importer import ExportedTdp
-from mmu.export.tdp_fd import Exporter
+from mmu.parts import ExportedTdp, Exporter
 from mmu.posted.r22_exported_zap_after_break import ObsoletePagesFirst
 from stress.mutants.case import Case, Control
 
