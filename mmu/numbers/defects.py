@@ -109,10 +109,6 @@ DEFECTS: Final = {
     "R22": Defect(
         "the root that changes hands in the gap",
         "un-exported between invalidation and exported zap, it is skipped by both",
-        absent=(
-            "zap_all_fast() has no step 6 (D1), so there is no gap to change hands in; until it "
-            "has one, no verdict covers VMs with obsolete shadow pages"
-        ),
     ),
 }
 """Every defect by its number."""

@@ -13,6 +13,7 @@ POINTS: Final = {
     "P6": "between freezing an entry and the flush, and between the flush and storing 0",
     "P7": "at each yield: after the flush, after RCU is left, while mmu_lock is dropped, after it",
     "P8": "between invalidate_all_roots and the request to drop obsolete roots",
+    "P8b": "in kvm_zap_obsolete_pages, between two batches, before mmu_lock is offered",
     "P9": "between the fast zap's write_unlock and zap_invalidated_roots",
     "P10": "between the zap and the put of a scheduled root",
     "P11": "between an iterator's get of the next root and its put of the previous one",

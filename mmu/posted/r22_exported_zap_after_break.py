@@ -1,5 +1,6 @@
 """R22: the exported roots are zapped after kvm_zap_obsolete_pages(), which may drop mmu_lock."""
 
+from mmu.numbers.defects import titled
 from mmu.tdp.zap import Zapper
 from mmu.variant import Variant
 
@@ -15,10 +16,7 @@ class ObsoletePagesFirst(Zapper):
 
 VARIANT = Variant(
     name="r22-exported-zap-after-break",
-    title=(
-        "R22 the exported zap comes after a lock break: a root that is un-exported in it is "
-        "neither invalidated nor zapped"
-    ),
+    title=titled("R22"),
     parts=(ObsoletePagesFirst,),
     expects=("O6", "O14"),
     rule=(
