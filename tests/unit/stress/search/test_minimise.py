@@ -60,7 +60,7 @@ def minimised(case: Case) -> tuple[Minimiser, Minimised]:
 @pytest.fixture(scope="module")
 def stale() -> Case:
     """A vCPU maps a page in a root that was made obsolete meanwhile: it takes a preemption."""
-    return failing("fault-vs-delete", "stale-check-skipped", 3)
+    return failing("fault-vs-delete", "stale-check-skipped", 4)
 
 
 @pytest.fixture(scope="module")
