@@ -8,6 +8,7 @@ lock it blocks on by `blocked`, and ended by `finish`, which raises what the thr
 
 from __future__ import annotations
 
+import gc
 import signal
 import threading
 import time
@@ -23,10 +24,12 @@ from mmu.runtime import Runtime
 from mmu.sync import Rcu, RwLock, Srcu, Sync
 from mmu.task import Task, current
 from stress.engines.carrier_choice import VARIABLE
+from tests import tiers
 from tests.carriers import CARRIERS
+from tests.patience import PATIENCE
 
-PATIENCE = 60.0
-"""Seconds after which a test gives up on a wait."""
+# Collecting makes objects by the hundred thousand, and all of them stay: no garbage to be found.
+gc.disable()
 
 # the tests run in the background of a shell; some are about Ctrl-C
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -43,6 +46,26 @@ settings.register_profile(
 settings.load_profile("laws")
 """How laws are tried: the same examples everywhere and always, and no clock. A law that needs more
 examples says so."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Divide the tests into tiers, before `-m` chooses among them."""
+    tiers.mark(items)
+
+
+def pytest_collection_finish() -> None:
+    """From here on garbage is looked for, among what the tests make, and often: a VM is few objects
+    and much memory, and beside everything that was collected it would be left lying for long."""
+    gc.freeze()
+    gc.set_threshold(1000, 5, 2)
+    gc.enable()
+
+
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """What is left of a file's tests goes before the next file's begin."""
+    if nextitem is None or nextitem.path != item.path:
+        gc.collect()
 
 
 class MakeSync(Protocol):

@@ -73,7 +73,7 @@ class PlainDisplay(SilentDisplay):
     def show(self, progress: RunProgress) -> None:
         """Print when it is time."""
         if progress.elapsed_s >= self._next:
-            self._next = progress.elapsed_s + max(PLAIN_EVERY_S, progress.duration_s / 30)
+            self._next = progress.elapsed_s + max(PLAIN_EVERY_S, progress.budget.duration_s / 30)
             self._console.print(line_of(progress), highlight=False, markup=False, soft_wrap=True)
 
 
@@ -157,7 +157,7 @@ def line_of(progress: RunProgress) -> str:
     """The progress line."""
     counts = progress.counters
     return (
-        f"{progress.elapsed_s:5.1f}/{progress.duration_s:g} s  "
+        f"{progress.elapsed_s:5.1f}/{progress.budget.span} s  "
         f"{'  '.join(f'{name} {counts[name]:,}' for name in SHOWN)}  "
         f"findings {progress.findings}"
     )

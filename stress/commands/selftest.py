@@ -109,6 +109,12 @@ WIDTH = 180
     help="Whether the detectors' own self-tests run.",
 )
 @click.option(
+    "--agreement/--no-agreement",
+    default=True,
+    show_default=True,
+    help="Whether the engines are compared: what threads show must be seen under control.",
+)
+@click.option(
     "--without",
     "off",
     multiple=True,
@@ -135,6 +141,7 @@ def command(
     mutants: bool,
     controls: bool,
     detectors: bool,
+    agreement: bool,
     off: tuple[str, ...],
     results: Path,
     quiet: bool,
@@ -162,6 +169,7 @@ def command(
         mutants=mutants,
         controls=controls,
         detectors=detectors,
+        agreement=agreement,
     )
     console = Console(width=None if Console().is_terminal else WIDTH)
     progress = Console(stderr=True, quiet=quiet or as_json)

@@ -145,12 +145,12 @@ def certificate_of(record: RunRecord) -> Certificate:
     exercise = _exercise_of(record)
     environment = record.environment
     build = "GIL" if environment.gil_enabled else "free-threaded"
-    asked = exercise.scenario.budget.duration_s
+    asked = exercise.scenario.budget.span
     bounds = () if exercise.failed else tuple(_races(record.counters))
     return certify(
         exercise,
         record.verdict,
-        f"{record.run_s:.1f} of {asked:g} s on real threads, {environment.cpus} CPUs, {build}",
+        f"{record.run_s:.1f} of {asked} s on real threads, {environment.cpus} CPUs, {build}",
         bounds=bounds,
         assumption=(
             "trials are exchangeable: the same scenario on a machine that is as fast and as busy"

@@ -20,11 +20,14 @@ from typing import Any
 
 import pytest
 
+from tests.command import until
+from tests.patience import PATIENCE
+
 pytest.importorskip("distributed", reason="Dask is an extra: pip install 'tdp-stress[campaign]'")
 
 ROOT = Path(__file__).parents[2]
 QUICK = ROOT / "configs" / "quick.toml"
-SMALL = ("--set", "obligations={vcpu_faults=10}", "--set", "vm.vcpus=2", "--duration", "1.5")
+SMALL = ("--set", "vm.vcpus=2", "--duration", "1.5", *until(vcpu_faults=10))
 EXPLORE = """
 import json, sys
 from pathlib import Path
@@ -106,8 +109,8 @@ class Cluster:
     def end(self) -> None:
         for process, drain in zip(self.processes, self.drains, strict=True):
             process.kill()
-            process.wait()
-            drain.join()
+            process.wait(PATIENCE)
+            drain.join(PATIENCE)
             for pipe in (process.stdout, process.stderr):
                 assert pipe is not None
                 pipe.close()
@@ -144,7 +147,7 @@ def explored(script: Path, scheduler: str, victim: subprocess.Popen[str] | None 
     first = process.stdout.readline()
     if victim is not None:
         victim.send_signal(signal.SIGKILL)
-    rest, errors = process.communicate()
+    rest, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, errors
     return json.loads((first + rest).splitlines()[-1])
 
@@ -164,12 +167,12 @@ def test_a_campaign_that_loses_a_worker_has_the_same_verdicts_and_every_run(
     tmp_path: Path, cluster: Cluster, three: list[subprocess.Popen[str]]
 ) -> None:
     asked = ("-m", "stress", "campaign", "-c", QUICK, "--seeds", "6", *SMALL)
-    local, _ = start(*asked, "--json", "--results", tmp_path / "here").communicate()
+    local, _ = start(*asked, "--json", "--results", tmp_path / "here").communicate(timeout=PATIENCE)
     process = start(*asked, "--results", tmp_path / "there", "--scheduler", cluster.address)
     assert process.stderr is not None
     assert process.stderr.readline().startswith("PASS")
     three[0].kill()
-    told, errors = process.communicate()
+    told, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, told + errors
     kept = [json.loads(path.read_text()) for path in (tmp_path / "there").glob("2*/run.json")]
     assert {run["seed"]: run["verdict"] for run in kept} == {
@@ -198,7 +201,7 @@ def test_an_interrupted_campaign_keeps_what_it_has_and_leaves_nothing_running(
     assert process.stderr is not None
     process.stderr.readline()
     process.send_signal(signal.SIGINT)
-    told, errors = process.communicate()
+    told, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 2, errors
     assert "not made: interrupted" in told.splitlines()[-1]
     assert 1 <= len(list(tmp_path.glob("2*/run.json"))) < 50
@@ -235,7 +238,7 @@ def test_a_scheduler_that_dies_costs_what_was_running(
     assert process.stderr is not None
     process.stderr.readline()
     cluster.processes[0].kill()
-    told, errors = process.communicate()
+    told, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 2, errors
     assert "not made: the connection to the Dask scheduler was lost" in told.splitlines()[-1]
     assert "Traceback" not in errors
@@ -248,7 +251,7 @@ def test_a_task_that_ends_its_workers_is_given_up_and_the_others_are_done(
     script = tmp_path / "deadly.py"
     script.write_text(DEADLY)
     process = start(script, cluster.address)
-    out, errors = process.communicate()
+    out, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, errors
     why, found = json.loads(out)
     assert why == ""
@@ -278,7 +281,7 @@ def test_a_worker_with_other_sources_is_refused_by_its_address(
         "--results",
         tmp_path / "results",
     )
-    _, errors = process.communicate()
+    _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 4
     told = errors.splitlines()
     assert "not what this command runs with" in told[0]

@@ -29,7 +29,8 @@ from mmu.sync.default import raise_report, sink_of
 from mmu.task import current
 from stress.selftest.detectors.clock import ClockRuntime
 from tests.command import python
-from tests.conftest import PATIENCE, codes, eventually, evidence, the_report
+from tests.conftest import codes, eventually, evidence, the_report
+from tests.patience import PATIENCE
 
 CYCLE = "circular-dependency"
 
