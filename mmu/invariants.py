@@ -15,6 +15,8 @@ from mmu.machine.vm import VirtualMachine
 from mmu.memory.host import MOVING, tag_of
 from mmu.memory.memslots import GEN_UPDATE_IN_PROGRESS, Memslot
 from mmu.memory.tlb import HardwareWalker, TranslationCache
+from mmu.numbers import invariants as numbered
+from mmu.numbers.oracles import RULES
 from mmu.paging.spte import (
     ADDR_MASK,
     HOST_WRITABLE,
@@ -27,7 +29,7 @@ from mmu.paging.spte import (
     pfn_of,
 )
 from mmu.paging.table import RootPage, ShadowPage
-from mmu.report import RULES, Report, Section, section
+from mmu.report import Report, Section, section
 from mmu.sync.poison import is_poisoned
 
 Found = str | tuple[str, int]
@@ -529,7 +531,7 @@ def _report(state: State, name: str, wrong: list[Violation], when: str) -> Repor
         name,
         f"WARNING: invariant {name} ({stands_for or rule} {word}) does not hold at rest: "
         f"{wrong[0].found}",
-        (INVARIANTS[name].__doc__ or "").strip(),
+        numbered.INVARIANTS[name],
         f"reference, appendix A {name}",
         subject=name,
         sections=(

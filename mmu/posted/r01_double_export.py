@@ -3,6 +3,7 @@ sections."""
 
 from mmu.export.importer import ExportedTdp, ExportedTdps
 from mmu.export.tdp_fd import Exporter
+from mmu.numbers.defects import titled
 from mmu.variant import Variant
 
 
@@ -36,7 +37,7 @@ class ListFirst(Exporter):
 
 VARIANT = Variant(
     name="r1-double-export",
-    title="R1 double export race: the check and the list insertion are separate critical sections",
+    title=titled("R1"),
     parts=(CheckThenInsert, ListFirst),
     expects=("O12", "O10"),
     rule="an address space is exported once: checking for it and taking it must be one step",

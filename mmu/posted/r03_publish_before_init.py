@@ -2,6 +2,7 @@
 
 from mmu.export.importer import ExportedTdp, ExportedTdps
 from mmu.export.tdp_fd import Exporter, TdpFd
+from mmu.numbers.defects import titled
 from mmu.variant import Variant
 
 
@@ -30,7 +31,7 @@ class InstallFirst(Exporter):
 
 VARIANT = Variant(
     name="r3-publish-before-init",
-    title="R3 publish before init: the fd is installed before the object is on the list",
+    title=titled("R3"),
     parts=(ListLast, InstallFirst),
     expects=("O17",),
     rule="an object is complete and listed before anybody can reach it",

@@ -1,6 +1,7 @@
 """R4: when no fd number is left, the release and the error path both undo the export."""
 
 from mmu.export.tdp_fd import Exporter, TdpFd
+from mmu.numbers.defects import titled
 from mmu.variant import Variant
 
 
@@ -20,10 +21,7 @@ class UndoTwice(Exporter):
 
 VARIANT = Variant(
     name="r4-error-path-double-destroy",
-    title=(
-        "R4 error path double destroy: a failed creation is undone by the file's release and again "
-        "by hand"
-    ),
+    title=titled("R4"),
     parts=(UndoTwice,),
     expects=("O4",),
     rule="each reference is put once",

@@ -2,6 +2,7 @@
 yield)."""
 
 from mmu.export.tdp_fd import Exporter
+from mmu.numbers.defects import titled
 from mmu.paging.table import RootPage
 from mmu.variant import Variant
 
@@ -16,10 +17,7 @@ class ZapLiveRoot(Exporter):
 
 VARIANT = Variant(
     name="r5-unexport-without-flush",
-    title=(
-        "R5 un-export zaps a live root without flushing: vCPUs keep translations and partial walks "
-        "into freed memory"
-    ),
+    title=titled("R5"),
     parts=(ZapLiveRoot,),
     expects=("O1", "O2"),
     rule=(

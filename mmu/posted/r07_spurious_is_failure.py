@@ -1,6 +1,7 @@
 """R7: an IO fault that finds the page mapped already is answered FAILURE."""
 
 from mmu.export.tdp_fd import Exporter
+from mmu.numbers.defects import titled
 from mmu.tdp.fault import RetPf
 from mmu.variant import Variant
 
@@ -15,10 +16,7 @@ class FixedOnly(Exporter):
 
 VARIANT = Variant(
     name="r7-spurious-is-failure",
-    title=(
-        "R7 spurious IO fault is failed: a vCPU mapped the page first, and the whole fault group "
-        "is answered FAILURE"
-    ),
+    title=titled("R7"),
     parts=(FixedOnly,),
     expects=("O16",),
     rule=(

@@ -2,6 +2,7 @@
 reason."""
 
 from mmu.export.tdp_fd import Exporter
+from mmu.numbers.defects import titled
 from mmu.tdp.fault import Fault
 from mmu.variant import Variant
 
@@ -16,9 +17,7 @@ class OneFault(Exporter):
 
 VARIANT = Variant(
     name="r8-stale-fault-state",
-    title=(
-        "R8 stale fault state across retry: a 2 MiB goal level survives the split of the host page"
-    ),
+    title=titled("R8"),
     parts=(OneFault,),
     expects=("O7", "O6"),
     rule="a leaf's level and frame follow from one and the same look at the host",

@@ -1,5 +1,6 @@
 """R9: MMIO SPTEs of an exported root survive the wrap of the generation."""
 
+from mmu.numbers.defects import titled
 from mmu.tdp.zap import Zapper
 from mmu.variant import Variant
 
@@ -14,10 +15,7 @@ class LeavesOnly(Zapper):
 
 VARIANT = Variant(
     name="r9-mmio-sptes-survive",
-    title=(
-        "R9 MMIO SPTEs survive: after the generation wraps, an ancient one in the exported root "
-        "matches again"
-    ),
+    title=titled("R9"),
     parts=(LeavesOnly,),
     expects=("O13",),
     rule="an MMIO SPTE is honoured only if no slot has come since it was made (I16)",

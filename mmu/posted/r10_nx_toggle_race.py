@@ -1,5 +1,6 @@
 """R10: a fault that sampled the NX policy before a toggle maps under the old policy after it."""
 
+from mmu.numbers.defects import titled
 from mmu.tdp.fault import Fault, FaultHandler
 from mmu.variant import Variant
 
@@ -14,10 +15,7 @@ class PolicyNeverStale(FaultHandler):
 
 VARIANT = Variant(
     name="r10-nx-toggle-race",
-    title=(
-        "R10 NX toggle race: a fault in flight installs an executable huge leaf after the "
-        "mitigation was switched on"
-    ),
+    title=titled("R10"),
     parts=(PolicyNeverStale,),
     expects=("O14",),
     rule="while the NX huge page mitigation is on, no executable huge leaf exists (I17)",

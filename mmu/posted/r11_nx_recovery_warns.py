@@ -1,6 +1,7 @@
 """R11: tables of a deleted memslot confuse the NX recovery worker."""
 
 from mmu.memory.memslots import Memslot
+from mmu.numbers.defects import titled
 from mmu.paging.table import ShadowPage
 from mmu.tdp.nx import NxHugePages
 from mmu.variant import Variant
@@ -28,10 +29,7 @@ class SlotExpected(NxHugePages):
 
 VARIANT = Variant(
     name="r11-nx-recovery-warns",
-    title=(
-        "R11 empty tables confuse NX recovery: it looks up the slot of a table whose memslot is "
-        "gone, and warns"
-    ),
+    title=titled("R11"),
     parts=(SlotExpected,),
     expects=("O9",),
     rule="what a leaf-only zap leaves behind must not be taken for memory of a live slot",

@@ -1,5 +1,6 @@
 """R12: the zap at mm exit relies on vCPUs being unable to run; a device is not stopped by that."""
 
+from mmu.numbers.defects import titled
 from mmu.paging.table import RootPage
 from mmu.tdp.zap import Zapper
 from mmu.variant import Variant
@@ -15,7 +16,7 @@ class NoFlushAtExit(Zapper):
 
 VARIANT = Variant(
     name="r12-mm-exit-without-flush",
-    title="R12 mm-exit zap has no flush: the IOTLB reaches freed pages until the HWPT fd is closed",
+    title=titled("R12"),
     parts=(NoFlushAtExit,),
     expects=("O1", "O16"),
     rule="before a process's memory is freed, every device that can reach it has been told",

@@ -1,6 +1,7 @@
 """R14: HWPT destroy frees the IOMMU domain before it unregisters the importer."""
 
 from mmu.export.iommu import KvmHwpt
+from mmu.numbers.defects import titled
 from mmu.variant import Variant
 
 
@@ -19,10 +20,7 @@ class DomainFirst(KvmHwpt):
 
 VARIANT = Variant(
     name="r14-teardown-order",
-    title=(
-        "R14 teardown order: the domain is freed first, and a concurrent flush calls invalidate on "
-        "the freed domain"
-    ),
+    title=titled("R14"),
     parts=(DomainFirst,),
     expects=("O16",),
     rule="a callback is unregistered before what it works on is freed (I18)",

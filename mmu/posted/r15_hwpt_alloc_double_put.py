@@ -1,6 +1,7 @@
 """R15: the error path of HWPT alloc puts the TDP FD twice."""
 
 from mmu.export.iommu import KvmHwpt
+from mmu.numbers.defects import titled
 from mmu.variant import Variant
 
 
@@ -15,7 +16,7 @@ class PutTwice(KvmHwpt):
 
 VARIANT = Variant(
     name="r15-hwpt-alloc-double-put",
-    title="R15 double put in HWPT alloc error path: the user's TDP FD is released under him",
+    title=titled("R15"),
     parts=(PutTwice,),
     expects=("O4",),
     rule="each reference is put once",

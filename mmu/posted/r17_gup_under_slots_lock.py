@@ -2,6 +2,7 @@
 
 from mmu.export.importer import ExportedTdp
 from mmu.export.tdp_fd import Exporter
+from mmu.numbers.defects import titled
 from mmu.variant import Variant
 
 
@@ -18,10 +19,7 @@ class SleepUnderSlotsLock(Exporter):
 
 VARIANT = Variant(
     name="r17-gup-under-slots-lock",
-    title=(
-        "R17 IO fault holds slots_lock across GUP: a userfaultfd handler that needs a memslot "
-        "ioctl deadlocks with it"
-    ),
+    title=titled("R17"),
     parts=(SleepUnderSlotsLock,),
     expects=("O10",),
     rule="nothing that a page may wait for is locked while it is waited for",

@@ -1,6 +1,7 @@
 """R18: an MMIO SPTE that a CPU reports as a misconfiguration reads as a write-only leaf to an
 IOMMU."""
 
+from mmu.numbers.defects import titled
 from mmu.paging.spte import MISCONFIG
 from mmu.tdp.fault import FaultHandler
 from mmu.variant import Variant
@@ -16,10 +17,7 @@ class Misconfigured(FaultHandler):
 
 VARIANT = Variant(
     name="r18-mmio-spte-walked",
-    title=(
-        "R18 importer interprets raw bits: an MMIO SPTE is a writable leaf to a walker that looks "
-        "at W alone"
-    ),
+    title=titled("R18"),
     parts=(Misconfigured,),
     expects=("O6",),
     rule="what is non-present to KVM must be non-present to every hardware that walks the table",

@@ -1,5 +1,6 @@
 """R19: dirty logging by D bits does not see what a device writes."""
 
+from mmu.numbers.defects import titled
 from mmu.paging.table import RootPage
 from mmu.tdp.dirty import DirtyLog
 from mmu.variant import Variant
@@ -15,9 +16,7 @@ class DevicesForgotten(DirtyLog):
 
 VARIANT = Variant(
     name="r19-device-writes-not-logged",
-    title=(
-        "R19 dirty logging by D-bit/PML does not see device writes through an already writable SPTE"
-    ),
+    title=titled("R19"),
     parts=(DevicesForgotten,),
     expects=("O8",),
     rule=(

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from mmu.export.policies import POLICIES
 from mmu.kernels import KERNELS
+from mmu.numbers.lookup import NUMBERS
+from mmu.numbers.oracles import RULES
 from mmu.posted import POSTED
-from mmu.report import RULES
 from stress.mutants import MUTANTS
 from stress.mutants.controls import CONTROLS
 from stress.observe.oracles import ORACLES
@@ -30,6 +31,7 @@ KINDS = (
     "strategies",
     "litmus",
     "counters",
+    "numbers",
 )
 CONFIGS = Path("configs")
 
@@ -58,6 +60,7 @@ def _entries(kind: str) -> Iterator[str]:
         "strategies": lambda: {name: meaning for name, (meaning, _) in STRATEGIES.items()},
         "litmus": lambda: {name: program.title for name, program in LITMUS.items()},
         "counters": lambda: COUNTERS,
+        "numbers": lambda: NUMBERS,
     }
     for name, text in sources[kind]().items():
         yield from textwrap.wrap(

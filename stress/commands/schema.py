@@ -14,7 +14,7 @@ from typing import Any, Literal, NewType, TypedDict, Union, get_args, get_origin
 
 import attrs
 
-from mmu.report import RULES
+from mmu.numbers.oracles import RULES
 from stress.results import exploration_record, listing
 from stress.results import run_record as record
 from stress.results.certificate import Certificate

@@ -1,5 +1,5 @@
-"""The upstream commits that variants name, with their subjects: what `git log --oneline` says of
-them, and the release."""
+"""The upstream commits that variants and the bugs of the reference name: what `git log --oneline`
+says of them, and the release."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ edb298c663fc 5.15 KVM: x86/mmu: bump mmu notifier count in kvm_zap_gfn_range
 0103098fb4f1 5.15 KVM: x86/mmu: Don't step down in the TDP iterator when zapping all SPTEs
 524a1e4e381f 5.15 KVM: x86/mmu: Don't leak non-leaf SPTEs when zapping all SPTEs
 bc3b3c1002ea 5.16 KVM: x86/mmu: Drop a redundant, broken remote TLB flush
+574c3c55e969 5.16 KVM: x86/mmu: Fix TLB flush range when handling disconnected pt
 3a0f64de479c 5.16 KVM: x86/mmu: Don't advance iterator after restart due to yielding
 7533377215b6 5.16 KVM: x86/mmu: Use yield-safe TDP MMU root iter in MMU notifier unmapping
 a955cad84cda 5.16 KVM: x86/mmu: Retry page fault if root is invalidated by memslot update
@@ -35,6 +36,7 @@ cf3e26427c08 5.18 KVM: x86/mmu: Zap only TDP MMU leafs in kvm_zap_gfn_range()
 f47e5bbbc92f 5.18 KVM: x86/mmu: Zap only TDP MMU leafs in zap range and mmu_notifier unmap
 614f6970aa70 5.18 KVM: x86/mmu: do not allow readers to acquire references to invalid roots
 226b8c8f85e4 5.18 KVM: x86/mmu: Require mmu_lock be held for write in unyielding root iter
+d62007edf01f 5.18 KVM: x86/mmu: Zap _all_ roots when unmapping gfn range in TDP MMU
 22b94c4b63eb 5.18 KVM: x86/mmu: Zap invalidated roots via asynchronous worker
 efd995dae5eb 5.18 KVM: x86/mmu: Zap defunct roots via asynchronous worker
 527d5cd7eece 5.18 KVM: x86/mmu: Zap only obsolete roots if a root shadow page is zapped
@@ -53,10 +55,13 @@ b64d740ea7dd 6.1  kvm: x86: mmu: Always flush TLBs when enabling dirty logging
 47b0c2e4c220 6.1  KVM: x86/mmu: Fix race condition in direct_page_fault
 f5d16bb9be68 6.2  KVM: x86/mmu: Don't attempt to map leaf if target TDP MMU SPTE is frozen
 50a9ac25985c 6.2  KVM: x86/mmu: Don't install TDP MMU SPTE if SP has unexpected level
+80a3e4ae962d 6.2  KVM: x86/mmu: Map TDP MMU leaf SPTE iff target level is reached
+21a36ac6b6c7 6.2  KVM: x86/mmu: Re-check under lock that TDP MMU SP hugepage is disallowed
 d25ceb926436 6.2  KVM: x86/mmu: Track the number of TDP MMU pages, but not the actual pages
 ba6e3fe25543 6.3  KVM: x86/mmu: Grab mmu_invalidate_seq in kvm_faultin_pfn()
 edbdb43fc96b 6.4  KVM: x86: Preserve TDP MMU roots until they are explicitly invalidated
 817fa998362d 6.4  KVM: x86/mmu: Grab memslot for correct address space in NX recovery worker
+2230f9e1171a 6.4  KVM: Avoid illegal stage2 mapping on invalid memory slot
 f6a27d6dc51b 6.4  KVM: arm64: Drop last page ref in kvm_pgtable_stage2_free_removed()
 0df9dab891ff 6.6  KVM: x86/mmu: Stop zapping invalidated TDP MMU roots asynchronously
 d02c357e5bfa 6.8  KVM: x86/mmu: Retry fault before acquiring mmu_lock if mapping is changing
@@ -68,6 +73,7 @@ d02c357e5bfa 6.8  KVM: x86/mmu: Retry fault before acquiring mmu_lock if mapping
 58a20a9435aa 6.12 KVM: x86/mmu: Zap only SPs that shadow gPTEs when deleting memslot
 28cf49788107 6.12 KVM: x86/mmu: Add lockdep assert to enforce safe usage of kvm_unmap_gfn_range()
 9129633d568e 6.15 KVM: x86/mmu: Prevent installing hugepages when mem attributes are changing
+3ccbf6f47098 6.18 KVM: x86/mmu: Return -EAGAIN if userspace deletes/moves memslot during prefault
 152482580a1b 5.1  KVM: Call kvm_arch_memslots_updated() before updating memslots
 ddfd1730fd82 5.1  KVM: x86/mmu: Do not cache MMIO accesses while memslots are in flux
 """

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from mmu.report import RULES
+from mmu.numbers.oracles import RULES
 
 JUDGED: dict[str, str] = {
     "O1": "accesses compared with the owner of the frame, and flushes that were owed",

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from attrs import frozen
 
-from mmu.report import RULES
+from mmu.numbers.oracles import RULES
 from stress.report import certificate_text, exploration_console
 from stress.report.run_console import verdict_line
 from stress.results.certificate import certificate_of

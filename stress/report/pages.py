@@ -13,7 +13,7 @@ from typing import Any
 import cattrs
 from attrs import frozen
 
-from mmu.report import RULES
+from mmu.numbers.oracles import RULES
 from stress.observe.rules_judged import JUDGED
 from stress.report import certificate_text
 from stress.report.charts import LEFT, RIGHT, WIDTH, Chart, Scale, Tick, line_chart

@@ -9,7 +9,7 @@ from typing import Any
 import jinja2
 from attrs import frozen
 
-from mmu.report import RULES
+from mmu.numbers.oracles import RULES
 from stress.observe.histograms import NUMBERS, OPERATIONS
 from stress.observe.rules_judged import JUDGED
 from stress.report import certificate_text, lock_order, run_charts

@@ -14,7 +14,7 @@ from typing import Any
 import cattrs
 from attrs import asdict, field, frozen
 
-from mmu.report import RULES
+from mmu.numbers.oracles import RULES
 from stress.observe.close_calls import CLOSE_CALLS, STEPS, THREADS_US
 from stress.observe.points import POINTS
 from stress.observe.possible import possible

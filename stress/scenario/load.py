@@ -24,8 +24,8 @@ from cattrs import (
 from cattrs.gen import make_dict_structure_fn
 
 from mmu.export.policies import POLICIES
+from mmu.numbers.oracles import RULES
 from mmu.paging.spte import MMIO_GEN_BITS
-from mmu.report import RULES
 from stress.mutants import SHIPPED
 from stress.scenario import scripts, types
 from stress.scenario.counters import COUNTERS

@@ -17,7 +17,8 @@ from typing import Final
 
 from attrs import evolve
 
-from mmu.report import RULES, Report
+from mmu.numbers.oracles import RULES
+from mmu.report import Report
 from stress.engines.carrier import pinned
 from stress.engines.program import Executor, Program, Run
 from stress.scenario.errors import StressError

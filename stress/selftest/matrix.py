@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mmu.report import RULES
+from mmu.numbers.oracles import RULES
 from stress.selftest.selftest import MatrixRow, Selftest, judgement_of, told
 
 WORK = {"controlled": "schedules", "threads": "steps"}

@@ -7,7 +7,9 @@ import shlex
 import textwrap
 from collections.abc import Iterator
 
-from mmu.report import RULES, Report
+from mmu.numbers.lookup import NUMBERS, cited_in
+from mmu.numbers.oracles import RULES
+from mmu.report import Report
 from mmu.variant import overridden
 from stress.engines.carrier import pinned
 from stress.mutants import commits
@@ -29,9 +31,9 @@ CONFIDENCE = {
 }
 """What the reference's marks mean."""
 LEGEND = (
-    "B-numbers are upstream bugs and R-numbers defects of the posted series, in the specification "
-    "that the model is held to;"
-    " 'reference' is a section of it. O-numbers are the rules of 'stress list oracles'."
+    "B-numbers are upstream bugs, R-numbers defects of the posted series, O-numbers the rules of "
+    "'stress list oracles', and 'reference' is a section of docs/reference. 'stress list numbers' "
+    "says what each number means."
 )
 LIMIT_S = 20.0
 TRIES = 5
@@ -61,7 +63,7 @@ def facts(variant: Mutant | Control) -> Iterator[str]:
 
 
 def _of_mutant(mutant: Mutant) -> Iterator[str]:
-    yield from _origin(mutant.origin, f" [{CONFIDENCE[mutant.confidence]}]")
+    yield from _origin(mutant, f" [{CONFIDENCE[mutant.confidence]}]")
     yield from _block("rule broken", mutant.rule)
     yield from _story(mutant)
     yield "must be caught by" + (" one of" if len(mutant.expects) > 1 else "")
@@ -81,7 +83,7 @@ def _of_control(control: Control) -> Iterator[str]:
     yield "an inverted control: it looks wrong and is right, and nothing may fire"
     yield ""
     if control.origin:
-        yield from _origin(control.origin)
+        yield from _origin(control)
     yield from _block("looks wrong because", control.looks_wrong)
     yield from _block("is right because", control.right_because)
     yield from _story(control)
@@ -112,11 +114,17 @@ def command(verb: str, case: Case, variant: Mutant | Control) -> str:
     )
 
 
-def _origin(origin: str, confidence: str = "") -> Iterator[str]:
-    """Where it comes from, with the subjects of the commits, and how sure that is."""
+def _origin(variant: Mutant | Control, confidence: str = "") -> Iterator[str]:
+    """Where it comes from, what the numbers in that mean, the subjects of the commits, and how sure
+    that is."""
     yield "origin"
-    yield from _wrapped(origin + confidence)
-    for line in commits.named_in(origin):
+    yield from _wrapped(variant.origin + confidence)
+    numbers = [
+        f"{number}: {NUMBERS[number]}"
+        for number in cited_in(variant.origin)
+        if number not in cited_in(variant.title)
+    ]
+    for line in (*numbers, *commits.named_in(variant.origin)):
         yield from textwrap.wrap(
             line, WIDTH, initial_indent="    ", subsequent_indent=" " * 8, break_on_hyphens=False
         )

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from attrs import define, evolve, field, frozen
 
 from mmu.export.policies import POLICIES
-from mmu.report import RULES
+from mmu.numbers.oracles import RULES
 from stress.mutants.case import Case, Control, Mutant
 from stress.mutants.controls import CONTROLS
 from stress.results.environment import observe

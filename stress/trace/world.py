@@ -13,7 +13,8 @@ from typing import Final
 
 from attrs import define, evolve, field, frozen
 
-from mmu.report import RULES, Report, section
+from mmu.numbers.oracles import RULES
+from mmu.report import Report, section
 from stress.trace.events import Event, ProbeEvent
 from stress.trace.layouts import AMD, INTEL, LAYOUTS, VENDORS, Detector, KernelLayout, Vendor
 from stress.trace.names import EventNames

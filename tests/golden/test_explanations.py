@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from attrs import evolve, frozen
 
-from mmu.report import RULES
+from mmu.numbers.oracles import RULES
 from stress.engines.carrier import pinned
 from stress.engines.scenario_program import ScenarioProgram
 from stress.report.explanation import WIDTH, text

@@ -17,6 +17,7 @@ from attrs import frozen
 MMU_FLOORS = (
     (
         "mmu.sync",
+        "mmu.numbers",
         *(
             f"mmu.{name}"
             for name in ["errors", "probe", "pulse", "report", "runtime", "stack", "task"]

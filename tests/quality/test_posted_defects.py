@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from mmu.numbers.oracles import RULES
 from mmu.posted import POSTED, PROFILES
-from mmu.report import RULES
 from stress.commands.scenarios import MENDED
 from stress.scenario.load import load
 from stress.scenario.types import Scenario

@@ -9,7 +9,7 @@ import re
 import pytest
 
 from mmu.export.policies import POLICIES
-from mmu.report import RULES
+from mmu.numbers.oracles import RULES
 from stress.mutants import MUTANTS
 from stress.mutants.case import Case, Control, Mutant
 from stress.mutants.controls import CONTROLS

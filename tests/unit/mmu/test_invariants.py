@@ -9,9 +9,9 @@ import pytest
 
 from mmu.invariants import ENDED, INVARIANTS, RULE_OF, STANDS_FOR, check, violations
 from mmu.memory.memslots import KVM_MEM_READONLY
+from mmu.numbers.oracles import RULES
 from mmu.paging.spte import HOST_WRITABLE, MMU_WRITABLE, REMOVED_SPTE, SPTE_D, SPTE_W
 from mmu.paging.table import RootPage, RootRole
-from mmu.report import RULES
 from tests.conftest import elsewhere, writing
 from tests.model import Machine, w
 from tests.unit.conftest import MakeMachine

@@ -8,7 +8,7 @@ import pytest
 from mmu.export.iommu import Dma
 from mmu.export.policies import INVALIDATE_IN_PLACE, KEEP_VALID, POLICIES
 from mmu.invariants import violations
-from mmu.report import RULES
+from mmu.numbers.oracles import RULES
 from mmu.variant import Variant
 from tests.model import Machine
 from tests.unit.conftest import MakeMachine

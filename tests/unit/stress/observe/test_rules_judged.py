@@ -3,7 +3,7 @@ event once."""
 
 from __future__ import annotations
 
-from mmu.report import RULES
+from mmu.numbers.oracles import RULES
 from stress.observe.oracles import ORACLES, attach_all
 from stress.observe.oracles.base import Oracle
 from stress.scenario.types import Limits

@@ -12,7 +12,7 @@ from attrs import evolve
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmu.report import RULES
+from mmu.numbers.oracles import RULES
 from stress.report import cases, junit
 from stress.report.cases import MOST_CASES, Case, Suite
 from stress.results.run_record import RunRecord

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from attrs import evolve
 
-from mmu.report import RULES
+from mmu.numbers.oracles import RULES
 from stress.observe.close_calls import CLOSE_CALLS
 from stress.observe.points import POINTS
 from stress.observe.rules_judged import JUDGED, judged_by_model

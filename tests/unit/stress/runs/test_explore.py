@@ -12,7 +12,7 @@ import pytest
 from attrs import evolve
 
 import stress.runs.explore as exploring
-from mmu.report import RULES
+from mmu.numbers.oracles import RULES
 from stress.report import certificate_text
 from stress.results.verdict import Judgement, Verdict
 from stress.runs.explore import (
