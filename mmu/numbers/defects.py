@@ -93,8 +93,8 @@ DEFECTS: Final = {
         "an MMIO SPTE is a writable leaf to a walker that looks at W alone",
     ),
     "R19": Defect(
-        "dirty logging by D-bit/PML",
-        "does not see device writes through an already writable SPTE",
+        "dirty logging by D bits",
+        "neither they nor PML see what a device writes through an already writable SPTE",
     ),
     "R20": Defect(
         "lost update of maxphyaddr",

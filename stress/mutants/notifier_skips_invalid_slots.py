@@ -23,7 +23,7 @@ VARIANT = Mutant(
         "an INVALID slot's memory is mapped until it has been zapped: until then notifiers have to "
         "unmap it"
     ),
-    origin="B66, reference 4f: the rejected first version of B65",
+    origin="B66, reference 4f: the first version of a fix, rejected on review",
     story=(
         "memslot worker: publishes slot S as INVALID",
         "host: range_start skips S, and frees the page",

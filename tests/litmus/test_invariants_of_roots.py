@@ -144,8 +144,8 @@ def test_i2_sees_a_root_whose_zap_was_forgotten() -> None:
 
 
 class LeavesTheLoopEarly(Zapper):
-    """B04's shape: whoever leaves a yield-safe loop early owns a reference, and this one forgets
-    it."""
+    """A task that leaves a yield-safe loop early owns a reference (reference 2.3), and this one
+    forgets it."""
 
     def zap_roots_leafs(self, as_id: int, start: int, end: int, *, flush: bool = False) -> bool:
         for root in self.roots.each_yield_safe(shared=False, as_id=as_id):
