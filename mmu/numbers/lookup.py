@@ -24,7 +24,7 @@ NUMBERS: Final[dict[str, str]] = {
 }
 """Every number with its line, letter by letter."""
 
-_NUMBER = re.compile(r"\b[OIRBPMD][0-9]{1,2}\b")
+_NUMBER = re.compile(r"\b[OIRBPMD][0-9]{1,2}[a-z]?\b")
 
 
 def cited_in(text: str) -> list[str]:

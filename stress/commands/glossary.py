@@ -95,7 +95,7 @@ def _chapter(each: Letter) -> Iterator[str]:
 
 def _of(letter: str) -> list[str]:
     """The numbers of one letter; INV, which has none, stands with the oracles."""
-    shaped = re.compile(letter + r"\d+" if letter != "O" else r"O\d+|INV")
+    shaped = re.compile(letter + r"\d+[a-z]?" if letter != "O" else r"O\d+|INV")
     return [number for number in NUMBERS if shaped.fullmatch(number)]
 
 

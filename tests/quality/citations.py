@@ -20,7 +20,7 @@ from tests.command import ROOT
 REFERENCE = ROOT / "docs" / "reference"
 DESIGN = ROOT / "docs" / "design.md"
 
-_NUMBER = re.compile(r"(?<![\w#&.%-])[OIRBPMD][0-9]{1,2}(?!\w)")
+_NUMBER = re.compile(r"(?<![\w#&.%-])[OIRBPMD][0-9]{1,2}[a-z]?(?!\w)")
 _RUN = re.compile(r"\b[Rr]eference,? (?=\d)((?:[^;:\"'`.]|\.(?=\d)){1,120})")
 _SECTION = re.compile(r"(?<![\w.])(\d\.\d{1,2}|\d[a-z]|^\d(?!\.))(?![\w.]*\d)")
 _ITEMS = re.compile(r"(\d\.\d{1,2})[^,;]*? (?:rules?|steps?) (\d+)(?: (?:and|to) (\d+))?")
@@ -68,7 +68,7 @@ def unresolved(text: str) -> list[str]:
 def _numbers(text: str) -> Iterator[str]:
     for found in dict.fromkeys(_NUMBER.findall(text)):
         # the files of the posted defects have two digits, so that they sort
-        number = f"R{int(found[1:])}" if found.startswith("R") else found
+        number = f"R{int(found[1:])}" if re.fullmatch("R[0-9]+", found) else found
         if number not in NUMBERS:
             yield found
 

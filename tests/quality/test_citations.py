@@ -142,7 +142,7 @@ def test_the_glossary_is_up_to_date() -> None:
 
 
 def test_every_number_is_in_the_glossary() -> None:
-    assert set(re.findall(r'<a id="(\w+\d|INV)"', glossary.page())) == set(NUMBERS)
+    assert set(re.findall(r'<a id="(\w+\d[a-z]?|INV)"', glossary.page())) == set(NUMBERS)
 
 
 def test_every_invariant_is_checked() -> None:
