@@ -78,7 +78,10 @@ DEFECTS: Final = {
         "teardown order",
         "the domain is freed first, and a concurrent flush calls invalidate on the freed domain",
     ),
-    "R15": Defect("double put in HWPT alloc error path", "the user's TDP FD is released under him"),
+    "R15": Defect(
+        "double put in HWPT alloc error path",
+        "the user's TDP FD is released while the user still holds it",
+    ),
     "R16": Defect(
         "page tables never shrink",
         "slots that come and go leave their tables in the exported root",

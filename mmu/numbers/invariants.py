@@ -10,7 +10,7 @@ INVARIANTS: Final = {
         "invalid, zapped and not exported."
     ),
     "I2": (
-        "The TDP MMU holds exactly one reference of its own to each root that is not yet zapped; a "
+        "The TDP MMU holds exactly one reference to each root that is not yet zapped; a "
         "zapped root is empty."
     ),
     "I3": (

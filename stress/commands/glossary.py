@@ -229,7 +229,7 @@ LETTERS: Final = (
         "O",
         "oracles",
         "The rules that a report says were broken; [0.2](0-names.md#0.2) defines each. INV is an "
-        "invariant that is wrong at rest and has no oracle of its own.",
+        "invariant that is wrong at rest and that no other rule covers.",
         _where_judged,
     ),
     Letter(
