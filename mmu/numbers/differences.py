@@ -70,7 +70,7 @@ DIFFERENCES: Final = {
     "D10": Difference(
         "shadow pages, write tracking, -EINVAL for IO faults on tracked gfns",
         "matters",
-        "absent: a nested guest is a root with its own role",
+        "partly: a nested guest is a root with its own role; ShadowPages are counted and zapped",
     ),
     "D11": Difference(
         "mappers other than KVM_RUN: async page faults and KVM_PRE_FAULT_MEMORY",

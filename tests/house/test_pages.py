@@ -19,7 +19,7 @@ from tests.house.floors import FLOORS
 PAGES = ("CONTRIBUTING.md", "docs/architecture.md", "docs/design.md")
 ROOMS = ("mmu", "stress", "tests")
 FENCED = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
-CODE = re.compile(r"`([^`\n]+)`")
+CODE = re.compile(r"`([^`]+)`")
 PATH = re.compile(r"\.?\w[\w.-]*/[\w./-]*")
 METHOD = re.compile(r"([A-Z]\w+)\.(\w+)\(\)")
 FUNCTION = re.compile(r"([a-z_]\w+)\(\)")
@@ -67,7 +67,7 @@ def methods() -> set[tuple[str, str]]:
 
 def missing(text: str) -> Iterator[str]:
     """What is in code type in `text` and is not in the source: paths, classes, functions."""
-    for code in CODE.findall(FENCED.sub("", text)):
+    for code in CODE.findall(" ".join(FENCED.sub("", text).split())):
         if PATH.fullmatch(code):
             found = (ROOT / code).exists()
         elif method := METHOD.fullmatch(code):
