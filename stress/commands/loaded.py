@@ -15,7 +15,7 @@ from stress.report import cases, exploration_console, run_console
 from stress.report.publish import publish_exploration, publish_run, publish_study
 from stress.results import exploration_record
 from stress.results.kinds import FILES, Kind, read_text
-from stress.results.run_record import RunRecord, to_json
+from stress.results.run_record import to_json
 from stress.results.serialise import parsed
 from stress.results.store import RunDirectory
 from stress.scenario.errors import ResultError
@@ -44,7 +44,6 @@ class Loaded:
     summary: Callable[[], str]
     as_json: Callable[[], str]
     suite: Callable[[], cases.Suite]
-    run: RunRecord | None = None
 
     def guarded(self, *parts: Callable[[], object]) -> None:
         """Call each of `parts`, and turn what they raise for damage into a `ResultError`."""
@@ -79,7 +78,6 @@ def _run(place: RunDirectory) -> Loaded:
         summary=lambda: run_console.summary(record),
         as_json=lambda: to_json(record),
         suite=lambda: cases.of_run(record),
-        run=record,
     )
 
 

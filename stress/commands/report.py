@@ -6,10 +6,10 @@ from pathlib import Path
 
 import click
 
-from stress.commands.loaded import Loaded, load
+from stress.commands.loaded import load
 from stress.commands.options import json_option, results_option
 from stress.report import junit
-from stress.report.publish import LATENCIES, publish_percentiles, publish_timeline
+from stress.report.publish import publish_timeline
 from stress.results.kinds import find
 from stress.results.store import REPORT_HTML
 from stress.results.verdict import ExitCode
@@ -29,12 +29,6 @@ STDOUT = Path("-")
     help="Write the JUnit XML to this file, too; '-' prints it, nothing else.",
 )
 @click.option(
-    "--hgrm",
-    "tables",
-    is_flag=True,
-    help=f"Write a percentile table for each operation of a run, below {LATENCIES}/.",
-)
-@click.option(
     "--timeline",
     type=click.Path(path_type=Path),
     help="Write a run's timeline to this file, for ui.perfetto.dev or chrome://tracing.",
@@ -44,7 +38,6 @@ def report_command(
     results: Path,
     as_json: bool,
     file: Path | None,
-    tables: bool,
     timeline: Path | None,
 ) -> ExitCode:
     """Rebuild the reports of a stored result, also of a run that was killed.
@@ -54,8 +47,6 @@ def report_command(
     loaded = load(*find(result, results))
     out: list[str] = []
     loaded.guarded(loaded.publish)
-    if tables:
-        _write_tables(loaded)
     if timeline is not None:
         publish_timeline(loaded.directory, timeline)
     if file is not None:
@@ -66,16 +57,6 @@ def report_command(
         if not as_json:
             click.echo(f"report: {loaded.directory.path / REPORT_HTML}")
     return ExitCode.PASS
-
-
-def _write_tables(loaded: Loaded) -> None:
-    run = loaded.run
-    if run is None:
-        raise ResultError(
-            f"--hgrm needs a run on real threads: {loaded.directory.path} is of kind "
-            f"{loaded.kind}, without latencies"
-        )
-    loaded.guarded(lambda: publish_percentiles(loaded.directory, run))
 
 
 def _write(file: Path, text: str) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from stress.report import (
     cases,
     exploration_console,
-    hgrm,
+    hlog,
     junit,
     markdown,
     pages,
@@ -25,8 +25,6 @@ from stress.scenario.errors import ResultError
 SUMMARY_MD = "summary.md"
 JUNIT_XML = "junit.xml"
 LATENCY_HLOG = "latency.hlog"
-LATENCIES = "latency"
-"""Folder of the percentile tables, where they are asked for."""
 
 
 def publish_run(directory: RunDirectory, record: RunRecord) -> None:
@@ -37,7 +35,7 @@ def publish_run(directory: RunDirectory, record: RunRecord) -> None:
     )
     directory.write_text(SUMMARY_MD, markdown.of_run(record))
     directory.write_text(JUNIT_XML, junit.render(cases.of_run(record)))
-    directory.write_text(LATENCY_HLOG, hgrm.log(record))
+    directory.write_text(LATENCY_HLOG, hlog.log(record))
 
 
 def publish_exploration(directory: RunDirectory, record: ExplorationRecord) -> None:
@@ -51,14 +49,6 @@ def publish_exploration(directory: RunDirectory, record: ExplorationRecord) -> N
 def publish_study(directory: RunDirectory, data: pages.Data) -> None:
     """The page of a study."""
     directory.write_text(REPORT_HTML, pages.study(data))
-
-
-def publish_percentiles(directory: RunDirectory, record: RunRecord) -> None:
-    """The latencies of a run as percentile tables, one file an operation."""
-    (directory.path / LATENCIES).mkdir(exist_ok=True)
-    folder = RunDirectory(directory.path / LATENCIES)
-    for latency in record.latencies:
-        folder.write_text(f"{latency.operation}.hgrm", hgrm.percentiles(latency))
 
 
 def publish_timeline(directory: RunDirectory, target: Path) -> None:

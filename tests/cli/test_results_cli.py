@@ -199,17 +199,6 @@ def test_junit_goes_to_a_file_or_is_printed_alone(stress: Stress, tmp_path: Path
     assert "choose another file" in refused.err
 
 
-def test_percentile_tables_are_written_when_asked_for(stress: Stress, tmp_path: Path) -> None:
-    directory = keep_run(tmp_path)
-    assert stress("report", directory).code == 0
-    assert not (directory / "latency").exists()
-    assert stress("report", directory, "--hgrm").code == 0
-    assert {path.name for path in (directory / "latency").iterdir()} == {"fault.hgrm"}
-    refused = stress("report", keep_exploration(tmp_path), "--hgrm")
-    assert refused.code == 4
-    assert "without latencies" in refused.err
-
-
 @pytest.mark.parametrize(
     ("keep", "name", "text", "part"),
     [
