@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from attrs import evolve
+
 from mmu.report import Report, section
 from stress.observe.histograms import Latency
 from stress.observe.resources import Sample
-from stress.results.run_record import SCHEMA, Environment, RunRecord, StoredFinding
+from stress.results.run_record import Environment, RunRecord, StoredFinding, Uncertified, completed
 from stress.results.verdict import Obligation
 from stress.scenario.load import unstructure
 from stress.scenario.types import Scenario
@@ -55,8 +57,7 @@ def finding(number: int) -> StoredFinding:
 
 def record(*, findings: int = 0) -> RunRecord:
     """A finished run with everything in it."""
-    return RunRecord(
-        schema=SCHEMA,
+    made = RunRecord(
         id="2026-11-22T12-00-00Z-quick-s7-abcdef",
         status="finished",
         verdict="FAIL" if findings else "PASS",
@@ -83,3 +84,9 @@ def record(*, findings: int = 0) -> RunRecord:
         memory_growth=1 << 20,
         lock_orders=(("slots_lock", "write", "mmu_lock", "write"),),
     )
+    return certified(made)
+
+
+def certified(run: RunRecord) -> RunRecord:
+    """The run with a certificate that is made of what else it holds."""
+    return completed(evolve(run, certificate=Uncertified()))

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from attrs import evolve
 
 from stress.commands import selftest as selftest_command
+from stress.report import exploration_console
 from stress.report.publish import publish_exploration, publish_run
-from stress.results.exploration_record import ExplorationRecord
-from stress.results.exploration_record import as_data as exploration_data
-from stress.results.run_record import RunRecord, to_json
+from stress.results.exploration_record import EXPLORATION_FORMAT, ExplorationRecord
+from stress.results.run_record import RUN_FORMAT, RunRecord
 from stress.results.store import RunDirectory
 from stress.runs.campaign import SeedOutcome
 from stress.runs.campaign_summary import CampaignRecord
 from stress.runs.campaign_summary import record_of as campaign_of
-from stress.runs.explore import ExplorationResult, ExploreRequest, judgement_of, record_of
+from stress.runs.explore_request import ExplorationResult, ExploreRequest, judgement_of
+from stress.runs.explore_store import record_of
 from stress.scenario.load import load
 from stress.search.exploration import ExplorationTally, Failure
 from stress.search.schedule import Schedule
@@ -69,12 +69,16 @@ def exploration(
     )
     made = record_of(
         ExplorationResult(
-            request, tally, judgement_of(request, tally), 1.5, started="2026-11-22T12:00:00Z"
-        )
+            request, tally, judgement_of(request, tally), "2026-11-22T12:00:00Z", 1.5
+        ),
+        "made-up",
     )
-    return evolve(
-        made, id="made-up", command="stress explore -c x.toml", environment=ENVIRONMENT, **changes
-    )
+    return evolve(made, command="stress explore -c x.toml", environment=ENVIRONMENT, **changes)
+
+
+def console(explored: ExplorationResult) -> list[str]:
+    """What the console says of a result, line by line."""
+    return list(exploration_console.lines(record_of(explored, "made-up")))
 
 
 def campaign() -> CampaignRecord:
@@ -152,7 +156,7 @@ def keep_run(results: Path, kept: RunRecord | None = None, *, reports: bool = Fa
     kept = kept or record()
     directory = RunDirectory.create(results, kept.name, kept.seed)
     kept = evolve(kept, id=directory.path.name)
-    directory.write_text("run.json", to_json(kept))
+    directory.write_text("run.json", RUN_FORMAT.text(kept))
     if reports:
         publish_run(directory, kept)
     return directory.path
@@ -164,9 +168,9 @@ def keep_exploration(
     """A directory with an exploration in it."""
     kept = kept or exploration()
     directory = RunDirectory.create(results, f"explore-{kept.name}", kept.seed)
-    directory.write_text("explore.json", json.dumps(exploration_data(kept)))
+    directory.write_text("explore.json", EXPLORATION_FORMAT.text(kept))
     if reports:
-        publish_exploration(directory, kept)
+        publish_exploration(directory, kept, {})
     return directory.path
 
 
@@ -176,7 +180,7 @@ def keep_selftest(
     """A directory with a selftest in it."""
     kept = kept or selftest()
     directory = RunDirectory.create(results, "selftest", 1)
-    directory.write_text("selftest.json", json.dumps(selftests.as_data(kept)))
+    directory.write_text("selftest.json", selftests.SELFTEST_FORMAT.text(kept))
     if reports:
         selftest_command.publish(directory, kept)
     return directory.path

@@ -10,7 +10,8 @@ from pathlib import Path
 from measure import main
 
 from stress.engines.carrier import pinned
-from stress.runs.explore import ExploreRequest, exploration_for
+from stress.runs.explore import exploration_for
+from stress.runs.explore_request import ExploreRequest
 from stress.scenario.load import load
 from stress.search.exploration import SearchBudget
 

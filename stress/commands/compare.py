@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
 from rich.console import Console
 
 from stress.commands.options import json_option
-from stress.report import pages
 from stress.results.verdict import ExitCode
 from stress.runs.compare.comparison import compare
+from stress.runs.compare.comparison_record import COMPARISON_FORMAT, record_of
 from stress.runs.compare.groups import load_groups
-from stress.runs.compare.render import as_data, print_comparison
+from stress.runs.compare.render import page, print_comparison
 from stress.scenario.errors import ResultError
 
 WIDTH = 150
@@ -63,9 +62,9 @@ def command(
     comparison = compare(load_groups(groups), allow)
     limit = threshold if baseline else None
     if file is not None:
-        _write(file, pages.compared(as_data(comparison)))
+        _write(file, page(record_of(comparison)))
     if as_json:
-        click.echo(json.dumps(as_data(comparison), indent=1))
+        click.echo(COMPARISON_FORMAT.text(record_of(comparison)), nl=False)
     else:
         print_comparison(comparison, Console(width=None if Console().is_terminal else WIDTH), limit)
     return ExitCode.REGRESSION if baseline and comparison.regressions(threshold) else ExitCode.PASS

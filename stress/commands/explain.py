@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
@@ -10,9 +9,10 @@ import click
 
 from stress.commands.options import json_option
 from stress.report import explanation as explain_text
+from stress.results import schedule_file
+from stress.results.schedule_file import EXPLANATION_FORMAT
 from stress.results.verdict import ExitCode
-from stress.search import schedule_file
-from stress.search.explain import explain_stored
+from stress.runs.replay import explain_stored
 from stress.selftest import page as variant_page
 
 
@@ -31,7 +31,8 @@ def explain(what: str, as_json: bool) -> ExitCode:
             click.echo(piece)
         return ExitCode.PASS
     explanation = explain_stored(schedule_file.read(Path(what)))
-    click.echo(
-        json.dumps(explanation.as_data(), indent=1) if as_json else explain_text.text(explanation)
-    )
+    if as_json:
+        click.echo(EXPLANATION_FORMAT.text(explanation), nl=False)
+    else:
+        click.echo(explain_text.text(explanation))
     return ExitCode.FAIL

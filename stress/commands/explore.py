@@ -19,7 +19,7 @@ from stress.commands.options import (
 )
 from stress.commands.scenarios import changed, load_all, seed_for, small_scenario
 from stress.results.verdict import ExitCode
-from stress.runs.explore import ExploreRequest
+from stress.runs.explore_request import ExploreRequest
 from stress.runs.fanout.spread import places, scheduler_option
 from stress.scenario.errors import StressError
 from stress.search.strategies import EVERYTHING, is_exhaustive, strategy_for

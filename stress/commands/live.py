@@ -1,14 +1,13 @@
-"""Live progress: one line that redraws itself on a terminal, plain lines now and then anywhere
-else."""
+"""Live progress: one line that redraws itself on a terminal, plain lines now and then elsewhere."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from types import TracebackType
-from typing import Protocol
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TypeVar
 
+from attrs import frozen
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
@@ -17,6 +16,7 @@ from stress.runs.run import RunProgress
 from stress.search.exploration import ExplorationTally
 
 PLAIN_EVERY_S = 2.0
+REDRAW_EVERY_S = 0.25
 SHOWN = (
     "vcpu_faults",
     "memslot_deletes",
@@ -27,137 +27,88 @@ SHOWN = (
 )
 """The counters in the progress line of a run."""
 
-
-class Display(Protocol):
-    """Shows progress while a run goes on."""
-
-    def show(self, progress: RunProgress) -> None:
-        """Something changed."""
-        ...
-
-    def __enter__(self) -> Display: ...
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None: ...
+Progress = TypeVar("Progress")
 
 
-class SilentDisplay:
-    """Shows nothing."""
+@frozen
+class ProgressLine:
+    """One line of progress at `at_s` seconds. Where lines are not redrawn, the next one is due at
+    `next_s`."""
 
-    def show(self, progress: RunProgress) -> None:
-        """Nothing."""
-
-    def __enter__(self) -> SilentDisplay:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        pass
+    text: str
+    at_s: float
+    next_s: float
+    style: str = ""
 
 
-class PlainDisplay(SilentDisplay):
-    """A line every two seconds, or thirty lines for a longer run, for logs and pipes."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._next = PLAIN_EVERY_S
-
-    def show(self, progress: RunProgress) -> None:
-        """Print when it is time."""
-        if progress.elapsed_s >= self._next:
-            self._next = progress.elapsed_s + max(PLAIN_EVERY_S, progress.duration_s / 30)
-            self._console.print(line_of(progress), highlight=False, markup=False, soft_wrap=True)
-
-
-class TerminalDisplay(SilentDisplay):
-    """A line that is redrawn four times a second."""
-
-    def __init__(self, console: Console) -> None:
-        self._live = Live(Text("starting"), console=console, refresh_per_second=4, transient=True)
-        self._next = 0.0
-
-    def show(self, progress: RunProgress) -> None:
-        """Redraw."""
-        now = time.monotonic()
-        if now >= self._next:
-            self._next = now + 0.25
-            style = "bold red" if progress.findings else ""
-            self._live.update(Text(line_of(progress), style=style))
-
-    def __enter__(self) -> TerminalDisplay:
-        self._live.__enter__()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._live.__exit__(kind, error, trace)
-
-
-def display_for(console: Console, *, quiet: bool) -> Display:
-    """The display that suits where the output goes."""
+def display(
+    console: Console, line_of: Callable[[Progress], ProgressLine], *, quiet: bool
+) -> AbstractContextManager[Callable[[Progress], None]]:
+    """A context in which progress is shown by calling what it yields."""
     if quiet:
-        return SilentDisplay()
-    return (
-        TerminalDisplay(console)
-        if console.is_terminal and not console.is_dumb_terminal
-        else PlainDisplay(console)
-    )
+        return nullcontext(lambda _: None)
+    if console.is_terminal and not console.is_dumb_terminal:
+        return _redrawn(console, line_of)
+    return nullcontext(_printed(console, line_of))
 
 
 @contextmanager
-def exploration_display(
-    console: Console, *, quiet: bool
-) -> Iterator[Callable[[ExplorationTally], None]]:
-    """What shows the progress of an exploration; as for runs."""
-    if quiet:
-        yield lambda _: None
-    elif console.is_terminal and not console.is_dumb_terminal:
-        with Live(Text("starting"), console=console, refresh_per_second=4, transient=True) as live:
-            yield lambda tally: live.update(Text(exploration_line(tally)))
-    else:
-        next_s = [PLAIN_EVERY_S]
+def _redrawn(
+    console: Console, line_of: Callable[[Progress], ProgressLine]
+) -> Iterator[Callable[[Progress], None]]:
+    next_s = 0.0
+    with Live(Text("starting"), console=console, refresh_per_second=4, transient=True) as live:
 
-        def show(tally: ExplorationTally) -> None:
-            if tally.seconds >= next_s[0]:
-                next_s[0] = tally.seconds * 1.2 + PLAIN_EVERY_S
-                console.print(
-                    exploration_line(tally), highlight=False, markup=False, soft_wrap=True
-                )
+        def show(progress: Progress) -> None:
+            nonlocal next_s
+            now = time.monotonic()
+            if now >= next_s:
+                next_s = now + REDRAW_EVERY_S
+                line = line_of(progress)
+                live.update(Text(line.text, style=line.style))
 
         yield show
 
 
-def exploration_line(tally: ExplorationTally) -> str:
-    """The progress line of an exploration."""
+def _printed(
+    console: Console, line_of: Callable[[Progress], ProgressLine]
+) -> Callable[[Progress], None]:
+    next_s = PLAIN_EVERY_S
+
+    def show(progress: Progress) -> None:
+        nonlocal next_s
+        line = line_of(progress)
+        if line.at_s >= next_s:
+            next_s = line.next_s
+            console.print(line.text, highlight=False, markup=False, soft_wrap=True)
+
+    return show
+
+
+def run_line(progress: RunProgress) -> ProgressLine:
+    """The progress of a run: plain lines every two seconds, or thirty of them for a longer run."""
+    counts = progress.counters
+    return ProgressLine(
+        f"{progress.elapsed_s:5.1f}/{progress.duration_s:g} s  "
+        f"{'  '.join(f'{name} {counts[name]:,}' for name in SHOWN)}  "
+        f"findings {progress.findings}",
+        progress.elapsed_s,
+        progress.elapsed_s + max(PLAIN_EVERY_S, progress.duration_s / 30),
+        style="bold red" if progress.findings else "",
+    )
+
+
+def exploration_line(tally: ExplorationTally) -> ProgressLine:
+    """The progress of an exploration: plain lines at growing distances."""
     left = (
         ""
         if tally.remaining is None
         else f"  left about {tally.remaining:,.0f} (estimate, tends to grow)"
     )
-    return (
+    return ProgressLine(
         f"{tally.seconds:6.1f} s  schedules {tally.schedules:,}  steps {tally.steps:,}  classes "
         f"{tally.classes:,}  "
-        f"unseen {tally.unseen_mass:.1%}{left}  failures {len(tally.failures)}"
-    )
-
-
-def line_of(progress: RunProgress) -> str:
-    """The progress line."""
-    counts = progress.counters
-    return (
-        f"{progress.elapsed_s:5.1f}/{progress.duration_s:g} s  "
-        f"{'  '.join(f'{name} {counts[name]:,}' for name in SHOWN)}  "
-        f"findings {progress.findings}"
+        f"unseen {tally.unseen_mass:.1%}{left}  failures {len(tally.failures)}",
+        tally.seconds,
+        tally.seconds * 1.2 + PLAIN_EVERY_S,
     )

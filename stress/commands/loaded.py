@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
@@ -12,15 +11,17 @@ from attrs import frozen
 
 from stress.commands import selftest as selftest_command
 from stress.report import cases, exploration_console, run_console
-from stress.report.publish import publish_exploration, publish_run, publish_study
-from stress.results import exploration_record
-from stress.results.kinds import FILES, Kind, read_text
-from stress.results.run_record import to_json
-from stress.results.serialise import parsed
-from stress.results.store import RunDirectory
+from stress.report.publish import publish_exploration, publish_run, stories_in
+from stress.results.exploration_record import EXPLORATION_FORMAT, EXPLORE_JSON
+from stress.results.kinds import FILES, Kind
+from stress.results.run_record import RUN_FORMAT, completed
+from stress.results.serialise import read_text
+from stress.results.store import REPORT_HTML, RunDirectory
+from stress.runs.study.page import page
+from stress.runs.study.study_record import STUDY_FORMAT, STUDY_JSON
 from stress.scenario.errors import ResultError
-from stress.selftest import cases as selftest_cases
-from stress.selftest import stored as selftests
+from stress.selftest.cases import of_selftest
+from stress.selftest.stored import SELFTEST_FORMAT, SELFTEST_JSON, selftest_of
 
 UNSHOWABLE = (
     LookupError,
@@ -60,55 +61,51 @@ class Loaded:
 
 def load(directory: Path, kind: Kind) -> Loaded:
     """The stored result in a directory; raises `ResultError` for damage."""
-    place = RunDirectory(directory)
-    if kind == "run":
-        return _run(place)
-    text, where = read_text(directory, FILES[kind]), str(directory / FILES[kind])
-    return {"exploration": _exploration, "selftest": _selftest, "study": _study}[kind](
-        place, text, where
-    )
+    loaders = {"run": _run, "exploration": _exploration, "selftest": _selftest, "study": _study}
+    return loaders[kind](RunDirectory(directory))
 
 
 def _run(place: RunDirectory) -> Loaded:
-    record = place.read()
+    stored = place.read()
+    record = completed(stored)
     return Loaded(
         "run",
         place,
         publish=lambda: publish_run(place, record),
         summary=lambda: run_console.summary(record),
-        as_json=lambda: to_json(record),
+        as_json=lambda: RUN_FORMAT.text(stored),
         suite=lambda: cases.of_run(record),
     )
 
 
-def _exploration(place: RunDirectory, text: str, where: str) -> Loaded:
-    record = exploration_record.from_json(text, where)
+def _exploration(place: RunDirectory) -> Loaded:
+    record = EXPLORATION_FORMAT.load(place.path / EXPLORE_JSON)
     return Loaded(
         "exploration",
         place,
-        publish=lambda: publish_exploration(place, record),
+        publish=lambda: publish_exploration(place, record, stories_in(place.path, record)),
         summary=lambda: exploration_console.summary(record, place.path),
-        as_json=lambda: json.dumps(exploration_record.as_data(record), indent=1) + "\n",
+        as_json=lambda: EXPLORATION_FORMAT.text(record),
         suite=lambda: cases.of_exploration(record),
     )
 
 
-def _selftest(place: RunDirectory, text: str, where: str) -> Loaded:
-    record = selftests.from_json(text, where)
+def _selftest(place: RunDirectory) -> Loaded:
+    record = SELFTEST_FORMAT.load(place.path / SELFTEST_JSON)
     return Loaded(
         "selftest",
         place,
         publish=lambda: selftest_command.publish(place, record),
-        summary=lambda: selftest_command.console_text(selftests.selftest_of(record)),
-        as_json=lambda: json.dumps(selftests.as_data(record), indent=1) + "\n",
-        suite=lambda: selftest_cases.of_selftest(record),
+        summary=lambda: selftest_command.console_text(selftest_of(record)),
+        as_json=lambda: SELFTEST_FORMAT.text(record),
+        suite=lambda: of_selftest(record),
     )
 
 
-def _study(place: RunDirectory, text: str, where: str) -> Loaded:
-    """A study's page is made of its JSON; the rest is told by what it has written, or made of its
+def _study(place: RunDirectory) -> Loaded:
+    """A study's page is made of its JSON; its other reports are what it has written, or made of its
     runs by `stress study --resume`."""
-    data = parsed(text, where)
+    record = STUDY_FORMAT.load(place.path / STUDY_JSON)
 
     def cannot() -> NoReturn:
         hint = f"stress study --config FILE --resume {place.path}"
@@ -117,8 +114,8 @@ def _study(place: RunDirectory, text: str, where: str) -> Loaded:
     return Loaded(
         "study",
         place,
-        lambda: publish_study(place, data),
-        lambda: read_text(place.path, "study.md"),
-        lambda: text,
-        cannot,
+        publish=lambda: place.write_text(REPORT_HTML, page(record)),
+        summary=lambda: read_text(place.path / "study.md"),
+        as_json=lambda: STUDY_FORMAT.text(record),
+        suite=cannot,
     )

@@ -9,9 +9,9 @@ import click
 from rich.console import Console
 
 from stress.commands.options import quiet_option
+from stress.results import schedule_file
 from stress.results.verdict import ExitCode
 from stress.runs.replay import minimise_stored, minimised_text, write_minimised
-from stress.search import schedule_file
 
 
 @click.command()

@@ -3,23 +3,25 @@ results, kept and told."""
 
 from __future__ import annotations
 
-import json
 import signal
 from pathlib import Path
 
 import click
 from rich.console import Console
 
-from stress.commands.live import display_for, exploration_display
-from stress.report import run_console
+from stress.commands.live import display, exploration_line, run_line
+from stress.report import exploration_console, run_console
 from stress.report.publish import publish_run
-from stress.results.run_record import RunRecord, to_json
+from stress.results.exploration_record import EXPLORATION_FORMAT
+from stress.results.run_record import RUN_FORMAT, RunRecord
 from stress.results.store import RunDirectory
 from stress.results.verdict import ExitCode, Verdict
 from stress.runs import campaign_summary
-from stress.runs import explore as exploring
 from stress.runs.campaign import CampaignRequest, SeedOutcome, run_campaign
-from stress.runs.explore import ExploreRequest
+from stress.runs.campaign_summary import CAMPAIGN_FORMAT
+from stress.runs.explore import explore
+from stress.runs.explore_request import ExploreRequest
+from stress.runs.explore_store import keep as keep_exploration
 from stress.runs.run import RunRequest, execute
 from stress.scenario.errors import ResultError
 
@@ -29,14 +31,14 @@ WIDTH = 150
 
 def run(request: RunRequest, *, quiet: bool = False, as_json: bool = False) -> ExitCode:
     """Run on real threads. `quiet` prints the verdict line only, `as_json` the stored run only."""
-    with display_for(Console(), quiet=quiet or as_json) as display:
-        record, directory = execute(request, display.show)
+    with display(Console(), run_line, quiet=quiet or as_json) as show:
+        record, directory = execute(request, show)
     verdict = Verdict[record.verdict]
     trouble = keep(directory, record)
     if trouble:
         verdict = max(verdict, Verdict.HARNESS_ERROR)
     if as_json:
-        click.echo(to_json(record), nl=False)
+        click.echo(RUN_FORMAT.text(record), nl=False)
     elif quiet:
         click.echo(run_console.verdict_line(record))
     else:
@@ -64,18 +66,18 @@ def keep(directory: RunDirectory, record: RunRecord) -> str:
 def exploration(
     request: ExploreRequest, results: Path, *, quiet: bool = False, as_json: bool = False
 ) -> ExitCode:
-    """Explore under control, likewise."""
-    with exploration_display(Console(), quiet=quiet or as_json) as show:
-        explored = exploring.explore(request, show)
-    directory = exploring.keep(explored, results)
+    """Explore under control, with the same options."""
+    with display(Console(), exploration_line, quiet=quiet or as_json) as show:
+        explored = explore(request, show)
+    record, directory = keep_exploration(explored, results)
     if as_json:
-        click.echo(json.dumps(exploring.as_data(explored), indent=1))
+        click.echo(EXPLORATION_FORMAT.text(record), nl=False)
     elif quiet:
-        click.echo(exploring.verdict_line(explored))
+        click.echo(exploration_console.verdict_line(record))
     else:
-        click.echo("\n".join(exploring.lines(explored)))
+        click.echo(exploration_console.summary(record, directory.path), nl=False)
         click.echo(f"results: {directory.path}")
-    return explored.judgement.verdict.exit_code
+    return Verdict[record.verdict].exit_code
 
 
 def campaign(request: CampaignRequest, *, quiet: bool = False, as_json: bool = False) -> ExitCode:
@@ -87,7 +89,7 @@ def campaign(request: CampaignRequest, *, quiet: bool = False, as_json: bool = F
     )
     record = campaign_summary.record_of(request.name, request.seeds, made, stopped)
     if as_json:
-        click.echo(json.dumps(campaign_summary.as_data(record), indent=1))
+        click.echo(CAMPAIGN_FORMAT.text(record), nl=False)
     elif quiet:
         click.echo(campaign_summary.verdict_line(record))
     else:

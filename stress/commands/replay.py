@@ -9,10 +9,10 @@ from attrs import evolve
 
 from stress.commands.options import quiet_option, variant_option
 from stress.commands.scenarios import load_all
+from stress.results import schedule_file
 from stress.results.verdict import ExitCode
 from stress.runs.replay import replay_stored, replay_text
 from stress.scenario.errors import StressError
-from stress.search import schedule_file
 from stress.search.strategies import strategy_for
 
 

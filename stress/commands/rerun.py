@@ -11,13 +11,14 @@ import click
 
 from stress.commands import perform
 from stress.commands.options import json_option, quiet_option, results_option
-from stress.results import environment, exploration_record
+from stress.results import environment
+from stress.results.exploration_record import EXPLORATION_FORMAT, ExplorationRecord
 from stress.results.inputs import VariantFile, check
-from stress.results.kinds import FILES, find, read_text
+from stress.results.kinds import FILES, find
 from stress.results.run_record import Environment, RunRecord
 from stress.results.store import RunDirectory
 from stress.results.verdict import ExitCode
-from stress.runs.explore import ExploreRequest
+from stress.runs.explore_request import ExploreRequest
 from stress.runs.run import RunRequest
 from stress.scenario.errors import ResultError
 from stress.scenario.load import structure
@@ -64,7 +65,7 @@ def run_request(record: RunRecord, where: str, results: Path) -> RunRequest:
     return RunRequest(scenario, record.name, record.seed, made, results, files)
 
 
-def explore_request(record: exploration_record.ExplorationRecord, where: str) -> ExploreRequest:
+def explore_request(record: ExplorationRecord, where: str) -> ExploreRequest:
     """The request that repeats a stored exploration. A budget of seconds becomes the number of
     schedules that were run in it: equal seeds have equal schedules, but a busy machine would run
     fewer. Raises `ResultError` if it cannot be repeated."""
@@ -137,7 +138,7 @@ def rerun_command(result: str, results: Path, quiet: bool, as_json: bool) -> Exi
         _announce(record.id, record.verdict, record.environment)
         return perform.run(request, quiet=quiet, as_json=as_json)
     if kind == "exploration":
-        explored = exploration_record.from_json(read_text(directory, FILES[kind]), where)
+        explored = EXPLORATION_FORMAT.load(directory / FILES[kind])
         wanted = explore_request(explored, where)
         _announce(explored.id, explored.verdict, explored.environment)
         if explored.asked.seconds is not None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import attrs
 import click
 from rich.console import Console
 from rich.table import Table
@@ -19,7 +17,7 @@ from stress.commands.loaded import load
 from stress.commands.options import json_option, results_option
 from stress.results import index, listing, prune
 from stress.results.kinds import KINDS, find
-from stress.results.listing import DAMAGED, Filter, ListedResult, Listing, chosen
+from stress.results.listing import DAMAGED, LISTING_FORMAT, Filter, ListedResult, Listing, chosen
 from stress.results.verdict import ExitCode, Verdict
 from stress.scenario.errors import StressError
 
@@ -103,11 +101,7 @@ def list_results(
     most = last if last is not None else 0 if as_json else SHOWN
     shown = found[-most:] if most else found
     if as_json:
-        click.echo(
-            json.dumps(
-                attrs.asdict(Listing(listing.SCHEMA, listing.KIND, str(results), shown)), indent=1
-            )
-        )
+        click.echo(LISTING_FORMAT.text(Listing(str(results), shown)), nl=False)
         return ExitCode.PASS
     console = Console(width=None if Console().is_terminal else WIDTH)
     console.print(table(shown))

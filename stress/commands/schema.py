@@ -10,23 +10,19 @@ import json
 import types
 import typing
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NewType, TypedDict, Union, get_args, get_origin
+from typing import Any, Literal, NewType, Union, get_args, get_origin
 
 import attrs
 
 from mmu.kernels import SERIES
 from mmu.numbers.oracles import RULES
-from stress.results import exploration_record, listing
+from stress.results import exploration_record, listing, schedule_file
 from stress.results import run_record as record
-from stress.results.certificate import Certificate
+from stress.results.serialise import Format
 from stress.runs import campaign_summary
-from stress.runs.compare import render as compare
-from stress.runs.compare.shape import ComparisonData
-from stress.runs.study import render as study
-from stress.runs.study.shape import StudyData
+from stress.runs.compare.comparison_record import COMPARISON_FORMAT
+from stress.runs.study.study_record import STUDY_FORMAT
 from stress.scenario import types as scenario
-from stress.search import schedule_file
-from stress.search.explain_data import Explanation
 from stress.selftest import stored as selftest
 
 VerdictName = Literal["PASS", "INCONCLUSIVE", "HARNESS_ERROR", "FAIL"]
@@ -35,60 +31,29 @@ Rule = Literal[tuple(RULES)]  # type: ignore[valid-type]
 Rows = Literal["killed", "other oracle", "error", "ALIVE", "silent", "FIRED", "idle", "not tried"]
 
 
-class Nothing(TypedDict):
-    """Nothing yet: the run has not finished."""
-
-
-ROOTS: Mapping[str, tuple[type, Mapping[str, Any], str]] = {
-    "run": (record.RunRecord, {"schema": record.SCHEMA}, "run.json: a run on real threads"),
+ROOTS: Mapping[str, tuple[Format[Any], str]] = {
+    "run": (record.RUN_FORMAT, "run.json: a run on real threads"),
     "exploration": (
-        exploration_record.ExplorationRecord,
-        {"schema": exploration_record.SCHEMA, "kind": exploration_record.KIND},
+        exploration_record.EXPLORATION_FORMAT,
         "explore.json: an exploration under the controlled scheduler",
     ),
     "schedule": (
-        schedule_file.ScheduleFile,
-        {"schema": schedule_file.SCHEMA, "kind": schedule_file.KIND},
+        schedule_file.SCHEDULE_FORMAT,
         "schedule-N.json: a failing schedule, to be replayed",
     ),
-    "selftest": (
-        selftest.SelftestRecord,
-        {"schema": selftest.SCHEMA, "kind": selftest.KIND},
-        "selftest.json: the kill matrix",
-    ),
-    "study": (
-        StudyData,
-        {"schema": study.SCHEMA, "kind": "stress-study"},
-        "study.json: what a study says",
-    ),
-    "comparison": (
-        ComparisonData,
-        {"schema": compare.SCHEMA, "kind": "stress-comparison"},
-        "what stress compare --json prints",
-    ),
-    "campaign": (
-        campaign_summary.CampaignRecord,
-        {"schema": campaign_summary.SCHEMA, "kind": campaign_summary.KIND},
-        "what stress campaign --json prints",
-    ),
-    "explanation": (
-        Explanation,
-        {"schema": 1, "kind": "stress-explanation"},
-        "what stress explain --json prints",
-    ),
-    "listing": (
-        listing.Listing,
-        {"schema": listing.SCHEMA, "kind": listing.KIND},
-        "what stress results list --json prints",
-    ),
+    "selftest": (selftest.SELFTEST_FORMAT, "selftest.json: the kill matrix"),
+    "study": (STUDY_FORMAT, "study.json: what a study says"),
+    "comparison": (COMPARISON_FORMAT, "what stress compare --json prints"),
+    "campaign": (campaign_summary.CAMPAIGN_FORMAT, "what stress campaign --json prints"),
+    "explanation": (schedule_file.EXPLANATION_FORMAT, "what stress explain --json prints"),
+    "listing": (listing.LISTING_FORMAT, "what stress results list --json prints"),
 }
 NAMES = tuple(ROOTS)
-WHAT = {name: what for name, (_, _, what) in ROOTS.items()}
+WHAT = {name: what for name, (_, what) in ROOTS.items()}
 
 REFINED: Mapping[tuple[type, str], Any] = {
     (record.RunRecord, "scenario"): scenario.Scenario,
     (record.RunRecord, "verdict"): VerdictName,
-    (record.RunRecord, "certificate"): Certificate | Nothing,
     (record.RunRecord, "status"): Status,
     (record.StoredFinding, "rule"): Rule,
     (exploration_record.ExplorationRecord, "scenario"): scenario.Scenario,
@@ -124,10 +89,10 @@ SCALARS: Mapping[Any, str] = {
 
 def generate(name: str) -> dict[str, Any]:
     """The schema as the types say it now."""
-    root, constants, what = ROOTS[name]
+    written, what = ROOTS[name]
     made = _Maker()
-    body = made.object(root, constants)
-    version = str(constants.get("schema", 1)).rpartition("/")[2]
+    body = made.object(written.record, written.header)
+    version = str(written.schema).rpartition("/")[2]
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": f"{what}; version {version}",

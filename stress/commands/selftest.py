@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import io
-import json
 from pathlib import Path
 
 import click
 from rich.console import Console
 
 from stress.commands.options import json_option, quiet_option, results_option
-from stress.report import junit, pages
+from stress.report import junit
 from stress.report.publish import JUNIT_XML
 from stress.results.store import CONSOLE_TXT, REPORT_HTML, RunDirectory
 from stress.results.verdict import ExitCode
 from stress.runs.fanout.spread import scheduler_option
-from stress.selftest import matrix, selftest
+from stress.selftest import matrix, matrix_page, selftest
 from stress.selftest.attempt import ENGINES, Attempt, Engine
 from stress.selftest.cases import of_selftest
 from stress.selftest.selftest import MatrixRow, Options, Selftest
-from stress.selftest.stored import SELFTEST_JSON, SelftestRecord, as_data, record_of, selftest_of
+from stress.selftest.stored import (
+    SELFTEST_FORMAT,
+    SELFTEST_JSON,
+    SelftestRecord,
+    record_of,
+    selftest_of,
+)
 
 SELFTEST_MD = "selftest.md"
 WIDTH = 180
@@ -175,7 +180,7 @@ def command(
     record = record_of(test)
     keep(directory, record)
     if as_json:
-        click.echo(json.dumps(as_data(record), indent=1))
+        click.echo(SELFTEST_FORMAT.text(record), nl=False)
     elif quiet:
         click.echo(matrix.verdict_line(test))
     else:
@@ -201,14 +206,14 @@ def progress_line(row: MatrixRow, attempt: Attempt) -> str:
 
 def keep(directory: RunDirectory, record: SelftestRecord) -> None:
     """Store the result as JSON, and publish it."""
-    directory.write_text(SELFTEST_JSON, json.dumps(as_data(record), indent=1) + "\n")
+    directory.write_text(SELFTEST_JSON, SELFTEST_FORMAT.text(record))
     publish(directory, record)
 
 
 def publish(directory: RunDirectory, record: SelftestRecord) -> None:
     """Every report of a stored selftest: Markdown, plain text, JUnit."""
     test = selftest_of(record)
-    directory.write_text(REPORT_HTML, pages.selftest(as_data(record)))
+    directory.write_text(REPORT_HTML, matrix_page.page(record))
     directory.write_text(SELFTEST_MD, matrix.markdown(test))
     directory.write_text(CONSOLE_TXT, console_text(test))
     directory.write_text(JUNIT_XML, junit.render(of_selftest(record)))

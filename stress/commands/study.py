@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +9,17 @@ import click
 from rich.console import Console
 
 from stress.commands.options import json_option, quiet_option, results_option
-from stress.report.publish import publish_study
-from stress.results.store import RunDirectory
+from stress.results.store import REPORT_HTML, RunDirectory
 from stress.results.verdict import ExitCode
 from stress.runs.fanout.spread import Workers, scheduler_option
 from stress.runs.study import runs
 from stress.runs.study.answer import Answer, answer
+from stress.runs.study.page import page
 from stress.runs.study.plan import Study, planned, read_study
-from stress.runs.study.render import as_data, efficient, markdown, safe
+from stress.runs.study.render import efficient, markdown, safe
+from stress.runs.study.study_record import STUDY_FORMAT, STUDY_JSON, record_of
 from stress.scenario.errors import ResultError
 
-STUDY_JSON = "study.json"
 STUDY_MD = "study.md"
 STUDY_TOML = "study.toml"
 
@@ -95,7 +94,7 @@ def command(
     )
     found = conclude(study, directory)
     if as_json:
-        click.echo(json.dumps(as_data(found), indent=1))
+        click.echo(STUDY_FORMAT.text(record_of(found)), nl=False)
     else:
         click.echo(
             markdown(found)
@@ -115,9 +114,9 @@ def command(
 def conclude(study: Study, directory: RunDirectory) -> Answer:
     """What the runs in a directory say, written down beside them."""
     found = answer(study, runs.records(study, directory.path), sum(1 for _ in planned(study)))
-    data = as_data(found)
-    directory.write_text(STUDY_JSON, json.dumps(data, indent=1) + "\n")
-    publish_study(directory, data)
+    record = record_of(found)
+    directory.write_text(STUDY_JSON, STUDY_FORMAT.text(record))
+    directory.write_text(REPORT_HTML, page(record))
     directory.write_text(STUDY_MD, markdown(found))
     directory.write_text(STUDY_TOML, study.path.read_text(encoding="utf-8"))
     return found

@@ -232,6 +232,11 @@ def variants_of(scenario: Scenario, extra: Sequence[Variant] = ()) -> list[Varia
     ]
 
 
+def suspects_of(report: Report, known: Sequence[Variant]) -> tuple[str, ...]:
+    """The titles of the known defects that break the rule of this report."""
+    return tuple(variant.title for variant in known if report.names() & set(variant.expects))
+
+
 def vm_config(scenario: Scenario) -> VmConfig:
     """The model's own configuration for a scenario."""
     vm = scenario.vm

@@ -17,7 +17,6 @@ from attrs import frozen
 from mmu.numbers.oracles import RULES
 from stress.report import certificate_text, exploration_console
 from stress.report.run_console import verdict_line
-from stress.results.certificate import certificate_of
 from stress.results.exploration_record import ExplorationRecord
 from stress.results.run_record import Environment, RunRecord
 from stress.results.store import was_killed
@@ -87,7 +86,7 @@ def of_run(record: RunRecord) -> Suite:
         *_obligations(record.obligations, failed=bool(found)),
         *_rules(found, record.scenario, record.judged),
     ]
-    summary = "\n".join([verdict_line(record), *certificate_text.lines(certificate_of(record))])
+    summary = "\n".join([verdict_line(record), *certificate_text.lines(record.certified)])
     return Suite(
         record.name, record.started, record.run_s, summary, _run_properties(record), tuple(cases)
     )

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from stress.observe.histograms import NUMBERS
 from stress.report import certificate_text, exploration_console
 from stress.report.run_console import verdict_line
-from stress.results.certificate import Certificate, certificate_of
+from stress.results.certificate import Certificate
 from stress.results.exploration_record import ExplorationRecord
 from stress.results.run_record import Environment, RunRecord
 from stress.results.store import was_killed
@@ -49,7 +49,7 @@ def _run_lines(record: RunRecord) -> Iterator[str]:
         for finding in record.findings
     ]
     yield from _findings(findings)
-    yield from _certificate(certificate_of(record))
+    yield from _certificate(record.certified)
     yield from _obligations(record.obligations)
     yield from _listed("Harness errors", record.harness_errors)
     if record.latencies:

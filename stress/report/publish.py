@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import gzip
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 
 from stress.report import (
     cases,
     exploration_console,
+    exploration_page,
     hlog,
     junit,
     markdown,
-    pages,
     run_console,
     run_page,
 )
-from stress.results.exploration_record import ExplorationRecord, as_data
+from stress.results.exploration_record import ExplorationRecord
 from stress.results.run_record import RunRecord
+from stress.results.schedule_file import EXPLANATION_FORMAT, EXPLANATION_JSON
 from stress.results.store import CONSOLE_TXT, REPORT_HTML, RunDirectory
 from stress.results.trace_events import TIMELINE
 from stress.scenario.errors import ResultError
+from stress.search.explain_data import Explanation
 
 SUMMARY_MD = "summary.md"
 JUNIT_XML = "junit.xml"
@@ -38,17 +41,24 @@ def publish_run(directory: RunDirectory, record: RunRecord) -> None:
     directory.write_text(LATENCY_HLOG, hlog.log(record))
 
 
-def publish_exploration(directory: RunDirectory, record: ExplorationRecord) -> None:
-    """The reports of an exploration."""
+def publish_exploration(
+    directory: RunDirectory, record: ExplorationRecord, stories: Mapping[int, Explanation]
+) -> None:
+    """Write the reports of an exploration; `stories` explain failures, by their number from 1
+    on."""
     directory.write_text(CONSOLE_TXT, exploration_console.summary(record, directory.path))
-    directory.write_text(REPORT_HTML, pages.explored(as_data(record), directory.path))
+    directory.write_text(REPORT_HTML, exploration_page.render(record, directory.path, stories))
     directory.write_text(SUMMARY_MD, markdown.of_exploration(record))
     directory.write_text(JUNIT_XML, junit.render(cases.of_exploration(record)))
 
 
-def publish_study(directory: RunDirectory, data: pages.Data) -> None:
-    """The page of a study."""
-    directory.write_text(REPORT_HTML, pages.study(data))
+def stories_in(directory: Path, record: ExplorationRecord) -> dict[int, Explanation]:
+    """The stored explanations of a stored exploration's failures."""
+    numbered = (
+        (number, directory / EXPLANATION_JSON.format(number))
+        for number in range(1, len(record.failures) + 1)
+    )
+    return {number: EXPLANATION_FORMAT.load(path) for number, path in numbered if path.is_file()}
 
 
 def publish_timeline(directory: RunDirectory, target: Path) -> None:

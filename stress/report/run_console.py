@@ -7,7 +7,6 @@ from collections.abc import Iterator
 
 from stress.observe.histograms import NUMBERS
 from stress.report import certificate_text
-from stress.results.certificate import certificate_of
 from stress.results.run_record import RunRecord
 from stress.results.store import was_killed
 
@@ -160,7 +159,7 @@ def _lines(record: RunRecord, splats: bool) -> Iterator[str]:
     yield from _memory(record)
     yield from _trouble(record, splats)
     yield verdict_line(record)
-    yield from certificate_text.lines(certificate_of(record))
+    yield from certificate_text.lines(record.certified)
 
 
 def _trouble(record: RunRecord, splats: bool) -> Iterator[str]:

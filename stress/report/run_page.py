@@ -14,7 +14,6 @@ from stress.observe.histograms import NUMBERS, OPERATIONS
 from stress.observe.rules_judged import JUDGED
 from stress.report import certificate_text, lock_order, run_charts
 from stress.report.run_console import GROUPS
-from stress.results.certificate import certificate_of
 from stress.results.run_record import RunRecord, StoredFinding
 from stress.results.store import was_killed
 from stress.scenario.counters import COUNTERS
@@ -76,7 +75,7 @@ def page(template: str, **content: Any) -> str:
 
 def render(record: RunRecord, *, timeline: bool = False) -> str:
     """The page of a run; `timeline` says whether there is a timeline beside it."""
-    certificate = certificate_of(record)
+    certificate = record.certified
     orders = lock_order.orders_of(record.lock_orders)
     return page(
         "run.html",

@@ -1,27 +1,22 @@
-"""The certificate: what a verdict rests on. It explains the verdict of `stress.results.verdict`,
-and never changes it.
+"""The certificate: the evidence behind a verdict of `stress.results.verdict`. It never changes the
+verdict.
 
-A pure function of what is stored of a run or an exploration, so that every report of it says the
-same.
+It is made once, when the verdict is drawn, and stored with the result, so that every report of it
+says the same.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterator, Mapping
-from typing import Any
 
-import cattrs
-from attrs import asdict, field, frozen
+from attrs import field, frozen
 
 from mmu.numbers.oracles import RULES
 from stress.observe.close_calls import CLOSE_CALLS, STEPS, THREADS_US
 from stress.observe.points import POINTS
 from stress.observe.possible import possible
 from stress.observe.rules_judged import JUDGED
-from stress.results.bounds import upper_bound
 from stress.results.known_kills import KnownKills
-from stress.results.run_record import RunRecord
 from stress.results.verdict import Obligation
 from stress.scenario.counters import COUNTERS, MEMSLOT_CALLS
 from stress.scenario.types import Scenario
@@ -48,15 +43,6 @@ DISTURBANCES: dict[str, str] = {
     "failures_injected": "failures_asked",
 }
 """For each kind of disturbance the counter of those that took effect, and that of the attempts."""
-
-RACES: dict[str, str] = {
-    "exported_zaps_mid_walk": "exported zaps that caught a device between its walk and its access",
-    "flushes_in_guest": "flushes that caught a vCPU in the guest",
-    "stale_faults": "faults that a zap overtook",
-    "rcu_waits_with_reader": "RCU readers that a grace period had to wait for",
-}
-"""The trials of a run on real threads: a lost race would have been a failure, and each was run to
-its end."""
 
 
 @frozen
@@ -139,33 +125,6 @@ class Certificate:
     guarantees: tuple[str, ...] = field(default=())
 
 
-def certificate_of(record: RunRecord) -> Certificate:
-    """The certificate of a run on real threads. Raises ValueError for a record that does not hold a
-    scenario."""
-    exercise = _exercise_of(record)
-    environment = record.environment
-    build = "GIL" if environment.gil_enabled else "free-threaded"
-    asked = exercise.scenario.budget.duration_s
-    bounds = () if exercise.failed else tuple(_races(record.counters))
-    return certify(
-        exercise,
-        record.verdict,
-        f"{record.run_s:.1f} of {asked:g} s on real threads, {environment.cpus} CPUs, {build}",
-        bounds=bounds,
-        assumption=(
-            "trials are exchangeable: the same scenario on a machine that is as fast and as busy"
-        )
-        if bounds
-        else "",
-        gaps=_of_the_build(environment.gil_enabled),
-    )
-
-
-def as_plain(certificate: Certificate) -> dict[str, Any]:
-    """The certificate as it is stored in JSON."""
-    return dict(json.loads(json.dumps(asdict(certificate))))
-
-
 def certify(
     exercise: Exercise,
     verdict: str,
@@ -218,32 +177,6 @@ def close_calls_of(exercise: Exercise, operations: int) -> Iterator[CloseCall]:
 def grade_of(seen: int, per_million: float) -> str:
     """none, rare or common."""
     return "none" if not seen else "common" if per_million >= COMMON else "rare"
-
-
-def _exercise_of(record: RunRecord) -> Exercise:
-    try:
-        scenario = cattrs.Converter().structure(record.scenario, Scenario)
-    except cattrs.BaseValidationError as error:
-        raise ValueError(
-            f"it holds no scenario: {'; '.join(cattrs.transform_error(error))}"
-        ) from None
-    return Exercise(
-        scenario=scenario,
-        threads=True,
-        counters=record.counters,
-        obligations=record.obligations,
-        judged=record.judged,
-        points=record.points,
-        selftest=record.selftest,
-        failed=bool(record.findings),
-    )
-
-
-def _races(counters: Mapping[str, int]) -> Iterator[Bound]:
-    for name, what in RACES.items():
-        trials = counters.get(name, 0)
-        if trials:
-            yield Bound(f"{name} ({what})", trials, upper_bound(trials))
 
 
 def _disturbances(exercise: Exercise) -> Iterator[Disturbance]:
@@ -300,17 +233,6 @@ def _switched_off(exercise: Exercise) -> Iterator[str]:
         "failing switch": not config.fail_switch and exercise.scenario.vm.policy == "republish",
     }
     yield from (name for name, is_off in off.items() if is_off)
-
-
-def _of_the_build(gil: bool) -> tuple[Gap, ...]:
-    if not gil:
-        return ()
-    return (
-        Gap(
-            "this build",
-            ("the GIL lets one thread run at a time: run it on free-threaded Python, too",),
-        ),
-    )
 
 
 def _gap(what: str, names: Iterator[str]) -> Iterator[Gap]:

@@ -3,18 +3,16 @@ pure function of."""
 
 from __future__ import annotations
 
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from attrs import field, frozen
 
 from stress.results.certificate import Certificate
 from stress.results.inputs import VariantFile
 from stress.results.run_record import Environment
-from stress.results.serialise import plain, structured
+from stress.results.serialise import Format
 
 EXPLORE_JSON: Final = "explore.json"
-KIND: Final = "stress-exploration"
-SCHEMA: Final = 2
 
 
 @frozen
@@ -68,8 +66,6 @@ class ExplorationRecord:
     reached, `harness_errors` what went wrong with the harness.
     """
 
-    schema: int
-    kind: str
     id: str
     name: str
     verdict: str
@@ -110,11 +106,4 @@ class ExplorationRecord:
     states_full: bool = False
 
 
-def as_data(record: ExplorationRecord) -> dict[str, Any]:
-    """The record as plain data, as it is in explore.json."""
-    return cast(dict[str, Any], plain(record))
-
-
-def from_json(text: str, where: str) -> ExplorationRecord:
-    """The record in a JSON text; `ResultError` says what is wrong with it."""
-    return structured(text, where, ExplorationRecord, KIND, SCHEMA)
+EXPLORATION_FORMAT = Format(ExplorationRecord, 2, "stress-exploration")

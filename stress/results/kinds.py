@@ -48,19 +48,6 @@ def find(what: str, results: Path) -> tuple[Path, Kind]:
     return known[0], kind
 
 
-def read_text(directory: Path, name: str) -> str:
-    """The text of a file of a result; `ResultError` says why it cannot be read."""
-    path = directory / name
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise ResultError(f"{path} is not text; the result directory is damaged") from None
-    except OSError as error:
-        raise ResultError(
-            f"{path}: {error.strerror}; give a result directory, such as results/latest"
-        ) from None
-
-
 def _nothing(what: str, results: Path, found: Path | None) -> str:
     looked = ", ".join(FILES.values())
     place = next(

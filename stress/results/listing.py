@@ -14,11 +14,10 @@ from typing import Any, Final
 from attrs import evolve, frozen
 
 from stress.results.kinds import FILES, Kind
+from stress.results.serialise import Format
 from stress.results.store import is_gone
 from stress.results.verdict import Verdict
 
-SCHEMA: Final = 1
-KIND: Final = "stress-listing"
 NAME: Final = re.compile(r"(\d{4}-\d\d-\d\d)T(\d\d)-(\d\d)-(\d\d)Z-(.+)-s(\d+)-[0-9a-f]{6}")
 """The names that stress gives to result directories."""
 DAMAGED: Final = "damaged"
@@ -54,10 +53,11 @@ class ListedResult:
 class Listing:
     """Results below one directory, oldest first."""
 
-    schema: int
-    kind: str
     results: str
     entries: tuple[ListedResult, ...]
+
+
+LISTING_FORMAT: Final = Format(Listing, 1, "stress-listing")
 
 
 @frozen

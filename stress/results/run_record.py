@@ -1,27 +1,35 @@
-"""The stored form of a run: one frozen value that every report is a pure function of."""
+"""The stored form of a run, with its certificate: one frozen value that every report is a pure
+function of."""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from stress.observe.coverage import Coverage
 from stress.observe.histograms import Latency
 from stress.observe.resources import Sample
 from stress.observe.root_lives import RootLives
 from stress.observe.series import TimeSeries
+from stress.results.bounds import upper_bound
+from stress.results.certificate import Bound, Certificate, Exercise, Gap, certify
 from stress.results.figures import MeasuredFigure
 from stress.results.inputs import VariantFile
 from stress.results.known_kills import KnownKills
-from stress.results.serialise import fitted, loaded, plain
+from stress.results.serialise import Format, fitted
 from stress.results.verdict import Obligation
-from stress.scenario.errors import ResultError
+from stress.scenario.types import Scenario
 
-SCHEMA = "tdp-stress/run/2"
-"""Name and version of the format; the number goes up when a reader of the old one would misread the
-new one."""
+RACES: dict[str, str] = {
+    "exported_zaps_mid_walk": "exported zaps that caught a device between its walk and its access",
+    "flushes_in_guest": "flushes that caught a vCPU in the guest",
+    "stale_faults": "faults that a zap overtook",
+    "rcu_waits_with_reader": "RCU readers that a grace period had to wait for",
+}
+"""The trials of a run on real threads: a lost race would have been a failure, and each was run to
+its end."""
 
 
 @frozen
@@ -59,6 +67,11 @@ class Environment:
 
 
 @frozen
+class Uncertified:
+    """Stands for the certificate of a run that has no verdict: it goes on, or was killed."""
+
+
+@frozen
 class RunRecord:
     """Everything known about a run. `status` is running, finished or interrupted; a run that was
     killed stays running.
@@ -67,11 +80,9 @@ class RunRecord:
     process that wrote it. `variants` are all of them by name, `variant_files` the files that some
     of them came from. `judged` is how often each rule had something to decide, `points` are the
     preemption points that were reached, `selftest` what the newest selftest had shown when the run
-    began. `certificate` follows from the rest (`stress.results.certificate`, which every report
-    asks anew); it is stored for those who read the JSON.
+    began.
     """
 
-    schema: str
     id: str
     status: str
     verdict: str
@@ -105,7 +116,7 @@ class RunRecord:
     roots: RootLives = field(factory=RootLives)
     coverage: Coverage = field(factory=Coverage)
     selftest: KnownKills | None = None
-    certificate: dict[str, Any] = field(factory=dict)
+    certificate: Certificate | Uncertified = field(factory=Uncertified)
 
     @property
     def expected_seen(self) -> tuple[str, ...]:
@@ -113,19 +124,68 @@ class RunRecord:
         fired = {name for finding in self.findings for name in (finding.rule, finding.code)}
         return tuple(rule for rule in self.expected_rules if rule in fired)
 
+    @property
+    def certified(self) -> Certificate:
+        """The certificate; raises ValueError if the run has none (`completed` makes one)."""
+        if isinstance(self.certificate, Uncertified):
+            raise ValueError("the run has no verdict, and so no certificate")
+        return self.certificate
 
-def to_json(record: RunRecord) -> str:
-    """The record as JSON text."""
-    return json.dumps(plain(record), indent=1, sort_keys=False) + "\n"
+
+RUN_FORMAT = Format(RunRecord, "tdp-stress/run/2")
 
 
-def from_json(text: str, where: str) -> RunRecord:
-    """The record in a JSON text; `ResultError` says what is wrong with it."""
-    data = loaded(text, where, "run directory")
-    schema = data.get("schema") if isinstance(data, dict) else None
-    if schema != SCHEMA:
-        raise ResultError(
-            f"{where} has schema {schema!r}; this version reads {SCHEMA!r}: use the version that "
-            "has written it"
+def certificate_of_run(record: RunRecord, scenario: Scenario) -> Certificate:
+    """The certificate of a run of `scenario`, from everything else that its record holds."""
+    environment = record.environment
+    build = "GIL" if environment.gil_enabled else "free-threaded"
+    asked = scenario.budget.duration_s
+    bounds = () if record.findings else tuple(_races(record.counters))
+    return certify(
+        Exercise(
+            scenario=scenario,
+            threads=True,
+            counters=record.counters,
+            obligations=record.obligations,
+            judged=record.judged,
+            points=record.points,
+            selftest=record.selftest,
+            failed=bool(record.findings),
+        ),
+        record.verdict,
+        f"{record.run_s:.1f} of {asked:g} s on real threads, {environment.cpus} CPUs, {build}",
+        bounds=bounds,
+        assumption=(
+            "trials are exchangeable: the same scenario on a machine that is as fast and as busy"
         )
-    return fitted(data, where, RunRecord, SCHEMA)
+        if bounds
+        else "",
+        gaps=_of_the_build(environment.gil_enabled),
+    )
+
+
+def completed(record: RunRecord) -> RunRecord:
+    """The record with its certificate: the stored one, or a new one for a run that was killed.
+    Raises `ResultError` if such a run holds no scenario."""
+    if not isinstance(record.certificate, Uncertified):
+        return record
+    scenario = fitted(record.scenario, f"the scenario of {record.id}", Scenario, "this version")
+    return evolve(record, certificate=certificate_of_run(record, scenario))
+
+
+def _races(counters: Mapping[str, int]) -> Iterator[Bound]:
+    for name, what in RACES.items():
+        trials = counters.get(name, 0)
+        if trials:
+            yield Bound(f"{name} ({what})", trials, upper_bound(trials))
+
+
+def _of_the_build(gil: bool) -> tuple[Gap, ...]:
+    if not gil:
+        return ()
+    return (
+        Gap(
+            "this build",
+            ("the GIL lets one thread run at a time: run it on free-threaded Python, too",),
+        ),
+    )

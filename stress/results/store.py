@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-from stress.results.run_record import RunRecord, from_json, to_json
+from stress.results.run_record import RUN_FORMAT, RunRecord
 from stress.scenario.errors import ResultError
 
 RUN_JSON = "run.json"
@@ -58,7 +58,7 @@ class RunDirectory:
 
     def write(self, record: RunRecord) -> None:
         """Replace run.json as a whole: a reader, or a kill, sees the old one or the new one."""
-        self.write_text(RUN_JSON, to_json(record))
+        self.write_text(RUN_JSON, RUN_FORMAT.text(record))
 
     def write_text(self, name: str, text: str) -> None:
         """Write a file of the directory atomically."""
@@ -76,17 +76,8 @@ class RunDirectory:
             raise ResultError(f"cannot write {self.path / name}: {error.strerror}") from None
 
     def read(self) -> RunRecord:
-        """The stored run."""
-        path = self.path / RUN_JSON
-        try:
-            text = path.read_text(encoding="utf-8")
-        except UnicodeDecodeError:
-            raise ResultError(f"{path} is not text; the run directory is damaged") from None
-        except OSError as error:
-            raise ResultError(
-                f"{path}: {error.strerror}; give a run directory, such as results/latest"
-            ) from None
-        return from_json(text, str(path))
+        """The stored run; raises `ResultError` if there is none that this version can read."""
+        return RUN_FORMAT.load(self.path / RUN_JSON)
 
 
 def now() -> str:

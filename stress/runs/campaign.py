@@ -8,7 +8,6 @@ from pathlib import Path
 from attrs import evolve, frozen
 
 from stress.report.publish import publish_run
-from stress.results.certificate import as_plain, certificate_of
 from stress.results.known_kills import known_kills
 from stress.results.run_record import RunRecord
 from stress.results.store import RunDirectory, command_line
@@ -71,14 +70,15 @@ def run_campaign(
 def keep(request: CampaignRequest, seed: int, ran: FetchedRun) -> SeedOutcome:
     """Store a run as `stress run` does, with what only we know: what the user has typed, and the
     last selftest."""
+    kills = known_kills(
+        request.results, "threads", request.name, request.scenario.budget.duration_s
+    )
     record = evolve(
         ran.record,
         command=command_line(),
-        selftest=known_kills(
-            request.results, "threads", request.name, request.scenario.budget.duration_s
-        ),
+        selftest=kills,
+        certificate=evolve(ran.record.certified, selftest=kills),
     )
-    record = evolve(record, certificate=as_plain(certificate_of(record)))
     try:
         directory = RunDirectory.named(request.results, record.id)
         for name, content in ran.files.items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Any, Final, cast
+from typing import Final
 
 from attrs import frozen
 from rich.console import Console
@@ -14,12 +14,10 @@ from rich.text import Text
 
 from stress.results.bounds import percent, upper_bound
 from stress.results.run_record import StoredFinding
-from stress.results.serialise import plain
+from stress.results.serialise import Format
 from stress.results.verdict import Verdict
 from stress.runs.campaign import SeedOutcome
 
-SCHEMA: Final = 1
-KIND: Final = "stress-campaign"
 STYLES: Final = {"PASS": "green", "FAIL": "red", "INCONCLUSIVE": "yellow"}
 
 
@@ -52,8 +50,6 @@ class CampaignRecord:
     `at_most` is, where no run has failed, the largest probability of failure with which so many
     runs would all be free of one in one case of twenty."""
 
-    schema: int
-    kind: str
     name: str
     verdict: str
     reasons: tuple[str, ...]
@@ -62,6 +58,9 @@ class CampaignRecord:
     missing: tuple[int, ...]
     stopped: str
     at_most: float | None
+
+
+CAMPAIGN_FORMAT: Final = Format(CampaignRecord, 1, "stress-campaign")
 
 
 def record_of(
@@ -75,8 +74,6 @@ def record_of(
         verdict = max(verdict, Verdict.INCONCLUSIVE)
     judged = [run for run in runs if run.verdict == Verdict.PASS.name]
     return CampaignRecord(
-        schema=SCHEMA,
-        kind=KIND,
         name=name,
         verdict=verdict.name,
         reasons=tuple(_reasons(runs, missing, stopped)),
@@ -120,11 +117,6 @@ def _reasons(runs: Sequence[CampaignRun], missing: Sequence[int], stopped: str) 
         )
     if missing:
         yield f"{len(missing)} not made" + (f": {stopped}" if stopped else "")
-
-
-def as_data(record: CampaignRecord) -> dict[str, Any]:
-    """The record as plain data."""
-    return cast(dict[str, Any], plain(record))
 
 
 def verdict_line(record: CampaignRecord) -> str:

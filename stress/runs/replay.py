@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from pathlib import Path
 
 from attrs import frozen
 
 from stress.engines.carrier import pinned
 from stress.engines.program import Strategy
+from stress.results.schedule_file import StoredSchedule, program_of, stored
 from stress.results.verdict import ExitCode
 from stress.scenario.errors import ResultError
 from stress.scenario.variant_files import variants_from
+from stress.search.explain import explain
+from stress.search.explain_data import Explanation
+from stress.search.explain_laboratory import TRIES
 from stress.search.minimise import Minimised, Minimiser
 from stress.search.replay import Replayed, replay
 from stress.search.schedule import ScheduleError
-from stress.search.schedule_file import StoredSchedule, program_of, stored
 
 
 @frozen
@@ -56,6 +60,22 @@ def replay_stored(
     )
 
 
+def explain_stored(
+    recorded: StoredSchedule, *, tries: int = TRIES, about: Set[str] = frozenset()
+) -> Explanation:
+    """The explanation of a stored schedule; raises `Divergence` if the schedule does not fit any
+    more."""
+    with pinned():
+        return explain(
+            program_of(recorded),
+            recorded.schedule,
+            steps=recorded.steps,
+            predicted=recorded.predicted or not recorded.signatures,
+            tries=tries,
+            about=about,
+        )
+
+
 def minimise_stored(recorded: StoredSchedule) -> tuple[StoredSchedule, Minimised]:
     """The smallest schedule that fails like the recorded one; raises `ScheduleError` when it does
     not fail."""
@@ -83,7 +103,7 @@ def minimise_stored(recorded: StoredSchedule) -> tuple[StoredSchedule, Minimised
 def write_minimised(path: Path, result: tuple[StoredSchedule, Minimised]) -> None:
     """Keep a minimised schedule; raises `ResultError` when it cannot be written."""
     try:
-        path.write_text(result[0].to_json(), encoding="utf-8")
+        path.write_text(result[0].text(), encoding="utf-8")
     except OSError as error:
         raise ResultError(
             f"cannot write {path}: {error.strerror}; choose another place with --output"

@@ -10,19 +10,17 @@ from pathlib import Path
 import psutil
 from attrs import evolve, frozen
 
-from mmu.report import Report
 from mmu.runtime import Runtime
 from mmu.task import living_tasks
 from mmu.variant import Variant
-from stress.engines.session import Session
+from stress.engines.session import Session, suspects_of
 from stress.engines.threads import RunOutcome, ThreadEngine
 from stress.observe.resources import Resources
 from stress.results import environment, trace_events
-from stress.results.certificate import as_plain, certificate_of
 from stress.results.figures import figures_of
 from stress.results.inputs import fingerprints
 from stress.results.known_kills import known_kills
-from stress.results.run_record import SCHEMA, RunRecord, StoredFinding
+from stress.results.run_record import RunRecord, StoredFinding, certificate_of_run
 from stress.results.store import RunDirectory, command_line, now
 from stress.results.verdict import Evidence, Judgement, Obligation, Verdict, judge
 from stress.scenario.errors import ResultError
@@ -98,7 +96,6 @@ class _Keeper:
         self._next_save = SAVE_EVERY_S
         self._known_findings = 0
         self._base = RunRecord(
-            schema=SCHEMA,
             id=directory.path.name,
             status="running",
             verdict=Verdict.INCONCLUSIVE.name,
@@ -110,7 +107,7 @@ class _Keeper:
                 *request.scenario.vm.variants,
                 *(variant.name for variant in request.variants),
             ),
-            expected_rules=expected_of(request.scenario),
+            expected_rules=request.scenario.expect.names,
             command=command_line(),
             started=now(),
             setup_s=0.0,
@@ -144,7 +141,7 @@ class _Keeper:
             self._directory.write(self._snapshot(elapsed))
 
     def final(self, outcome: RunOutcome) -> RunRecord:
-        """The record of the finished run, with its verdict."""
+        """The record of the finished run, with its verdict and the certificate of that."""
         self.resources.sample(outcome.run_s)
         judgement = self._judge(outcome)
         record = self._snapshot(outcome.run_s)
@@ -156,7 +153,7 @@ class _Keeper:
             reasons=judgement.reasons,
             setup_s=round(outcome.setup_s, 3),
         )
-        return evolve(record, certificate=as_plain(certificate_of(record)))
+        return evolve(record, certificate=certificate_of_run(record, self._request.scenario))
 
     def _judge(self, outcome: RunOutcome) -> Judgement:
         session = self._session
@@ -183,7 +180,7 @@ class _Keeper:
     def _expected_missing(self) -> tuple[str, ...]:
         """The rules that the scenario expects, if not one of them fired."""
         fired = {name for finding in self._session.findings() for name in finding.report.names()}
-        expected = expected_of(self._request.scenario)
+        expected = self._request.scenario.expect.names
         return () if fired & set(expected) else expected
 
     def _snapshot(self, elapsed: float) -> RunRecord:
@@ -212,16 +209,6 @@ class _Keeper:
             roots=session.lives.lives(),
             coverage=session.coverage.coverage(),
         )
-
-
-def expected_of(scenario: Scenario) -> tuple[str, ...]:
-    """What a scenario that must fail expects: codes of findings where it names some, else rules."""
-    return tuple(scenario.expect.codes or scenario.expect.rules)
-
-
-def suspects_of(report: Report, known: Sequence[Variant]) -> tuple[str, ...]:
-    """The titles of the known defects that break the rule of this report."""
-    return tuple(variant.title for variant in known if report.names() & set(variant.expects))
 
 
 def stored_findings(session: Session) -> tuple[StoredFinding, ...]:

@@ -371,11 +371,16 @@ class Observe:
 
 @frozen
 class Expect:
-    """For scenarios that must fail: the rules of which at least one has to fire, and codes of
-    findings likewise."""
+    """What a scenario that must fail expects: rules or codes of findings, of which at least one has
+    to fire."""
 
     rules: tuple[RuleName, ...] = ()
     codes: tuple[Text, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The codes if there are any, else the rules."""
+        return tuple(self.codes or self.rules)
 
 
 @frozen

@@ -19,7 +19,6 @@ from attrs import evolve
 
 from mmu.numbers.oracles import RULES
 from mmu.report import Report
-from stress.engines.carrier import pinned
 from stress.engines.program import Executor, Program, Run
 from stress.scenario.errors import StressError
 from stress.search.explain_data import SHUTS, ExplainedFinding, Explanation, StepRow, Switch
@@ -29,7 +28,6 @@ from stress.search.explain_slice import CausalSlice
 from stress.search.explain_summary import summary
 from stress.search.races import races_of
 from stress.search.schedule import Divergence, Follow, Schedule, check_of
-from stress.search.schedule_file import StoredSchedule, program_of
 
 MOST_STEPS: Final = 400_000
 """What the random continuations of one prefix may cost; after long schedules fewer are tried."""
@@ -42,22 +40,6 @@ is."""
 
 class NothingToExplainError(StressError):
     """The schedule breaks no rule."""
-
-
-def explain_stored(
-    recorded: StoredSchedule, *, tries: int = TRIES, about: Set[str] = frozenset()
-) -> Explanation:
-    """The explanation of a schedule file; raises `Divergence` when the schedule does not fit any
-    more."""
-    with pinned():
-        return explain(
-            program_of(recorded),
-            recorded.schedule,
-            steps=recorded.steps,
-            predicted=recorded.predicted or not recorded.signatures,
-            tries=tries,
-            about=about,
-        )
 
 
 def explain(

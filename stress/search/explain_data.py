@@ -7,7 +7,6 @@ import re
 from collections.abc import Callable
 from typing import Any, Final
 
-import attrs
 from attrs import frozen
 
 from mmu.kvm import ADDRESS_SPACES
@@ -169,10 +168,6 @@ class Explanation:
     likelihood: tuple[tuple[int, int], ...]
     tries: int
     predicted: bool = False
-
-    def as_data(self) -> dict[str, Any]:
-        """As plain data, for JSON."""
-        return {"schema": 1, "kind": "stress-explanation", **attrs.asdict(self)}
 
 
 # The kernel's words.

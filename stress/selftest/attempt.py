@@ -12,7 +12,8 @@ from stress.engines.session import Session
 from stress.engines.threads import ThreadEngine
 from stress.mutants.case import Case
 from stress.observe.resources import Resources
-from stress.runs.explore import ExploreRequest, explore
+from stress.runs.explore import explore
+from stress.runs.explore_request import ExploreRequest
 from stress.scenario.types import Scenario, Seconds
 
 Engine = Literal["controlled", "threads"]

@@ -15,11 +15,12 @@ from stress.engines.carrier import pinned
 from stress.mutants import commits
 from stress.mutants.case import Case, Control, Mutant
 from stress.report import explanation
-from stress.runs.explore import ExploreRequest, exploration_for
-from stress.search.explain import explain_stored
+from stress.results.schedule_file import stored
+from stress.runs.explore import exploration_for
+from stress.runs.explore_request import ExploreRequest
+from stress.runs.replay import explain_stored
 from stress.search.exploration import Failure, SearchBudget
 from stress.search.minimise import Minimiser
-from stress.search.schedule_file import stored
 from stress.selftest.registry import entry, scenario_of
 
 WIDTH = 100

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import statistics
-from typing import Any, Final, cast
+from typing import Final
 
 from attrs import evolve, frozen
 
 from stress.results.run_record import Environment
-from stress.results.serialise import plain, structured
+from stress.results.serialise import Format
 from stress.selftest.attempt import Attempt, Engine
 from stress.selftest.detectors.detectors import SelfTest, SelfTestResult
 from stress.selftest.selftest import MatrixRow, Options, Selftest, judgement_of
 
 SELFTEST_JSON: Final = "selftest.json"
-KIND: Final = "stress-selftest"
-SCHEMA: Final = 1
 
 
 @frozen
@@ -57,8 +55,6 @@ class SelftestRecord:
     by engine, rules that were off, what was tried, why real threads cannot show some mutants, and
     how many attempts were not made (`left`; `stopped` says why)."""
 
-    schema: int
-    kind: str
     date: str
     version: str
     environment: Environment
@@ -76,13 +72,14 @@ class SelftestRecord:
     stopped: str = ""
 
 
+SELFTEST_FORMAT: Final = Format(SelftestRecord, 1, "stress-selftest")
+
+
 def record_of(test: Selftest) -> SelftestRecord:
     """A finished selftest as it is stored."""
     judgement = judgement_of(test)
     options = test.options
     return SelftestRecord(
-        schema=SCHEMA,
-        kind=KIND,
         date=test.date,
         version=test.environment.version,
         environment=test.environment,
@@ -135,16 +132,6 @@ def selftest_of(record: SelftestRecord) -> Selftest:
         detectors,
         record.stopped,
     )
-
-
-def as_data(record: SelftestRecord) -> dict[str, Any]:
-    """The record as plain data, as it is in selftest.json."""
-    return cast(dict[str, Any], plain(record))
-
-
-def from_json(text: str, where: str) -> SelftestRecord:
-    """The record in a JSON text; `ResultError` says what is wrong with it."""
-    return structured(text, where, SelftestRecord, KIND, SCHEMA)
 
 
 def _row(kind: str, stored: StoredRow) -> MatrixRow:

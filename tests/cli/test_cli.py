@@ -14,7 +14,7 @@ import pytest
 from mmu.runtime import Runtime
 from stress.cli import VERBS
 from stress.engines.session import Session
-from stress.results.run_record import to_json
+from stress.results.run_record import RUN_FORMAT
 from tests.command import PATIENCE_S, ROOT, Stress, python, real, start
 from tests.engine import small
 from tests.records import record as example
@@ -324,7 +324,7 @@ def test_one_long_kvm_run_is_no_hang(stress: Stress, tmp_path: Path) -> None:
 def test_reports_of_damaged_or_foreign_records_end_in_order(
     stress: Stress, tmp_path: Path, change: dict[str, object]
 ) -> None:
-    record = json.loads(to_json(example()))
+    record = RUN_FORMAT.data(example())
     record.update(change)
     (tmp_path / "run.json").write_text(json.dumps(record))
     done = stress("report", tmp_path)

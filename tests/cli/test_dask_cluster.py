@@ -28,7 +28,8 @@ SMALL = ("--set", "obligations={vcpu_faults=10}", "--set", "vm.vcpus=2", "--dura
 EXPLORE = """
 import json, sys
 from pathlib import Path
-from stress.runs.explore import ExploreRequest, explore
+from stress.runs.explore import explore
+from stress.runs.explore_request import ExploreRequest
 from stress.scenario.load import load
 
 if __name__ == "__main__":

@@ -420,8 +420,8 @@ def test_a_replay_can_branch(stress: Stress, recorded: Path) -> None:
     [
         (["tdp1-nonsense", "-c", FAULT], "damaged"),
         (["nonsense", "-c", FAULT], "is no schedule"),
-        (["none.json"], "give a schedule file, or a schedule string together with --config"),
-        ([FAULT], "is no JSON"),
+        (["none.json"], "give a schedule file, such as schedule-1.json, or a schedule string"),
+        ([FAULT], "is not valid JSON"),
         (["x.json", "--from", "-1"], "--from"),
         (["tdp1-cgAA", "-c", "none.toml"], "none.toml"),
     ],
@@ -443,8 +443,11 @@ def test_damaged_and_foreign_files_exit_4(
     path = tmp_path / "schedule.json"
     for damaged, reason in (
         (text[: len(text) // 2], "the file is damaged"),
-        (text.replace('"schema": 1', '"schema": 99'), "has schema 99, this version reads 1"),
-        (text.replace("stress-schedule", "stress-exploration"), "is no schedule file"),
+        (
+            text.replace('"schema": 1', '"schema": 99'),
+            "has schema 99",
+        ),
+        (text.replace("stress-schedule", "stress-exploration"), "give a schedule file"),
         (text.replace('"schedule": "tdp1-', '"schedule": "tdp1-_'), "damaged"),
     ):
         path.write_text(damaged)

@@ -203,7 +203,7 @@ def test_junit_goes_to_a_file_or_is_printed_alone(stress: Stress, tmp_path: Path
     ("keep", "name", "text", "part"),
     [
         (keep_exploration, "explore.json", "{", "not valid JSON"),
-        (keep_exploration, "explore.json", "[]", "holds no object"),
+        (keep_exploration, "explore.json", "[]", "has schema None"),
         (
             keep_exploration,
             "explore.json",
@@ -216,7 +216,12 @@ def test_junit_goes_to_a_file_or_is_printed_alone(stress: Stress, tmp_path: Path
             '{"kind": "stress-exploration", "schema": 2, "id": 3}',
             "does not fit",
         ),
-        (keep_selftest, "selftest.json", "{}", "this version reads 'stress-selftest', schema 1"),
+        (
+            keep_selftest,
+            "selftest.json",
+            "{}",
+            "reads schema 1, kind 'stress-selftest'",
+        ),
     ],
 )
 def test_damage_is_named(

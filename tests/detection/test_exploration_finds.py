@@ -12,8 +12,8 @@ from attrs import evolve
 
 from stress.commands.scenarios import MENDED, load_all, small_scenario
 from stress.results.verdict import Verdict
-from stress.runs.explore import ExplorationResult, ExploreRequest, explore
-from stress.runs.run import expected_of
+from stress.runs.explore import explore
+from stress.runs.explore_request import ExplorationResult, ExploreRequest
 from stress.scenario.load import load
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -68,7 +68,7 @@ def seen(result: ExplorationResult) -> set[str]:
 
 def found(name: str, first: int, *overrides: str) -> ExplorationResult:
     """The search that finds what the scenario expects."""
-    expected = expected_of(load(BROKEN[name]))
+    expected = load(BROKEN[name]).expect.names
     assert expected
     fired: set[str] = set()
     for seed in range(first, first + TRIES):

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from stress.runs.explore import ExploreRequest, explore
+from stress.results.schedule_file import stored
+from stress.runs.explore import explore
+from stress.runs.explore_request import ExploreRequest
 from stress.scenario.load import load
-from stress.search.schedule_file import stored
 from tests.command import ROOT, run
 
 EXPLORE = ROOT / "configs" / "explore"
@@ -52,11 +53,11 @@ SCRIPT = """
 import json, sys
 from pathlib import Path
 from stress.engines.carrier import pinned
-from stress.search.schedule_file import program_of
+from stress.results.schedule_file import program_of
 from stress.search.exploration import named_steps
 from stress.search.replay import replay
 from stress.search.schedule import check_of
-from stress.search.schedule_file import read
+from stress.results.schedule_file import read
 
 with pinned():
     for name in sys.argv[1:]:
@@ -90,7 +91,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
             tally = explore(ExploreRequest(scenario, name, seed, strategy, schedules=MOST)).tally
             for failure in list(tally.failures.values())[:1]:
                 path = folder / f"{variant}-{strategy.replace(':', '')}.json"
-                path.write_text(stored(name, scenario, (), failure).to_json(), encoding="utf-8")
+                path.write_text(stored(name, scenario, (), failure).text(), encoding="utf-8")
                 found[str(path)] = len(failure.steps)
     return found
 

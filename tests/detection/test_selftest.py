@@ -17,7 +17,7 @@ from stress.results.verdict import Verdict
 from stress.selftest import matrix, page, selftest
 from stress.selftest.registry import all_mutants, entry, scenario_of, without_variants
 from stress.selftest.selftest import Options, judgement_of, run
-from stress.selftest.stored import as_data, record_of
+from stress.selftest.stored import SELFTEST_FORMAT, record_of
 
 PATIENCE_S = 120.0
 """Seconds for what dies in a moment: a machine may be slow."""
@@ -125,7 +125,7 @@ def test_the_matrix_is_the_same_in_every_form() -> None:
             names=("r1-double-export",), engines=("controlled",), seeds=2, controlled_s=PATIENCE_S
         )
     )
-    data = json.loads(json.dumps(as_data(record_of(test))))
+    data = json.loads(SELFTEST_FORMAT.text(record_of(test)))
     (row,) = data["mutants"]
     assert (row["name"], row["engine"], row["killed"], row["of"]) == (
         "r1-double-export",

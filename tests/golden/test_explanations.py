@@ -19,12 +19,12 @@ from mmu.numbers.oracles import RULES
 from stress.engines.carrier import pinned
 from stress.engines.scenario_program import ScenarioProgram
 from stress.report.explanation import WIDTH, text
+from stress.results import schedule_file
+from stress.results.schedule_file import StoredSchedule, stored
+from stress.runs.replay import explain_stored
 from stress.scenario.load import load
-from stress.search import schedule_file
-from stress.search.explain import explain_stored
 from stress.search.exploration import Exploration, SearchBudget
 from stress.search.minimise import Minimiser
-from stress.search.schedule_file import StoredSchedule, stored
 from stress.search.strategies import strategy_for
 
 HERE = Path(__file__).parent / "explanations"
@@ -84,7 +84,7 @@ def normal(explained: str) -> str:
 def test_the_explanation_is_as_it_was(variant: str) -> None:
     schedule, golden = HERE / f"{variant}.json", HERE / f"{variant}.txt"
     if REWRITE == "schedules":
-        schedule.write_text(look_for(variant, CASES[variant]).to_json() + "\n", encoding="utf-8")
+        schedule.write_text(look_for(variant, CASES[variant]).text(), encoding="utf-8")
     explained = normal(text(explain_stored(schedule_file.read(schedule), tries=TRIES)))
     if REWRITE:
         golden.write_text(explained, encoding="utf-8")

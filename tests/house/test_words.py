@@ -14,7 +14,7 @@ from attrs import evolve
 from rich.console import Console
 
 from stress.cli import invoke
-from stress.commands.live import line_of
+from stress.commands.live import run_line
 from stress.observe import series
 from stress.results import certificate
 from stress.runs.campaign_summary import print_campaign
@@ -22,7 +22,7 @@ from stress.runs.run import RunProgress
 from stress.scenario.counters import COUNTERS
 from stress.selftest.registry import all_mutants
 from tests.command import ROOT
-from tests.records import record
+from tests.records import certified, record
 from tests.stored import campaign, exploration, keep_exploration, keep_run, keep_selftest, selftest
 
 SOURCE = "\n".join(
@@ -93,12 +93,12 @@ def unnamed(text: str) -> dict[str, str]:
 
 def kept_run(folder: Path) -> Path:
     """A run with findings, in which every counter has moved."""
-    return keep_run(folder, evolve(record(findings=2), counters=VALUES), reports=True)
+    return keep_run(folder, certified(evolve(record(findings=2), counters=VALUES)), reports=True)
 
 
 def passed_run(folder: Path) -> Path:
     """A run without findings, so that its certificate is whole."""
-    return keep_run(folder, evolve(record(), counters=VALUES), reports=True)
+    return keep_run(folder, certified(evolve(record(), counters=VALUES)), reports=True)
 
 
 def kept_exploration(folder: Path) -> Path:
@@ -153,7 +153,7 @@ def test_every_name_that_a_command_prints_is_in_the_source(
 
 
 def test_the_progress_line_has_the_counters_by_their_names() -> None:
-    line = line_of(RunProgress(1.0, 2.0, VALUES, 0))
+    line = run_line(RunProgress(1.0, 2.0, VALUES, 0)).text
     assert len(re.findall(r"\d,\d{3},\d{3}", line)) > 4
     assert not unnamed(line)
 

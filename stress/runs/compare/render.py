@@ -1,63 +1,20 @@
-"""A comparison as data, as console text, and as Markdown."""
+"""A comparison as console text and as a page."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from stress.report import run_page
 from stress.runs.compare.comparison import Comparison, Contrast, sentence
-
-SCHEMA = 1
-
-
-def as_data(comparison: Comparison) -> dict[str, Any]:
-    """Everything, with every run's values."""
-    return {
-        "schema": SCHEMA,
-        "kind": "stress-comparison",
-        "alpha": comparison.alpha,
-        "paired": comparison.paired,
-        "too_few": comparison.too_few,
-        "differing": comparison.differing,
-        "groups": [
-            {
-                "label": group.label,
-                "runs": [record.id for record in group.runs],
-                "left_out": list(group.left_out),
-            }
-            for group in comparison.groups
-        ],
-        "figures": [_contrast_data(contrast) for contrast in comparison.contrasts],
-    }
+from stress.runs.compare.comparison_record import ComparisonRecord
 
 
-def _contrast_data(contrast: Contrast) -> dict[str, Any]:
-    return {
-        "name": contrast.metric.name,
-        "title": contrast.metric.title,
-        "unit": contrast.metric.unit,
-        "number": contrast.metric.number,
-        "better": contrast.metric.better,
-        "a": contrast.a,
-        "b": contrast.b,
-        "values_a": list(contrast.figure_a.values),
-        "values_b": list(contrast.figure_b.values),
-        "median_a": contrast.figure_a.median.value,
-        "median_b": contrast.figure_b.median.value,
-        "ratio": contrast.ratio.value if contrast.ratio.value != float("inf") else None,
-        "ratio_interval": [
-            value if value != float("inf") else None
-            for value in (contrast.ratio.low, contrast.ratio.high)
-        ],
-        "cliffs_delta": contrast.delta,
-        "p": contrast.p,
-        "claimed": contrast.claimed,
-        "worse": contrast.worse,
-        "sentence": sentence(contrast),
-    }
+def page(comparison: ComparisonRecord) -> str:
+    """The page of a comparison."""
+    return run_page.page("compare.html", data=comparison)
 
 
 def print_comparison(

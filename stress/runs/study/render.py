@@ -1,71 +1,15 @@
-"""A study's answer as Markdown and as data."""
+"""A study's answer as Markdown."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from attrs import asdict
-
 from mmu.export.policies import POLICIES
 from stress.runs.compare.statistics import Interval
 from stress.runs.study.answer import SAME, SEED_POLICY, TIMES, Answer, StudyCell, ratio_to
 from stress.runs.study.costs import PRICES
 from stress.runs.study.plan import along
-
-SCHEMA = 1
-
-
-def as_data(answer: Answer) -> dict[str, Any]:
-    """Everything as plain data."""
-    study = answer.study
-    return {
-        "schema": SCHEMA,
-        "kind": "stress-study",
-        "name": study.name,
-        "title": study.title,
-        "planned": answer.planned,
-        "made": answer.made,
-        "policies": list(study.policies),
-        "point": study.point,
-        "axes": {key: list(values) for key, values in study.axes.items()},
-        "costs_us": asdict(study.costs),
-        "prices": {name: dict(facts) for name, facts in PRICES.items()},
-        "cells": [_cell_data(answer, cell) for cell in answer.priced()],
-        "idle": [_idle_data(answer, *key, count) for key, count in answer.idle().items()],
-        "crossovers": [asdict(each) for each in answer.crossovers],
-        "sensitivities": [{**asdict(each), "flips": each.flips} for each in answer.sensitivities],
-        "claims": {"safe": " ".join(safe(answer)), "efficient": " ".join(efficient(answer))},
-    }
-
-
-def _cell_data(answer: Answer, cell: StudyCell) -> dict[str, Any]:
-    cost, call = cell.cost(answer.study.costs), cell.call(answer.study.costs)
-    return {
-        "policy": cell.policy,
-        "place": dict(cell.place.values),
-        "runs": cell.runs,
-        "deletes": cell.deletes,
-        "device_accesses": cell.device_accesses,
-        "guest_accesses": cell.guest_accesses,
-        "findings": cell.findings,
-        "bad_accesses": cell.bad_accesses,
-        "cost_us": [cost.value, cost.low, cost.high],
-        "call_us": [call.value, call.low, call.high],
-        "amounts_a_delete": cell.median_amounts(),
-        "model_p99_us": cell.times_us,
-    }
-
-
-def _idle_data(answer: Answer, policy: str, place: str, count: int) -> dict[str, Any]:
-    cell = answer.cells[policy, place]
-    return {
-        "policy": policy,
-        "place": dict(cell.place.values),
-        "idle_runs": count,
-        "runs": cell.runs,
-        "findings": cell.findings,
-    }
 
 
 def markdown(answer: Answer) -> str:

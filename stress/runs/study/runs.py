@@ -9,7 +9,7 @@ from pathlib import Path
 
 from attrs import evolve, frozen
 
-from stress.results.run_record import RunRecord, from_json
+from stress.results.run_record import RunRecord
 from stress.results.store import RUN_JSON, RunDirectory
 from stress.runs.fanout.single_run import FetchedRun, run_task
 from stress.runs.fanout.spread import Workers, absolute, spread
@@ -32,11 +32,11 @@ class StudyProgress:
 
 def finished(directory: Path, run: PlannedRun) -> RunRecord | None:
     """The record of a run that was made already."""
-    path = directory / "runs" / run.folder / RUN_JSON
-    if not path.is_file():
+    folder = directory / "runs" / run.folder
+    if not (folder / RUN_JSON).is_file():
         return None
     try:
-        record = from_json(path.read_text(encoding="utf-8"), str(path))
+        record = RunDirectory(folder).read()
     except ResultError:
         return None  # written by another version, or damaged: it is made again
     return record if record.status == "finished" else None

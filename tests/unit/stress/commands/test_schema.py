@@ -8,22 +8,20 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-import attrs
 import jsonschema
 import pytest
 from attrs import evolve
 
 from stress.commands import schema
-from stress.results.certificate import as_plain, certificate_of
-from stress.results.exploration_record import as_data
+from stress.results import schedule_file
+from stress.results.exploration_record import EXPLORATION_FORMAT
 from stress.results.figures import MeasuredFigure
 from stress.results.inputs import VariantFile
 from stress.results.known_kills import Kill, KnownKills
-from stress.results.listing import KIND, SCHEMA, Listing, entry_of
-from stress.results.run_record import to_json
+from stress.results.listing import LISTING_FORMAT, Listing, entry_of
+from stress.results.run_record import RUN_FORMAT
 from stress.runs import campaign_summary
-from stress.scenario.load import load
-from stress.search import schedule_file
+from stress.scenario.load import load, unstructure
 from stress.search.exploration import Failure
 from stress.search.schedule import Schedule
 from stress.selftest import stored as selftests
@@ -61,7 +59,7 @@ def full_run() -> Data:
             (Kill("x", "threads", "quick", 1, 2, None),),
         ),
     )
-    return json.loads(to_json(evolve(whole, certificate=as_plain(certificate_of(whole)))))
+    return json.loads(RUN_FORMAT.text(whole))
 
 
 def a_schedule() -> Data:
@@ -75,16 +73,16 @@ def a_schedule() -> Data:
         "pct:2",
     )
     return json.loads(
-        schedule_file.stored("fault-vs-delete", SCENARIO, ("idea.py",), failure).to_json()
+        schedule_file.stored("fault-vs-delete", SCENARIO, ("idea.py",), failure).text()
     )
 
 
 EXAMPLES: dict[str, Data] = {
     "run": full_run(),
-    "exploration": json.loads(json.dumps(as_data(exploration(failures=2)))),
+    "exploration": json.loads(EXPLORATION_FORMAT.text(exploration(failures=2))),
     "schedule": a_schedule(),
-    "campaign": json.loads(json.dumps(campaign_summary.as_data(campaign()))),
-    "selftest": json.loads(json.dumps(selftests.as_data(selftest()))),
+    "campaign": json.loads(campaign_summary.CAMPAIGN_FORMAT.text(campaign())),
+    "selftest": json.loads(selftests.SELFTEST_FORMAT.text(selftest())),
 }
 
 
@@ -101,17 +99,13 @@ def test_what_is_written_fits(name: str) -> None:
 def test_a_listing_fits(tmp_path: Any) -> None:
     path = keep_run(tmp_path)
     entry = entry_of(path, "run", (path / "run.json").read_text(), 0.0)
-    validator("listing").validate(
-        json.loads(json.dumps(attrs.asdict(Listing(SCHEMA, KIND, "results", (entry,)))))
-    )
+    validator("listing").validate(json.loads(LISTING_FORMAT.text(Listing("results", (entry,)))))
 
 
 @pytest.mark.parametrize("path", SCENARIOS, ids=lambda path: str(path.relative_to(CONFIGS)))
 def test_every_shipped_scenario_fits(path: Any) -> None:
     data = copy.deepcopy(EXAMPLES["run"])
-    data["scenario"] = json.loads(to_json(evolve(record(), scenario=attrs.asdict(load(path)))))[
-        "scenario"
-    ]
+    data["scenario"] = unstructure(load(path))
     validator("run").validate(data)
 
 

@@ -16,14 +16,31 @@ from stress.observe.histograms import Latency
 from stress.observe.resources import Sample
 from stress.observe.root_lives import RootLife, RootLives
 from stress.observe.series import TimeSeries
-from stress.report import certificate_text, lock_order, pages, run_charts, run_page
-from stress.results.certificate import as_plain, certificate_of
-from stress.results.exploration_record import as_data
+from stress.report import certificate_text, exploration_page, lock_order, run_charts, run_page
 from stress.results.figures import MeasuredFigure
 from stress.results.known_kills import Kill, KnownKills
-from stress.results.run_record import RunRecord, StoredFinding, to_json
-from stress.selftest import stored as selftests
-from tests.records import finding, record
+from stress.results.run_record import RUN_FORMAT, RunRecord, StoredFinding
+from stress.runs.study.answer import Crossover
+from stress.runs.study.costs import PRICES, Costs
+from stress.runs.study.page import page as page_of_study
+from stress.runs.study.study_record import (
+    STUDY_FORMAT,
+    StoredCell,
+    StoredClaims,
+    StoredPrice,
+    StoredSensitivity,
+    StudyRecord,
+)
+from stress.search.explain_data import (
+    ExplainedFinding,
+    Explanation,
+    Inevitable,
+    Picture,
+    StepRow,
+    Switch,
+)
+from stress.selftest import matrix_page
+from tests.records import certified, finding, record
 from tests.stored import exploration, selftest
 from tests.unit.stress.report.pagetext import NUMBER, Page
 
@@ -96,7 +113,7 @@ def whole(*, findings: int = 2) -> RunRecord:
             (Kill("x", "threads", "quick", 3, 3, 1.75),),
         ),
     )
-    return evolve(made, certificate=as_plain(certificate_of(made)))
+    return certified(made)
 
 
 # What can be found in the JSON.
@@ -172,15 +189,15 @@ def own_words() -> list[str]:
 
 def test_every_number_on_the_page_of_a_run_is_in_its_json() -> None:
     made = whole()
-    certificate = " ".join(text for _, text in certificate_text.parts(certificate_of(made)))
+    certificate = " ".join(text for _, text in certificate_text.parts(made.certified))
     page = run_page.render(made)
     assert len(Page(page).numbers()) > 150
-    assert unexplained(page, json.loads(to_json(made)), *own_words(), certificate) == set()
+    assert unexplained(page, json.loads(RUN_FORMAT.text(made)), *own_words(), certificate) == set()
 
 
 def test_a_number_that_is_not_in_the_json_is_noticed() -> None:
     page = run_page.render(whole()).replace("41.2", "41.3")
-    assert unexplained(page, json.loads(to_json(whole())), *own_words()) >= {"41.3"}
+    assert unexplained(page, json.loads(RUN_FORMAT.text(whole())), *own_words()) >= {"41.3"}
 
 
 # Structure.
@@ -216,9 +233,11 @@ PAGES = {
     "empty run": lambda: run_page.render(
         evolve(record(), latencies=(), lock_orders=(), resources=(), obligations=())
     ),
-    "exploration": lambda: pages.explored(json.loads(json.dumps(as_data(exploration(failures=3))))),
-    "selftest": lambda: pages.selftest(json.loads(json.dumps(selftests.as_data(selftest())))),
-    "study": lambda: pages.study(STUDY),
+    "exploration": lambda: exploration_page.render(
+        exploration(failures=3), Path("there"), {1: STORY}
+    ),
+    "selftest": lambda: matrix_page.page(selftest()),
+    "study": lambda: page_of_study(STUDY),
 }
 
 
@@ -247,113 +266,90 @@ def test_however_much_was_found_the_page_stays_small() -> None:
 # Other pages.
 
 
-def test_the_page_of_an_exploration_shows_the_interleaving_of_what_is_explained(
-    tmp_path: Path,
-) -> None:
-    data = json.loads(json.dumps(as_data(exploration(failures=1))))
-    (tmp_path / "explanation-1.json").write_text(json.dumps(STORY), encoding="utf-8")
-    page = pages.explored(data, tmp_path)
+def test_the_page_of_an_exploration_shows_the_interleaving_of_what_is_explained() -> None:
+    record = exploration(failures=2)
+    page = exploration_page.render(record, Path("there"), {1: STORY})
     Page(page)
     assert "switch 1: vcpu0 could have gone on; without it: no failure" in page
     assert page.index("role.invalid = true") < page.index("rule O12 is found broken")
+    assert page.count("The interleaving") == 1, "of the second failure there is no explanation"
     assert "<del>- root valid</del>" in page
     assert "<ins>+ root invalid</ins>" in page
-    assert "stress replay" in page
-    assert "The interleaving" not in pages.explored(data), (
-        "without its directory there is no explanation"
-    )
+    assert "stress replay there/schedule-1.json" in page
+    assert "stress replay there/schedule-2.json" in page
 
 
 def test_the_numbers_of_a_study_are_those_of_its_json() -> None:
-    page = pages.study(STUDY)
-    assert unexplained(page, STUDY, *FIXED, "95 %") == set()
+    page = page_of_study(STUDY)
+    data = json.loads(STUDY_FORMAT.text(STUDY))
+    assert unexplained(page, data, *FIXED, "95 %") == set()
     assert Page(page).charts == {"axis-memory-fixed_pages": 2}, "an axis of words has no curve"
     assert "republish: 123" in page, "the crossover is marked"
 
 
 def test_what_a_study_lacks_is_a_gap_in_its_curve() -> None:
-    missing = {**STUDY, "cells": STUDY["cells"][:-1]}
-    assert '<td class="n"></td>' in pages.study(missing)
+    missing = evolve(STUDY, cells=STUDY.cells[:-1])
+    assert '<td class="n"></td>' in page_of_study(missing)
 
 
-STORY: dict[str, Any] = {
-    "summary": ["vcpu0 has begun."],
-    "steps": 12,
-    "left_out": 4,
-    "columns": ["vcpu0", "memslot-worker"],
-    "switches": [
-        {
-            "number": 1,
-            "step": 3,
-            "away_from": "vcpu0",
-            "to": "memslot-worker",
-            "without": "no failure",
-        }
-    ],
-    "rows": [
-        {
-            "step": 2,
-            "task": "vcpu0",
-            "what": "read_lock(mmu_lock)",
-            "function": "",
-            "more": 0,
-            "switches": [],
-        },
-        {
-            "step": 3,
-            "task": "memslot-worker",
-            "what": "role.invalid = true",
-            "function": "f()",
-            "more": 2,
-            "switches": [1],
-        },
-    ],
-    "pictures": [{"step": 1, "lines": ["root valid"]}, {"step": 3, "lines": ["root invalid"]}],
-    "finding": {"rule": "O12", "code": "stale", "step": 3},
-    "inevitable": {"step": 3, "tried": 3, "failed_before": 1},
-}
+STORY = Explanation(
+    program="fault-vs-delete",
+    seed=1,
+    steps=12,
+    turns=3,
+    summary=("vcpu0 has begun.",),
+    finding=ExplainedFinding("O12", "", "stale", "", "", "", "vcpu0", 3),
+    others=(),
+    columns=("vcpu0", "memslot-worker"),
+    rows=(
+        StepRow(2, "vcpu0", "read_lock(mmu_lock)", "", ""),
+        StepRow(3, "memslot-worker", "role.invalid = true", "f()", "", more=2, switches=(1,)),
+    ),
+    left_out=4,
+    pictures=(Picture(1, ("root valid",)), Picture(3, ("root invalid",))),
+    switches=(Switch(1, 3, "vcpu0", "memslot-worker", "no failure"),),
+    untried_switches=0,
+    inevitable=Inevitable(3, 3, 1),
+    likelihood=(),
+    tries=3,
+)
 
 
-def cell(policy: str, pages_: int, cost: float) -> dict[str, Any]:
-    return {
-        "policy": policy,
-        "place": {"memory.fixed_pages": pages_, "vm.policy": "a"},
-        "runs": 3,
-        "deletes": 321,
-        "findings": 0,
-        "cost_us": [cost, cost * 0.9, cost * 1.1],
-        "call_us": [cost / 2, cost / 4, cost],
-        "amounts_a_delete": {"flush": 1.25},
-    }
+def cell(policy: str, pages: int, cost: float) -> StoredCell:
+    return StoredCell(
+        policy=policy,
+        place={"memory.fixed_pages": pages, "vm.policy": "a"},
+        runs=3,
+        deletes=321,
+        device_accesses=0,
+        guest_accesses=0,
+        findings=0,
+        bad_accesses=0,
+        cost_us=(cost, cost * 0.9, cost * 1.1),
+        call_us=(cost / 2, cost / 4, cost),
+        amounts_a_delete=dict.fromkeys(PRICES, 1.25),
+        model_p99_us={},
+    )
 
 
-STUDY: dict[str, Any] = {
-    "name": "made-up",
-    "title": "",
-    "planned": 12,
-    "made": 12,
-    "policies": ["keep-valid", "republish"],
-    "point": {"memory.fixed_pages": 64, "vm.policy": "a"},
-    "axes": {"memory.fixed_pages": [64, 256], "vm.policy": ["a", "b"]},
-    "costs_us": {"flush": 3.5},
-    "prices": {"flush": {"what": "a flush", "low": 1, "high": 9, "source": "a guess"}},
-    "idle": [],
-    "cells": [
+STUDY = StudyRecord(
+    name="made-up",
+    title="",
+    planned=12,
+    made=12,
+    policies=("keep-valid", "republish"),
+    point={"memory.fixed_pages": 64, "vm.policy": "a"},
+    axes={"memory.fixed_pages": (64, 256), "vm.policy": ("a", "b")},
+    costs_us=Costs(flush_us=3.5),
+    prices={name: StoredPrice(**facts) for name, facts in PRICES.items()},
+    cells=(
         cell("keep-valid", 64, 1300.0),
         cell("keep-valid", 256, 5200.0),
         cell("republish", 64, 2600.0),
         cell("republish", 256, 3900.0),
-    ],
-    "crossovers": [
-        {
-            "axis": "memory.fixed_pages",
-            "policy": "republish",
-            "at": 123.4,
-            "cheaper": ["keep-valid", "republish"],
-        }
-    ],
-    "sensitivities": [
-        {"price": "flush", "policy": "republish", "ratios": [0.75, 2.0, 3.25], "flips": True}
-    ],
-    "claims": {"safe": "Over 321 deletes nothing.", "efficient": "A delete costs 1.3 ms."},
-}
+    ),
+    idle=(),
+    crossovers=(Crossover("memory.fixed_pages", "republish", 123.4, ("keep-valid", "republish")),),
+    sensitivities=(StoredSensitivity("flush_us", "republish", (0.75, 2.0, 3.25), flips=True),),
+    claims=StoredClaims("Over 321 deletes nothing.", "A delete costs 1.3 ms."),
+)

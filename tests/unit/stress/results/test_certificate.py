@@ -15,16 +15,17 @@ from stress.observe.points import POINTS
 from stress.observe.rules_judged import JUDGED, judged_by_model
 from stress.report import certificate_text, run_console, run_page
 from stress.results.bounds import upper_bound
-from stress.results.certificate import Certificate, Gap, certificate_of, grade_of
+from stress.results.certificate import Certificate, Gap, grade_of
 from stress.results.exploration_certificate import certificate_of_exploration
 from stress.results.known_kills import Kill, KnownKills
-from stress.results.run_record import RunRecord, from_json, to_json
+from stress.results.run_record import RUN_FORMAT, RunRecord, Uncertified, completed
 from stress.results.verdict import Evidence, Obligation, Verdict, judge
 from stress.scenario.counters import COUNTERS
+from stress.scenario.errors import ResultError
 from stress.scenario.load import load, unstructure
 from stress.scenario.types import Oracles, RuleName, Scenario
 from stress.search.exploration import ExplorationTally, Failure
-from tests.records import finding, record
+from tests.records import certified, finding, record
 
 CONFIGS = Path(__file__).parents[4] / "configs"
 QUICK = load(CONFIGS / "quick.toml")
@@ -75,6 +76,11 @@ def passed(**changes: Any) -> RunRecord:
     return evolve(base, **changes)
 
 
+def certificate_of(run: RunRecord) -> Certificate:
+    """The certificate that a run has before one is stored with it."""
+    return certified(run).certified
+
+
 def text_of(run: RunRecord) -> str:
     return "\n".join(certificate_text.lines(certificate_of(run))) + "\n"
 
@@ -88,7 +94,7 @@ def test_the_console_s_certificate_to_the_letter() -> None:
 
 
 def test_it_stands_right_after_the_verdict_in_every_report() -> None:
-    run = passed()
+    run = certified(passed())
     after = run_console.summary(run).split(run_console.verdict_line(run) + "\n")[1]
     assert after == text_of(run)
     page = run_page.render(run)
@@ -97,8 +103,27 @@ def test_it_stands_right_after_the_verdict_in_every_report() -> None:
 
 
 def test_it_is_the_same_after_storing_and_loading() -> None:
-    run = passed(selftest=KILLS)
-    assert certificate_of(from_json(to_json(run), "run.json")) == certificate_of(run)
+    run = certified(passed(selftest=KILLS))
+    stored = RUN_FORMAT.read(RUN_FORMAT.text(run), "run.json")
+    assert stored.certified == certificate_of(stored) == run.certified
+
+
+def test_the_stored_certificate_is_the_one_that_is_shown() -> None:
+    """Not one that another version would make of the same record."""
+    older = evolve(certificate_of(passed()), budget="as an older version put it")
+    run = completed(evolve(passed(), certificate=older))
+    assert run.certified == older
+    assert "as an older version put it" in run_console.summary(run)
+
+
+def test_a_run_without_a_verdict_has_none_until_it_is_read_back() -> None:
+    going_on = evolve(passed(), status="running", certificate=Uncertified())
+    assert '"certificate": {}' in RUN_FORMAT.text(going_on)
+    stored = RUN_FORMAT.read(RUN_FORMAT.text(going_on), "run.json")
+    assert stored == going_on
+    with pytest.raises(ValueError, match="no verdict"):
+        run_console.summary(stored)
+    assert completed(stored).certified == certificate_of(passed())
 
 
 # A run in which nothing happened.
@@ -146,7 +171,7 @@ def test_a_failed_run_bounds_nothing_and_is_short() -> None:
 
 
 def test_a_record_without_a_scenario_has_no_certificate() -> None:
-    with pytest.raises(ValueError, match="scenario"):
+    with pytest.raises(ResultError, match="scenario"):
         certificate_of(passed(scenario={"vm": 3}))
 
 

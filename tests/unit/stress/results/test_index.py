@@ -19,7 +19,7 @@ from attrs import evolve
 from stress.results import index
 from stress.results.index import INDEX
 from stress.results.listing import ListedResult
-from stress.results.run_record import to_json
+from stress.results.run_record import RUN_FORMAT
 from stress.scenario.errors import ResultError
 from tests.records import record
 from tests.stored import exploration, keep_exploration, keep_run, keep_selftest, selftest
@@ -70,7 +70,7 @@ def test_a_thousand_results_are_read_once(tmp_path: Path, monkeypatch: pytest.Mo
     """The directories share a small file, which is quick to make; the index knows them by their
     names."""
     whole = json.loads(
-        to_json(evolve(record(), scenario={}, counters={}, latencies=(), lock_orders=()))
+        RUN_FORMAT.text(evolve(record(), scenario={}, counters={}, latencies=(), lock_orders=()))
     )
     (tmp_path / "shared").write_text(json.dumps(whole))
     for number in range(1000):
@@ -89,7 +89,7 @@ def test_what_changes_and_what_goes_is_noticed(tmp_path: Path) -> None:
     assert len(listed(tmp_path)) == 3
     index_of = changing / "run.json"
     fresh = changing / "new"
-    fresh.write_text(to_json(evolve(record(), verdict="HARNESS_ERROR")))
+    fresh.write_text(RUN_FORMAT.text(evolve(record(), verdict="HARNESS_ERROR")))
     times = index_of.stat()
     os.utime(fresh, ns=(times.st_atime_ns, times.st_mtime_ns))
     fresh.replace(index_of)

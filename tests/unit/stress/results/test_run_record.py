@@ -14,8 +14,8 @@ from mmu.posted import POSTED
 from mmu.runtime import Runtime
 from stress.engines.session import Session, variants_of
 from stress.mutants import MUTANTS
-from stress.results.run_record import RunRecord, from_json, to_json
-from stress.runs.run import GONE, RunRequest, execute, expected_of, stored_findings
+from stress.results.run_record import RUN_FORMAT, RunRecord
+from stress.runs.run import GONE, RunRequest, execute, stored_findings
 from stress.scenario.types import Budget, Expect, Scenario, Seconds, VariantName, VmSettings
 from tests.engine import small
 from tests.records import finding, record
@@ -102,7 +102,7 @@ def test_suspects_survive_the_round_trip() -> None:
     original = evolve(
         record(), findings=(evolve(finding(0), suspects=("R5 un-export", "R12 exit")),)
     )
-    assert from_json(to_json(original), "here") == original
+    assert RUN_FORMAT.read(RUN_FORMAT.text(original), "here") == original
 
 
 def test_variants_come_mildest_first() -> None:
@@ -126,7 +126,7 @@ def test_variants_come_mildest_first() -> None:
     ],
 )
 def test_codes_go_before_rules(expect: Expect, expected: tuple[str, ...]) -> None:
-    assert expected_of(Scenario(expect=expect)) == expected
+    assert expect.names == expected
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@ up."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,29 +13,22 @@ from attrs import evolve
 import stress.runs.explore as exploring
 from mmu.numbers.oracles import RULES
 from stress.report import certificate_text
+from stress.report.exploration_console import verdict_line
+from stress.results import schedule_file
+from stress.results.exploration_record import EXPLORATION_FORMAT
 from stress.results.verdict import Judgement, Verdict
-from stress.runs.explore import (
-    ExplorationResult,
-    ExploreRequest,
-    as_data,
-    exploration_for,
-    explore,
-    explore_share,
-    judgement_of,
-    keep,
-    lines,
-    shares,
-    verdict_line,
-)
+from stress.runs.explore import exploration_for, explore, explore_share, shares
+from stress.runs.explore_request import ExplorationResult, ExploreRequest, judgement_of
+from stress.runs.explore_store import keep, record_of
 from stress.runs.fanout.spread import INTERRUPTED, Workers
 from stress.runs.fanout.task import Trouble
 from stress.scenario.counters import COUNTERS
 from stress.scenario.errors import ResultError
 from stress.scenario.load import load
 from stress.scenario.types import Amount, Expect, Positive
-from stress.search import schedule_file
 from stress.search.exploration import ExplorationTally, Failure
 from stress.search.schedule import Schedule
+from tests.stored import console
 from tests.unit.stress.search.programs import broken
 
 EXPLORE = Path(__file__).parents[4] / "configs" / "explore"
@@ -57,6 +49,10 @@ def tallied(**changes: Any) -> ExplorationTally:
     for name, value in changes.items():
         setattr(tally, name, value)
     return tally
+
+
+def result_of(request: ExploreRequest, tally: ExplorationTally) -> ExplorationResult:
+    return ExplorationResult(request, tally, judgement_of(request, tally), "", 1.0)
 
 
 def judged(request: ExploreRequest | None = None, **changes: Any) -> Judgement:
@@ -336,18 +332,15 @@ def test_an_exhaustive_search_runs_in_one_process_and_says_so() -> None:
     result = explore(asked(schedules=9, jobs=3, strategy="preemption:1"))
     assert (
         "strategy preemption:1, seed 1, 1 process (not 3: preemption:1 cannot be shared)"
-        in lines(result)
+        in console(result)
     )
-    assert as_data(result)["jobs"] == 1
+    assert record_of(result, "made-up").jobs == 1
     assert result.tally.schedules == 9
 
 
 def test_several_processes_say_how_many_they_are() -> None:
     request = asked(jobs=3)
-    seen = tallied()
-    assert "strategy portfolio, seed 1, 3 processes" in lines(
-        ExplorationResult(request, seen, judgement_of(request, seen), 1.0)
-    )
+    assert "strategy portfolio, seed 1, 3 processes" in console(result_of(request, tallied()))
 
 
 # What is kept.
@@ -356,7 +349,7 @@ def test_several_processes_say_how_many_they_are() -> None:
 def test_the_result_is_kept_with_a_file_for_each_failure(
     tmp_path: Path, failed: ExplorationResult
 ) -> None:
-    directory = keep(failed, tmp_path)
+    record, directory = keep(failed, tmp_path)
     assert {path.name for path in directory.path.iterdir()} == {
         "explore.json",
         "console.txt",
@@ -370,13 +363,12 @@ def test_the_result_is_kept_with_a_file_for_each_failure(
     recorded = schedule_file.read(directory.path / "schedule-1.json")
     assert recorded.scenario == BROKEN
     assert recorded.signatures[0] in failed.tally.failures
-    assert json.loads((directory.path / "explore.json").read_text()) == json.loads(
-        json.dumps(as_data(failed))
-    )
+    assert EXPLORATION_FORMAT.load(directory.path / "explore.json") == record
+    assert record.id == directory.path.name
     text = (directory.path / "console.txt").read_text()
     assert f"stress replay {directory.path / 'schedule-1.json'}" in text
     assert text.endswith(
-        "\n".join([verdict_line(failed), *certificate_text.lines(failed.certificate)]) + "\n"
+        "\n".join([verdict_line(record), *certificate_text.lines(record.certificate)]) + "\n"
     )
 
 
@@ -388,7 +380,7 @@ def test_results_that_cannot_be_kept_say_so(tmp_path: Path, failed: ExplorationR
 
 
 def test_the_console_tells_coverage_and_failures(failed: ExplorationResult) -> None:
-    text = "\n".join(lines(failed))
+    text = "\n".join(console(failed))
     for part in (
         "policy keep-valid, profile hardened",
         "variants table-freed-at-once",
@@ -398,16 +390,12 @@ def test_the_console_tells_coverage_and_failures(failed: ExplorationResult) -> N
     ):
         assert part in text
     whole = explore(asked(schedules=3))
-    assert "of what such schedules meet was never seen" in "\n".join(lines(whole))
+    assert "of what such schedules meet was never seen" in "\n".join(console(whole))
 
 
 def test_the_verdict_line_says_what_was_expected() -> None:
     scenario = evolve(SMALL, expect=Expect(codes=("stale-tlb",)))
     request = asked(scenario=scenario)
-    seen = tallied(failures={"a": FAILURE})
-    assert verdict_line(
-        ExplorationResult(request, seen, judgement_of(request, seen), 1.0)
-    ).endswith("expected stale-tlb: seen stale-tlb")
-    assert verdict_line(ExplorationResult(request, tallied(), judged(request), 1.0)).endswith(
-        "expected stale-tlb: NOT seen"
-    )
+    for failures, end in (({"a": FAILURE}, "seen stale-tlb"), ({}, "NOT seen")):
+        record = record_of(result_of(request, tallied(failures=failures)), "made-up")
+        assert verdict_line(record).endswith(f"expected stale-tlb: {end}")

@@ -15,6 +15,7 @@ from stress.engines.program import Executor, Program, ProgramTask
 from stress.engines.scenario_program import ScenarioProgram
 from stress.engines.steps import ADD, LOAD, RMW, STORE
 from stress.report.explanation import text
+from stress.results.schedule_file import EXPLANATION_FORMAT
 from stress.scenario.load import load
 from stress.search.bounded import PreemptionBounded
 from stress.search.explain import NothingToExplainError, explain
@@ -223,10 +224,9 @@ def test_the_page_tables_are_drawn_before_and_at_the_finding(stale: Explanation)
 
 
 def test_it_is_data(stale: Explanation) -> None:
-    data = json.loads(json.dumps(stale.as_data()))
-    assert data["kind"] == "stress-explanation"
-    assert data["finding"]["code"] == "map-in-obsolete-root"
-    assert len(data["rows"]) == len(stale.rows)
+    written = EXPLANATION_FORMAT.text(stale)
+    assert json.loads(written)["finding"]["code"] == "map-in-obsolete-root"
+    assert EXPLANATION_FORMAT.read(written, "explanation-1.json") == stale
 
 
 def test_the_same_schedule_is_always_explained_in_the_same_words() -> None:

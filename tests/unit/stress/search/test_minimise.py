@@ -10,7 +10,8 @@ from attrs import evolve
 
 from stress.engines.program import Run
 from stress.engines.scenario_program import ScenarioProgram
-from stress.runs.explore import ExploreRequest, explore
+from stress.runs.explore import explore
+from stress.runs.explore_request import ExploreRequest
 from stress.scenario.load import load
 from stress.scenario.types import Lines, Scenario
 from stress.search import minimise

@@ -17,7 +17,8 @@ from stress.engines.controlled import ControlledRuntime
 from stress.engines.program import Executor, Program, ProgramTask, Run
 from stress.engines.scenario_program import ScenarioProgram
 from stress.results.verdict import Verdict
-from stress.runs.explore import ExploreRequest, explore, lines
+from stress.runs.explore import explore
+from stress.runs.explore_request import ExploreRequest
 from stress.scenario.load import load
 from stress.search.bounded import DelayBounded, DepthFirst, PreemptionBounded, Systematic
 from stress.search.exploration import Exploration, SearchBudget
@@ -25,6 +26,7 @@ from stress.search.happens_before import Fingerprint, class_of
 from stress.search.random_walk import RandomWalk
 from stress.search.state_cache import StateCache
 from stress.search.strategies import strategy_for
+from tests.stored import console
 from tests.unit.stress.search.programs import (
     BUGS,
     PROTOCOL,
@@ -257,7 +259,7 @@ def test_an_exploration_tells_how_many_states_it_has_kept() -> None:
     explored = explore(asked("delay:1"))
     assert explored.judgement.verdict is Verdict.PASS
     assert explored.tally.cut
-    text = "\n".join(lines(explored))
+    text = "\n".join(console(explored))
     assert (
         f"states     {explored.tally.states:,} remembered; {explored.tally.cut:,} schedules were "
         "cut" in text
@@ -269,7 +271,7 @@ def test_an_exploration_tells_that_it_could_keep_no_more() -> None:
     assert explored.tally.states == 50
     assert (
         "states     50 remembered, as many as explore.states allows: later ones were not"
-        in "\n".join(lines(explored))
+        in "\n".join(console(explored))
     )
 
 
@@ -277,7 +279,7 @@ def test_without_states_every_schedule_is_run_to_its_end() -> None:
     explored = explore(asked("delay:1", "explore.states=0", schedules=20))
     assert not explored.tally.cut
     assert not explored.tally.states
-    assert "remembered" not in "\n".join(lines(explored))
+    assert "remembered" not in "\n".join(console(explored))
 
 
 @pytest.mark.parametrize(
@@ -290,7 +292,7 @@ def test_without_states_every_schedule_is_run_to_its_end() -> None:
 def test_what_is_proved_is_said_as_it_was_proved(overrides: list[str], what: str) -> None:
     explored = explore(asked("preemption:0", *overrides))
     assert explored.judgement.verdict is Verdict.PASS
-    assert f"proved: no {what} breaks a rule" in " ".join(" ".join(lines(explored)).split())
+    assert f"proved: no {what} breaks a rule" in " ".join(" ".join(console(explored)).split())
 
 
 def test_a_search_that_is_stopped_proves_nothing_however_much_was_cut() -> None:

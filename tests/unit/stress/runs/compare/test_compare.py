@@ -13,7 +13,7 @@ from attrs import evolve
 from stress.cli import invoke
 from stress.commands import schema
 from stress.observe.histograms import Latency
-from stress.results.run_record import RunRecord, to_json
+from stress.results.run_record import RUN_FORMAT, RunRecord
 from stress.results.store import RUN_JSON
 from tests.records import record
 
@@ -72,7 +72,7 @@ def runs(
 
 def store(folder: Path, run: RunRecord) -> None:
     folder.mkdir(parents=True)
-    (folder / RUN_JSON).write_text(to_json(run))
+    (folder / RUN_JSON).write_text(RUN_FORMAT.text(run))
 
 
 def compared(capsys: pytest.CaptureFixture[str], *arguments: object, code: int = 0) -> str:

@@ -16,14 +16,15 @@ from stress.cli import invoke
 from stress.commands import schema
 from stress.commands.study import exit_code
 from stress.observe.histograms import Latency
-from stress.results.run_record import RunRecord, from_json, to_json
+from stress.results.run_record import RUN_FORMAT, RunRecord
 from stress.results.store import RUN_JSON
 from stress.results.verdict import ExitCode
 from stress.runs.compare.statistics import ratio_of_medians
 from stress.runs.study.answer import Answer, answer, ratio_to
 from stress.runs.study.costs import PRICES, Costs, amounts_of, call_us, total_us
 from stress.runs.study.plan import Study, along, places, planned, read_study
-from stress.runs.study.render import as_data, crossovers, markdown
+from stress.runs.study.render import crossovers, markdown
+from stress.runs.study.study_record import STUDY_FORMAT, record_of
 from stress.scenario.errors import ConfigError
 from tests.records import finding, record
 
@@ -158,7 +159,7 @@ def test_the_answer_fits_its_schema(tmp_path: Path) -> None:
     found = answered(
         study_at(tmp_path, seeds=5), lambda policy, pages: pages if policy == "keep-valid" else 256
     )
-    data = json.loads(json.dumps(as_data(found)))
+    data = json.loads(STUDY_FORMAT.text(record_of(found)))
     assert data["crossovers"]
     assert data["sensitivities"]
     jsonschema.Draft202012Validator(json.loads(schema.as_text("study"))).validate(data)
@@ -206,7 +207,7 @@ def test_an_unfinished_study_says_so(tmp_path: Path) -> None:
     runs = [(run, counted(100)) for run in planned(study)][:4]
     found = answer(study, runs, 18)
     assert "**Unfinished**: 4 of 18 runs" in markdown(found)
-    assert as_data(found)["made"] == 4
+    assert record_of(found).made == 4
     nothing = markdown(answer(study, [], 18))
     assert "There is no run of the seed's policy yet in which anything was deleted." in nothing
 
@@ -228,7 +229,7 @@ def test_runs_without_a_delete_are_told_and_leave_it_open(tmp_path: Path) -> Non
     assert "**Too short**: 2 runs came to no delete" in markdown(found)
     assert "**Safe.** NOT shown: 1 findings" in markdown(found)
     assert exit_code(found, 0) == ExitCode.FAIL
-    data = json.loads(json.dumps(as_data(found)))
+    data = json.loads(STUDY_FORMAT.text(record_of(found)))
     assert [
         (each["policy"], each["idle_runs"], each["runs"], each["findings"]) for each in data["idle"]
     ] == [("keep-valid", 2, 3, 1)]
@@ -282,8 +283,8 @@ def test_a_study_runs_stops_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFi
     assert len(stored) == 4
     damaged, killed = sorted(stored)[:2]
     (damaged / RUN_JSON).write_text("{")
-    half = from_json((killed / RUN_JSON).read_text(), "x")
-    (killed / RUN_JSON).write_text(to_json(evolve(half, status="running")))
+    half = RUN_FORMAT.read((killed / RUN_JSON).read_text(), "x")
+    (killed / RUN_JSON).write_text(RUN_FORMAT.text(evolve(half, status="running")))
     assert invoke(["study", "-c", str(path), "--resume", str(directory), "-q"]) == 0
     assert "Efficient. At the default prices a delete costs" in capsys.readouterr().out
     resumed = {each.parent: each.stat().st_mtime_ns for each in directory.rglob(RUN_JSON)}

@@ -12,18 +12,17 @@ from attrs import evolve
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stress.scenario.load import load
-from stress.search.exploration import Failure
-from stress.search.schedule import Schedule, ScheduleError
-from stress.search.schedule_file import (
-    KIND,
-    SCHEMA,
+from stress.results.schedule_file import (
     StoredSchedule,
     of_string,
     read,
     signatures,
     stored,
 )
+from stress.scenario.errors import ResultError, StressError
+from stress.scenario.load import load
+from stress.search.exploration import Failure
+from stress.search.schedule import Schedule, ScheduleError
 from tests.unit.stress.search.programs import broken
 
 EXPLORE = Path(__file__).parents[4] / "configs" / "explore"
@@ -57,13 +56,13 @@ def written(tmp_path: Path, text: str | bytes) -> Path:
 
 def test_everything_comes_back(tmp_path: Path) -> None:
     for whole in (example(), example(predicted=True), example(variant_files=(), signatures=())):
-        assert read(written(tmp_path, whole.to_json())) == whole
+        assert read(written(tmp_path, whole.text())) == whole
 
 
 @pytest.mark.parametrize("path", SCENARIOS, ids=lambda path: path.stem)
 def test_every_scenario_comes_back(tmp_path: Path, path: Path) -> None:
     whole = example(scenario=load(path))
-    assert read(written(tmp_path, whole.to_json())).scenario == whole.scenario
+    assert read(written(tmp_path, whole.text())).scenario == whole.scenario
 
 
 @settings(max_examples=15)
@@ -80,7 +79,7 @@ def test_any_words_come_back(
         signatures=tuple(found),
         steps=steps,
     )
-    assert read(written(tmp_path_factory.mktemp("any"), whole.to_json())) == whole
+    assert read(written(tmp_path_factory.mktemp("any"), whole.text())) == whole
 
 
 def test_a_failure_is_stored_with_all_that_was_found() -> None:
@@ -88,8 +87,8 @@ def test_a_failure_is_stored_with_all_that_was_found() -> None:
     assert whole.signatures == signatures(broken("O12", "stale"), [broken("O4", "else")])
     assert whole.signatures == ("O12/stale/", "O4/else/")
     assert whole.headline == "BUG: stale"
-    data = json.loads(whole.to_json())
-    assert (data["kind"], data["schema"]) == (KIND, SCHEMA)
+    data = json.loads(whole.text())
+    assert (data["kind"], data["schema"]) == ("stress-schedule", 1)
     assert data["steps"][1] == "memslot-worker: store a: b"
     assert data["schedule"].startswith("tdp1-")
     assert data["scenario"]["script"]["memslot-worker"] == ["delete 0"]
@@ -119,23 +118,23 @@ def with_(key: str, value: object) -> Callable[[dict[str, Any]], None]:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (with_("schema", 2), "has schema 2, this version reads 1"),
+        (with_("schema", 2), "has schema 2, kind 'stress-schedule'; this version reads schema 1"),
         (with_("schema", None), "has schema None"),
-        (with_("kind", "stress-exploration"), "is no schedule file"),
-        (without("kind"), "is no schedule file"),
+        (with_("kind", "stress-exploration"), "give a schedule file"),
+        (without("kind"), "give a schedule file"),
         (without("schema"), "has schema None"),
-        (without("schedule"), "is damaged"),
-        (without("scenario"), "is damaged"),
-        (without("steps"), "is damaged"),
-        (without("predicted"), "is damaged"),
+        (without("schedule"), "does not fit"),
+        (without("scenario"), "does not fit"),
+        (without("steps"), "does not fit"),
+        (without("predicted"), "does not fit"),
         (with_("schedule", "tdp1-"), "damaged"),
-        (with_("schedule", 7), "is damaged"),
+        (with_("schedule", 7), "is no schedule"),
         (with_("schedule", "nonsense"), "is no schedule"),
-        (with_("steps", None), "is damaged"),
-        (with_("steps", [1, 2]), "is damaged"),
-        (with_("signatures", 3), "is damaged"),
-        (with_("variant_files", None), "is damaged"),
-        (with_("scenario", []), "is damaged"),
+        (with_("steps", None), "does not fit"),
+        (with_("steps", [1, 2]), "is damaged: it names 2 steps"),
+        (with_("signatures", 3), "does not fit"),
+        (with_("variant_files", None), "does not fit"),
+        (with_("scenario", []), "does not fit"),
         (with_("scenario", {"vm": {"vcpus": "two"}}), "this version cannot run"),
         (with_("scenario", {"vm": {"quantum": 1}}), "vm.quantum"),
         (with_("scenario", {"script": {"vcpu0": ["fly 0x0"]}}), "cannot run"),
@@ -144,10 +143,10 @@ def with_(key: str, value: object) -> Callable[[dict[str, Any]], None]:
 def test_a_damaged_file_says_what_is_wrong(
     tmp_path: Path, change: Callable[[dict[str, Any]], None], reason: str
 ) -> None:
-    data = json.loads(example().to_json())
+    data = json.loads(example().text())
     change(data)
     path = written(tmp_path, json.dumps(data))
-    with pytest.raises(ScheduleError) as caught:
+    with pytest.raises(StressError) as caught:
         read(path)
     assert reason in str(caught.value)
 
@@ -155,31 +154,31 @@ def test_a_damaged_file_says_what_is_wrong(
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("", "is no JSON"),
+        ("", "is not valid JSON"),
         ("{", "the file is damaged"),
-        ("[]", "is no schedule file"),
-        ("null", "is no schedule file"),
+        ("[]", "give a schedule file"),
+        ("null", "give a schedule file"),
         (b"\xff\xfe\x00", "not UTF-8 text"),
-        ("[" * 100_000, "is no JSON"),
+        ("[" * 100_000, "is not valid JSON"),
     ],
     ids=["empty", "half", "a list", "null", "bytes", "deep"],
 )
 def test_what_is_no_schedule_file(tmp_path: Path, text: str | bytes, reason: str) -> None:
-    with pytest.raises(ScheduleError, match=reason):
+    with pytest.raises(ResultError, match=reason):
         read(written(tmp_path, text))
 
 
 def test_half_a_file_is_damaged_wherever_it_ends(tmp_path: Path) -> None:
-    text = example().to_json()
+    text = example().text()
     for kept in range(0, len(text) - 1, 97):
-        with pytest.raises(ScheduleError):
+        with pytest.raises(StressError):
             read(written(tmp_path, text[:kept]))
 
 
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(ScheduleError, match="No such file"):
+    with pytest.raises(ResultError, match="No such file"):
         read(tmp_path / "none.json")
-    with pytest.raises(ScheduleError, match="directory"):
+    with pytest.raises(ResultError, match="directory"):
         read(tmp_path)
 
 
@@ -187,7 +186,7 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
 def test_a_file_with_another_number_of_names_than_steps_is_damaged(
     tmp_path: Path, count: int
 ) -> None:
-    data = json.loads(example().to_json())
+    data = json.loads(example().text())
     data["steps"] = (data["steps"] * 2)[:count]
-    with pytest.raises(ScheduleError):
+    with pytest.raises(StressError):
         read(written(tmp_path, json.dumps(data)))
