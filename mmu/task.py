@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import sys
 import threading
+import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,9 @@ class Task:
     `chain` is lockdep's position (the classes held, in order), `held` those of the locks that
     remember where they were taken, `waiting_for` a text that says what the thread blocks on,
     `blocked_on` the lock itself where the thread waits for it without end and its holder is known.
-    `find_frame` finds the innermost frame of a task that does not have a thread to itself.
+    `locals` holds what others keep for the thread, each under a weak reference to itself: a thread
+    that outlives a VM must not keep it. `find_frame` finds the innermost frame of a task that does
+    not have a thread to itself.
     """
 
     __slots__ = (
@@ -52,7 +55,7 @@ class Task:
         self.blocked_on: object = None
         self.error: BaseException | None = None
         self.thread = threading.current_thread()
-        self.locals: dict[object, Any] = {}
+        self.locals: dict[weakref.ref[object], Any] = {}
         self.find_frame: Callable[[], FrameType | None] | None = None
 
     def __str__(self) -> str:

@@ -9,6 +9,7 @@ Documentation/RCU; the discipline is reference 2.1 and 2.6.
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Callable
 from types import TracebackType
 from typing import Final, Generic, TypeVar
@@ -43,7 +44,11 @@ class RcuReader:
         self.sections = 0
         self.site: stacks.Stack = ()
         self.epoch = domain.runtime.cell(f"{domain.name}.reader", IDLE)
-        self.task.locals[domain] = self
+        mine = self.task.locals
+        if is_time_to_tidy(len(mine)):
+            for gone in [other for other in mine if other() is None]:
+                del mine[gone]
+        mine[domain.ref] = self
         domain.enlist(self)
 
 
@@ -65,6 +70,7 @@ class EpochDomain:
         self.lockdep = lockdep
         self.reporter = lockdep.reporter
         self.gp_seq = runtime.counter(f"{name}.gp_seq", 1)
+        self.ref: weakref.ref[object] = weakref.ref(self)
         self._readers: Cell[tuple[RcuReader, ...]] = runtime.cell(f"{name}.readers", ())
         self.local = runtime.local(functools.partial(RcuReader, self))
 
@@ -97,7 +103,7 @@ class EpochDomain:
     def _depth_of(self, task: Task) -> int:
         """How many sections the task is inside; one that has never entered any is not made known
         for being asked."""
-        reader: RcuReader | None = task.locals.get(self)
+        reader: RcuReader | None = task.locals.get(self.ref)
         return reader.depth if reader is not None else 0
 
     def read_held(self) -> bool:

@@ -3,7 +3,9 @@ a section."""
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from functools import partial
@@ -17,9 +19,8 @@ from mmu.report import Reporter
 from mmu.runtime import Cell, Runtime
 from mmu.sync import Rcu, Sync
 from mmu.sync.rcu import IDLE, EpochDomain
-from mmu.task import Task
+from mmu.task import Task, current
 from tests.conftest import (
-    PATIENCE,
     MakeSync,
     blocked,
     codes,
@@ -32,6 +33,7 @@ from tests.conftest import (
     the_report,
     together,
 )
+from tests.patience import PATIENCE
 
 
 def waits_for_a_grace_period(task: Task) -> bool:
@@ -50,6 +52,25 @@ class NoWait(Rcu):
 
     def wait_for_readers(self) -> None:
         """Return at once."""
+
+
+# Who keeps whom
+
+
+def test_a_thread_that_outlives_a_domain_does_not_keep_it(
+    runtime: Runtime, reporter: Reporter
+) -> None:
+    def used() -> weakref.ref[Sync]:
+        sync = Sync(runtime, reporter)
+        with rcu_section(sync.rcu), srcu_section(sync.srcu("a domain")):
+            assert sync.rcu.read_held()
+        return weakref.ref(sync)
+
+    domains = [used() for _ in range(100)]
+    gc.collect()
+    assert [domain() for domain in domains] == [None] * 100
+    with rcu_section(Sync(runtime, reporter).rcu):
+        assert len(current.task.locals) < 200, "records of domains that are gone are tidied away"
 
 
 # Sections
