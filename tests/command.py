@@ -10,12 +10,20 @@ from pathlib import Path
 from typing import NamedTuple
 
 from stress.cli import invoke
+from tests.patience import PATIENCE
 
 ROOT = Path(__file__).parents[1]
-PATIENCE_S = 600.0
-"""A process that takes longer hangs; a machine may be slow."""
+UNTIL_MET = ("--set", "budget.until_met=true")
+"""Options of `stress run`: go on until what the scenario asks for has happened, however long that
+takes here."""
 Out = Callable[[], tuple[str, str]]
 """Takes what was printed on stdout and stderr since the last time."""
+
+
+def until(**obligations: int) -> tuple[str, ...]:
+    """Options of `stress run`: go on until these counters are reached, and ask for nothing else."""
+    needed = ", ".join(f"{counter}={count}" for counter, count in obligations.items())
+    return (*UNTIL_MET, "--set", f"obligations={{{needed}}}")
 
 
 class Done(NamedTuple):
@@ -82,7 +90,7 @@ def run(interpreter: str, *arguments: object, **more: str) -> Done:
         env=environment(**more),
         capture_output=True,
         text=True,
-        timeout=PATIENCE_S,
+        timeout=PATIENCE,
         check=False,
     )
     return Done(done.returncode, done.stdout, done.stderr)

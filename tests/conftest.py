@@ -8,6 +8,7 @@ lock it blocks on by `blocked`, and ended by `finish`, which raises what the thr
 
 from __future__ import annotations
 
+import gc
 import signal
 import threading
 import time
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
+import psutil
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -23,10 +25,13 @@ from mmu.runtime import Runtime
 from mmu.sync import Rcu, RwLock, Srcu, Sync
 from mmu.task import Task, current
 from stress.engines.carrier_choice import VARIABLE
+from tests import tiers
 from tests.carriers import CARRIERS
+from tests.patience import PATIENCE
 
-PATIENCE = 60.0
-"""Seconds after which a test gives up on a wait."""
+# Collecting makes objects by the hundred thousand, and most of them stay: garbage is looked for
+# among the newest, and not among all of them again and again.
+gc.set_threshold(50000, 5, 1000)
 
 # the tests run in the background of a shell; some are about Ctrl-C
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -43,6 +48,46 @@ settings.register_profile(
 settings.load_profile("laws")
 """How laws are tried: the same examples everywhere and always, and no clock. A law that needs more
 examples says so."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Divide the tests into tiers, before `-m` chooses among them."""
+    tiers.mark(items)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(Thrift(config))
+
+
+class Thrift:
+    """Keeps the process small. A VM is few objects and much memory, so that garbage is looked for
+    among what the tests make, without all that was collected, and after every test that has made
+    the process grow."""
+
+    GROWTH = 1 << 20
+    """Bytes by which a test may make the process grow."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._process = psutil.Process()
+        self._size = 0
+        self._config = config
+        self._is_worker = hasattr(config, "workerinput")
+
+    def pytest_collection_finish(self) -> None:
+        """All that is there now stays."""
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(1000, 5, 2)
+        gc.enable()
+
+    def pytest_runtest_logfinish(self) -> None:
+        """A test and its reports are done."""
+        if self._is_worker:  # the main process has its reports, and nobody asks for them here
+            self._config.pluginmanager.getplugin("terminalreporter").stats.clear()
+        if self._process.memory_info().rss > self._size + self.GROWTH:
+            gc.collect()
+            self._size = self._process.memory_info().rss
 
 
 class MakeSync(Protocol):

@@ -18,6 +18,7 @@ from stress.scenario.types import (
     Budget,
     Count,
     Disturbances,
+    Flag,
     Memory,
     Positive,
     Scenario,
@@ -26,6 +27,7 @@ from stress.scenario.types import (
 )
 from stress.selftest.attempt import Attempt
 from stress.selftest.jobs import Job, run_jobs
+from tests.patience import PATIENCE
 
 MEETINGS = {
     *CLOSE_CALLS,
@@ -49,8 +51,18 @@ MEETINGS = {
 """Counters that move only when two tasks have met, which few schedules may bring about."""
 
 
+BRIEF = Budget(
+    duration_s=Seconds(0.2),
+    until_met=Flag(True),
+    cap_s=Seconds(PATIENCE),
+    settle_s=Seconds(0.1),
+)
+"""As short as the machine allows: until the obligations are met."""
+
+
 def small(**changes: Any) -> Scenario:
-    """A scenario of half a second with everything in it, at real geometry."""
+    """A scenario with everything in it, at real geometry, that runs until its obligations are
+    met."""
     base = Scenario(
         vm=VmSettings(vcpus=Positive(2), frames=Positive(1 << 12)),
         memory=Memory(
@@ -60,34 +72,52 @@ def small(**changes: Any) -> Scenario:
             smm_churn_pages=Count(16),
         ),
         disturbances=Disturbances(stutter_every_s=Seconds(0.3)),
-        budget=Budget(duration_s=Seconds(0.8), settle_s=Seconds(0.1)),
+        budget=BRIEF,
     )
     return evolve(base, **changes)
 
 
 class Watchful(ThreadEngine):
-    """The engine, which ends a run also when `enough` has happened in it."""
+    """The engine, whose runs end when `enough` has happened, instead of after a time."""
 
-    def __init__(self, session: Session, enough: Callable[[Session], bool]) -> None:
-        super().__init__(session, Resources(), lambda _: None)
+    def __init__(
+        self,
+        session: Session,
+        enough: Callable[[Session], bool],
+        on_tick: Callable[[float], None] = lambda _: None,
+    ) -> None:
+        super().__init__(session, Resources(), on_tick)
         self._enough = enough
 
-    def _found_enough(self) -> bool:
-        return super()._found_enough() or self._enough(self.session)
+    def _budget_used(self, elapsed: float) -> bool:
+        return elapsed >= PATIENCE or self._enough(self.session)
 
 
 def run_scenario(
-    scenario: Scenario, seed: int = 1, until: Callable[[Session], bool] = lambda _: False
+    scenario: Scenario, seed: int = 1, until: Callable[[Session], bool] | None = None
 ) -> tuple[Session, RunOutcome]:
-    """Run to the end, or `until` enough has happened; the session holds what was found."""
+    """Run `until` enough has happened, or as the scenario's budget says; the session holds what
+    was found."""
     session = Session(scenario, seed, Runtime())
+    if until is None:
+        return session, ThreadEngine(session, Resources(), lambda _: None).run()
     return session, Watchful(session, until).run()
+
+
+def counted(*counters: str, at_least: int = 1) -> Callable[[Session], bool]:
+    """For `run_scenario`: until each of these counters has reached this much."""
+
+    def enough(session: Session) -> bool:
+        totals = session.totals()
+        return all(totals[counter] >= at_least for counter in counters)
+
+    return enough
 
 
 def broken_run(scenario: Scenario, seed: int = 1) -> Attempt:
     """A run that has to find something, in a process of its own: what it breaks may leave threads
     that never end, and those would slow down every test after it."""
     made: list[Attempt] = []
-    job = Job("", Case(""), scenario, "threads", seed, scenario.budget.duration_s)
+    job = Job("", Case(""), scenario, "threads", seed, scenario.budget.longest_s)
     run_jobs([job], Workers(1), lambda _, attempt: made.append(attempt))
     return made[0]

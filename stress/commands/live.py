@@ -89,11 +89,11 @@ def run_line(progress: RunProgress) -> ProgressLine:
     """The progress of a run: plain lines every two seconds, or thirty of them for a longer run."""
     counts = progress.counters
     return ProgressLine(
-        f"{progress.elapsed_s:5.1f}/{progress.duration_s:g} s  "
+        f"{progress.elapsed_s:5.1f}/{progress.budget.span} s  "
         f"{'  '.join(f'{name} {counts[name]:,}' for name in SHOWN)}  "
         f"findings {progress.findings}",
         progress.elapsed_s,
-        progress.elapsed_s + max(PLAIN_EVERY_S, progress.duration_s / 30),
+        progress.elapsed_s + max(PLAIN_EVERY_S, progress.budget.duration_s / 30),
         style="bold red" if progress.findings else "",
     )
 

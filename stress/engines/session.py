@@ -39,6 +39,7 @@ from stress.observe.root_lives import Lives
 from stress.observe.rules_judged import judged_by_model
 from stress.observe.series import Series
 from stress.observe.timeline import Timeline
+from stress.scenario.counters import AT_THE_END
 from stress.scenario.errors import VariantError
 from stress.scenario.types import Scenario
 
@@ -138,6 +139,18 @@ class World:
         expect = self.scenario.expect
         expected: set[str] = set(expect.codes) or set(expect.rules)
         return not expected or bool(finding.report.names() & expected)
+
+    def owes(self) -> bool:
+        """Whether something that the scenario asks for has not happened yet, and the end of the
+        run will not bring it about: an obligation, or the first of the expected findings."""
+        expect, findings = self.scenario.expect, self.findings()
+        if expect.names and not expect.at_the_end:
+            return not any(map(self.is_expected, findings))
+        totals = self.totals()
+        return not findings and any(
+            totals[name] + AT_THE_END.get(name, 0) < needed
+            for name, needed in self.scenario.obligations.items()
+        )
 
     def errors(self) -> tuple[str, ...]:
         """What went wrong with the harness itself."""

@@ -88,7 +88,6 @@ class ThreadEngine:
     def _watch(self) -> None:
         """Until the budget is used, enough was found, or the harness failed."""
         session = self.session
-        budget = session.scenario.budget
         watchdog = Watchdog(session.vm.kvm, self._limits.stall_s)
         start = time.monotonic()
         stutter = session.scenario.disturbances.stutter_every_s
@@ -104,11 +103,18 @@ class ThreadEngine:
             session.gauges.sample()
             self._on_tick(elapsed)
             broken = session.errors() and not session.findings()
-            if broken or elapsed >= budget.duration_s or self._found_enough():
+            if broken or self._budget_used(elapsed) or self._found_enough():
                 return
             if elapsed >= next_stutter:
                 self._stand_still()
                 next_stutter = time.monotonic() - start + stutter
+
+    def _budget_used(self, elapsed: float) -> bool:
+        """Whether the time is up: `duration_s`, or with `until_met` as long as it takes."""
+        budget = self.session.scenario.budget
+        if elapsed < budget.duration_s:
+            return False
+        return not budget.until_met or elapsed >= budget.cap_s or not self.session.owes()
 
     def _found_enough(self) -> bool:
         """Whether there is no point in going on: too much is broken, or some time ago what was

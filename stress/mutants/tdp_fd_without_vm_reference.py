@@ -31,6 +31,13 @@ VARIANT = Mutant(
     tags=("export", "teardown"),
     controlled=Case("explore/exit-with-device", ("actors.exit.vm_first=true",)),
     threads=Case(
-        "quick", ("actors.exit.enabled=true", "actors.exit.vm_first=true", "budget.duration_s=2.0")
+        "quick",
+        (
+            "actors.exit.enabled=true",
+            "actors.exit.vm_first=true",
+            "budget.duration_s=0.5",
+            "obligations={device_accesses=10}",
+            "expect.at_the_end=true",
+        ),
     ),
 )

@@ -36,7 +36,8 @@ VARIANT = Mutant(
     threads=Case(
         "vcpus-only",
         (
-            "obligations={}",
+            "obligations={fast_zaps=3}",
+            "expect.at_the_end=true",
             'vm.kernel="5.18"',
             'disturbances.points=["P10"]',
             "disturbances.delay_share=1.0",

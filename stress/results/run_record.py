@@ -139,7 +139,7 @@ def certificate_of_run(record: RunRecord, scenario: Scenario) -> Certificate:
     """The certificate of a run of `scenario`, from everything else that its record holds."""
     environment = record.environment
     build = "GIL" if environment.gil_enabled else "free-threaded"
-    asked = scenario.budget.duration_s
+    asked = scenario.budget.span
     bounds = () if record.findings else tuple(_races(record.counters))
     return certify(
         Exercise(
@@ -153,7 +153,7 @@ def certificate_of_run(record: RunRecord, scenario: Scenario) -> Certificate:
             failed=bool(record.findings),
         ),
         record.verdict,
-        f"{record.run_s:.1f} of {asked:g} s on real threads, {environment.cpus} CPUs, {build}",
+        f"{record.run_s:.1f} of {asked} s on real threads, {environment.cpus} CPUs, {build}",
         bounds=bounds,
         assumption=(
             "trials are exchangeable: the same scenario on a machine that is as fast and as busy"

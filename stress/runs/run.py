@@ -25,7 +25,7 @@ from stress.results.store import RunDirectory, command_line, now
 from stress.results.verdict import Evidence, Judgement, Obligation, Verdict, judge
 from stress.scenario.errors import ResultError
 from stress.scenario.load import unstructure
-from stress.scenario.types import Scenario
+from stress.scenario.types import Budget, Scenario
 
 SAVE_EVERY_S = 1.0
 GONE = ("stale-tlb", "stale-map", "write-after-release", "mmio-spte-walked")
@@ -47,11 +47,11 @@ class RunRequest:
 
 @frozen
 class RunProgress:
-    """What a live display shows: seconds into the run, the counters, the number of findings so
-    far."""
+    """What a live display shows: seconds into the run, its budget, the counters, the number of
+    findings so far."""
 
     elapsed_s: float
-    duration_s: float
+    budget: Budget
     counters: dict[str, int]
     findings: int
 
@@ -126,9 +126,7 @@ class _Keeper:
         found."""
         found = len(self._session.findings())
         totals = self._session.totals()
-        self._on_progress(
-            RunProgress(elapsed, self._request.scenario.budget.duration_s, totals, found)
-        )
+        self._on_progress(RunProgress(elapsed, self._request.scenario.budget, totals, found))
         self._session.series.look(self._session.elapsed(), totals, living_tasks())
         if elapsed >= self._next_save or found > self._known_findings:
             self._next_save = elapsed + SAVE_EVERY_S

@@ -116,3 +116,6 @@ COUNTERS: dict[str, str] = {
 
 MEMSLOT_CALLS = ("memslot_creates", "memslot_deletes", "memslot_moves", "memslot_flags")
 """The counters whose sum is the number of memslot calls."""
+
+AT_THE_END: dict[str, int] = {"process_exits": 1, "teardowns": 1, "quiescent_checks": 1}
+"""How far the end of a run moves counters: no run has to go on for these."""

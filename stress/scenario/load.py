@@ -195,6 +195,15 @@ def _cross_checks(scenario: Scenario, places: dict[str, str], source: str) -> It
             )
     yield from _memory_checks(scenario, at)
     yield from _limit_checks(scenario, at)
+    budget = scenario.budget
+    if budget.until_met and budget.cap_s < budget.duration_s:
+        yield Problem(
+            at("budget.cap_s"),
+            "budget.cap_s",
+            f"{budget.cap_s:g}",
+            f"at least {budget.duration_s:g}",
+            "budget.duration_s is the shortest run, budget.cap_s the longest",
+        )
     yield from scripts.misfits(scenario, at) if shaped else ()
     vcpu = scenario.actors.vcpu
     if vcpu.shadow_pages and not vcpu.nested_share and not scenario.script:

@@ -333,12 +333,26 @@ class Oracles:
 
 @frozen
 class Budget:
-    """How much to run. `settle_s` is how long a run goes on after its first finding, to collect
-    what follows from it."""
+    """How much to run: for `duration_s`. With `until_met`, a run whose obligations are not met by
+    then, or that has not found what it expects, goes on until it has, for at most `cap_s` in all.
+    `settle_s` is how long a run goes on after its first finding, to collect what follows from
+    it."""
 
     duration_s: Seconds = Seconds(10.0)
+    until_met: Flag = Flag(False)
+    cap_s: Seconds = Seconds(600.0)
     settle_s: Seconds = Seconds(0.5)
     max_findings: Positive = Positive(20)
+
+    @property
+    def longest_s(self) -> float:
+        """The longest that a run may take, in seconds."""
+        return self.cap_s if self.until_met else self.duration_s
+
+    @property
+    def span(self) -> str:
+        """The run time in words, such as "10" or "10 to 600" seconds."""
+        return f"{self.duration_s:g}{f' to {self.cap_s:g}' if self.until_met else ''}"
 
 
 @frozen
@@ -372,10 +386,12 @@ class Observe:
 @frozen
 class Expect:
     """What a scenario that must fail expects: rules or codes of findings, of which at least one has
-    to fire."""
+    to fire. With `at_the_end` that happens only when the run has been stopped, so a run with
+    `budget.until_met` does not wait for it."""
 
     rules: tuple[RuleName, ...] = ()
     codes: tuple[Text, ...] = ()
+    at_the_end: Flag = Flag(False)
 
     @property
     def names(self) -> tuple[str, ...]:

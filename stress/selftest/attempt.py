@@ -14,7 +14,7 @@ from stress.mutants.case import Case
 from stress.observe.resources import Resources
 from stress.runs.explore import explore
 from stress.runs.explore_request import ExploreRequest
-from stress.scenario.types import Scenario, Seconds
+from stress.scenario.types import Budget, Flag, Scenario, Seconds
 
 Engine = Literal["controlled", "threads"]
 ENGINES: tuple[Engine, ...] = ("controlled", "threads")
@@ -87,9 +87,15 @@ def under_control(name: str, case: Case, scenario: Scenario, seed: int, limit_s:
 
 
 def on_threads(name: str, scenario: Scenario, seed: int, limit_s: float) -> Attempt:
-    """Run on real threads until something expected fires, or the limit."""
-    duration = Seconds(min(limit_s, scenario.budget.duration_s))
-    budget = evolve(scenario.budget, duration_s=duration, settle_s=Seconds(SETTLE_S))
+    """Run on real threads until something expected fires, or the limit; where only the end of a run
+    shows that, for the scenario's own time and until its obligations are met."""
+    budget = Budget(
+        duration_s=Seconds(min(limit_s, scenario.budget.duration_s)),
+        until_met=Flag(True),
+        cap_s=Seconds(limit_s),
+        settle_s=Seconds(SETTLE_S),
+        max_findings=scenario.budget.max_findings,
+    )
     session = Session(evolve(scenario, budget=budget), seed, Runtime())
     outcome = ThreadEngine(session, Resources(), lambda _: None).run()
     findings = session.findings()

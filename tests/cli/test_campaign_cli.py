@@ -10,8 +10,8 @@ import pytest
 
 from stress.commands import schema
 from stress.runs.compare.groups import load_groups
-from tests.cli.test_cli import FORGETFUL, QUICK, SMALL
-from tests.command import ROOT, Stress, real
+from tests.cli.test_cli import FORGETFUL, MET, QUICK
+from tests.command import ROOT, UNTIL_MET, Stress, real
 
 DEVICE = ROOT / "configs" / "BUSTED" / "no-flush-after-exported-zap.toml"
 
@@ -26,12 +26,10 @@ def test_a_campaign_stores_its_runs_and_is_a_group_to_compare(tmp_path: Path) ->
             "2",
             "--first-seed",
             "7",
-            "--duration",
-            "1.5",
             "--json",
             "--results",
             tmp_path,
-            *SMALL,
+            *MET,
         )
     )
     assert done.code == 0, done.out + done.err
@@ -55,10 +53,9 @@ def test_a_variant_from_a_file_fails_in_every_run(
         "idea.py",
         "--seeds",
         "1",
-        "--duration",
-        "60",
         "--results",
         "there",
+        *UNTIL_MET,
     )
     done = stress("campaign", "-c", DEVICE, *asked)
     assert done.code == 1, done.out + done.err

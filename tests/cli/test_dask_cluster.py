@@ -20,11 +20,14 @@ from typing import Any
 
 import pytest
 
+from tests.command import until
+from tests.patience import PATIENCE
+
 pytest.importorskip("distributed", reason="Dask is an extra: pip install 'tdp-stress[campaign]'")
 
 ROOT = Path(__file__).parents[2]
 QUICK = ROOT / "configs" / "quick.toml"
-SMALL = ("--set", "obligations={vcpu_faults=10}", "--set", "vm.vcpus=2", "--duration", "1.5")
+SMALL = ("--set", "vm.vcpus=2", "--duration", "1.5", *until(vcpu_faults=10))
 EXPLORE = """
 import json, sys
 from pathlib import Path
@@ -59,7 +62,9 @@ if __name__ == "__main__":
 
 
 def start(*arguments: str | Path, root: Path = ROOT, **environment: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
+    """A process that is ended when the test loses its patience, so that nobody reads from it
+    forever."""
+    process = subprocess.Popen(
         [sys.executable, *map(str, arguments)],
         cwd=root,
         env={**os.environ, "PYTHONPATH": str(root), **environment},
@@ -67,6 +72,10 @@ def start(*arguments: str | Path, root: Path = ROOT, **environment: str) -> subp
         stderr=subprocess.PIPE,
         text=True,
     )
+    end = threading.Timer(PATIENCE, process.kill)
+    end.daemon = True
+    end.start()
+    return process
 
 
 class Cluster:
@@ -107,8 +116,8 @@ class Cluster:
     def end(self) -> None:
         for process, drain in zip(self.processes, self.drains, strict=True):
             process.kill()
-            process.wait()
-            drain.join()
+            process.wait(PATIENCE)
+            drain.join(PATIENCE)
             for pipe in (process.stdout, process.stderr):
                 assert pipe is not None
                 pipe.close()
@@ -119,7 +128,8 @@ class Cluster:
         process = start(*arguments, root=root, **environment)
         self.processes.append(process)
         assert process.stderr is not None
-        line = next(line for line in process.stderr if said in line)
+        line = next((line for line in process.stderr if said in line), "")
+        assert line, f"{' '.join(map(str, arguments))}: ended without {said!r}"
         self.drains.append(threading.Thread(target=process.stderr.read))
         self.drains[-1].start()
         return line.split()[-1]
@@ -145,7 +155,7 @@ def explored(script: Path, scheduler: str, victim: subprocess.Popen[str] | None 
     first = process.stdout.readline()
     if victim is not None:
         victim.send_signal(signal.SIGKILL)
-    rest, errors = process.communicate()
+    rest, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, errors
     return json.loads((first + rest).splitlines()[-1])
 
@@ -165,12 +175,12 @@ def test_a_campaign_that_loses_a_worker_has_the_same_verdicts_and_every_run(
     tmp_path: Path, cluster: Cluster, three: list[subprocess.Popen[str]]
 ) -> None:
     asked = ("-m", "stress", "campaign", "-c", QUICK, "--seeds", "6", *SMALL)
-    local, _ = start(*asked, "--json", "--results", tmp_path / "here").communicate()
+    local, _ = start(*asked, "--json", "--results", tmp_path / "here").communicate(timeout=PATIENCE)
     process = start(*asked, "--results", tmp_path / "there", "--scheduler", cluster.address)
     assert process.stderr is not None
     assert process.stderr.readline().startswith("PASS")
     three[0].kill()
-    told, errors = process.communicate()
+    told, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, told + errors
     kept = [json.loads(path.read_text()) for path in (tmp_path / "there").glob("2*/run.json")]
     assert {run["seed"]: run["verdict"] for run in kept} == {
@@ -199,7 +209,7 @@ def test_an_interrupted_campaign_keeps_what_it_has_and_leaves_nothing_running(
     assert process.stderr is not None
     process.stderr.readline()
     process.send_signal(signal.SIGINT)
-    told, errors = process.communicate()
+    told, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 2, errors
     assert "not made: interrupted" in told.splitlines()[-1]
     assert 1 <= len(list(tmp_path.glob("2*/run.json"))) < 50
@@ -236,7 +246,7 @@ def test_a_scheduler_that_dies_costs_what_was_running(
     assert process.stderr is not None
     process.stderr.readline()
     cluster.processes[0].kill()
-    told, errors = process.communicate()
+    told, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 2, errors
     assert "not made: the connection to the Dask scheduler was lost" in told.splitlines()[-1]
     assert "Traceback" not in errors
@@ -249,7 +259,7 @@ def test_a_task_that_ends_its_workers_is_given_up_and_the_others_are_done(
     script = tmp_path / "deadly.py"
     script.write_text(DEADLY)
     process = start(script, cluster.address)
-    out, errors = process.communicate()
+    out, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, errors
     why, found = json.loads(out)
     assert why == ""
@@ -279,7 +289,7 @@ def test_a_worker_with_other_sources_is_refused_by_its_address(
         "--results",
         tmp_path / "results",
     )
-    _, errors = process.communicate()
+    _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 4
     told = errors.splitlines()
     assert "not what this command runs with" in told[0]

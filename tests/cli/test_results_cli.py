@@ -10,15 +10,14 @@ from xml.etree import ElementTree as ET
 
 import jsonschema
 import pytest
-import xmlschema
 from attrs import evolve
 
 from stress.commands import schema
-from tests.command import Stress
+from tests.command import Stress, until
+from tests.junit_schema import junit_schema
 from tests.records import record
 from tests.stored import CONFIGS, exploration, keep_exploration, keep_run, keep_selftest, selftest
 
-JUNIT = xmlschema.XMLSchema(Path(__file__).parents[1] / "data" / "junit.xsd")
 FAULT = CONFIGS / "explore" / "fault-vs-delete.toml"
 QUICK = CONFIGS / "quick.toml"
 REPORTS = {
@@ -191,7 +190,7 @@ def test_junit_goes_to_a_file_or_is_printed_alone(stress: Stress, tmp_path: Path
     directory = keep_run(tmp_path, record(findings=1))
     printed = stress("report", directory, "--junit", "-").out
     assert stress("report", directory, "--junit", tmp_path / "ci.xml").code == 0
-    JUNIT.validate(printed)
+    junit_schema().validate(printed)
     assert (tmp_path / "ci.xml").read_text() == printed == (directory / "junit.xml").read_text()
     assert ET.fromstring(printed).find("testsuite").get("failures") == "1"
     refused = stress("report", directory, "--junit", tmp_path / "no" / "ci.xml")
@@ -269,7 +268,7 @@ def test_a_real_exploration_is_kept_with_valid_reports_and_made_again_exactly(
     assert "The interleaving" in (first / "report.html").read_text()
     before = valid("exploration", (first / "explore.json").read_text())
     valid("schedule", (first / "schedule-1.json").read_text())
-    JUNIT.validate((first / "junit.xml").read_text())
+    junit_schema().validate((first / "junit.xml").read_text())
     done = stress("rerun", "latest", "--results", tmp_path, "-q")
     assert done.code == 1
     assert f"rerun: {first.name}, which was FAIL" in done.err
@@ -298,8 +297,7 @@ def test_a_real_run_is_kept_with_valid_reports_and_made_again(
     stress: Stress, tmp_path: Path
 ) -> None:
     options = [
-        "--set",
-        "obligations={vcpu_accesses=1}",
+        *until(vcpu_accesses=1, vcpu_faults=1, memslot_creates=1),
         "--set",
         "vm.vcpus=1",
         "--set",
@@ -322,7 +320,7 @@ def test_a_real_run_is_kept_with_valid_reports_and_made_again(
         event["name"] for event in timeline["traceEvents"]
     }
     before = valid("run", (first / "run.json").read_text())
-    JUNIT.validate((first / "junit.xml").read_text())
+    junit_schema().validate((first / "junit.xml").read_text())
     done = stress("rerun", first, "--results", tmp_path, "--json")
     assert done.code == 0
     after = valid("run", done.out)

@@ -18,9 +18,8 @@ from stress.selftest import matrix, page, selftest
 from stress.selftest.registry import all_mutants, entry, scenario_of, without_variants
 from stress.selftest.selftest import Options, judgement_of, run
 from stress.selftest.stored import SELFTEST_FORMAT, record_of
+from tests.patience import PATIENCE
 
-PATIENCE_S = 120.0
-"""Seconds for what dies in a moment: a machine may be slow."""
 DOZEN = (
     "r1-double-export",
     "r5-unexport-without-flush",
@@ -38,7 +37,7 @@ DOZEN = (
 
 
 def test_a_dozen_mutants_die_on_both_engines() -> None:
-    test = run(Options(names=DOZEN, seeds=1, controlled_s=PATIENCE_S, threads_s=PATIENCE_S))
+    test = run(Options(names=DOZEN, seeds=1, controlled_s=PATIENCE, threads_s=PATIENCE))
     assert [(row.name, row.engine, row.state) for row in test.rows if row.state != "killed"] == []
     assert len(test.rows) == 2 * len(DOZEN)
     assert judgement_of(test).verdict is Verdict.PASS
@@ -70,7 +69,7 @@ def test_without_an_oracle_that_has_company_there_is_no_hole() -> None:
         names=("double-put-of-invalid-root",),
         engines=("controlled",),
         seeds=1,
-        controlled_s=PATIENCE_S,
+        controlled_s=PATIENCE,
         off=("O17",),
     )
     test = run(options)
@@ -122,7 +121,7 @@ def test_the_correct_model_stays_silent_under_every_policy_in_a_short_selftest(
 def test_the_matrix_is_the_same_in_every_form() -> None:
     test = run(
         Options(
-            names=("r1-double-export",), engines=("controlled",), seeds=2, controlled_s=PATIENCE_S
+            names=("r1-double-export",), engines=("controlled",), seeds=2, controlled_s=PATIENCE
         )
     )
     data = json.loads(SELFTEST_FORMAT.text(record_of(test)))

@@ -30,7 +30,7 @@ def run_task(
 ) -> FanoutTask:
     """The task that runs the scenario with this seed and the variants in these files; its result is
     `FetchedRun`."""
-    return FanoutTask(run_here, (scenario, name, seed, variant_files), scenario.budget.duration_s)
+    return FanoutTask(run_here, (scenario, name, seed, variant_files), scenario.budget.longest_s)
 
 
 def run_here(

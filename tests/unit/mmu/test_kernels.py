@@ -35,7 +35,6 @@ from mmu.tdp.fault import RetPf
 from mmu.tdp.iter import TdpIter
 from mmu.variant import Parts, Variant
 from tests.conftest import (
-    PATIENCE,
     blocked,
     elsewhere,
     finish,
@@ -46,6 +45,7 @@ from tests.conftest import (
     writing,
 )
 from tests.model import Machine, w
+from tests.patience import PATIENCE
 from tests.unit.conftest import MakeMachine
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pytest
 
+from mmu.kvm import VmConfig
 from mmu.lock_order import DOCUMENTED, SOURCE, Held
 from mmu.machine.vm import VirtualMachine
 from mmu.report import Reporter
@@ -16,7 +17,7 @@ from tests.conftest import forget_held_locks
 
 @pytest.fixture
 def vm() -> VirtualMachine:
-    return VirtualMachine(runtime=Runtime(), reporter=Reporter(sink=None))
+    return VirtualMachine(VmConfig(frames=64), runtime=Runtime(), reporter=Reporter(sink=None))
 
 
 def hold(lockdep: LockDep, name: str, mode: int) -> None:

@@ -11,7 +11,8 @@ import pytest
 
 from mmu.runtime import Cell, Counter, Runtime, Table
 from mmu.task import Task, current
-from tests.conftest import PATIENCE, blocked, elsewhere, finish, together
+from tests.conftest import blocked, elsewhere, finish, together
+from tests.patience import PATIENCE
 
 THREADS = 4
 ROUNDS = 500

@@ -15,13 +15,13 @@ def deep(levels):
         deep(levels - 1)
     else:
         here.set()
-        leave.wait()
+        leave.wait(300)
 
 leave = threading.Event()
 for _ in range(8):
     here = threading.Event()
     threading.Thread(target=deep, args=(12,), daemon=True).start()
-    here.wait()
+    assert here.wait(300)
 gc.set_threshold(1, 1, 1)
 for _ in range(600):
     ring = [threading.local()]

@@ -14,8 +14,9 @@ from mmu.memory.memslots import KVM_MEM_READONLY
 from mmu.memory.tlb import WHOLE
 from mmu.paging.spte import PFN_SHIFT, REMOVED_SPTE, SPTE_W
 from mmu.paging.table import RootPage
-from tests.conftest import PATIENCE, blocked, finish, rcu_section, writing
+from tests.conftest import blocked, finish, rcu_section, writing
 from tests.model import Machine
+from tests.patience import PATIENCE
 from tests.unit.conftest import MakeMachine
 
 

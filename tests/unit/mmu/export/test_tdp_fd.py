@@ -16,8 +16,9 @@ from mmu.memory.memslots import KVM_MEM_READONLY, KVM_MEMSLOT_INVALID
 from mmu.memory.requests import KVM_REQ_TLB_FLUSH
 from mmu.memory.tlb import WHOLE
 from mmu.tdp.fault import RetPf
-from tests.conftest import PATIENCE, blocked, finish, together
+from tests.conftest import blocked, finish, together
 from tests.model import Machine
+from tests.patience import PATIENCE
 from tests.unit.conftest import MakeMachine
 
 

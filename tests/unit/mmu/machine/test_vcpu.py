@@ -12,8 +12,9 @@ from mmu.memory.memslots import KVM_MEM_READONLY
 from mmu.memory.requests import IN_GUEST_MODE, KVM_REQ_TLB_FLUSH, OUTSIDE_GUEST_MODE
 from mmu.sync.lockdep import READ
 from mmu.tdp.fault import RetPf
-from tests.conftest import PATIENCE, blocked, finish, rcu_section, together, writing
+from tests.conftest import blocked, finish, rcu_section, together, writing
 from tests.model import Machine, ParkedGuest, Script, w
+from tests.patience import PATIENCE
 
 
 @pytest.fixture

@@ -10,8 +10,9 @@ from mmu.memory.requests import KVM_REQ_TLB_FLUSH_CURRENT
 from mmu.paging.spte import SPTE_D, SPTE_W, SPTE_X
 from mmu.paging.table import RootPage, RootRole
 from mmu.tdp.fault import RetPf
-from tests.conftest import PATIENCE, finish, writing
+from tests.conftest import finish, writing
 from tests.model import Machine, Script, w, x
+from tests.patience import PATIENCE
 from tests.unit.conftest import MakeMachine
 
 NORMAL, NESTED = RootRole(0), RootRole(0, guest_mode=True)

@@ -12,8 +12,9 @@ from mmu.memory.requests import (
     RunState,
 )
 from mmu.variant import Variant
-from tests.conftest import PATIENCE, blocked, finish, together
+from tests.conftest import blocked, finish, together
 from tests.model import Machine, ParkedGuest
+from tests.patience import PATIENCE
 from tests.unit.conftest import MakeMachine
 
 

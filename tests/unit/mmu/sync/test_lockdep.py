@@ -14,7 +14,6 @@ from mmu.sync import Mutex, Sync
 from mmu.sync.lockdep import WRITE, describe_held, holds_class
 from mmu.task import current
 from tests.conftest import (
-    PATIENCE,
     blocked,
     codes,
     elsewhere,
@@ -26,6 +25,7 @@ from tests.conftest import (
     together,
     writing,
 )
+from tests.patience import PATIENCE
 
 CYCLE = "circular-dependency"
 

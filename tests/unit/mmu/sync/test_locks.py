@@ -17,7 +17,6 @@ from mmu.sync import Mutex, RwLock, SpinLock, Sync
 from mmu.sync.lockdep import READ, WRITE
 from mmu.task import Task
 from tests.conftest import (
-    PATIENCE,
     MakeSync,
     blocked,
     codes,
@@ -31,6 +30,7 @@ from tests.conftest import (
     together,
     writing,
 )
+from tests.patience import PATIENCE
 
 PREFERENCES = ["fair", "writer", "reader"]
 each_preference = pytest.mark.parametrize("preference", PREFERENCES)

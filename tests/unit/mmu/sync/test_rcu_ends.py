@@ -11,6 +11,7 @@ from mmu.report import Reporter
 from mmu.runtime import Runtime
 from mmu.sync import Sync
 from mmu.task import Task
+from tests.patience import PATIENCE
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ def codes(sync: Sync) -> list[str]:
 
 def run(sync: Sync, body: object) -> None:
     task = sync.runtime.spawn("worker", body)  # type: ignore[arg-type]
-    assert sync.runtime.join(task, 30)
+    assert sync.runtime.join(task, PATIENCE)
 
 
 def test_a_thread_that_ends_inside_an_rcu_section_is_reported(sync: Sync) -> None:

@@ -8,7 +8,8 @@ import threading
 
 from mmu.report import Reporter
 from mmu.sync import Refcount, Sync
-from tests.conftest import PATIENCE, codes, evidence, finish, the_report, together
+from tests.conftest import codes, evidence, finish, the_report, together
+from tests.patience import PATIENCE
 
 
 def dead_refcount(sync: Sync) -> Refcount:

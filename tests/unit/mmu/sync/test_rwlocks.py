@@ -24,7 +24,8 @@ from mmu.sync.lockdep import READ, WRITE
 from mmu.sync.rwlocks import ReaderWriterLock
 from mmu.task import current
 from stress.selftest.detectors.clock import ClockRuntime
-from tests.conftest import PATIENCE, codes, evidence, the_report
+from tests.conftest import codes, evidence, the_report
+from tests.patience import PATIENCE
 from tests.unit.mmu.sync.test_threads import in_thread
 
 ALL = [RWLockFair, RWLockFairD, RWLockRead, RWLockReadD, RWLockWrite, RWLockWriteD]

@@ -10,7 +10,6 @@ import pytest
 from mmu.report import Reporter
 from mmu.sync import Srcu, Sync
 from tests.conftest import (
-    PATIENCE,
     MakeSync,
     blocked,
     codes,
@@ -24,6 +23,7 @@ from tests.conftest import (
     the_report,
     together,
 )
+from tests.patience import PATIENCE
 
 
 @pytest.fixture

@@ -29,7 +29,8 @@ from mmu.sync.default import raise_report, sink_of
 from mmu.task import current
 from stress.selftest.detectors.clock import ClockRuntime
 from tests.command import python
-from tests.conftest import PATIENCE, codes, eventually, evidence, the_report
+from tests.conftest import codes, eventually, evidence, the_report
+from tests.patience import PATIENCE
 
 CYCLE = "circular-dependency"
 
@@ -102,7 +103,7 @@ def test_only_one_thread_is_inside(sync: Sync, reporter: Reporter) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()
+        thread.join(PATIENCE)
     assert box == [2000]
     assert reporter.reports == ()
 

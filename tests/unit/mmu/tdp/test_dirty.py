@@ -15,8 +15,9 @@ from mmu.memory.memslots import KVM_MEM_LOG_DIRTY_PAGES, MemoryRegion
 from mmu.memory.requests import KVM_REQ_TLB_FLUSH
 from mmu.paging.spte import SPTE_D, SPTE_W
 from mmu.tdp.fault import RetPf
-from tests.conftest import PATIENCE, blocked, finish, reading, srcu_section, together, writing
+from tests.conftest import blocked, finish, reading, srcu_section, together, writing
 from tests.model import Machine, ParkedGuest, w
+from tests.patience import PATIENCE
 from tests.unit.conftest import MakeMachine
 
 Logged = Callable[..., tuple[Machine, Vcpu]]

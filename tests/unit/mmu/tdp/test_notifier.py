@@ -16,8 +16,9 @@ from mmu.memory.memslots import Change, MemoryRegion
 from mmu.memory.requests import KVM_REQ_TLB_FLUSH
 from mmu.sync.lockdep import WRITE
 from mmu.tdp.fault import RetPf
-from tests.conftest import PATIENCE, blocked, finish, together, writing
+from tests.conftest import blocked, finish, together, writing
 from tests.model import Machine, ParkedGuest, w
+from tests.patience import PATIENCE
 from tests.unit.conftest import MakeMachine
 
 

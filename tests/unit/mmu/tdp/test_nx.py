@@ -12,8 +12,9 @@ from mmu.machine.vcpu import Vcpu
 from mmu.memory.memslots import KVM_MEM_LOG_DIRTY_PAGES
 from mmu.paging.spte import SPTE_X
 from mmu.tdp.fault import RetPf
-from tests.conftest import PATIENCE, blocked, finish, together
+from tests.conftest import blocked, finish, together
 from tests.model import Machine, w, x
+from tests.patience import PATIENCE
 from tests.unit.conftest import MakeMachine
 
 

@@ -11,6 +11,7 @@ from mmu.memory.memslots import KVM_MEM_LOG_DIRTY_PAGES
 from stress.engines.session import Session
 from stress.scenario.operations import Op
 from stress.scenario.types import Count, MemslotSettings, Positive, Rate, Share, VcpuSettings
+from tests.conftest import eventually, finish
 from tests.unit.stress.actors.conftest import MakeStage, the
 
 
@@ -44,6 +45,25 @@ def test_an_mmio_exit_ends_a_run(staged: MakeStage) -> None:
     assert actor._made == 2
     actor.perform(Op("run", (3 << 1 | 1, 4 << 1 | FETCH)))
     assert stats(actor)[0] == 3
+
+
+class Endless:
+    """A guest that never stops by itself."""
+
+    def next_access(self) -> int:
+        return 3 << 1
+
+
+def test_one_long_kvm_run_is_no_hang(staged: MakeStage) -> None:
+    """Within it the actor moves, which is what the watchdog looks at."""
+    session, actor = guest(staged)
+    task = session.runtime.spawn("vcpu0", lambda: actor.vcpu.run(Endless(), 1 << 60))
+    for _ in range(3):
+        before = actor.moved()
+        eventually(lambda seen=before: actor.moved() != seen, "the guest to get on")
+    assert actor.progress == 0
+    session.interrupt_vcpus(True)
+    finish(session.runtime, task)
 
 
 def test_modes_change_once(staged: MakeStage) -> None:

@@ -37,6 +37,7 @@ from stress.selftest.litmus.base import LitmusProgram
 from stress.selftest.litmus.registry import LITMUS
 from stress.testing.program import FunctionProgram
 from tests.carriers import needs_greenlets
+from tests.patience import PATIENCE
 from tests.unit.stress.search.programs import PROTOCOL, Body, Small
 
 ROOT: Final = Path(__file__).parents[4]
@@ -353,6 +354,12 @@ def test_a_forked_child_explores_on_carriers_of_its_own_and_both_end_quietly(car
     # 3.12 on: fork with threads
     command = [sys.executable, "-W", "error", "-W", "ignore::DeprecationWarning", "-c", CHILD]
     done = subprocess.run(
-        command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60
+        command,
+        env=environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE,
     )
     assert (done.returncode, done.stderr) == (0, "")

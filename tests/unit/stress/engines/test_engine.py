@@ -16,12 +16,16 @@ from mmu.runtime import Runtime
 from mmu.sync import Mutex
 from stress.actors.base import Actor, Stage
 from stress.engines.session import Session
-from stress.engines.threads import ThreadEngine
 from stress.engines.watchdog import Watchdog
-from stress.observe.resources import Resources
-from stress.scenario.types import Budget, Disturbances, Limits, Seconds
-from tests.engine import run_scenario, small
+from stress.scenario.types import Budget, Disturbances, Limits, Positive, Seconds
+from tests.engine import Watchful, counted, run_scenario, small
+from tests.patience import PATIENCE
 
+WATCHED = small(
+    limits=Limits(stall_s=Seconds(0.5)),
+    budget=Budget(settle_s=Seconds(PATIENCE), max_findings=Positive(1000)),
+)
+"""A watchdog that barks soon, and a run that goes on whatever it says."""
 COUNTED = (
     "vcpu_faults",
     "memslot_deletes",
@@ -33,10 +37,7 @@ COUNTED = (
 
 
 def test_a_small_run_is_clean_and_counts_what_happens() -> None:
-    long = small(budget=Budget(duration_s=Seconds(60.0)))
-    session, outcome = run_scenario(
-        long, until=lambda session: all(map(session.totals().get, COUNTED))
-    )
+    session, outcome = run_scenario(small(), until=counted(*COUNTED))
     assert session.findings() == []
     assert session.errors() == ()
     assert outcome.completed
@@ -46,39 +47,34 @@ def test_a_small_run_is_clean_and_counts_what_happens() -> None:
 
 
 def test_stutter_checks_the_invariants_during_the_run() -> None:
-    scenario = small(
-        disturbances=Disturbances(stutter_every_s=Seconds(0.1)),
-        budget=Budget(duration_s=Seconds(60.0)),
-    )
-    session, outcome = run_scenario(
-        scenario, until=lambda session: session.totals()["quiescent_checks"] >= 2
-    )
+    scenario = small(disturbances=Disturbances(stutter_every_s=Seconds(0.1)))
+    session, outcome = run_scenario(scenario, until=counted("quiescent_checks", at_least=2))
     assert session.totals()["quiescent_checks"] >= 3, "the last one is at the end"
-    assert outcome.run_s < 60
+    assert outcome.completed
 
 
 @pytest.mark.parametrize("preference", ["fair", "reader", "writer"])
 def test_every_kind_of_mmu_lock_runs_clean(preference: str) -> None:
     scenario = small()
-    session, outcome = run_scenario(evolve(scenario, vm=evolve(scenario.vm, mmu_lock=preference)))
+    session, outcome = run_scenario(
+        evolve(scenario, vm=evolve(scenario.vm, mmu_lock=preference)), until=counted(*COUNTED)
+    )
     assert [finding.report.headline for finding in session.findings()] == []
     assert outcome.clean_end
 
 
 def test_without_ad_bits_faults_try_the_lockless_path_first() -> None:
     scenario = small()
-    session, outcome = run_scenario(evolve(scenario, vm=evolve(scenario.vm, ad_bits=False)))
+    session, outcome = run_scenario(
+        evolve(scenario, vm=evolve(scenario.vm, ad_bits=False)), until=counted(*COUNTED)
+    )
     assert [finding.report.headline for finding in session.findings()] == []
     assert outcome.clean_end
 
 
 def test_an_actor_that_hangs_is_found_with_what_it_waits_for() -> None:
     release = threading.Event()
-    scenario = small(
-        limits=Limits(stall_s=Seconds(0.5)),
-        budget=Budget(duration_s=Seconds(5.0), settle_s=Seconds(0.1)),
-    )
-    session = Session(scenario, 1, Runtime())
+    session = Session(WATCHED, 1, Runtime())
 
     class Hung(Actor):
         def step(self) -> None:
@@ -90,14 +86,16 @@ def test_an_actor_that_hangs_is_found_with_what_it_waits_for() -> None:
         set_up()
         session.actors.append(Hung(session.actors[0].stage, "estragon0"))
 
+    def is_found(session: Session) -> bool:
+        return any("estragon0" in finding.report.headline for finding in session.findings())
+
     session.set_up = set_up_with_hung_actor  # type: ignore[method-assign]
-    engine = ThreadEngine(
-        session, Resources(), lambda _: release.set() if session.findings() else None
-    )
+    engine = Watchful(session, is_found, lambda _: release.set() if is_found(session) else None)
     engine.run()
-    report = session.findings()[0].report
+    (report,) = (
+        finding.report for finding in session.findings() if "estragon0" in finding.report.headline
+    )
     assert (report.rule, report.code) == ("O10", "hung-task")
-    assert "estragon0" in report.headline
     assert "waiting for Godot" in report.headline
     assert "Hung.step" in report.render()
 
@@ -119,8 +117,7 @@ def test_the_watchdog_ignores_time_in_which_it_was_not_served() -> None:
 
 
 def test_an_observer_that_raises_is_a_harness_error() -> None:
-    scenario = small()
-    session = Session(scenario, 1, Runtime())
+    session = Session(small(), 1, Runtime())
 
     class Broken(Instrument):
         @override
@@ -128,7 +125,8 @@ def test_an_observer_that_raises_is_a_harness_error() -> None:
             raise ZeroDivisionError("a broken observer")
 
     session.probe.attach(Broken())
-    ThreadEngine(session, Resources(), lambda _: None).run()
+    Watchful(session, lambda session: bool(session.errors())).run()
+    session.vm.kvm.rcu.shutdown()
     assert any(
         "a broken observer" in error and "zap_all_fast" in error for error in session.errors()
     )
@@ -147,7 +145,8 @@ def test_a_task_that_raises_is_a_harness_error() -> None:
         session.actors.append(Dying(session.actors[0].stage, "dying0"))
 
     session.set_up = set_up_with_dying_actor  # type: ignore[method-assign]
-    ThreadEngine(session, Resources(), lambda _: None).run()
+    Watchful(session, lambda session: bool(session.errors())).run()
+    session.vm.kvm.rcu.shutdown()
     assert any("an actor died" in error for error in session.errors())
 
 
@@ -165,12 +164,8 @@ def test_a_failing_enrichment_does_not_lose_the_finding() -> None:
 
 
 def test_a_deadlock_is_shown_with_who_holds_what() -> None:
-    scenario = small(
-        limits=Limits(stall_s=Seconds(0.5)),
-        budget=Budget(duration_s=Seconds(20.0), settle_s=Seconds(0.1)),
-    )
-    session = Session(scenario, 1, Runtime())
-    meet = threading.Barrier(2, timeout=30)
+    session = Session(WATCHED, 1, Runtime())
+    meet = threading.Barrier(2, timeout=PATIENCE)
     first, second = (
         session.vm.kvm.sync.mutex("first_lock"),
         session.vm.kvm.sync.mutex("second_lock"),
@@ -196,13 +191,21 @@ def test_a_deadlock_is_shown_with_who_holds_what() -> None:
             Crossing(stage, "right0", second, first),
         ]
 
+    def waits(session: Session) -> list[str]:
+        """What the crossing actors wait for, of every hang that was found."""
+        return [
+            line
+            for finding in session.findings()
+            if (finding.report.rule, finding.report.code) == ("O10", "hung-task")
+            for line in finding.report.sections[0].lines
+            if "-> second_lock, held by right0" in line and "which waits for first_lock" in line
+        ]
+
     session.set_up = set_up_with_crossing_actors  # type: ignore[method-assign]
-    ThreadEngine(session, Resources(), lambda _: None).run()
-    by_code = {finding.report.code: finding.report for finding in session.findings()}
-    assert by_code["circular-dependency"].rule == "O5"
-    assert by_code["hung-task"].rule == "O10"
-    waits = by_code["hung-task"].sections[0].lines
-    assert any(
-        "-> second_lock, held by right0" in line and "which waits for first_lock" in line
-        for line in waits
-    ), waits
+    Watchful(session, lambda session: bool(waits(session))).run()
+    first._raw.release()  # so that the two come to their end
+    session.vm.kvm.rcu.shutdown()
+    assert waits(session)
+    assert ("O5", "circular-dependency") in {
+        (finding.report.rule, finding.report.code) for finding in session.findings()
+    }

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from attrs import evolve
 
 from mmu.invariants import STANDS_FOR
 from mmu.report import Report
@@ -14,7 +15,8 @@ from stress.engines.session import Finding, Session
 from stress.engines.threads import ThreadEngine
 from stress.observe.resources import Resources
 from stress.scenario.types import Budget, Expect, Limits, Positive, Seconds
-from tests.engine import run_scenario, small
+from tests.engine import BRIEF, run_scenario, small
+from tests.patience import PATIENCE
 
 Enough = Callable[..., bool]
 TIGHT = Limits(write_hold_s=Seconds(1e-9))
@@ -87,23 +89,70 @@ def test_too_much_is_enough_whatever_was_expected(enough: Enough, expect: dict[s
     assert not enough(*found[:4], **expect)
 
 
-def test_a_run_goes_on_until_the_expected_code_is_there() -> None:
-    scenario = small(
-        budget=Budget(duration_s=Seconds(1.0), settle_s=Seconds(0.01)),
-        expect=Expect(codes=("never",)),
-        limits=TIGHT,
-    )
-    session, outcome = run_scenario(scenario)
-    assert {finding.report.code for finding in session.findings()} == {"long-write-hold"}
-    assert outcome.run_s >= 1.0
-    ended, _ = run_scenario(
-        small(budget=scenario.budget, limits=TIGHT, expect=Expect(codes=("long-write-hold",)))
-    )
-    assert ended.findings()[0].report.code == "long-write-hold"
+LONG = Budget(duration_s=Seconds(PATIENCE), settle_s=Seconds(0.01))
 
 
-def test_a_run_that_expects_nothing_ends_soon_after_its_first_finding() -> None:
-    budget = Budget(duration_s=Seconds(20.0), settle_s=Seconds(0.01))
-    _, outcome = run_scenario(small(budget=budget, limits=TIGHT))
-    assert outcome.run_s < 10.0
+def codes(session: Session) -> set[str]:
+    return {finding.report.code for finding in session.findings()}
+
+
+@pytest.mark.parametrize("expect", [Expect(), Expect(codes=("long-write-hold",))])
+def test_a_run_ends_soon_after_the_first_finding_that_counts(expect: Expect) -> None:
+    session, outcome = run_scenario(small(budget=LONG, limits=TIGHT, expect=expect))
+    assert codes(session) == {"long-write-hold"}
     assert outcome.completed
+    assert outcome.run_s < PATIENCE
+
+
+def test_a_run_goes_on_after_findings_that_it_does_not_expect() -> None:
+    session, outcome = run_scenario(
+        small(budget=LONG, limits=TIGHT, expect=Expect(codes=("never",))),
+        until=lambda session: codes(session) and session.elapsed() > session.findings()[0].at_s + 1,
+    )
+    assert codes(session) == {"long-write-hold"}
+    assert outcome.completed
+
+
+# Runs that go on until what they need has happened.
+
+
+def test_a_run_goes_on_until_its_obligations_are_met() -> None:
+    met, outcome = run_scenario(small(obligations={"memslot_deletes": 20, "quiescent_checks": 2}))
+    assert met.totals()["memslot_deletes"] >= 20
+    assert met.totals()["quiescent_checks"] >= 2
+    assert outcome.run_s < PATIENCE
+
+
+def test_a_run_goes_on_until_something_expected_is_found() -> None:
+    session, _ = run_scenario(
+        small(limits=TIGHT, expect=Expect(codes=("long-write-hold",)), obligations={"exports": 1})
+    )
+    assert codes(session) == {"long-write-hold"}
+
+
+@pytest.mark.parametrize("budget", [evolve(BRIEF, cap_s=Seconds(0.4)), Budget(Seconds(0.4))])
+def test_a_run_ends_with_its_cap_or_without_one_with_its_time(budget: Budget) -> None:
+    never = {"memslot_deletes": 1 << 40}
+    session, outcome = run_scenario(small(budget=budget, obligations=never))
+    assert session.owes()
+    assert outcome.completed
+    assert 0.4 <= outcome.run_s < PATIENCE
+
+
+@pytest.mark.parametrize(
+    ("needed", "owes"),
+    [
+        ({}, False),
+        ({"process_exits": 1}, False),
+        ({"process_exits": 2}, True),
+        ({"exports": 1}, True),
+    ],
+)
+def test_what_the_end_of_a_run_brings_about_is_not_waited_for(
+    needed: dict[str, int], owes: bool
+) -> None:
+    session = Session(small(obligations=needed), 1, Runtime())
+    assert session.owes() is owes
+    session.vm.kvm.warn("O5", "test", "BUG: a test", "a rule", "a source")
+    assert not session.owes(), "nothing makes up for a finding"
+    session.vm.kvm.rcu.shutdown()

@@ -14,6 +14,7 @@ from stress.engines.session import Session
 from stress.engines.threads import RunOutcome
 from stress.scenario.load import load
 from tests.engine import broken_run, run_scenario
+from tests.patience import PATIENCE
 
 FULL = Path(__file__).parents[4] / "configs" / "full.toml"
 SOUND = [name for name in POLICIES if name != "invalidate-in-place"]
@@ -26,7 +27,7 @@ def run(*overrides: str, until: Iterable[str], at_least_s: float) -> dict[str, i
     def enough(session: Session) -> bool:
         return session.elapsed() >= at_least_s and all(map(session.totals().get, until))
 
-    scenario = load(FULL, ("budget.duration_s=120", "disturbances.stutter_every_s=0.3", *overrides))
+    scenario = load(FULL, ("disturbances.stutter_every_s=0.3", *overrides))
     session, outcome = run_scenario(scenario, until=enough)
     assert_clean(session, outcome)
     totals = session.totals()
@@ -69,7 +70,14 @@ def test_the_negative_control_is_found_out() -> None:
     that has become invalid."""
     attempt = broken_run(
         load(
-            FULL, ("budget.duration_s=120", "limits.stall_s=1.0", 'vm.policy="invalidate-in-place"')
+            FULL,
+            (
+                "budget.until_met=true",
+                f"budget.cap_s={PATIENCE}",
+                "limits.stall_s=1.0",
+                'vm.policy="invalidate-in-place"',
+                f"expect.rules={list(POLICIES['invalidate-in-place'].expects)}",
+            ),
         )
     )
     assert set(attempt.rules()) & set(POLICIES["invalidate-in-place"].expects)

@@ -14,6 +14,7 @@ from stress.engines.carrier_choice import THREADS
 from stress.engines.controlled import ControlledRuntime
 from stress.engines.program import Executor, ProgramTask
 from stress.search.random_walk import RandomWalk
+from tests.patience import PATIENCE
 from tests.unit.stress.search.programs import PROTOCOL, Body, Small
 
 if TYPE_CHECKING:
@@ -44,7 +45,9 @@ class Interrupted:
         self._tokens.release()
 
     def _take(self) -> None:
-        assert self._tokens.acquire(timeout=60), "the main thread waits for what has come already"
+        assert self._tokens.acquire(timeout=PATIENCE), (
+            "the main thread waits for what has come already"
+        )
 
     def _do(self, what: Callable[[], object]) -> None:
         plan = next(self._plan, "")
@@ -131,7 +134,7 @@ def test_an_interrupt_that_swallows_the_end_of_the_schedule(
     signal = Interrupted(AFTER)
     monkeypatch.setattr(POOL, "main", signal)
     late = Small(
-        "late", lambda _: Body([ProgramTask("late", lambda: _must(signal.waiting.wait(60)))])
+        "late", lambda _: Body([ProgramTask("late", lambda: _must(signal.waiting.wait(PATIENCE)))])
     )
     with pytest.raises(KeyboardInterrupt):
         Executor(late).execute(RandomWalk(7))

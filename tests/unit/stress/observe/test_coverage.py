@@ -19,6 +19,7 @@ from stress.observe.coverage import (
     operation_of,
 )
 from tests.model import Machine
+from tests.patience import PATIENCE
 
 LEAF = PRESENT_HIGH.leaf(5, 1, writable=True, host_writable=True)
 
@@ -32,7 +33,7 @@ def in_thread(name: str, *steps: tuple[SpteCoverage, int, int, int]) -> None:
 
     thread = threading.Thread(target=change, name=name)
     thread.start()
-    thread.join()
+    thread.join(PATIENCE)
 
 
 @pytest.mark.parametrize(

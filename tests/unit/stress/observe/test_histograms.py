@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from mmu.memory.memslots import Change
 from mmu.runtime import Runtime
 from stress.observe.histograms import SUB_BITS, Histograms, bucket_of, middle_of
+from tests.patience import PATIENCE
 
 
 @given(st.integers(0, 1 << 50))
@@ -55,7 +56,7 @@ def test_threads_record_apart_and_are_merged() -> None:
         )
         for number in range(4)
     ]
-    assert all(runtime.join(task, 10) for task in tasks)
+    assert all(runtime.join(task, PATIENCE) for task in tasks)
     assert [row.count for row in histograms.latencies()] == [200]
 
 

@@ -153,6 +153,10 @@ def test_key_lines_knows_tables_and_quoted_keys() -> None:
         ),
         ("seed = " + "9" * 5000 + "\n", "syntax"),
         (
+            "[budget]\nuntil_met = true\nduration_s = 20\ncap_s = 10\n",
+            "budget.cap_s: 10; expected at least 20",
+        ),
+        (
             "[vm]\nentries = 4\nlevels = 4\n"
             "[memory]\nfixed_pages=32\nchurn_slots=5\nchurn_pages=2\nsmm_pages=1\nsmm_churn_pages=1\n",
             "256 guest frames; expected at least",

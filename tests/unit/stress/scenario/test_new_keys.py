@@ -95,11 +95,11 @@ def test_a_wrong_value_of_any_key_is_one_problem_with_its_line(
 @pytest.mark.parametrize(
     "key", [key for key, kind in leaves() if kind in (types.Share, types.Rate, types.Seconds)]
 )
-@pytest.mark.parametrize("value", ["nan", "inf", "true", "'x'"])
-def test_numbers_are_numbers(tmp_path: Path, key: str, value: str) -> None:
+def test_numbers_are_numbers(tmp_path: Path, key: str) -> None:
     table, _, name = key.rpartition(".")
-    problems = problems_of(tmp_path, f"[{table}]\n{name} = {value}\n")
-    assert [problem.split(": found")[0].split(":2: ")[1] for problem in problems] == [key]
+    for value in ("nan", "inf", "true", "'x'"):
+        problems = problems_of(tmp_path, f"[{table}]\n{name} = {value}\n")
+        assert [problem.split(": found")[0].split(":2: ")[1] for problem in problems] == [key]
 
 
 def test_one_wrong_value_in_every_new_table_comes_in_one_error_in_the_order_of_lines(

@@ -6,6 +6,7 @@ import gzip
 import io
 import lzma
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -190,7 +191,7 @@ def test_unwanted_events_are_skipped_and_counted() -> None:
     )
 
 
-@pytest.mark.parametrize("pack", [bytes, gzip.compress, lzma.compress])
+@pytest.mark.parametrize("pack", [bytes, gzip.compress, partial(lzma.compress, preset=0)])
 def test_packed_or_not(tmp_path: Path, pack) -> None:  # type: ignore[no-untyped-def]
     file = tmp_path / "any.name"
     text = "\n".join(lines_of("w6_close")).encode() + b"\n"

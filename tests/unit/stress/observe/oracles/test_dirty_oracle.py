@@ -17,8 +17,9 @@ from mmu.posted import POSTED
 from mmu.task import current
 from mmu.tdp.dirty import DirtyLog
 from mmu.variant import Variant
-from tests.conftest import PATIENCE, blocked, evidence, finish
+from tests.conftest import blocked, evidence, finish
 from tests.model import Machine, w
+from tests.patience import PATIENCE
 from tests.unit.stress.observe.oracles.conftest import Watch, reported
 
 DEVICES_FORGOTTEN = POSTED["r19-device-writes-not-logged"]

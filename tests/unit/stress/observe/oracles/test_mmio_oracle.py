@@ -10,6 +10,7 @@ from mmu.posted import POSTED
 from mmu.tdp.fault import RetPf
 from tests.conftest import evidence
 from tests.model import Machine, w
+from tests.patience import PATIENCE
 from tests.unit.stress.observe.oracles.conftest import Watch, reported
 
 SURVIVE = POSTED["r9-mmio-sptes-survive"]
@@ -98,7 +99,7 @@ def test_while_a_slot_is_invalid_what_lies_beside_it_is_honoured_and_what_lies_i
     def in_a_thread(name: str) -> None:
         if name == "P14" and not seen:
             task = machine.runtime.spawn("guest", look)
-            assert machine.runtime.join(task, 20)
+            assert machine.runtime.join(task, PATIENCE)
             assert task.error is None, task.error
 
     machine.on(point=in_a_thread)

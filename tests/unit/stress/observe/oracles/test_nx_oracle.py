@@ -13,8 +13,9 @@ from mmu.posted import POSTED
 from mmu.task import Task, current
 from mmu.tdp.fault import Fault, FaultHandler
 from mmu.variant import Variant
-from tests.conftest import PATIENCE, blocked, evidence, finish
+from tests.conftest import blocked, evidence, finish
 from tests.model import Machine, w, x
+from tests.patience import PATIENCE
 from tests.unit.stress.observe.oracles.conftest import Watch, reported
 
 TOGGLE_RACE = POSTED["r10-nx-toggle-race"]

@@ -3,6 +3,10 @@ it is kept."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+import pytest
+
 from mmu.export.tdp_fd import Exporter
 from mmu.kvm import VmConfig
 from mmu.machine.vm import VirtualMachine
@@ -34,13 +38,16 @@ class Bench:
 
     def __init__(self, *variants: Variant, limits: Limits | None = None) -> None:
         self.reporter = Reporter(sink=None)
-        self.vm = VirtualMachine(variants=variants, reporter=self.reporter, probe=Probe())
+        self.vm = VirtualMachine(
+            VmConfig(frames=256), variants, reporter=self.reporter, probe=Probe()
+        )
         attach_all(self.vm, limits or Limits())
         self.regions = [self.add(0, 0), self.add(1, 1024)]
         self.vcpu = self.vm.create_vcpu()
         self.fd = self.vm.create_tdp_fd()
         self.device = self.vm.create_device()
         self.hwpt = self.vm.attach(self.device, self.fd)
+        _made.append(self)
 
     def add(self, slot: int, gfn: int, as_id: int = 0) -> object:
         region = self.vm.host.mmap(16)
@@ -60,6 +67,17 @@ class Bench:
 
     def codes(self) -> set[str]:
         return {report.code for report in self.reporter.reports}
+
+
+_made: list[Bench] = []
+
+
+@pytest.fixture(autouse=True)
+def everything_ends() -> Iterator[None]:
+    """No thread of a bench outlives its test."""
+    yield
+    while _made:
+        _made.pop().vm.kvm.rcu.shutdown()
 
 
 def test_the_correct_protocol_is_silent() -> None:

@@ -9,6 +9,7 @@ import threading
 import psutil
 
 from stress.runs.fanout.task import current_slot
+from tests.marks import announce
 
 
 def add(a: int, b: int) -> int:
@@ -32,9 +33,8 @@ def slot() -> int:
 
 
 def hold(mark: str) -> None:
-    """Says on a named pipe that it is there, and keeps its end open as long as it lives."""
-    pipe = os.open(mark, os.O_WRONLY)
-    os.write(pipe, b"here")
+    """Announce this process on a mark and do nothing until it is ended."""
+    announce(mark)
     threading.Event().wait()
 
 

@@ -3,7 +3,6 @@ end with the batch."""
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +16,8 @@ from stress.runs.fanout.identity import Identity, differences, identity
 from stress.runs.fanout.remote import RemoteBatch, VersionSkew, carry_out_at, check, end
 from stress.runs.fanout.task import FanoutTask, Trouble
 from stress.scenario.errors import StressError
+from tests.marks import Mark
+from tests.patience import PATIENCE
 from tests.unit.stress.runs.fanout import tasks
 
 HERE = "tcp://here:1"
@@ -50,17 +51,16 @@ def test_one_agent_carries_out_task_after_task(batch: RemoteBatch) -> None:
 
 
 def test_the_end_of_a_batch_ends_what_is_running(batch: RemoteBatch, tmp_path: Path) -> None:
-    mark = tmp_path / "mark"
-    os.mkfifo(mark)
+    mark = Mark(tmp_path / "mark")
     found: list[Any] = []
-    task = FanoutTask(tasks.hold, (str(mark),), 600.0)
+    task = FanoutTask(tasks.hold, (str(mark.path),), 600.0)
     asking = threading.Thread(target=lambda: found.append(carry_out_at(HERE, batch, task)))
     asking.start()
-    with mark.open("rb") as reader:
-        assert reader.read(4) == b"here"
-        end(batch.name)
-        assert reader.read() == b""
-    asking.join(20)
+    mark.wait_until_here(asking.is_alive)
+    end(batch.name)
+    mark.wait_until_gone()
+    mark.close()
+    asking.join(PATIENCE)
     assert found == [Trouble("the agent that carried it out ended with exit code -9")]
 
 

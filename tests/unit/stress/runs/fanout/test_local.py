@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import time
@@ -17,6 +16,8 @@ from stress.runs.fanout.local import run_local
 from stress.runs.fanout.spread import INTERRUPTED, Workers, spread
 from stress.runs.fanout.task import FanoutTask, startable
 from tests.command import environment
+from tests.marks import Mark
+from tests.patience import PATIENCE
 from tests.unit.stress.runs.fanout import tasks
 
 PARENT = """
@@ -35,11 +36,10 @@ def adding(count: int) -> Iterator[FanoutTask]:
 
 
 @pytest.fixture
-def mark(tmp_path: Path) -> Path:
-    """A named pipe: read it to its end to be sure that its writers are gone."""
-    path = tmp_path / "mark"
-    os.mkfifo(path)
-    return path
+def mark(tmp_path: Path) -> Iterator[Mark]:
+    made = Mark(tmp_path / "mark")
+    yield made
+    made.close()
 
 
 def test_tasks_are_asked_for_as_there_is_room() -> None:
@@ -69,39 +69,34 @@ def test_every_process_knows_its_place() -> None:
     assert sorted(found) == [5, 6]
 
 
-def test_what_is_raised_where_results_arrive_ends_what_is_running(mark: Path) -> None:
+def test_what_is_raised_where_results_arrive_ends_what_is_running(mark: Mark) -> None:
     class Enough(Exception):
         pass
 
     def done(_: int, result: Any) -> None:
-        reader = mark.open("rb")
-        readers.append(reader)
-        assert reader.read(4) == b"here"
+        mark.wait_until_here()
         raise Enough
 
-    readers: list[Any] = []
     with pytest.raises(Enough):
         run_local(
-            [FanoutTask(tasks.hold, (str(mark),), 600.0), FanoutTask(tasks.add, (1, 2), 5.0)],
+            [FanoutTask(tasks.hold, (str(mark.path),), 600.0), FanoutTask(tasks.add, (1, 2), 5.0)],
             2,
             done,
         )
-    assert readers[0].read() == b""
-    readers[0].close()
+    mark.wait_until_gone()
 
 
-def test_a_task_ends_with_the_process_that_wants_its_result(tmp_path: Path, mark: Path) -> None:
+def test_a_task_ends_with_the_process_that_wants_its_result(tmp_path: Path, mark: Mark) -> None:
     script = tmp_path / "parent.py"
     script.write_text(PARENT)
-    parent = subprocess.Popen([sys.executable, script, mark], env=environment())
+    parent = subprocess.Popen([sys.executable, script, mark.path], env=environment())
     try:
-        with mark.open("rb") as reader:
-            assert reader.read(4) == b"here"
-            parent.kill()
-            assert reader.read() == b""
+        mark.wait_until_here(lambda: parent.poll() is None)
+        parent.kill()
+        mark.wait_until_gone()
     finally:
         parent.kill()
-        parent.wait()
+        parent.wait(PATIENCE)
 
 
 def test_an_interrupt_is_told_and_not_raised(monkeypatch: pytest.MonkeyPatch) -> None:

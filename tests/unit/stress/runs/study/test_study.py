@@ -37,6 +37,7 @@ seeds = {seeds}
 duration_s = 0.3
 [settings]
 "disturbances.delay_share" = 0.0
+"budget.until_met" = true
 [point]
 "vm.vcpus" = 1
 "memory.fixed_pages" = 64
