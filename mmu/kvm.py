@@ -46,8 +46,7 @@ class VmConfig:
     hardware. `mmio_gen_bits` is how much of the memslot generation an MMIO SPTE keeps (19 in the
     kernel); `nx_huge_pages`, `eager_page_split`, `manual_protect` and `dirty_initially_set`
     (KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, and its KVM_DIRTY_LOG_INITIALLY_SET) and `nx_recovery_ratio`
-    are the kernel's knobs. `poisoning` turns freed pages into reporters; `checked` false leaves out
-    every rule of `mmu.sync`, to measure what they cost.
+    are the kernel's knobs.
     """
 
     geometry: Geometry = field(factory=Geometry)
@@ -67,8 +66,6 @@ class VmConfig:
     manual_protect: bool = False
     dirty_initially_set: bool = False
     rcu_stall_seconds: float = 10.0
-    poisoning: bool = True
-    checked: bool = True
 
     @property
     def layout(self) -> SpteLayout:
@@ -207,12 +204,7 @@ class Kvm:
         self.mm_gone: Cell[bool] = runtime.cell("kvm.mm_gone", False)
         self.dying: Cell[bool] = runtime.cell("kvm.dying", False)
         self.tables = parts[PageTableMemory](
-            runtime,
-            self.rcu,
-            reporter,
-            config.layout,
-            config.geometry.entries,
-            poisoning=config.poisoning,
+            runtime, self.rcu, reporter, config.layout, config.geometry.entries
         )
 
     def should_fail(self, step: str) -> bool:

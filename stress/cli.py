@@ -52,11 +52,6 @@ VERBS: Final = {
     "explain": Command(
         "stress.commands.explain", "explain", "Say why a schedule fails, or what a variant breaks."
     ),
-    "crosscheck": Command(
-        "stress.commands.crosscheck",
-        "crosscheck_engines",
-        "Compare what both engines have shown of a scenario.",
-    ),
     "selftest": Command(
         "stress.commands.selftest",
         "command",
@@ -94,7 +89,6 @@ VERBS: Final = {
         "list_things",
         "List scenarios, policies, variants, oracles and more.",
     ),
-    "bench": Command("stress.commands.bench", "bench", "Measure what checking costs."),
 }
 """Every command, in the order of its use."""
 

@@ -30,13 +30,19 @@ from mmu.report import Reporter
 from mmu.runtime import Queue
 from mmu.tdp.fault import Fault, PageCache, RetPf
 from mmu.variant import Variant
-from tests.conftest import PATIENCE, forget_held_locks, rcu_section, reading, srcu_section, writing
+from tests.conftest import forget_held_locks, rcu_section, reading, srcu_section, writing
+from tests.patience import PATIENCE
 
 SMALL = Geometry(levels=3, entries=4)
 """64 frames under three levels: every walk fits on a page."""
 
 REAL = Geometry()
 """What the hardware has: four levels of 512."""
+
+
+def round_down(geometry: Geometry, gfn: int, level: int) -> int:
+    """`gfn` aligned to what an entry at `level` maps."""
+    return gfn & ~(geometry.pages(level) - 1)
 
 
 class Recorder(Listeners):

@@ -22,6 +22,7 @@ from stress.scenario.load import load
 from stress.search.exploration import ExplorationTally, Failure
 from stress.search.schedule import Schedule
 from stress.selftest import stored as selftests
+from stress.selftest.agreement import Agreement
 from stress.selftest.attempt import Attempt, Fired
 from stress.selftest.detectors.detectors import SELF_TESTS, SelfTestResult
 from stress.selftest.selftest import MatrixRow, Options, Selftest
@@ -92,7 +93,8 @@ def campaign() -> CampaignRecord:
 
 
 def selftest(*, alive: bool = False) -> selftests.SelftestRecord:
-    """A selftest of one mutant on both engines, one control and one correct case."""
+    """A selftest of one mutant on both engines, one control and one correct case; the engines have
+    been compared on two scenarios."""
     fired = Fired("O12", "stale-root", "BUG: a stale root", ("O12",))
     kill = Attempt(
         "stale-check-skipped",
@@ -146,7 +148,12 @@ def selftest(*, alive: bool = False) -> selftests.SelftestRecord:
     date = "2026-11-22T13:00:00Z"
     return selftests.record_of(
         Selftest(
-            Options(seeds=1), rows, {"other": "needs luck"}, date, 12.0, 0, ENVIRONMENT, detectors
+            *(Options(seeds=1), rows, {"other": "needs luck"}, date, 12.0, 0, ENVIRONMENT),
+            detectors=detectors,
+            agreements=(
+                Agreement("move", 60, 5, ("point: P9",) if alive else (), 1200, 34),
+                Agreement("two-vcpus", 50, 0, (), 900, 20),
+            ),
         )
     )
 

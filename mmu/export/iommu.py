@@ -26,7 +26,6 @@ class Dma(Enum):
     """How a DMA access ended."""
 
     DONE = "done"
-    ABORTED = "aborted"
     WRONG = "wrong"
 
 

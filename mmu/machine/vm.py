@@ -22,7 +22,6 @@ from mmu.report import Reporter
 from mmu.runtime import Cell, Runtime
 from mmu.sync import Sync
 from mmu.sync.rcu import Rcu, Srcu
-from mmu.sync.unchecked import BareSync
 from mmu.tdp.age import Ageing
 from mmu.tdp.dirty import DirtyLog
 from mmu.tdp.fault import FaultHandler
@@ -98,16 +97,16 @@ class VirtualMachine:
         reporter: Reporter | None = None,
         probe: Probe | None = None,
         fail_function: FailFunction | None = None,
+        sync: Sync | None = None,
     ) -> None:
         config = config or VmConfig()
         runtime = runtime or Runtime()
         reporter = reporter or Reporter()
         probe = probe or Probe()
         self.parts = parts = parts_for(tuple(variants))
-        if config.checked:
-            sync = Sync(runtime, reporter, probe, config.rcu_stall_seconds, parts[Rcu], parts[Srcu])
-        else:
-            sync = BareSync(runtime, reporter, probe)
+        sync = sync or Sync(
+            runtime, reporter, probe, config.rcu_stall_seconds, parts[Rcu], parts[Srcu]
+        )
         self.kvm = kvm = Kvm(config, runtime, reporter, probe, sync, parts, fail_function)
         self.requests = parts[Requests](kvm)
         self.host = parts[HostMemory](

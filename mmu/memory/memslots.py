@@ -463,5 +463,4 @@ class Memslots:
     def _discard(self, slot: Memslot) -> None:
         slot.retire(slot.describe(), self.kvm.reporter)
         self.kvm.runtime.ending(*(each.index for each in self._sets[slot.as_id]))
-        if self.kvm.config.poisoning:
-            poison(slot, self.kvm.reporter)
+        poison(slot, self.kvm.reporter)

@@ -61,7 +61,3 @@ class Geometry:
     def index(self, gfn: int, level: int) -> int:
         """SPTE_INDEX: the entry of a table at `level` that `gfn` selects."""
         return (gfn >> self.shift(level)) & self.mask
-
-    def round_down(self, gfn: int, level: int) -> int:
-        """`gfn` aligned to what an entry at `level` maps."""
-        return gfn & ~(self.pages(level) - 1)

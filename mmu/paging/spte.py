@@ -93,10 +93,6 @@ class SpteLayout:
         """is_accessed_spte(): the A bit, or without one: not marked for access tracking."""
         return bool(spte & SPTE_A) if self.ad_bits else bool(spte & SPTE_RWX)
 
-    def is_dirty(self, spte: int) -> bool:
-        """is_dirty_spte(): the D bit, or without one: writable."""
-        return bool(spte & (SPTE_D if self.ad_bits else SPTE_W))
-
     def is_access_tracked(self, spte: int) -> bool:
         """is_access_track_spte(): present to KVM, but hardware faults, so that the next access is
         noticed."""

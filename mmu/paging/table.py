@@ -144,15 +144,12 @@ class PageTableMemory:
         reporter: Reporter,
         layout: SpteLayout,
         entries: int,
-        *,
-        poisoning: bool = True,
     ) -> None:
         self._runtime = runtime
         self._rcu = rcu
         self._reporter = reporter
         self._layout = layout
         self._entries = entries
-        self._poisoning = poisoning
         self._next = runtime.counter("page_table_memory.next", 0x100)
         self.by_spte: dict[int, ShadowPage] = {}
         """Every page by the non-leaf SPTE that points to it (their value is canonical): one look-up
@@ -222,9 +219,6 @@ class PageTableMemory:
         if not self._rcu.in_callback():
             self._report_unprotected_free(page)
         self.released.add(1)
-        if not self._poisoning:
-            self.by_spte.pop(self._layout.table(page.address), None)
-            return
         with self._freed_lock:
             self._freed.append(page)
             oldest = self._freed.popleft() if len(self._freed) > self.QUARANTINE else None

@@ -114,6 +114,12 @@ WIDTH = 180
     help="Whether the detectors' own self-tests run.",
 )
 @click.option(
+    "--agreement/--no-agreement",
+    default=True,
+    show_default=True,
+    help="Whether the engines are compared: what threads show must be seen under control.",
+)
+@click.option(
     "--without",
     "off",
     multiple=True,
@@ -140,6 +146,7 @@ def command(
     mutants: bool,
     controls: bool,
     detectors: bool,
+    agreement: bool,
     off: tuple[str, ...],
     results: Path,
     quiet: bool,
@@ -167,6 +174,7 @@ def command(
         mutants=mutants,
         controls=controls,
         detectors=detectors,
+        agreement=agreement,
     )
     console = Console(width=None if Console().is_terminal else WIDTH)
     progress = Console(stderr=True, quiet=quiet or as_json)

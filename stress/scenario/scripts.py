@@ -3,10 +3,10 @@ wrong with it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from attrs import evolve, frozen
+from attrs import frozen
 
 from stress.scenario.errors import Problem
 from stress.scenario.names import nearest
@@ -22,7 +22,7 @@ from stress.scenario.operations import (
     kind_of,
     parse,
 )
-from stress.scenario.types import Lines, Scenario
+from stress.scenario.types import Scenario
 
 SETUP = "setup"
 """The key of what is done before the start."""
@@ -64,13 +64,6 @@ def script_of(scenario: Scenario) -> Script | None:
         if name != SETUP
     }
     return Script(parts, tuple(prepared(line) for line in scenario.script.get(SETUP, ())))
-
-
-def with_script(scenario: Scenario, parts: Mapping[str, Sequence[Op]]) -> Scenario:
-    """The scenario with another script; its setup stays."""
-    script = {name: Lines(tuple(map(str, ops))) for name, ops in parts.items()}
-    setup = scenario.script.get(SETUP)
-    return evolve(scenario, script={SETUP: setup, **script} if setup is not None else script)
 
 
 def prepared(line: str) -> tuple[str, Op]:

@@ -66,9 +66,6 @@ class Systematic:
         self.bound = bound
         self.level = 0
         """The cost of the schedules that are run now."""
-        self.diverged = 0
-        """How often fewer tasks could run than before at the same point; not 0 means that the
-        program is not deterministic."""
         self.exhausted = False
         self.states = states
         self._costs = costs
@@ -109,8 +106,7 @@ class Systematic:
             until = pending[-1].position if pending else _NEVER
             note(len(runnable))
             if rank >= len(runnable):
-                self.diverged += 1
-                rank = 0
+                rank = 0  # fewer tasks can run than before: the program is not deterministic
             return in_turn()[rank]
 
         return pick if self.states is None else self._unless_met(scheduler, pick, self.states)

@@ -193,20 +193,6 @@ class Minimiser:
             self.removed,
         )
 
-    def single_removals(self, result: Minimised) -> Iterator[str]:
-        """Every single thing that could be left out and still be found to fail: nothing, if the
-        result is 1-minimal."""
-        best = self._follow(result.scenario, result.turns)
-        assert best is not None
-        for what, scenario in smaller_scenarios(result.scenario):
-            if self._find(scenario, best.turns) is not None:
-                yield what
-        for end in range(len(best.turns), 0, -1):
-            for turns in _fewer(best.turns, end, 1):
-                found = self._follow(result.scenario, turns)
-                if found is not None and found.key < best.key:
-                    yield "a turn"
-
     # Finding the failure.
 
     def _executor(self, scenario: Scenario, *, in_full: bool = False) -> Executor:

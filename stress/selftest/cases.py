@@ -5,7 +5,7 @@ from __future__ import annotations
 from stress.report.cases import Outcome, Suite, SuiteCase, end, machine
 from stress.results.verdict import Verdict
 from stress.selftest.selftest import MatrixRow
-from stress.selftest.stored import SelftestRecord, StoredDetector, selftest_of
+from stress.selftest.stored import SelftestRecord, StoredAgreement, StoredDetector, selftest_of
 
 
 def of_selftest(record: SelftestRecord) -> Suite:
@@ -20,6 +20,7 @@ def of_selftest(record: SelftestRecord) -> Suite:
         )
     ]
     cases += [_of_detector(detector) for detector in record.detectors]
+    cases += [_of_agreement(agreement) for agreement in record.agreements]
     cases += [of_row(row) for row in test.rows]
     properties = (("verdict", record.verdict), *machine(record.environment))
     return Suite(
@@ -43,6 +44,21 @@ def _of_detector(detector: StoredDetector) -> SuiteCase:
         detector.code or "silence",
         detector.problems[0],
         "\n".join(detector.problems),
+    )
+
+
+def _of_agreement(agreement: StoredAgreement) -> SuiteCase:
+    """Whether the engines agree on one scenario."""
+    if agreement.state == "agree":
+        return SuiteCase("engines", agreement.scenario)
+    problems = (*agreement.errors, *agreement.holes) or ("threads have done nothing",)
+    return SuiteCase(
+        "engines",
+        agreement.scenario,
+        "error",
+        agreement.state,
+        problems[0].splitlines()[0],
+        "\n".join(problems),
     )
 
 

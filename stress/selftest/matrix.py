@@ -109,7 +109,7 @@ def verdict_line(test: Selftest) -> str:
 
 def _silent_lines(test: Selftest) -> Iterator[str]:
     """What had to stay silent: each control, and the correct model by engine and policy.
-    Before them, the detectors' own self-tests."""
+    Before them, the detectors' own self-tests and the agreement of the engines."""
     if test.detectors:
         wrong = [result.test.name for result in test.detectors if result.problems]
         told = (
@@ -118,6 +118,8 @@ def _silent_lines(test: Selftest) -> Iterator[str]:
             else "injected mistakes and stalls reported once, with their stacks; half a limit never"
         )
         yield f"detector self-tests ({len(test.detectors)}): {told}"
+    if test.agreements:
+        yield _agreement_line(test)
     for row in test.of_kind("control"):
         yield f"control {row.name}, {row.engine}, {row.scenario}: {_outcome([row])}"
     groups: dict[tuple[str, str], list[MatrixRow]] = {}
@@ -126,6 +128,19 @@ def _silent_lines(test: Selftest) -> Iterator[str]:
     for (engine, policy), rows in groups.items():
         where = f"{len(rows)} scenarios" if len(rows) > 1 else rows[0].scenario
         yield f"correct model, {engine}, policy {policy}, {where}: {_outcome(rows)}"
+
+
+def _agreement_line(test: Selftest) -> str:
+    """Whether the engines agree, and how much each has done."""
+    found = test.agreements
+    wrong = [f"{each.state} on {each.scenario}" for each in found if each.state != "agree"]
+    steps = sum(each.steps for each in found)
+    schedules = sum(each.schedules for each in found)
+    return (
+        f"engines ({len(found)} scenarios): "
+        f"{', '.join(wrong) or 'whatever threads have shown was seen under control'} "
+        f"({steps:,} {WORK['threads']}, {schedules:,} {WORK['controlled']})"
+    )
 
 
 def _outcome(rows: Sequence[MatrixRow]) -> str:

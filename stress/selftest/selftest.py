@@ -21,9 +21,11 @@ from stress.mutants.controls import CONTROLS
 from stress.results.environment import observe
 from stress.results.run_record import Environment
 from stress.results.verdict import Judgement, Verdict
-from stress.runs.fanout.spread import Workers
+from stress.runs.fanout.spread import Workers, spread
+from stress.runs.fanout.task import FanoutTask, Trouble
 from stress.scenario.errors import StressError
 from stress.scenario.types import Oracles, RuleName, Scenario
+from stress.selftest.agreement import AGREED_CASES, Agreement, agreement
 from stress.selftest.attempt import ENGINES, Attempt, Engine
 from stress.selftest.detectors.detectors import SelfTestResult, run_all
 from stress.selftest.jobs import Job, run_jobs
@@ -31,6 +33,9 @@ from stress.selftest.registry import all_mutants, entry, scenario_of, without_va
 
 THREADS_SHARE = 0.8
 """At least so many of the mutants that have a case for threads must die there: four in five."""
+AGREEMENT_FACTOR = 6
+"""How many times as long as for a mutant the controlled engine may look for what threads have
+shown."""
 CORRECT_CASES = (
     "delete-vs-dma",
     "fault-vs-delete",
@@ -49,9 +54,9 @@ class Options:
     """What to try and how hard. Empty `names`, `oracles` and `tags` choose everything. Limits are
     seconds an attempt; `correct_s` is how long the correct model runs in all, `budget_s` a bound on
     everything (None: no bound). `off` are rules whose reports are dropped, to see what only they
-    catch. `mutants`, `controls` and `detectors` say whether those are tried at all. `jobs` attempts
-    are made at a time (0: as many as there is room for), here or with the workers of a Dask
-    `scheduler`."""
+    catch. `mutants`, `controls`, `detectors` and `agreement` (of the engines) say whether those are
+    tried at all. `jobs` attempts are made at a time (0: as many as there is room for), here or with
+    the workers of a Dask `scheduler`."""
 
     names: tuple[str, ...] = ()
     oracles: tuple[str, ...] = ()
@@ -70,6 +75,7 @@ class Options:
     mutants: bool = True
     controls: bool = True
     detectors: bool = True
+    agreement: bool = True
 
 
 @define
@@ -150,7 +156,8 @@ class MatrixRow:
 class Selftest:
     """A finished selftest, or one that was cut short: `left` jobs were not tried, `stopped` says
     why unless the time was up. `detectors` are the self-tests of the detectors on injected mistakes
-    and stalls, where those were asked for."""
+    and stalls, `agreements` what both engines have shown of small scenarios, where those were asked
+    for."""
 
     options: Options
     rows: list[MatrixRow]
@@ -162,6 +169,7 @@ class Selftest:
     environment: Environment = field(factory=observe)
     detectors: tuple[SelfTestResult, ...] = ()
     stopped: str = ""
+    agreements: tuple[Agreement, ...] = ()
 
     def of_kind(self, kind: str, engine: Engine | None = None) -> list[MatrixRow]:
         """The rows of one kind."""
@@ -215,7 +223,8 @@ def run(
     for row, mine in plan(options, mutants):
         rows.append(row)
         jobs += [(job, row) for job in mine]
-    if not jobs and not detectors:
+    agreeing = _agreeing(options) if everything else []
+    if not jobs and not detectors and not agreeing:
         raise StressError(
             "nothing is left to try: no mutant has the names, oracles, tags and engines that were "
             "asked for"
@@ -236,9 +245,11 @@ def run(
         on_row(row, attempt)
 
     until = start + options.budget_s if options.budget_s is not None else None
-    test.left, test.stopped = run_jobs(
-        (job for job, _ in jobs), Workers(options.jobs, options.scheduler), done, until
-    )
+    where = Workers(options.jobs, options.scheduler)
+    test.left, test.stopped = run_jobs((job for job, _ in jobs), where, done, until)
+    if agreeing and not test.stopped:
+        test.agreements, test.stopped = _agreements(options, agreeing, where, until)
+    test.left += len(agreeing) - len(test.agreements)
     test.wall_s = time.monotonic() - start
     return test
 
@@ -328,6 +339,29 @@ def _correct(options: Options) -> Iterator[tuple[MatrixRow, list[Job]]]:
     yield from rows.values()
 
 
+def _agreeing(options: Options) -> list[str]:
+    """The scenarios on which the engines have to agree."""
+    return list(AGREED_CASES) if options.agreement and set(options.engines) == set(ENGINES) else []
+
+
+def _agreements(
+    options: Options, names: list[str], where: Workers, until: float | None
+) -> tuple[tuple[Agreement, ...], str]:
+    """What the engines have shown of these scenarios, each in a process of its own, and why that
+    ended before `until`, if it did."""
+    found: dict[int, Agreement] = {}
+
+    def done(number: int, result: Agreement | Trouble) -> None:
+        if isinstance(result, Trouble):
+            result = Agreement(names[number], errors=(result.text,))
+        found[number] = result
+
+    limit = AGREEMENT_FACTOR * options.controlled_s
+    tasks = [FanoutTask(agreement, (name, options.first_seed, limit), 2 * limit) for name in names]
+    why = spread(tasks, where, done, until)
+    return tuple(found[number] for number in sorted(found)), why
+
+
 def judgement_of(test: Selftest) -> Judgement:
     """PASS only if every mutant was tried and died, enough of them on threads, and nothing fired
     that must not."""
@@ -359,6 +393,7 @@ def judgement_of(test: Selftest) -> Judgement:
                 else f"killed only by {', '.join(row.fired())}, not by {' or '.join(row.expects)}"
             )
             reasons.append((Verdict.FAIL, f"{where}: {what}"))
+    reasons += [reason for each in test.agreements for reason in _disagreement(each)]
     threads = [row for row in test.of_kind("mutant", "threads") if row.attempts]
     dead = sum(row.state == "killed" for row in threads)
     if dead < THREADS_SHARE * len(threads):
@@ -384,6 +419,17 @@ def judgement_of(test: Selftest) -> Judgement:
     )
 
 
+def _disagreement(found: Agreement) -> Iterator[tuple[Verdict, str]]:
+    """What speaks against the engines; nothing where they agree."""
+    where = f"engines on {found.scenario}"
+    for hole in found.holes:
+        yield Verdict.HARNESS_ERROR, f"{where}: {hole}: seen on threads, never under control"
+    for error in found.errors:
+        yield Verdict.HARNESS_ERROR, f"{where}: {error.splitlines()[0]}"
+    if found.state == "idle":
+        yield Verdict.INCONCLUSIVE, f"{where}: threads have done nothing"
+
+
 def summary(test: Selftest) -> str:
     """What happened, in one sentence."""
     parts = []
@@ -401,6 +447,9 @@ def summary(test: Selftest) -> str:
             f"{sum(not result.problems for result in test.detectors)} of {len(test.detectors)} "
             "detector self-tests as they must be"
         )
+    if test.agreements:
+        agreed = sum(each.state == "agree" for each in test.agreements)
+        parts.append(f"engines agree on {agreed} of {len(test.agreements)} scenarios")
     silent = test.of_kind("control") + test.of_kind("correct")
     if silent:
         parts.append(

@@ -5,10 +5,11 @@ from __future__ import annotations
 import statistics
 from typing import Final
 
-from attrs import evolve, frozen
+from attrs import asdict, evolve, fields_dict, frozen
 
 from stress.results.run_record import Environment
 from stress.results.serialise import Format
+from stress.selftest.agreement import Agreement, State
 from stress.selftest.attempt import Attempt, Engine
 from stress.selftest.detectors.detectors import SelfTest, SelfTestResult
 from stress.selftest.selftest import MatrixRow, Options, Selftest, judgement_of
@@ -50,10 +51,25 @@ class StoredDetector:
 
 
 @frozen
+class StoredAgreement:
+    """What both engines have shown of one scenario: `stress.selftest.agreement.Agreement`, and what
+    follows from it."""
+
+    scenario: str
+    state: State
+    both: int
+    controlled_only: int
+    holes: tuple[str, ...]
+    steps: int
+    schedules: int
+    errors: tuple[str, ...]
+
+
+@frozen
 class SelftestRecord:
     """Everything known about a selftest: when and where, the verdict, how long an attempt may take
-    by engine, rules that were off, what was tried, why real threads cannot show some mutants, and
-    how many attempts were not made (`left`; `stopped` says why)."""
+    by engine, rules that were off, what was tried, why real threads cannot show some mutants, how
+    many attempts were not made (`left`; `stopped` says why), and whether the engines agree."""
 
     date: str
     version: str
@@ -70,6 +86,7 @@ class SelftestRecord:
     correct: tuple[StoredRow, ...]
     threads_cannot: dict[str, str]
     stopped: str = ""
+    agreements: tuple[StoredAgreement, ...] = ()
 
 
 SELFTEST_FORMAT: Final = Format(SelftestRecord, 1, "stress-selftest")
@@ -102,6 +119,9 @@ def record_of(test: Selftest) -> SelftestRecord:
         correct=tuple(_stored(row) for row in test.of_kind("correct")),
         threads_cannot=test.cannot,
         stopped=test.stopped,
+        agreements=tuple(
+            StoredAgreement(state=each.state, **asdict(each)) for each in test.agreements
+        ),
     )
 
 
@@ -131,6 +151,10 @@ def selftest_of(record: SelftestRecord) -> Selftest:
         record.environment,
         detectors,
         record.stopped,
+        tuple(
+            Agreement(**{name: getattr(each, name) for name in fields_dict(Agreement)})
+            for each in record.agreements
+        ),
     )
 
 

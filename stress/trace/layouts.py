@@ -217,11 +217,6 @@ class Detector:
         return LAYOUTS[order[0]]
 
     @property
-    def certain(self) -> bool:
-        """Whether exactly one layout fits."""
-        return len(self.kernels) == 1
-
-    @property
     def vendor(self) -> Vendor | None:
         """The vendor, once a writable leaf has shown it."""
         return VENDORS[next(iter(self.vendors))] if len(self.vendors) == 1 else None

@@ -542,22 +542,7 @@ def test_a_schedule_is_explained(stress: Stress, minimised: tuple[Path, str]) ->
     assert data["finding"]["code"] == "free-without-rcu"
 
 
-# crosscheck, litmus
-
-
-def test_both_engines_agree_on_a_tiny_scenario(stress: Stress, tmp_path: Path) -> None:
-    config = tmp_path / "tiny.toml"
-    config.write_text(TINY)
-    done = stress("crosscheck", "-c", config, "--duration", "1")
-    assert done.code == 0, done.out
-    assert done.out.splitlines()[-1].startswith("AGREE")
-    assert "real threads for 1 s" in done.err
-    assert left_in(tmp_path) == ["tiny.toml"]
-
-
-def test_crosscheck_wants_a_scenario(stress: Stress) -> None:
-    assert stress("crosscheck").code == 4
-    assert "none.toml" in stress("crosscheck", "-c", "none.toml").err
+# litmus
 
 
 def test_litmus_programs_are_listed(stress: Stress) -> None:

@@ -12,7 +12,7 @@ from mmu.paging.geometry import Geometry
 from mmu.paging.table import RootPage
 from mmu.tdp.iter import TdpIter
 from tests.conftest import rcu_section, writing
-from tests.model import Machine, machine_of
+from tests.model import Machine, machine_of, round_down
 
 Entry = tuple[int, int]
 """(gfn, level) of an SPTE."""
@@ -80,7 +80,7 @@ def expected(
     pre-order."""
     entries: set[Entry] = set()
     for level in range(max(min_level, 2), geometry.levels + 1):
-        entries |= {(geometry.round_down(gfn, level), level) for gfn in mapped}
+        entries |= {(round_down(geometry, gfn, level), level) for gfn in mapped}
     if min_level == 1:
         entries |= {(gfn, 1) for gfn in set(mapped) - set(unmapped)}
     inside = [
@@ -152,10 +152,10 @@ def disturb(machine: Machine, root: RootPage, stays: set[int], random: object) -
     level = random.randint(1, machine.kvm.geometry.levels)  # type: ignore[attr-defined]
     geometry = machine.kvm.geometry
     sp, index = machine.entry(root, gfn, level)
-    first = geometry.round_down(gfn, level)
+    first = round_down(geometry, gfn, level)
     with machine.zapping():
         machine.vm.writer.set_spte(sp, index, first, sp.spt[index], 0)
-    return {other for other in stays if geometry.round_down(other, level) == first}
+    return {other for other in stays if round_down(geometry, other, level) == first}
 
 
 @given(trees())

@@ -146,10 +146,6 @@ class Litmus:
             UNGRADED, "nobody has thought of this outcome: the table is wrong, or the model is"
         )
 
-    def of_grade(self, *grades: str) -> set[str]:
-        """The outcomes that have one of these grades."""
-        return {outcome for outcome, grade in self.grades.items() if grade.grade in grades}
-
 
 class Family:
     """Programs about one subject; a module has one."""

@@ -14,8 +14,9 @@ from mmu.machine.vm import VirtualMachine
 from mmu.report import Reporter
 from mmu.sync.rcu import Rcu
 from mmu.variant import Variant
-from tests.conftest import PATIENCE, together
+from tests.conftest import together
 from tests.model import REAL, Machine, w
+from tests.patience import PATIENCE
 from tests.unit.conftest import MakeMachine
 
 # Taking it down.
@@ -185,20 +186,6 @@ def test_every_kind_of_mmu_lock_will_do(make_machine: MakeMachine, preference: s
     machine.add_slot(0, 8)
     machine.run(machine.vcpu(), 1)
     machine.delete_slot()
-    machine.assert_sound()
-
-
-@pytest.mark.parametrize("preference", ["fair", "reader", "writer"])
-def test_without_its_rules_the_vm_does_the_same(make_machine: MakeMachine, preference: str) -> None:
-    machine = make_machine(checked=False, mmu_lock=preference)
-    machine.add_slot(0, 8)
-    vcpu = machine.vm.create_vcpu()
-    device, hwpt = machine.attach(machine.export())
-    machine.run(vcpu, 1, w(2))
-    assert hwpt.io_fault(3, write=True)
-    assert device.transact(3, write=True) is Dma.DONE
-    machine.delete_slot()
-    assert device.transact(3, write=True) is None
     machine.assert_sound()
 
 

@@ -7,6 +7,7 @@ import pytest
 from attrs.exceptions import FrozenInstanceError
 
 from mmu.paging.geometry import PG_LEVEL_1G, PG_LEVEL_2M, PG_LEVEL_4K, Geometry
+from tests.model import round_down
 
 SHAPES = [Geometry(), Geometry(5, 512), Geometry(3, 4), Geometry(1, 2), Geometry(2, 16)]
 
@@ -48,7 +49,7 @@ def test_the_indices_of_a_gfn_are_its_digits(geometry: Geometry) -> None:
 def test_rounding_down_gives_the_first_gfn_of_the_same_entry(geometry: Geometry) -> None:
     for level in range(1, geometry.levels + 1):
         for gfn in sample(geometry):
-            first = geometry.round_down(gfn, level)
+            first = round_down(geometry, gfn, level)
             assert first % geometry.pages(level) == 0
             assert first <= gfn < first + geometry.pages(level)
             assert geometry.index(first, level) == geometry.index(gfn, level)

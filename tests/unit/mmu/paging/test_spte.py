@@ -154,8 +154,6 @@ def test_accessed_and_dirty_are_bits_where_there_are_such_bits(layout: SpteLayou
     leaf = layout.leaf(7, 1, writable=True, host_writable=True)
     assert layout.is_accessed(leaf)
     assert not layout.is_accessed(leaf & ~SPTE_A)
-    assert layout.is_dirty(leaf)
-    assert not layout.is_dirty(leaf & ~SPTE_D)
     assert layout.mark_for_access_track(leaf) == leaf & ~SPTE_A
     assert not layout.is_access_tracked(leaf & ~SPTE_RWX), "a leaf that merely has no rights"
 
@@ -169,7 +167,6 @@ def test_without_accessed_bits_an_old_leaf_has_no_rights_and_remembers_them(
     layout = evolve(layout, ad_bits=False)
     leaf = layout.leaf(0xABC, 1, writable=writable, host_writable=True, executable=executable)
     assert layout.is_accessed(leaf)
-    assert layout.is_dirty(leaf) == writable
     old = layout.mark_for_access_track(leaf)
     assert not old & SPTE_RWX, "so that the next access faults"
     assert layout.is_access_tracked(old)

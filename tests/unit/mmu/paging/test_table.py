@@ -172,13 +172,3 @@ def test_the_quarantine_forgets_the_oldest(make_machine: MakeMachine) -> None:
     machine.expect()
     machine.kvm.tables.at(addresses[0])
     machine.expect("O2 wild-pointer")
-
-
-def test_without_poisoning_a_freed_page_is_forgotten_at_once(make_machine: MakeMachine) -> None:
-    machine = make_machine(poisoning=False)
-    page = machine.kvm.tables.allocate()
-    free_through_rcu(machine, page)
-    assert not is_poisoned(page)
-    assert machine.kvm.tables.live() == 0
-    machine.kvm.tables.at(page.address)
-    machine.expect("O2 wild-pointer")

@@ -13,7 +13,7 @@ from mmu.sync.poison import is_poisoned
 from mmu.tdp.iter import TdpIter
 from mmu.tdp.write import SpteWriter
 from tests.conftest import blocked, elsewhere, finish, rcu_section, reading, writing
-from tests.model import Machine
+from tests.model import Machine, round_down
 
 
 @pytest.fixture
@@ -293,7 +293,7 @@ def unlink(machine: Machine, root: RootPage, gfn: int, *, shared: bool) -> Any:
     """Clear the root's entry for `gfn`, and with it everything below; returns the level-2 table
     that stood there."""
     geometry = machine.kvm.geometry
-    index, first = geometry.index(gfn, 3), geometry.round_down(gfn, 3)
+    index, first = geometry.index(gfn, 3), round_down(geometry, gfn, 3)
     table, _ = machine.entry(root, gfn, level=2)
     args: tuple[Any, ...] = (root, index, first, root.spt[index], 0)
     machine.mmu_lock.lock(shared)

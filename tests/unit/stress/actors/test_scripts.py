@@ -3,11 +3,12 @@ as a script."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from attrs import evolve
 
 from mmu.runtime import Runtime
 from stress.actors import performed
@@ -16,8 +17,7 @@ from stress.engines.scenario_program import ScenarioProgram
 from stress.engines.session import Session, World
 from stress.scenario.load import load
 from stress.scenario.operations import VOCABULARY, Op, kind_of
-from stress.scenario.scripts import with_script
-from stress.scenario.types import Scenario
+from stress.scenario.types import Lines, Scenario
 from stress.search.random_walk import RandomWalk
 from tests.engine import run_scenario
 
@@ -37,8 +37,6 @@ smm_pages = 0
 smm_churn_pages = 0
 [actors.exporter]
 threads = 1
-[budget]
-duration_s = 0.3
 """
 
 
@@ -74,12 +72,18 @@ def controlled(scenario: Scenario, *, seed: int = 1) -> tuple[Run, World]:
     return run, run.instance.world
 
 
-def on_threads(scenario: Scenario, until: Callable[[Session], bool] = lambda _: False) -> Session:
+def on_threads(scenario: Scenario, until: Callable[[Session], bool]) -> Session:
     session, outcome = run_scenario(scenario, until=until)
     assert [finding.report.render() for finding in session.findings()] == []
     assert session.errors() == ()
     assert outcome.clean_end
     return session
+
+
+def with_script(scenario: Scenario, parts: Mapping[str, Sequence[Op | str]]) -> Scenario:
+    """The scenario with this script."""
+    script = {name: Lines(tuple(map(str, ops))) for name, ops in parts.items()}
+    return evolve(scenario, script=script)
 
 
 def steps(world: World) -> dict[str, int]:
@@ -119,9 +123,8 @@ def test_on_threads_a_script_is_repeated_until_the_end(scripted: Callable[..., S
         made = steps(session)
         return made["vcpu0"] > 4 and made["memslot-worker"] > 4
 
-    base = BASE.replace("duration_s = 0.3", "duration_s = 60")
     scenario = scripted(
-        'vcpu0 = ["write 0x0", "read 0x4"]', 'memslot-worker = ["create 0", "delete 0"]', base=base
+        'vcpu0 = ["write 0x0", "read 0x4"]', 'memslot-worker = ["create 0", "delete 0"]'
     )
     session = on_threads(scenario, until=repeated)
     made = steps(session)
@@ -175,7 +178,7 @@ def test_the_setup_is_done_in_the_order_of_its_lines(scripted: Callable[..., Sce
         "device0: attach",
         "device0: dma-read 0x1",
     ]
-    session = on_threads(scripted(f"setup = {lines}"))
+    session = on_threads(scripted(f"setup = {lines}"), until=lambda _: True)
     totals = session.totals()
     assert (
         totals["exports"],

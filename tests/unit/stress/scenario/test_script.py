@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,8 +14,8 @@ from stress.engines.session import Session
 from stress.scenario.errors import ConfigError
 from stress.scenario.load import load
 from stress.scenario.operations import VERBS, VOCABULARY, Op, OpError, kind_of, parse
-from stress.scenario.scripts import Script, players, prepared, script_of, with_script
-from stress.scenario.types import Lines, Scenario
+from stress.scenario.scripts import Script, players, prepared, script_of
+from stress.scenario.types import Scenario
 
 CONFIGS = Path(__file__).parents[4] / "configs"
 
@@ -307,9 +306,6 @@ def test_a_script_is_what_its_lines_say(tmp_path: Path) -> None:
     assert script.part("host0") == ()
     assert script.slot_updates() == [Op("create", (0,))]
     assert script.turns() == [("vcpu1", Op("write", (0,)))]
-    other = with_script(scenario, {"vcpu1": [Op("read", (3,))]})
-    assert other.script == {"setup": ("create 0", "vcpu1: write 0x0"), "vcpu1": ("read 0x3",)}
-    assert with_script(evolve(other, script={}), {"vcpu0": []}).script == {"vcpu0": Lines(())}
 
 
 def test_without_a_script_chance_decides() -> None:

@@ -50,7 +50,6 @@ def with_preemptions(events: int, count: int) -> int:
 def all_distinct(program: Small, strategy: Systematic) -> int:
     done = runs(program, strategy, ENOUGH)
     assert strategy.exhausted
-    assert not strategy.diverged
     assert len({tuple(run.trace) for run in done}) == len(done)
     return len(done)
 
@@ -144,8 +143,7 @@ def test_a_spin_that_gives_way_is_no_preemption() -> None:
     assert any(run.completed for run in runs(SPINNING, DelayBounded(2), 200, limit=300))
 
 
-def test_a_program_that_changes_is_noticed() -> None:
+def test_a_program_that_changes_is_explored_all_the_same() -> None:
     strategy = DepthFirst()
     runs(independent(1, 1), strategy, 3)
-    runs(independent(0), strategy, 3)
-    assert strategy.diverged
+    assert all(run.completed for run in runs(independent(0), strategy, 3))

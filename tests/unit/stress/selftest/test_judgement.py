@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import pytest
+from attrs import evolve
 
 from stress.results.verdict import Verdict
 from stress.scenario.errors import StressError
+from stress.selftest.agreement import Agreement
 from stress.selftest.attempt import Attempt, Engine, Fired
 from stress.selftest.detectors.detectors import SELF_TESTS, SelfTest, run
 from stress.selftest.matrix import fired, result, seconds, verdict_line
 from stress.selftest.selftest import MatrixRow, Options, Selftest, chosen, judgement_of
+from stress.selftest.stored import record_of, selftest_of
 
 O4 = Fired("O4", "refcount", "BUG: put twice", ("O4",))
 O6 = Fired("INV", "I8", "BUG: a leaf is left", ("INV", "O6"))
@@ -126,6 +129,30 @@ def test_mutants_are_chosen_by_name_oracle_and_tag() -> None:
     ):
         with pytest.raises(StressError, match="there is no"):
             chosen(wrong)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected", "reason"),
+    [
+        ({}, Verdict.PASS, "engines agree on 2 of 2 scenarios"),
+        (
+            {"holes": ("point: P1",)},
+            Verdict.HARNESS_ERROR,
+            "engines on move: point: P1: seen on threads, never under control",
+        ),
+        ({"errors": ("oops\nmore",)}, Verdict.HARNESS_ERROR, "engines on move: oops"),
+        ({"steps": 0}, Verdict.INCONCLUSIVE, "engines on move: threads have done nothing"),
+    ],
+)
+def test_engines_that_do_not_agree_are_no_pass(
+    changes: dict[str, object], expected: Verdict, reason: str
+) -> None:
+    found = Agreement("move", both=3, controlled_only=2, steps=7, schedules=9)
+    agreements = (evolve(found, **changes), evolve(found, scenario="recreate"))
+    test = Selftest(Options(), [row(KILL)], {}, "2026", agreements=agreements)
+    assert judgement_of(test).verdict is expected
+    assert reason in verdict_line(test)
+    assert selftest_of(record_of(test)).agreements == agreements
 
 
 def test_a_detector_that_misses_its_injection_fails_the_selftest() -> None:

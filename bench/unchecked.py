@@ -1,5 +1,4 @@
-"""The same primitives without their rules: what checking costs is measured against these, and
-nothing else uses them."""
+"""The primitives of `mmu.sync` without their rules, to measure what checking costs."""
 
 from __future__ import annotations
 

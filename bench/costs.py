@@ -1,5 +1,6 @@
-"""`stress bench`: what checking costs, each figure a ratio of two things timed in turn in this
-process.
+"""What checking costs, each figure a ratio of two things timed in turn in this process.
+
+    python bench/costs.py [--quick] [--json]
 
 Machines are shared and noisy, so the two sides alternate many times and the figure is the median of
 the pairwise ratios, with the spread of its middle half beside it. An absolute time is only shown as
@@ -8,6 +9,7 @@ an aid.
 
 from __future__ import annotations
 
+import argparse
 import gc
 import itertools
 import json
@@ -20,12 +22,14 @@ from typing import Any, Final
 import attrs
 from attrs import frozen
 from readerwriterlock import rwlock
+from unchecked import BareSync
 
 from mmu.kvm import VmConfig
 from mmu.machine.vcpu import Vcpu
 from mmu.machine.vm import VirtualMachine
 from mmu.memory.memslots import MemoryRegion
 from mmu.probe import Probe
+from mmu.report import Reporter
 from mmu.runtime import Runtime
 from stress.engines.carrier import Signal, pinned
 from stress.engines.carrier_choice import AUTO, THREADS, carrier_for
@@ -100,14 +104,16 @@ class BenchVm:
     def __init__(self, pages: int, *, full: bool, vcpus: int = 1, timeline: bool = True) -> None:
         self.pages = pages
         probe = Probe()
+        runtime, reporter = Runtime(), Reporter()
         self.vm = VirtualMachine(
-            VmConfig(frames=pages + 64, checked=full, poisoning=full),
-            runtime=Runtime(),
+            VmConfig(frames=pages + 64),
+            runtime=runtime,
+            reporter=reporter,
             probe=probe,
+            sync=None if full else BareSync(runtime, reporter, probe),
         )
         if full:
             attach_all(self.vm, Limits())
-            runtime = self.vm.kvm.runtime
             counts = Counts(runtime)
             calls = CloseCalls(runtime, self.vm, counts, THREADS_US * 1000)
             layout = self.vm.kvm.layout
@@ -154,7 +160,20 @@ class BenchVm:
         self.vm.kvm.mmu_lock.write_unlock()
 
 
-def run_bench(*, quick: bool, as_json: bool) -> str:
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(
+        description="Measure the checked paths as ratios within one process."
+    )
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    parser.add_argument(
+        "--quick", action="store_true", help="fewer repetitions: a first impression"
+    )
+    asked = parser.parse_args()
+    print(measured(quick=asked.quick, as_json=asked.json), end="")
+
+
+def measured(*, quick: bool, as_json: bool) -> str:
     """All figures as text or JSON."""
     rounds = 9 if quick else 41
     figures = list(_figures(rounds, LEAF_COUNTS[:3] if quick else LEAF_COUNTS))
@@ -319,7 +338,7 @@ def _controlled_steps(rounds: int) -> Iterator[CostRatio]:
 def _step_on(carrier: str) -> Callable[[], float]:
     """What makes some more schedules on a carrier and returns nanoseconds a step; some are made
     already."""
-    scenario, problems = structure(SMALL, {}, "stress bench")
+    scenario, problems = structure(SMALL, {}, "costs")
     assert scenario is not None, problems
     program = ScenarioProgram("bench", scenario)
     program.carrier = carrier
@@ -404,3 +423,7 @@ def _figure(
         round(statistics.median(one for one, _ in pairs) / operations, 1),
         round(statistics.median(two for _, two in pairs) / operations, 1),
     )
+
+
+if __name__ == "__main__":
+    main()
