@@ -10,6 +10,7 @@ from rich.console import Console
 from stress.commands.live import ProgressLine, display, exploration_line, run_line
 from stress.runs.run import RunProgress
 from stress.scenario.counters import COUNTERS
+from stress.scenario.types import Budget, Seconds
 from stress.search.exploration import ExplorationTally
 
 
@@ -47,7 +48,8 @@ def test_quiet_shows_nothing(terminal: bool) -> None:
 
 def test_a_run_s_line_is_red_once_something_is_found() -> None:
     counters = dict.fromkeys(COUNTERS, 1234)
-    clean, broken = (run_line(RunProgress(3.0, 600.0, counters, found)) for found in (0, 2))
+    budget = Budget(duration_s=Seconds(600.0))
+    clean, broken = (run_line(RunProgress(3.0, budget, counters, found)) for found in (0, 2))
     assert clean.text == broken.text.replace("findings 2", "findings 0")
     assert clean.text.startswith("  3.0/600 s  vcpu_faults 1,234  memslot_deletes 1,234")
     assert (clean.next_s, clean.style, broken.style) == (23.0, "", "bold red")
