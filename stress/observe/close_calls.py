@@ -43,6 +43,8 @@ CLOSE_CALLS: dict[str, str] = {
     "notified_last": "importers told right before the memory could be released",
 }
 """Every kind of close call by its counter."""
+WITHIN = ("uses_before_flush", "frees_after_reader", "notified_last")
+"""Those that a window of time makes close; the others are close by what was under way."""
 
 
 class _Device:

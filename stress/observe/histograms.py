@@ -40,13 +40,13 @@ OPERATIONS = {
     "importer_switch": "one importer's switch to a republished root",
     "range_start": "one invalidate_range_start of an MMU notifier (M10)",
     "nx_toggle": "one switch of the NX huge page mitigation",
-    "zap_section": "a zap's time in one RCU read section, between two yields (M2)",
-    "zap_steps": "SPTEs that a zap visited between two yields (M1, R13); a number, not a time",
+    "walk_section": "a zap's, or another yielding walk's, time in one RCU section (M2)",
+    "walk_steps": "SPTEs visited in such a section (M1, R13); a number, not a time",
     "grace_period": "one RCU grace period with its callbacks",
     "mmu_lock_write_hold": "mmu_lock held for write",
 }
 """What is timed, in nanoseconds, but for those in `NUMBERS`."""
-NUMBERS = frozenset({"zap_steps"})
+NUMBERS = frozenset({"walk_steps"})
 """What is counted instead."""
 
 
@@ -190,8 +190,8 @@ class Histograms(Instrument):
 
     @override
     def walk_section(self, steps: int, ns: int, can_yield: bool) -> None:
-        self.record("zap_steps", steps)
-        self.record("zap_section", ns)
+        self.record("walk_steps", steps)
+        self.record("walk_section", ns)
 
     @override
     def range_started(self, region: object, first: int, last: int, ns: int) -> None:

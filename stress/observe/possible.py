@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from mmu.kernels import SERIES, RecoverHugePages
+from stress.observe.points import POINTS
 from stress.scenario.scripts import SETUP, prepared
 from stress.scenario.types import Scenario
 
@@ -101,11 +102,38 @@ _NEEDS: dict[str, tuple[str, ...]] = {
 move."""
 
 
+_POINT_NEEDS: dict[str, tuple[str, ...]] = {
+    "P6": ("huge",),
+    "P7": ("yielding zaps", "logging"),
+    "P8": ("fast zaps",),
+    "P8b": ("breaks",),
+    "P9": ("fast zaps",),
+    "P12": ("notifiers", "log"),
+    "P14": ("slots",),
+    "P16": ("device",),
+    "P17": ("exports",),
+    "P18": ("protection",),
+    "P19": ("toggle",),
+}
+"""What a preemption point needs to be passed: one of these abilities. One that is not named can
+always be passed."""
+
+
 def possible(counters: Iterable[str], scenario: Scenario, *, threads: bool) -> list[str]:
     """The names of `counters` that the scenario could have moved, in their order."""
     able = abilities(scenario, threads=threads)
     barred = {name for ability, names in _NEEDS.items() if ability not in able for name in names}
     return [name for name in counters if name not in barred]
+
+
+def possible_points(scenario: Scenario, *, threads: bool) -> list[str]:
+    """The preemption points that the scenario could have passed, in order."""
+    able = abilities(scenario, threads=threads)
+    return [
+        name
+        for name in POINTS
+        if able & set(_POINT_NEEDS.get(name, ())) or name not in _POINT_NEEDS
+    ]
 
 
 def abilities(scenario: Scenario, *, threads: bool) -> frozenset[str]:
@@ -170,6 +198,7 @@ def _machine(scenario: Scenario, verbs: set[str]) -> dict[str, bool]:
     return {
         "device": device,
         "exports": exports,
+        "slots": bool(slots),
         "kept roots": exports and fast and vm.policy.startswith("keep-valid"),
         "republish": device and fast and vm.policy == "republish",
         "slot leaves": removes and vm.policy == "slot-leaves",

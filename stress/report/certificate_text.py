@@ -5,8 +5,16 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterable, Iterator
 
+from stress.observe.close_calls import WITHIN
 from stress.results.bounds import CONFIDENCE, percent
-from stress.results.certificate import DISTURBANCES, Bound, Certificate, CloseCall, Disturbance
+from stress.results.certificate import (
+    COMMON,
+    DISTURBANCES,
+    Bound,
+    Certificate,
+    CloseCall,
+    Disturbance,
+)
 from stress.results.known_kills import Kill, KnownKills
 
 _WIDTH = 100
@@ -88,18 +96,20 @@ def close_calls(certificate: Certificate) -> str:
         (call for call in certificate.close_calls if call.seen), key=lambda call: -call.seen
     )
     if not seen:
-        return f"none (near is within {certificate.close})"
+        return "none"
     grades = (
         (grade, [call for call in seen if call.grade == grade]) for grade in ("common", "rare")
     )
     text = "; ".join(f"{grade}: {', '.join(map(_call, calls))}" for grade, calls in grades if calls)
-    return f"{text} (near is within {certificate.close}; common is {100} per million operations)"
+    near = ", ".join(call.name for call in seen if call.name in WITHIN)
+    window = f"{near}: within {certificate.close}; " if near else ""
+    return f"{text} ({window}common is {COMMON:g} per million operations)"
 
 
 def would_catch(selftest: KnownKills | None) -> str:
     """What the last selftest says of this scenario and budget."""
     if selftest is None:
-        return "no selftest at hand: run `stress selftest`"
+        return "no selftest among these results: run `stress selftest`"
     engine = "threads" if selftest.engine == "threads" else "the controlled engine"
     all_of_them = (
         f"{selftest.killed} of {selftest.tried} mutants are killed by {engine}, in "

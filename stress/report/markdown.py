@@ -53,7 +53,7 @@ def _run_lines(record: RunRecord) -> Iterator[str]:
     yield from _obligations(record.obligations)
     yield from _listed("Harness errors", record.harness_errors)
     if record.latencies:
-        yield from ("## Latency", "", "In microseconds; a number of SPTEs for zap_steps.", "")
+        yield from ("## Latency", "", "In microseconds; a number of SPTEs for walk_steps.", "")
         yield from table(
             ("operation", "count", "p50", "p99", "p99.9", "max"), _latencies(record), right=5
         )

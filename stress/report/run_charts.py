@@ -47,7 +47,7 @@ FAMILIES: Final[tuple[tuple[str, str, tuple[str, ...]], ...]] = (
     (
         "sections",
         "Sections and grace periods",
-        ("mmu_lock_write_hold", "zap_section", "grace_period"),
+        ("mmu_lock_write_hold", "walk_section", "grace_period"),
     ),
 )
 """Which operations share a chart."""

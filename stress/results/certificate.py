@@ -13,8 +13,7 @@ from attrs import field, frozen
 
 from mmu.numbers.oracles import RULES
 from stress.observe.close_calls import CLOSE_CALLS, STEPS, THREADS_US
-from stress.observe.points import POINTS
-from stress.observe.possible import possible
+from stress.observe.possible import possible, possible_points
 from stress.observe.rules_judged import JUDGED
 from stress.results.known_kills import KnownKills
 from stress.results.verdict import Obligation
@@ -214,7 +213,12 @@ def _gaps(exercise: Exercise, close_calls: tuple[CloseCall, ...]) -> Iterator[Ga
         (name for name in able if not counters.get(name) and name not in CLOSE_CALLS),
     )
     yield from _gap(
-        "points never reached", (name for name in POINTS if name not in exercise.points)
+        "points never reached",
+        (
+            name
+            for name in possible_points(exercise.scenario, threads=exercise.threads)
+            if name not in exercise.points
+        ),
     )
     yield from _gap("disturbances off", _switched_off(exercise))
 

@@ -51,8 +51,8 @@ def figures_of(
 
 _TIMED = (
     ("M1", "mmu_lock_write_hold", "mmu_lock held for write"),
-    ("M1", "zap_steps", "SPTEs visited without yielding"),
-    ("M2", "zap_section", "RCU read section of a zap"),
+    ("M1", "walk_steps", "SPTEs visited without yielding"),
+    ("M2", "walk_section", "RCU read section of a walk"),
     ("M3", "memslot", "memslot call"),
     ("M3", "memslot_srcu", "its SRCU waits"),
     ("M3", "memslot_flush_shadow", "its unmapping"),
@@ -76,7 +76,7 @@ def _times(latencies: Mapping[str, Latency]) -> Iterator[MeasuredFigure]:
     for number, operation, name in _TIMED:
         found = latencies.get(operation)
         if found is not None:
-            unit, scale = ("", 1) if operation == "zap_steps" else ("us", 1000)
+            unit, scale = ("", 1) if operation == "walk_steps" else ("us", 1000)
             yield MeasuredFigure(number, f"{name}, p99", found.p99 / scale, unit, timed=True)
             yield MeasuredFigure(number, f"{name}, longest", found.max / scale, unit, timed=True)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from attrs import evolve, field, frozen
 
+from stress.observe.close_calls import CLOSE_CALLS
 from stress.observe.coverage import Coverage
 from stress.observe.histograms import Latency
 from stress.observe.resources import Sample
@@ -23,8 +24,7 @@ from stress.results.verdict import Obligation
 from stress.scenario.types import Scenario
 
 RACES: dict[str, str] = {
-    "exported_zaps_mid_walk": "exported zaps that caught a device between its walk and its access",
-    "flushes_in_guest": "flushes that caught a vCPU in the guest",
+    **{name: CLOSE_CALLS[name] for name in ("exported_zaps_mid_walk", "flushes_in_guest")},
     "stale_faults": "faults that a zap overtook",
     "rcu_waits_with_reader": "RCU readers that a grace period had to wait for",
 }

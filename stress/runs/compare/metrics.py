@@ -49,7 +49,7 @@ _VERBS = {
     "importer_switch": "switches an importer to a republished root",
     "range_start": "invalidates a range for an MMU notifier",
     "nx_toggle": "toggles the NX mitigation",
-    "zap_section": "leaves a zap's RCU read section",
+    "walk_section": "leaves a walk's RCU read section",
     "grace_period": "completes a grace period",
     "mmu_lock_write_hold": "releases mmu_lock held for write",
 }
@@ -69,8 +69,8 @@ _NUMBERS = {
     "importer_notify": "M7",
     "importer_switch": "M7",
     "range_start": "M10",
-    "zap_section": "M2",
-    "zap_steps": "M1",
+    "walk_section": "M2",
+    "walk_steps": "M1",
     "grace_period": "M12",
     "mmu_lock_write_hold": "M1",
 }

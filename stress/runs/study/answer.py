@@ -22,7 +22,7 @@ SEED_POLICY = "keep-valid"
 TIMES = {
     "memslot": "M3",
     "mmu_lock_write_hold": "M1",
-    "zap_section": "M2",
+    "walk_section": "M2",
     "fault": "M4",
     "io_fault": "M6",
     "device_window": "M9",

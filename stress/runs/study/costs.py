@@ -104,7 +104,7 @@ def amounts_of(record: RunRecord) -> dict[str, float] | None:
     if not deletes:
         return None
     visited = next(
-        (latency for latency in record.latencies if latency.operation == "zap_steps"), None
+        (latency for latency in record.latencies if latency.operation == "walk_steps"), None
     )
     steps = sum(middle * count for middle, count in visited.buckets) if visited else 0
     # every entry of a removed table is frozen

@@ -102,8 +102,8 @@ def test_a_number_is_no_time() -> None:
     histograms = Histograms(Runtime())
     histograms.walk_section(512, 7_000, False)
     assert {row.operation: row.max for row in histograms.latencies()} == {
-        "zap_steps": 512,
-        "zap_section": 7_000,
+        "walk_steps": 512,
+        "walk_section": 7_000,
     }
 
 

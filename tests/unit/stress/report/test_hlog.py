@@ -44,7 +44,7 @@ def test_the_encoded_form_is_read_back_with_every_count(values: list[int]) -> No
 
 def test_the_log_is_read_by_the_library(tmp_path: Path) -> None:
     log = pytest.importorskip("hdrh.log")
-    run = evolve(record(), latencies=(recorded([1000, 2000]), recorded([3, 4, 5], "zap_steps")))
+    run = evolve(record(), latencies=(recorded([1000, 2000]), recorded([3, 4, 5], "walk_steps")))
     path = tmp_path / "latency.hlog"
     path.write_text(hlog.log(run))
     reader = log.HistogramLogReader(str(path), histogram.HdrHistogram(1, hlog.HIGHEST, hlog.DIGITS))
@@ -52,10 +52,10 @@ def test_the_log_is_read_by_the_library(tmp_path: Path) -> None:
     while (each := reader.get_next_interval_histogram()) is not None:
         read.append((each.get_tag(), each.get_total_count(), each.get_end_time_stamp()))
     reader.input_file.close()
-    assert read == [("fault", 2, 10_000.0), ("zap_steps", 3, 10_000.0)]
+    assert read == [("fault", 2, 10_000.0), ("walk_steps", 3, 10_000.0)]
 
 
 def test_maxima_are_microseconds_but_for_counts() -> None:
-    run = evolve(record(), latencies=(recorded([25_000]), recorded([25], "zap_steps")))
+    run = evolve(record(), latencies=(recorded([25_000]), recorded([25], "walk_steps")))
     maxima = [line.split(",")[3] for line in hlog.log(run).splitlines()[3:]]
     assert maxima == ["25.599", "25.000"]

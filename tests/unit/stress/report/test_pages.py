@@ -68,7 +68,7 @@ def whole(*, findings: int = 2) -> RunRecord:
                 ((8000, 700), (9000, 250), (20000, 45), (30000, 5)),
             ),
             Latency("grace_period", 3, 71000, 72000, 72000, 72000, 72000, ((71000, 2), (72000, 1))),
-            Latency("zap_steps", 5, 7, 8, 9, 9, 9, ((7, 4), (9, 1))),
+            Latency("walk_steps", 5, 7, 8, 9, 9, 9, ((7, 4), (9, 1))),
         ),
         figures=(MeasuredFigure("M1", "write hold", 2345.6789, "us"),),
         resources=tuple(

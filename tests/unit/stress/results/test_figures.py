@@ -52,7 +52,10 @@ def test_a_small_example_worked_out_by_hand() -> None:
         "rcu_backlog": 12,
         "nx_lpage_splits": 1,
     }
-    latencies = {"fault": latency("fault", 8000, 9500), "zap_steps": latency("zap_steps", 64, 100)}
+    latencies = {
+        "fault": latency("fault", 8000, 9500),
+        "walk_steps": latency("walk_steps", 64, 100),
+    }
     assert named(figures_of(counters, latencies, peak, NO_GAUGES | {"table_pages": 17}, 2)) == {
         ("M1", "SPTEs visited without yielding, p99"): (64, ""),
         ("M1", "SPTEs visited without yielding, longest"): (100, ""),

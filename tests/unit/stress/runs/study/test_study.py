@@ -65,7 +65,7 @@ def counted(faults: int, io_faults: int = 10, noise: float = 1.0, findings: int 
         "vcpu_accesses": 1000,
         "remote_flushes": 20,
     }
-    steps = Latency("zap_steps", 10, 5, 5, 5, 5, 50, ((5, 8), (50, 2)))
+    steps = Latency("walk_steps", 10, 5, 5, 5, 5, 50, ((5, 8), (50, 2)))
     return evolve(made, counters=counters, latencies=(steps, *made.latencies))
 
 
