@@ -387,10 +387,7 @@ def script_of(reader: TraceReader, kernel: str = "", vendor: str = "") -> Confor
     layout = layouts.LAYOUTS[layouts.ALIASES.get(kernel, kernel)] if kernel else detector.kernel
     maker = layouts.VENDORS[vendor] if vendor else detector.vendor or layouts.AMD
     script = ConformScript(layout, maker, lines=reader.counts.lines)
-    script.clues = [
-        f"line {clue.line}: {clue.spte:#x} is {clue.meaning} in {', '.join(sorted(clue.kernels))}"
-        for clue in detector.clues
-    ]
+    script.clues = [f"line {clue.line}: {clue.text}" for clue in detector.clues]
     write_script(script, lines)
     return script
 

@@ -42,6 +42,8 @@ MISSING: Final = "#missing"
 DAMAGE: Final = "#damage"
 """A line that is no line of a recording, or the file cannot be read on from here; `text` says what
 is wrong."""
+NO_GFN: Final = "-1"
+"""The gfn of a page whose event does not name one."""
 MARKER: Final = "tracing_mark_write"
 """User space wrote `text` to `trace_marker`."""
 NOTICES: Final = frozenset({RECORDING, LOST, MISSING, ORDER, ORDERED, DAMAGE})
@@ -85,6 +87,8 @@ class SpteRequested(NamedTuple):
     gfn: int
     pfn: int
     level: int
+    access: int = -1
+    """What the fault may do with the page, where the kernel says it (7.x), else -1."""
 
 
 class ShadowPageEvent(NamedTuple):
@@ -243,22 +247,42 @@ _PROBE = re.compile(
     r"([^\s+()]+)(?:\+\S+)?(?: \[[^\]]*\])?)?\)"
 )
 _ARGUMENT = re.compile(r' ([A-Za-z_]\w*)=("(?:[^"\\]|\\.)*"|\S+)')
+_HEADS: Final[dict[str, tuple[str, str]]] = {}
+"""Function and caller by the text in parentheses: the same few come again and again."""
+MOST_HEADS: Final = 10_000
 
 
 def parse_probe(text: str) -> ProbeEvent:
     """`(FUNC+0x4/0xd0 [kvm]) root=0x... ref=1`, and of a return probe `(CALLER+... <- FUNC)
     ret=1`."""
-    head = _PROBE.match(text)
+    where, _, rest = text.partition(")")
+    head = _HEADS.get(where)
     if head is None:
-        raise FieldError("not a probe event: it does not begin with (FUNCTION+OFFSET/SIZE)")
-    first, second = head.groups()
+        head = _probe_head(text, where)
     args: dict[str, int | str] = {}
-    for name, value in _ARGUMENT.findall(text, head.end()):
-        try:
-            args[name] = int(value, 0)
-        except ValueError:
-            args[name] = value
-    return ProbeEvent(second, first, args) if second else ProbeEvent(first, "", args)
+    if rest:
+        pairs = _ARGUMENT.findall(rest) if '"' in rest else _plain_arguments(rest)
+        for name, value in pairs:
+            try:
+                args[name] = int(value, 0)
+            except ValueError:
+                args[name] = value
+    return ProbeEvent(head[0], head[1], args)
+
+
+def _plain_arguments(rest: str) -> list[list[str]]:
+    return [word.split("=", 1) for word in rest.split() if "=" in word]
+
+
+def _probe_head(text: str, where: str) -> tuple[str, str]:
+    found = _PROBE.match(text)
+    if found is None:
+        raise FieldError("not a probe event: it does not begin with (FUNCTION+OFFSET/SIZE)")
+    first, second = found.groups()
+    head = (second, first) if second else (first, "")
+    if len(_HEADS) < MOST_HEADS and found.end() == len(where) + 1:
+        _HEADS[where] = head
+    return head
 
 
 def _format(pattern: str, make: Callable[..., Fields]) -> Callable[[str], Fields]:
@@ -274,8 +298,46 @@ def _format(pattern: str, make: Callable[..., Fields]) -> Callable[[str], Fields
     return parse
 
 
+def _parse_spte_changed(text: str) -> Fields:
+    """`as id 0 gfn 1 level 1 old_spte 0 new_spte 1`, where it is just that, without a pattern."""
+    words = text.split(" ")
+    if words[1::2] == _SPTE_WORDS:
+        try:
+            return SpteChanged(
+                int(words[2]),
+                int(words[4], 16),
+                int(words[6]),
+                int(words[8], 16),
+                int(words[10], 16),
+            )
+        except ValueError:
+            pass
+    return _parse_changed(text)
+
+
+def _parse_entry(text: str) -> Fields:
+    """`vcpu 0, rip 0x1000`: only the number matters."""
+    vcpu, comma, _ = text.partition(",")
+    if comma and vcpu[:5] == "vcpu " and vcpu[5:].isdigit():
+        return VcpuEvent(int(vcpu[5:]), "", 0, 0)
+    return _parse_plain_entry(text)
+
+
+def _parse_exit(text: str) -> Fields:
+    """`vcpu 0 reason npf rip ...`: only the number and the reason matter."""
+    words = text.split(" ", 4)
+    if len(words) > 4 and words[0] == "vcpu" and words[2] == "reason" and words[1].isdigit():
+        return VcpuEvent(int(words[1]), words[3], 0, 0)
+    return _parse_plain_exit(text)
+
+
 def _spte_changed(as_id: str, gfn: str, level: str, old: str, new: str) -> SpteChanged:
     return SpteChanged(int(as_id), int(gfn, 16), int(level), int(old, 16), int(new, 16))
+
+
+def _requested(gfn: str, pfn: str, level: str, access: str | None) -> SpteRequested:
+    allowed = int(access, 16) if access is not None else -1
+    return SpteRequested(int(gfn, 16), int(pfn, 16), int(level), allowed)
 
 
 def _page(
@@ -296,57 +358,82 @@ def _check_mmio(spte: str, kvm_gen: str, spte_gen: str, valid: str) -> CheckMmio
     return CheckMmio(int(spte, 16), int(kvm_gen, 16), int(spte_gen, 16), valid == "1")
 
 
-_parse_page = _format(
+_PLUGIN_PAGE = re.compile(
+    r"(?:(new|existing) )?(?:sp gfn ([0-9a-f]{1,16}) )?(\d{1,2}) q\d+( direct)? \S+( invalid)? "
+    r"!?pae .*\broot (\d{1,10}) ",
+    re.ASCII,
+)
+"""trace-cmd prints pages with its KVM plugin, those that are removed without their gfn."""
+
+
+def _parse_page(text: str) -> ShadowPageEvent:
+    found = _PAGE.match(text)
+    if found is not None:
+        return _page(*found.groups())
+    found = _PLUGIN_PAGE.match(text)
+    if found is None:
+        raise FieldError(f"the payload is not of the event's format: {text[:80]!r}")
+    created, gfn, level, direct, invalid, count = found.groups()
+    return _page(gfn or NO_GFN, level, direct, invalid, count, created)
+
+
+_PAGE = re.compile(
     r"sp gen \w+ gfn ([0-9a-f]{1,16}) l(\d{1,2}) \S+ q\d+( direct)? \S+( invalid)? \S+ \S+ root "
     r"(\d{1,10}) "
-    r"(?:un)?sync\W*(new|existing)?\W*$",
-    _page,
+    r"(?:un)?sync\W*(new|existing)?\W*",
+    re.ASCII,
+)
+
+_SPTE_WORDS: Final = ["id", "gfn", "level", "old_spte", "new_spte"]
+_parse_changed = _format(
+    r"as id (\d{1,10}) gfn ([0-9a-f]{1,16}) level (\d{1,10}) old_spte ([0-9a-f]{1,16}) "
+    r"new_spte ([0-9a-f]{1,16})(?!\S)",
+    _spte_changed,
+)
+_parse_plain_entry = _format(r"vcpu (\d{1,10})\b", lambda vcpu: VcpuEvent(int(vcpu), "", 0, 0))
+_parse_plain_exit = _format(
+    r"(?:vcpu (\d{1,10}) )?reason (\S+)(?:.* vcpu (\d{1,10})\b)?",
+    lambda vcpu, reason, last: VcpuEvent(int(vcpu or last or -1), reason, 0, 0),
 )
 
 PARSERS: Final[dict[str, Callable[[str], Fields]]] = {
-    "kvm_tdp_mmu_spte_changed": _format(
-        r"as id (\d{1,10}) gfn ([0-9a-f]{1,16}) level (\d{1,10}) old_spte ([0-9a-f]{1,16}) "
-        r"new_spte ([0-9a-f]{1,16})\s*$",
-        _spte_changed,
-    ),
+    "kvm_tdp_mmu_spte_changed": _parse_spte_changed,
     "kvm_mmu_set_spte": _format(
         r"gfn ([0-9a-f]{1,16}) spte ([0-9a-f]{1,16}) \(\S*\) level (\d{1,10}) at "
-        r"([0-9a-f]{1,16})\s*$",
+        r"([0-9a-f]{1,16})(?!\S)",
         lambda gfn, spte, level, at: SetSpte(int(gfn, 16), int(spte, 16), int(level), int(at, 16)),
     ),
     "kvm_mmu_spte_requested": _format(
-        r"gfn ([0-9a-f]{1,16}) pfn ([0-9a-f]{1,16}) level (\d{1,10})\s*$",
-        lambda gfn, pfn, level: SpteRequested(int(gfn, 16), int(pfn, 16), int(level)),
+        r"gfn ([0-9a-f]{1,16}) pfn ([0-9a-f]{1,16}) level (\d{1,10})(?: access ([0-9a-f]{1,4}))?\b",
+        _requested,
     ),
     "kvm_mmu_get_page": _parse_page,
     "kvm_mmu_prepare_zap_page": _parse_page,
     "fast_page_fault": _format(
         r"vcpu (\d{1,10}) gva ([0-9a-f]{1,16}) error_code \S* sptep \S+ old 0x([0-9a-f]{1,16}) new "
         r"([0-9a-f]{1,16}) "
-        r"spurious ([01]) fixed ([01])\s*$",
+        r"spurious ([01]) fixed ([01])(?!\S)",
         _fast,
     ),
     "mark_mmio_spte": _format(
-        r"sptep: ?\S+ gfn ([0-9a-f]{1,16}) access (\w+) gen ([0-9a-f]{1,16})\s*$",
+        r"sptep: ?\S+ gfn ([0-9a-f]{1,16}) access (\w+) gen ([0-9a-f]{1,16})(?!\S)",
         lambda gfn, access, gen: MarkMmio(int(gfn, 16), int(access, 16), int(gen, 16)),
     ),
     "check_mmio_spte": _format(
         r"spte ([0-9a-f]{1,16}) kvm_gen ([0-9a-f]{1,16}) spte-gen ([0-9a-f]{1,16}) valid "
-        r"([01])\s*$",
+        r"([01])(?!\S)",
         _check_mmio,
     ),
     "kvm_unmap_hva_range": _format(
-        r"mmu notifier unmap range: 0x([0-9a-f]{1,16}) -- 0x([0-9a-f]{1,16})\s*$",
+        r"mmu notifier unmap range: 0x([0-9a-f]{1,16}) -- 0x([0-9a-f]{1,16})(?!\S)",
         lambda start, end: HvaRange(int(start, 16), int(end, 16)),
     ),
     "kvm_mmu_zap_all_fast": _format(
-        r"kvm-mmu-valid-gen (\w+) used_pages ([0-9a-f]{1,16})\s*$",
+        r"kvm-mmu-valid-gen (\w+) used_pages ([0-9a-f]{1,16})(?!\S)",
         lambda gen, used: ZapAllFast(int(gen, 16), int(used, 16)),
     ),
-    "kvm_entry": _format(r"vcpu (\d{1,10})\b", lambda vcpu: VcpuEvent(int(vcpu), "", 0, 0)),
-    "kvm_exit": _format(
-        r"vcpu (\d{1,10}) reason (\S+)", lambda vcpu, reason: VcpuEvent(int(vcpu), reason, 0, 0)
-    ),
+    "kvm_entry": _parse_entry,
+    "kvm_exit": _parse_exit,
     "kvm_page_fault": _format(
         r"(?:vcpu (\d{1,10}) )?(?:rip 0x[0-9a-f]+ )?address 0x([0-9a-f]{1,16}) error_code "
         r"(?:0x)?([0-9a-f]{1,16})",

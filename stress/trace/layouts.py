@@ -10,9 +10,12 @@ use.
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 from attrs import define, field, frozen
+
+from stress.trace.events import Event
 
 PRESENT: Final = 1 << 11
 """SPTE_MMU_PRESENT_MASK: the bit that means "maps something" to KVM, on both vendors, since
@@ -97,6 +100,17 @@ LAYOUTS: Final = {
 """By the first kernel known to have it: 6.1 stands for 5.13 to 6.9, 6.12 for 6.10 to the change of
 7.x."""
 
+FUNCTION_KERNELS: Final = {
+    "kvm_tdp_mmu_get_vcpu_root_hpa": frozenset({"6.1"}),
+    "kvm_mmu_notifier_change_pte": frozenset({"6.1"}),
+    "kvm_set_spte_gfn": frozenset({"6.1"}),
+    "kvm_tdp_mmu_invalidate_roots": frozenset({"6.12", "7.2"}),
+    "kvm_tdp_mmu_recover_huge_pages": frozenset({"6.12", "7.2"}),
+    "kvm_mmu_invalidate_start": frozenset({"7.2"}),
+}
+"""Layouts of the kernels that have a function."""
+_SYMBOLS: Final = re.compile(r"[A-Za-z_]\w{5,}")
+
 INVALID_BIT: Final = {"6.1": 0x800, "6.12": 0x800, "7.2": 0x1000}
 """role.invalid in a root's role word: behind the access bits, of which 7.x has one more."""
 
@@ -140,12 +154,17 @@ def span(level: int) -> int:
 
 @frozen
 class Clue:
-    """A value that only some layouts have."""
+    """Something that only some kernels have."""
 
     line: int
-    spte: int
-    meaning: str
+    what: str
     kernels: frozenset[str]
+
+    @property
+    def text(self) -> str:
+        """The clue in words."""
+        order = sorted(self.kernels, key=lambda name: [int(part) for part in name.split(".")])
+        return f"{self.what} of {' or '.join(order)}"
 
 
 @define
@@ -171,18 +190,35 @@ class Detector:
         kernels = {
             layout.name for layout in LAYOUTS.values() if spte in (layout.none, layout.frozen)
         }
-        return self._learn(Clue(line, spte, meaning, frozenset(kernels)))
+        return self._learn(Clue(line, f"{spte:#x} is the {meaning}", frozenset(kernels)))
 
     def _learn(self, clue: Clue) -> str:
         left = self.kernels & clue.kernels
         if not left:
-            return (
-                f"{clue.spte:#x} is the {clue.meaning} of {' or '.join(sorted(clue.kernels))}; "
-                f"this recording is of {' or '.join(sorted(self.kernels))}"
-            )
+            return f"{clue.text}; this recording is of {' or '.join(sorted(self.kernels))}"
         self.clues.append(clue)
         self.kernels = left
         return ""
+
+    def see_event(self, event: Event) -> None:
+        """Learn from an event of which only some kernels, or one vendor, have the function or the
+        field."""
+        text = event.text
+        symbols = (event.name.removesuffix("()"), *_SYMBOLS.findall(text[:120]))
+        for symbol in symbols:
+            kernels = FUNCTION_KERNELS.get(symbol)
+            if kernels and not self.kernels <= kernels:
+                self._learn(Clue(event.line, f"{symbol}() is a function", kernels))
+            vendor = {"svm": "amd", "vmx": "intel"}.get(symbol[:3])
+            if vendor and symbol[3:4] == "_" and vendor in self.vendors:
+                self.vendors = {vendor}
+
+    def see_access(self, line: int) -> None:
+        """Learn from a field that kvm_mmu_spte_requested has since 7.x."""
+        if self.kernels != {"7.2"}:
+            self._learn(
+                Clue(line, "kvm_mmu_spte_requested with access= is an event", frozenset({"7.2"}))
+            )
 
     def see_role(self, line: int, before: int, after: int) -> None:
         """The role word of a root before and after it became invalid: one bit more, and that bit
@@ -193,7 +229,7 @@ class Detector:
         }
         found = kernels.get(before ^ after)
         if found and not self.kernels <= found:
-            self._learn(Clue(line, before ^ after, "role.invalid", found))
+            self._learn(Clue(line, f"{before ^ after:#x} is the role.invalid", found))
 
     @property
     def invalid_bit(self) -> int:

@@ -34,6 +34,9 @@ FUNCTIONS: Final = {
     "kvm_arch_flush_shadow_all": "flush_shadow_all",
     "kvm_arch_flush_shadow_memslot": "flush_shadow_memslot",
     "wrprot_gfn_range": "wrprot_range",
+    "kvm_tdp_mmu_wrprot_slot": "wrprot_slot",
+    "kvm_tdp_mmu_clear_dirty_pt_masked": "clear_dirty_pt",
+    "kvm_tdp_mmu_try_split_huge_pages": "split",
     "kvm_recover_nx_huge_pages": "recover_nx",
     # memslots
     "kvm_set_memslot": "set_memslot",
@@ -68,6 +71,7 @@ FUNCTIONS: Final = {
     # mmu notifiers and dirty logging
     "kvm_mmu_notifier_invalidate_range_start": "mn_start",
     "kvm_mmu_notifier_invalidate_range_end": "mn_end",
+    "kvm_mmu_notifier_release": "mn_release",
     "kvm_get_dirty_log_protect": "get_dirty_log",
     "kvm_clear_dirty_log_protect": "clear_dirty_log",
     # life of the VM
@@ -78,6 +82,17 @@ FUNCTIONS: Final = {
     "kvm_arch_destroy_vm": "arch_destroy_vm",
 }
 """Canonical names by function. Entries and returns of these open and close a frame of the task."""
+
+PROBE_NAMES: Final = {
+    "get_vcpu_root": "alloc_root",
+    "invalidate_roots": "invalidate_all_roots",
+    "load_ept": "load_pgd",
+    "svm_load_pgd": "load_pgd",
+    "svm_flush_current": "flush_current",
+    "svm_flush_asid": "flush_asid",
+    "svm_flush_all": "flush_all",
+}
+"""Probes of `stress trace record` and of the kernel lab that are not named canonically."""
 
 TRACEPOINTS: Final = frozenset(
     {
@@ -94,6 +109,8 @@ TRACEPOINTS: Final = frozenset(
         "kvm_entry",
         "kvm_exit",
         "kvm_page_fault",
+        "kvm_userspace_exit",
+        "kvm_unmap_hva_range",
         "tracing_mark_write",
     }
 )
@@ -128,6 +145,10 @@ class EventNames(dict[tuple[str, bool], str]):
         where, _, function = text[1:].partition(")")[0].partition(" <- ")
         symbol = (function or where).split("+")[0].split(" ")[0]
         canonical = FUNCTIONS.get(symbol)
+        if canonical is None and symbol not in FUNCTIONS:
+            # trace-cmd and perf print addresses: the event's own name is all there is
+            base = name.removesuffix("_ret")
+            canonical = FUNCTIONS.get(base) or PROBE_NAMES.get(base)
         if canonical is None:
             return name
         return f"{canonical}_ret" if function else canonical

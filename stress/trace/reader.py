@@ -17,21 +17,20 @@ Stable interface for everything that reads recordings:
   the names in `NOTICES`; nothing raises for them.
 * A file that is no recording at all raises `TraceError`, while it is iterated.
 
-Understood: the `trace` file of tracefs in its default and its latency format, with or without the
-irq-info and tgid columns, any trace clock, annotations of lost events; stack traces and further
-lines of a marker are passed over.
+Understood is what `stress.trace.grammar` knows: tracefs' trace and trace_pipe in their default and
+their latency format, with or without the irq-info and tgid columns, any trace clock, annotations of
+lost events, ftrace dumps in the kernel's log, `trace-cmd report`, `perf script`; packed as
+`stress.trace.packing` says. Stack traces and further lines of a marker are passed over.
 """
 
 from __future__ import annotations
 
-import gzip
-import io
 import lzma
 import re
 import sys
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Final
 
@@ -48,9 +47,20 @@ from stress.trace.events import (
     Event,
     TraceError,
 )
+from stress.trace.grammar import (
+    ASIDE,
+    BEGINS,
+    NORMAL,
+    REPORT,
+    REPORT_SIGNS,
+    TRACEFS,
+    Grammar,
+    find_grammar,
+    without_log_prefix,
+)
+from stress.trace.grammar import LOST as LOST_LINE
+from stress.trace.packing import chunks_of
 
-BLOCK: Final = 1 << 18
-"""Bytes read at a time."""
 LONGEST: Final = 1 << 16
 """Longest line in bytes; what has more is no recording."""
 PATIENCE: Final = 1000
@@ -61,22 +71,8 @@ order."""
 FOREIGN: Final = frozenset({"function_graph", "blk", "mmiotrace", "hwlat", "osnoise", "timerlat"})
 """Tracers whose lines are not events."""
 
-_NORMAL = re.compile(
-    r"(.{16}|\s*\S.*?)-(\d{1,10}) +(?:\( *(?:\d+|-+)\) +)?\[(\d{1,5})\] (?:([^\s\d]\S{3,7}) )? *"
-    r"(\d{1,20}(?:\.\d{1,9})?): ([\w.$]+)(: ?| <-|$|\+0x| <)(.*)",
-    re.ASCII,
-)
-"""TASK-PID [(TGID)] [CPU] [flags] TIME: NAME, then `: payload` or ` <-caller`."""
-_LATENCY = re.compile(
-    r"(.{8}|\s*\S.*?)-(\d{1,10}) +(\d{1,5})([^\s\d]\S{3,7}) +"
-    r"(\d{1,20}(?:\.\d{1,9})?)(?:us)?[ !+#*@$]*: ([\w.$]+)(: ?| <-|$|\+0x| <)(.*)",
-    re.ASCII,
-)
-"""The latency format: the CPU is glued to the flags, the time has a mark for long delays."""
-_LOST = re.compile(r"CPU:(\d{1,5}) \[LOST (?:(\d{1,20}) )?EVENTS\]")
 _STARTED = re.compile(r"#+ CPU (\d{1,5}) buffer started")
 _ENTRIES = re.compile(r"# entries-in-buffer/entries-written: (\d{1,20})/(\d{1,20})")
-_STACK = re.compile(r"\s*=> |.*<(?:user )?stack trace>")
 
 
 @define
@@ -109,28 +105,10 @@ class ReadCounts:
     (counter, x86-tsc)."""
 
 
-class _Numbers(dict[str, int]):
-    """Numbers by their text: the same few CPUs and tasks come again and again."""
-
-    def __missing__(self, text: str) -> int:
-        value = int(text)
-        if len(self) < 10_000:
-            self[text] = value
-        return value
-
-
-class _Names(dict[str, str]):
-    """One string for each name: function entries get their `()`, tasks lose their padding."""
-
-    def __init__(self, suffix: str) -> None:
-        super().__init__()
-        self._suffix = suffix
-
-    def __missing__(self, text: str) -> str:
-        value = text.strip() + self._suffix
-        if len(self) < 10_000:
-            self[text] = value
-        return value
+Who = tuple[int, int, str, str]
+"""CPU, pid, task and flags of a line."""
+MOST_KNOWN: Final = 100_000
+"""Beginnings and names of lines that are remembered."""
 
 
 class TraceReader:
@@ -146,9 +124,15 @@ class TraceReader:
         """Names of events to skip from here on; whoever iterates may add to it meanwhile."""
         self._chunks = chunks
         self._wanted = wanted
-        self._match = _NORMAL.match
+        self._match: Callable[[str], re.Match[str] | None] = NORMAL.match
+        self._disorder = False
+        self.grammar = TRACEFS
+        """How the lines are written, as the first event has shown."""
         self._trouble = ""
+        self._digits = 6
         self._marker = -1
+        self._heads: dict[str, Who] = {}
+        self._names: dict[tuple[str, str], str] = {}
 
     @classmethod
     def open(cls, path: Path, wanted: frozenset[str] | None = None) -> TraceReader:
@@ -158,7 +142,7 @@ class TraceReader:
             raw: IO[bytes] = sys.stdin.buffer if str(path) == "-" else path.open("rb")
         except OSError as error:
             raise TraceError(f"{path}: cannot be read: {error.strerror}") from None
-        return cls(_chunks(raw), str(path), wanted)
+        return cls(chunks_of(raw, str(path)), str(path), wanted)
 
     @classmethod
     def of_lines(cls, lines: Iterable[str], wanted: frozenset[str] | None = None) -> TraceReader:
@@ -167,58 +151,99 @@ class TraceReader:
 
     def __iter__(self) -> Iterator[Event]:
         """Every wanted event and every notice, in the order of the file."""
-        counts, wanted, ignore, match = self.counts, self._wanted, self.ignore, self._match
-        last, disorder = -1, False
-        numbers, tasks, functions, plain = _Numbers(), _Names(""), _Names("()"), _Names("")
+        counts, wanted, ignore, skipped = (
+            self.counts,
+            self._wanted,
+            self.ignore,
+            self.counts.skipped,
+        )
+        heads, names = self._heads, self._names
+        last = -1
         # an Event without the detour over its own constructor, which costs half of a line's time
         make = tuple.__new__
         for lines in self._blocks():
-            first = counts.lines + 1
-            for line_number, line in enumerate(lines, first):
-                found = match(line) or self._latency(line)
-                if found is None:
-                    if line.startswith("# tracer:"):
-                        last, disorder = -1, False
-                    yield from self._odd(line_number, line)
-                    continue
-                task, pid, cpu, flags, time, name, kind, text = found.groups()
-                counts.events += 1
-                event = plain[name] if kind[:1] == ":" else functions[name]
-                stamp = int(time) if time.isdigit() else self._decimal(time)
-                if stamp >= last:
-                    if disorder:
-                        disorder = False
-                        yield _notice(
-                            line_number, numbers[cpu], ORDERED, f"time has caught up with {last}"
-                        )
-                    last = stamp
-                elif not disorder and not self._skewed(last - stamp):
-                    disorder = True
-                    counts.disordered += 1
-                    yield _notice(
-                        line_number, numbers[cpu], ORDER, f"time goes back from {last} to {stamp}"
-                    )
-                if event == MARKER:
-                    self._marker = line_number
-                if event in ignore or (wanted is not None and event not in wanted):
-                    counts.skipped[event] += 1
+            first, events = counts.lines + 1, 0
+            for number, line in enumerate(lines, first):
+                # the usual line: its task, CPU and flags, and its name, have been seen before
+                head, _, rest = line.partition(": ")
+                before, _, time = head.rpartition(" ")
+                who = heads.get(before)
+                name, colon, text = rest.partition(": ")
+                if not colon:
+                    name, colon, text = rest.partition(" <-")
+                event = names.get((name, colon))
+                if who is None or event is None:
+                    stamp = -1
                 else:
-                    yield make(
-                        Event,
-                        (
-                            line_number,
-                            numbers[cpu],
-                            numbers[pid],
-                            tasks[task],
-                            stamp,
-                            flags or "",
-                            event,
-                            text,
-                        ),
-                    )
-                match = self._match
+                    stamp = int(time) if time.isdigit() else self._stamp(time)
+                if stamp < 0 or who is None or event is None:
+                    read = self._read(number, line)
+                    if read is None:
+                        counts.events += events
+                        events = 0
+                        if BEGINS.match(line):
+                            last, self._disorder = -1, False
+                        yield from self._odd(number, line)
+                        continue
+                    who, stamp, event, text = read
+                events += 1
+                if stamp >= last and not self._disorder:
+                    last = stamp
+                else:
+                    yield from self._out_of_order(number, who[0], stamp, last)
+                    last = max(last, stamp)
+                if event in ignore or (wanted is not None and event not in wanted):
+                    skipped[event] += 1
+                else:
+                    yield make(Event, (number, who[0], who[1], who[2], stamp, who[3], event, text))
+            counts.events += events
             counts.lines = first + len(lines) - 1
         yield from self._end()
+
+    def _out_of_order(self, number: int, cpu: int, stamp: int, last: int) -> Iterator[Event]:
+        """A time that is earlier than one before it, or the first that is not."""
+        if stamp >= last:
+            self._disorder = False
+            yield _notice(number, cpu, ORDERED, f"time has caught up with {last}")
+        elif not self._disorder and not self._skewed(last - stamp):
+            self._disorder = True
+            self.counts.disordered += 1
+            yield _notice(number, cpu, ORDER, f"time goes back from {last} to {stamp}")
+
+    def _read(self, number: int, line: str) -> tuple[Who, int, str, str] | None:
+        """A line by its grammar; None for one that is no event. What can be known again by its
+        text is remembered."""
+        found = self._match(line) or self._first(line)
+        if found is None:
+            return None
+        translate = self.grammar.translate
+        task, pid, cpu, flags, time, name, kind, text = (
+            found.groups() if translate is None else translate(found)
+        )
+        who = (int(cpu), int(pid), task.strip(), flags or "")
+        event = name if kind[:1] == ":" else f"{name}()"
+        if event == MARKER:
+            self._marker = number
+            return who, self._stamp(time), MARKER, text
+        if self.grammar is TRACEFS:
+            self._remember(line, who, event, name)
+        return who, self._stamp(time), sys.intern(event), text
+
+    def _remember(self, line: str, who: Who, event: str, name: str) -> None:
+        """Know the beginning of a line, and the name in it, when they come again."""
+        head, _, rest = line.partition(": ")
+        before = head.rpartition(" ")[0]
+        for colon in (": ", " <-"):
+            if rest.startswith(name + colon) and len(self._names) < MOST_KNOWN:
+                self._names[name, colon] = event
+        if len(self._heads) < MOST_KNOWN:
+            self._heads[before] = who
+
+    def _stamp(self, time: str) -> int:
+        """A time in its last digit, -1 for what is none."""
+        if time.isdigit():
+            return int(time)
+        return self._decimal(time) if time.replace(".", "", 1).isdigit() else -1
 
     def _blocks(self) -> Iterator[list[str]]:
         """The lines of the file, a block at a time; a last line without a newline is cut, and left
@@ -229,7 +254,7 @@ class TraceReader:
                 lines, newline, rest = (tail + chunk).rpartition(b"\n")
                 tail = rest
                 if newline:
-                    yield lines.decode("utf-8", "replace").replace("\r", "").split("\n")
+                    yield self._split(lines.decode("utf-8", "replace").replace("\r", ""))
                 if len(tail) > LONGEST:
                     self._trouble = f"a line of more than {LONGEST} bytes"
                     return
@@ -243,42 +268,56 @@ class TraceReader:
     def _decimal(self, time: str) -> int:
         """A time of a clock that prints decimals, in its last digit."""
         self.counts.decimal = True
+        self._digits = len(time) - time.index(".") - 1
         return int(time.replace(".", "", 1))
 
     def _skewed(self, back: int) -> bool:
         """Is this only the difference between the clocks of two CPUs? Ticks of a counter have no
         such thing."""
-        if not self.counts.decimal or back > SKEW:
+        if not self.counts.decimal or back > SKEW * 10 ** (self._digits - 6):
             return False
         self.counts.skewed += 1
         return True
 
-    def _latency(self, line: str) -> re.Match[str] | None:
-        """The first event of a recording in latency format decides how the rest is read."""
-        if self.counts.events:
+    def _first(self, line: str) -> re.Match[str] | None:
+        """The first event of a recording decides how the rest is read."""
+        if self.counts.events or not line or line[0] == "#":
             return None
-        found = _LATENCY.match(line)
-        if found is not None:
-            self._match = _LATENCY.match
-        return found
+        grammar = find_grammar(line)
+        if grammar is None:
+            return None
+        self._use(grammar)
+        return grammar.match(line)
+
+    def _use(self, grammar: Grammar) -> None:
+        self.grammar, self._match = grammar, grammar.match
+
+    def _split(self, text: str) -> list[str]:
+        """The lines of a block, after a look at what only trace-cmd prints."""
+        if self.grammar is TRACEFS and any(sign in text for sign in REPORT_SIGNS):
+            self._use(REPORT)
+        return text.split("\n")
 
     def _odd(self, line: int, text: str) -> Iterator[Event]:
         """A line that is no event: a header, an annotation, what belongs to the line before, or
         damage."""
-        if text.startswith("#"):
+        text = without_log_prefix(text)
+        if text.startswith("#") or BEGINS.match(text):
             yield from self._comment(line, text)
-        elif lost := _LOST.match(text):
+        elif lost := LOST_LINE.match(text):
+            count = next((group for group in lost.groups()[1:] if group), "")
+            where = f"events of CPU {lost[1]}" if lost[1] else "events"
             self.counts.losses += 1
-            self.counts.lost += int(lost[2] or 0)
+            self.counts.lost += int(count or 0)
             yield _notice(
                 line,
-                int(lost[1]),
+                int(lost[1] or -1),
                 LOST,
-                f"{lost[2] or 'an unknown number of'} events of CPU {lost[1]} were lost",
+                f"{count or 'an unknown number of'} {where} were lost",
             )
         elif self._marker == line - 1 and "]" not in text:
             self._marker = line
-        elif text.strip() and not _STACK.match(text):
+        elif text.strip() and not ASIDE.match(text):
             self.counts.damaged += 1
             if not self.counts.events and self.counts.damaged >= PATIENCE:
                 raise self._no_recording()
@@ -295,6 +334,9 @@ class TraceReader:
                 )
             self.counts.recordings += 1
             yield _notice(line, -1, RECORDING, f"tracer {tracer}")
+        elif not text.startswith("#"):
+            self.counts.recordings += 1
+            yield _notice(line, -1, RECORDING, text)
         elif entries := _ENTRIES.match(text):
             self.counts.announced += int(entries[1])
             overwritten = max(0, int(entries[2]) - int(entries[1]))
@@ -335,24 +377,11 @@ class TraceReader:
         why = f" ({self._trouble})" if self._trouble else ""
         return TraceError(
             f"{self.origin}: no line of the file is an ftrace event{why}; expected the text of "
-            "tracefs' trace file, plain, .xz or .gz"
+            "tracefs' trace file, of trace-cmd report or of perf script, plain or packed (xz, "
+            "gzip, bzip2, tar)"
         )
 
 
 def _notice(line: int, cpu: int, name: str, text: str) -> Event:
     """An event that the reader makes itself."""
     return Event(line, cpu, 0, "", -1, "", name, text)
-
-
-def _chunks(raw: IO[bytes]) -> Iterator[bytes]:
-    """The bytes of a file, decompressed as its first bytes say."""
-    with raw:
-        stream = raw if isinstance(raw, io.BufferedReader) else io.BufferedReader(raw)  # type: ignore[type-var]
-        magic = stream.peek(6)[:6]
-        unpacked: io.BufferedIOBase = stream
-        if magic.startswith(b"\xfd7zXZ"):
-            unpacked = lzma.LZMAFile(stream)  # noqa: SIM115 - closed with the file below it
-        elif magic.startswith(b"\x1f\x8b"):
-            unpacked = gzip.GzipFile(fileobj=stream)
-        while chunk := unpacked.read1(BLOCK):
-            yield chunk

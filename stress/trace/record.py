@@ -8,6 +8,7 @@ Documentation/trace/{ftrace,kprobetrace,fprobetrace}.rst.
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 from attrs import frozen
@@ -310,29 +311,36 @@ MORE_FUNCTIONS: Final = (
 """Functions whose entries `conform` looks at, beside those that `check` does."""
 
 CHECKS: Final = (SLOTS, TRANSITIONS, FROZEN, FLUSHES, ROOTS, TABLES, STATISTICS, OBSOLETE)
-_LEVEL_1: Final = {
-    "kvm_tdp_mmu_spte_changed", "kvm_mmu_get_page", (
-        "kvm_mmu_prepare_zap_page"
-    ), "kvm_entry", "kvm_exit", "tracing_mark_write",
-}  # fmt: skip
+_TRACEPOINTS: Final = frozenset(
+    {
+        "kvm_tdp_mmu_spte_changed", "kvm_mmu_get_page", "kvm_mmu_prepare_zap_page",
+        "kvm_mmu_set_spte", "kvm_mmu_spte_requested", "kvm_mmu_zap_all_fast", "fast_page_fault",
+        "mark_mmio_spte", "check_mmio_spte", "kvm_entry", "kvm_exit", "kvm_userspace_exit",
+        "kvm_page_fault", "kvm_unmap_hva_range",
+    }
+)  # fmt: skip
+_ARGUMENT: Final = re.compile(r"(\w+)=")
 
 
 def recorded(level: int) -> set[str]:
-    """Canonical names of the events that a recording of this level holds."""
-    names = set(_LEVEL_1)
+    """What a recording of this level holds: canonical names of events, and `name:argument` of the
+    probes."""
+    have = set(_TRACEPOINTS)
     if level >= 2:
-        names |= {f"{name}()" for name in FUNCTIONS.values()}
+        have |= {f"{name}()" for name in FUNCTIONS.values()}
     for probe in PROBES:
         canonical = FUNCTIONS.get(probe.function)
         if canonical and probe.level <= level:
-            names.add(f"{canonical}_ret" if probe.name.endswith("_ret") else canonical)
-    return names | ({"statistics"} if level >= 3 else set())
+            name = f"{canonical}_ret" if probe.name.endswith("_ret") else canonical
+            arguments = {found for each in probe.tries for found in _ARGUMENT.findall(each)}
+            have |= {name, *(f"{name}:{argument}" for argument in arguments)}
+    return have | ({"statistics"} if level >= 3 else set())
 
 
 def provable(level: int) -> list[str]:
-    """The checks that have all they need at this level."""
-    names = recorded(level)
-    return [check.name for check in CHECKS if all(names & group for group in check.needs)]
+    """The checks of which something can be proved at this level."""
+    have = recorded(level)
+    return [check.name for check in CHECKS if check.judges(have)]
 
 
 def explanation() -> str:
@@ -341,7 +349,8 @@ def explanation() -> str:
     for level, what in LEVELS.items():
         lines += [f"level {level}: {what}", f"  judges: {', '.join(provable(level))}"]
         missing = [check for check in CHECKS if check.name not in provable(level)]
-        lines += [f"  not {check.name}: needs {check.wants}" for check in missing]
+        have = recorded(level)
+        lines += [f"  not {check.name}: needs {check.wants(have)}" for check in missing]
     lines.append(
         "Every level needs a recording that begins before the VM does, or it can only judge what "
         "it has seen the beginning of."

@@ -10,8 +10,10 @@ from rich.table import Table
 from rich.text import Text
 
 from stress.trace.checker import CheckResult
+from stress.trace.facts import Check
+from stress.trace.ledger import CheckTally
+from stress.trace.record import recorded
 from stress.trace.summary import ROWS
-from stress.trace.world import Check, CheckTally
 
 MOST_SHOWN = 10
 """Splats on the console; --json has all that were kept."""
@@ -35,16 +37,14 @@ def text(result: CheckResult, width: int = 100) -> str:
     )
     console.print(Text(f"SPTE layout: kernel {result.layout}, {result.vendor}"))
     for clue in result.clues:
-        console.print(
-            Text(
-                f"  line {clue.line}: {clue.spte:#x} is the {clue.meaning} of "
-                f"{' or '.join(sorted(clue.kernels))}"
-            )
-        )
+        console.print(Text(f"  line {clue.line}: {clue.text}"))
     console.print()
     console.print(_checks(result))
+    console.print(_provable(result))
     for line, why in result.gaps[:MOST_SHOWN]:
         console.print(Text(f"line {line}: {why}"))
+    for line, why in result.notes[:MOST_SHOWN]:
+        console.print(Text(f"line {line}: passed over: {why}"))
     console.print(_happened(result))
     for report in result.reports[:MOST_SHOWN]:
         console.print(Text(report.render()), soft_wrap=True)
@@ -99,10 +99,27 @@ def _checks(result: CheckResult) -> Table:
         what = "\n".join(f"{count:,} {what}" for what, count in held)
         if check.name in result.missing:
             what = f"needs {result.missing[check.name]}"
-        for why, line in list(tally.unsure.items())[:3]:
-            what += f"\nline {line}: {why}"
+        for fact, unknown in tally.unsure.items():
+            what += f"\n{unknown.count:,} cannot tell: {fact} (line {unknown.line})"
         times = tally.broken if tally.broken else sum(tally.held.values())
         table.add_row(check.name, check.rule, state, f"{times:,}", what.strip())
+    return table
+
+
+def _provable(result: CheckResult) -> Table:
+    """Which rules this recording can prove, beside what each level of `stress trace record`
+    could."""
+    table = Table(
+        "rule", "here", "1", "2", "3", title="what can be proved, here and at each level",
+        title_justify="left",
+    )  # fmt: skip
+    levels = [recorded(level) for level in (1, 2, 3)]
+    for check in result.checks:
+        for rule in check.rules:
+            cells = ["yes" if not rule.missing(have) else "-" for have in levels]
+            lacks = rule.missing(set(result.have))
+            here = "yes" if not lacks else f"needs {', '.join(fact.name for fact in lacks)}"
+            table.add_row(f"{rule.oracle} {rule.title}", here, *cells)
     return table
 
 
@@ -132,18 +149,14 @@ def as_data(result: CheckResult) -> dict[str, Any]:
             "kernel": result.layout,
             "vendor": result.vendor,
             "evidence": [
-                {
-                    "line": clue.line,
-                    "value": f"{clue.spte:#x}",
-                    "meaning": clue.meaning,
-                    "kernels": sorted(clue.kernels),
-                }
+                {"line": clue.line, "shows": clue.text, "kernels": sorted(clue.kernels)}
                 for clue in result.clues
             ],
         },
         "checks": {check.name: _check_data(result, check) for check in result.checks},
         "happened": result.summary,
         "gaps": [{"line": line, "why": why} for line, why in result.gaps],
+        "notes": [{"line": line, "why": why} for line, why in result.notes],
         "violations": [
             {
                 "line": line,
@@ -168,6 +181,19 @@ def _check_data(result: CheckResult, check: Check) -> dict[str, Any]:
         "state": state_of(check, tally, result.missing),
         "held": dict(tally.held),
         "broken": tally.broken,
-        "unsure": [{"line": line, "why": why} for why, line in tally.unsure.items()],
+        "cannot_tell": [
+            {"fact": fact, "times": unknown.count, "line": unknown.line}
+            for fact, unknown in tally.unsure.items()
+        ],
+        "rules": [
+            {
+                "code": rule.code,
+                "oracle": rule.oracle,
+                "title": rule.title,
+                "needs": [fact.name for fact in rule.needs],
+                "missing": [fact.name for fact in rule.missing(set(result.have))],
+            }
+            for rule in check.rules
+        ],
         "needs": result.missing.get(check.name, ""),
     }

@@ -64,6 +64,8 @@ _WHERE: Final[dict[str, tuple[str, Callable[[Any], bool]]]] = {
     "fast_page_fault": ("fast_fixed", lambda fault: fault.fixed),
     "make_all_req_ret": ("kicked", lambda probe: probe.args.get("called") == 1),
 }
+BY_NAME: Final = frozenset(_AS_THEY_ARE) - {"alloc_root"}
+"""Events that are counted whatever they say, by canonical name."""
 COUNTED: Final = frozenset(
     {*_AS_THEY_ARE, *_WHERE, "next_root_ret", "set_memslot", "kvm_tdp_mmu_spte_changed"}
 )
@@ -76,6 +78,10 @@ class Summary:
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
         self._searching: set[int] = set()
+
+    def count(self, figure: str) -> None:
+        """Count one more of a figure."""
+        self._counts[figure] += 1
 
     def see(self, name: str, event: Event, fields: Any) -> None:
         """Count one event."""

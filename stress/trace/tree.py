@@ -58,6 +58,10 @@ class Root:
     counted: bool = False
     """Whether `gets` and `puts` are complete."""
 
+    def valid_at(self, line: int) -> bool:
+        """Whether it was valid at a line, as far as its invalidation is known."""
+        return not self.invalid or self.invalid > line
+
     @property
     def sure(self) -> bool:
         """Whether everything that ever happened in it is known."""
@@ -82,6 +86,10 @@ class TracedTable:
     entries: dict[int, tuple[int, int]] = field(factory=dict)
     removed: int = 0
     """Line at which its parent let go of it, or 0."""
+    remover: int = 0
+    """The task that did so."""
+    emptied: int = 0
+    """Line at which the task that removed it was done with it, or 0."""
 
     def get(self, index: int) -> tuple[int, int]:
         """The value of an entry and the line that said so."""
@@ -115,6 +123,7 @@ def normal(spte: int) -> int:
 
 Where = tuple[int, int, int]
 """as_id, level and first guest frame of a table."""
+NO_TABLES: Final[list[TracedTable]] = []
 
 
 @define(eq=False)
@@ -124,6 +133,11 @@ class TracedTree:
     complete: bool = False
     """Whether the recording saw the VM's beginning: then a table that is not here does not
     exist."""
+    proven: bool = False
+    """Whether the recording saw the VM being made, and not only the first root of it."""
+    renewed: int = 0
+    """Line at which all valid roots there were became invalid: every valid root was born after
+    it."""
     roots: list[Root] = field(factory=list)
     live: dict[Where, list[TracedTable]] = field(factory=dict)
     dying: dict[Where, list[TracedTable]] = field(factory=dict)
@@ -142,7 +156,8 @@ class TracedTree:
     def knows(self, table: TracedTable) -> bool:
         """Whether everything in a table is known: nothing in it is older than the recording, or was
         attributed wrongly."""
-        return self.complete or (table.root is not None and table.root.sure)
+        root = table.root
+        return root is not None and not root.tainted and (self.complete or root.born > 0)
 
     def taint(self, as_id: int = -1) -> None:
         """Something happened in one of the trees (of an address space), and nothing says in
@@ -150,6 +165,12 @@ class TracedTree:
         for root in self.roots:
             if as_id < 0 or root.as_id in (as_id, -1):
                 root.tainted = True
+
+    def untainted(self, as_id: int = -1) -> bool:
+        """Whether everything that happened in the trees (of an address space) was attributed."""
+        return not any(
+            root.tainted for root in self.roots if as_id < 0 or root.as_id in (as_id, -1)
+        )
 
     def born(self, level: int, line: int) -> Root:
         """A root page was made; its address space shows with its first entry."""
@@ -168,53 +189,80 @@ class TracedTree:
     def settle(self, root: Root, as_id: int) -> TracedTable:
         """A root's address space is known now, so its page can be found."""
         root.as_id = as_id
+        self.drop_emptied(as_id, root.level)
         table = TracedTable(
             root.level, 0, as_id, root, root.hpa, root.born, EMPTY if root.born else UNKNOWN
         )
         self.live.setdefault((as_id, root.level, 0), []).append(table)
         return table
 
-    def candidates(self, as_id: int, level: int, gfn: int, *, freezing: bool) -> list[TracedTable]:
-        """The tables that can hold the entry for `gfn` at `level`."""
-        where = (as_id, level, gfn >> 9 * level << 9 * level)
-        found = self.live.get(where, [])
-        if freezing and where in self.dying:
-            found = [*self.dying[where], *found]
-        if level == self.root_level:
-            fresh = [
-                root
-                for root in self.roots
-                if root.as_id < 0 and root.level == level and not root.dead
+    def drop_emptied(self, as_id: int, level: int) -> None:
+        """Forget root pages that hold nothing any more and are not in use: those of invalid roots,
+        and once there is a new root those of a VM that is gone."""
+        where = (as_id, level, 0)
+        pages = self.live.get(where)
+        if pages:
+            self.live[where] = [
+                page
+                for page in pages
+                if page.default == UNKNOWN
+                or not page.entries
+                or any(value > 0 or value == UNKNOWN for value, _ in page.entries.values())
             ]
-            if fresh:
-                found = [*found, *(self.settle(root, as_id) for root in fresh[:1])]
-        return found
+
+    def tables_at(self, as_id: int, level: int, gfn: int) -> list[TracedTable]:
+        """The linked tables that can hold the entry for `gfn` at `level`."""
+        where = (as_id, level, gfn >> 9 * level << 9 * level)
+        if level == self.root_level:
+            for root in self.roots:
+                if root.as_id < 0 and root.level == level and not root.dead:
+                    self.settle(root, as_id)
+                    break
+        return self.live.get(where, NO_TABLES)
+
+    def removed_at(self, as_id: int, level: int, gfn: int) -> list[TracedTable]:
+        """The tables for this place that were unlinked and are being emptied."""
+        return self.dying.get((as_id, level, gfn >> 9 * level << 9 * level), NO_TABLES)
 
     def link(
         self, parent: TracedTable, index: int, value: int, line: int, split_of: int
     ) -> TracedTable:
         """A table is hung into `parent`: empty, or with the parts of the huge leaf that it
         replaces."""
-        level = parent.level - 1
-        base = parent.base + index * span(parent.level)
+        where = (parent.as_id, parent.level - 1, parent.base + index * span(parent.level))
+        return self.link_at(where, value, line, split_of, parent, parent.root)
+
+    def link_at(
+        self,
+        where: Where,
+        value: int,
+        line: int,
+        split_of: int,
+        parent: TracedTable | None,
+        root: Root | None,
+    ) -> TracedTable:
+        """A table is linked; its parent and root may be unknown."""
         default = EMPTY if not split_of else UNKNOWN
+        as_id, level, base = where
         table = TracedTable(
-            level, base, parent.as_id, parent.root, value & ADDRESS, line, default, parent, split_of
+            level, base, as_id, root, value & ADDRESS, line, default, parent, split_of
         )
         self.add(table)
-        self.linked += 1
         return table
 
     def child(self, parent: TracedTable, index: int, value: int) -> TracedTable | None:
         """The table that the entry `index` of `parent` points to."""
         base = parent.base + index * span(parent.level)
         address = value & ADDRESS
+        known = self.by_address.get(address)
+        if known is not None and not known.removed and known.base == base:
+            return known
         for table in self.live.get((parent.as_id, parent.level - 1, base), ()):
-            if table.parent is parent or (table.parent is None and table.address in (0, address)):
+            if table.parent is parent or (table.parent is None and not table.address):
                 return table
         return None
 
-    def unlink(self, table: TracedTable, line: int) -> None:
+    def unlink(self, table: TracedTable, line: int, pid: int) -> None:
         """The entry that pointed to `table` is gone; what is below it goes entry by entry."""
         where = (table.as_id, table.level, table.base)
         tables = self.live.get(where, [])
@@ -222,10 +270,10 @@ class TracedTree:
             tables.remove(table)
             if not tables:
                 del self.live[where]
-        table.removed = line
-        self.by_address.pop(table.address, None)
+        table.removed, table.remover = line, pid
+        if self.by_address.get(table.address) is table:
+            del self.by_address[table.address]
         self.dying.setdefault(where, []).append(table)
-        self.linked -= 1
 
     def drop(self, table: TracedTable) -> None:
         """Nothing more can happen to a removed table."""

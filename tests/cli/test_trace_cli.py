@@ -20,7 +20,7 @@ def test_check_passes_on_a_real_kernel(stress: Stress) -> None:
     page = (ROOT / "docs" / "traces.md").read_text(encoding="utf-8")
     table = printed[
         printed.index("checks") : next(
-            index for index, line in enumerate(printed) if line.startswith("what happened")
+            index for index, line in enumerate(printed) if line.startswith("what can be proved")
         )
     ]
     assert "\n".join(table) in page, "the page shows what the command prints"

@@ -6,15 +6,15 @@ from collections.abc import Callable
 from typing import Any
 
 from stress.trace.events import Event
-from stress.trace.world import Check, TracedTask, TracedWorld
+from stress.trace.facts import Check
+from stress.trace.world import TracedTask, TracedWorld
 
 Handler = Callable[[Event, TracedTask, Any], None]
 """Gets the event, its task, and the parsed payload."""
 
 
 class CheckPart:
-    """Looks at some events. `before` hears of an event before its frame is opened or closed,
-    `handlers` after."""
+    """Looks at some events."""
 
     checks: tuple[Check, ...] = ()
     """What it judges."""
@@ -25,6 +25,10 @@ class CheckPart:
     def handlers(self) -> dict[str, Handler]:
         """By canonical event name, what to call."""
         raise NotImplementedError
+
+    def before(self) -> dict[str, Handler]:
+        """By canonical event name, what to call before the event closes or opens a frame."""
+        return {}
 
     def tick(self, line: int) -> None:
         """Called now and then: whatever waited for longer than the horizon is judged now."""

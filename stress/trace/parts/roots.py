@@ -5,10 +5,25 @@ from __future__ import annotations
 from typing import Final
 
 from stress.trace.events import Event, ProbeEvent
+from stress.trace.facts import (
+    DROPPED,
+    FREED,
+    INVALIDATED,
+    LOADED,
+    PAGES,
+    REFERENCES,
+    TEARDOWN,
+    UNLOADED,
+    WALKS,
+    Check,
+    CheckRule,
+    Fact,
+    either,
+)
 from stress.trace.layouts import ADDRESS
 from stress.trace.parts.part import CheckPart, Handler
 from stress.trace.tree import Root
-from stress.trace.world import Check, TracedTask, TracedVm, TracedWorld, name_of
+from stress.trace.world import TracedTask, TracedVm, TracedWorld, name_of
 
 ROOTS: Final = Check(
     name="roots",
@@ -17,24 +32,72 @@ ROOTS: Final = Check(
         "a root is put once for each reference, never used after its last put, never reused once "
         "invalid, and freed in the end"
     ),
-    needs=(frozenset({"put_root"}),),
-    wants=(
-        "probes on kvm_tdp_mmu_put_root (root, spt, ref, role), tdp_mmu_next_root and its return, "
-        "kvm_tdp_mmu_alloc_root"
+    rules=(
+        CheckRule("put-twice", "O4", "a root is put once for each reference", (REFERENCES,)),
+        CheckRule(
+            "count", "O4", "a root's count follows from its gets and puts", (REFERENCES, WALKS)
+        ),
+        CheckRule("used-dead", "O4", "a root is not used after its last put", (REFERENCES, WALKS)),
+        CheckRule(
+            "reused-invalid", "O12", "a root that is invalid is not reused", (WALKS, REFERENCES)
+        ),
+        CheckRule(
+            "never-freed",
+            "O11",
+            "a VM leaves no root behind",
+            (REFERENCES, TEARDOWN),
+            core=False,
+        ),
+        CheckRule(
+            "freed-alive",
+            "O4",
+            "RCU frees a root only after its last put",
+            (REFERENCES, FREED),
+            core=False,
+        ),
     ),
     source=(
         "arch/x86/kvm/mmu/tdp_mmu.c, kvm_tdp_mmu_put_root(), tdp_mmu_next_root(); reference 2.2, "
         "I1-I4"
     ),
 )
+PUTS: Final = frozenset(either("put_root"))
 NO_ROOT: Final = (1 << 64) - 1
 MOST_DEAD: Final = 128
 """Roots that are remembered after their last put, to know who uses them still."""
-MOST_OFFSET: Final = 0x200
-"""Where rcu_head can lie in struct kvm_mmu_page."""
+MOST_OFFSET: Final = 0x100
+"""Where rcu_head can lie in struct kvm_mmu_page: what is further from a root is in another page."""
 LOW: Final = (1 << 30) - 1
 """PAGE_OFFSET is aligned to 1 GiB, so that the low bits of both addresses of a page are the
 same."""
+
+
+NOTHING: Final[frozenset[str]] = frozenset()
+ABSENT: Final = {
+    "count": PUTS | {"next_root_ret"},
+    "put-again": frozenset({"next_root_ret"}),
+    "last-put-loaded": frozenset({"mmu_free_roots", "mmu_unload"}),
+    "last-put-valid": frozenset({"kvm_mmu_zap_all_fast", "invalidate_all_roots"}),
+    "freed-alive": PUTS,
+}
+"""By code, what a finding says was missing."""
+GIVEN: Final[dict[str, tuple[Fact, ...]]] = {
+    "count": (WALKS, PAGES),
+    "put-again": (WALKS, PAGES),
+    "put-twice": (PAGES,),
+    "reused-dead": (PAGES,),
+    "reused-invalid": (PAGES, REFERENCES),
+    "used-dead": (PAGES,),
+    "last-put-loaded": (PAGES, LOADED, DROPPED, UNLOADED),
+    "last-put-valid": (PAGES, INVALIDATED),
+}
+"""By code, what must be recorded: without the births of roots an address may be another root's."""
+ACROSS: Final = frozenset({"count", "reused-invalid"})
+"""Codes that rest on the order of events of different CPUs."""
+INVALID_ROOTS: Final = 1
+"""KVM_INVALID_ROOTS, of the mask that tdp_mmu_next_root() takes since 6.13."""
+INVALIDATES: Final = ("kvm_mmu_zap_all_fast", *either("invalidate_all_roots"))
+"""All are emitted with mmu_lock held for write, where roots become invalid."""
 
 
 class RootsPart(CheckPart):
@@ -46,7 +109,6 @@ class RootsPart(CheckPart):
         super().__init__(world)
         self._puts: dict[Root, tuple[int, int, int, int]] = {}
         self._offsets: dict[int, int] = {}
-        self._strangers: set[int] = set()
 
     def handlers(self) -> dict[str, Handler]:
         """Probes on the functions that get, put, invalidate and free roots."""
@@ -59,16 +121,12 @@ class RootsPart(CheckPart):
             "__zap_root": self.on_root,
             "zap_leafs": self.on_root,
             "wrprot_range": self.on_root,
-            "zap_root_ret": self.off_root,
-            "zap_leafs_ret": self.off_root,
-            "wrprot_range_ret": self.off_root,
             "stale": self.stale,
-            "map_ret": self.off_root,
-            "tdp_page_fault_ret": self.off_root,
-            "invalidate_all_roots": self.invalidate,
+            **dict.fromkeys(INVALIDATES, self.invalidate),
             "load_pgd": self.load_pgd,
             "free_sp_rcu": self.freed,
-            "uninit_tdp": self.uninit,
+            **dict.fromkeys(either("uninit_tdp"), self.uninit),
+            "zap_invalidated_roots_ret": self.over,
             "kvm_arch_free_memslot()": self.over,
             "tracing_mark_write": self.over,
         }
@@ -76,11 +134,29 @@ class RootsPart(CheckPart):
     def find(self, vm: TracedVm, pointer: int, spt: int = 0) -> Root | None:
         """The root with this struct kvm_mmu_page, or with this page."""
         for root in reversed(vm.tree.roots):
-            if root.pointer == pointer and not root.freed:
-                if root.hpa or not spt:
-                    return root
-                return self._merge(vm, root, spt)
+            if root.pointer != pointer or root.freed:
+                continue
+            if root.dead and (reborn := self._reborn(vm, root, spt)):
+                root.freed = root.dead  # RCU has freed it, and its memory is another root's
+                reborn.pointer = pointer
+                return reborn
+            if root.hpa or not spt:
+                return root
+            return self._merge(vm, root, spt)
         return self._by_page(vm, pointer, spt)
+
+    @staticmethod
+    def _reborn(vm: TracedVm, dead: Root, spt: int) -> Root | None:
+        """A root of which only the birth is known, after the last put of the one that had its
+        address."""
+        born = [
+            root
+            for root in vm.tree.roots
+            if not root.pointer and not root.dead and root.born > dead.dead
+        ]
+        if spt:
+            born = [root for root in born if not root.hpa or root.hpa & LOW == spt & LOW] or born
+        return born[0] if born else None
 
     def _merge(self, vm: TracedVm, root: Root, spt: int) -> Root:
         """A root known by its pointer only now shows its page: is it one that was known by its page
@@ -143,8 +219,11 @@ class RootsPart(CheckPart):
         vm = self.world.vm(task)
         root = self.by_pointer(vm, pointer)
         root.gets += 1
-        opened = task.open.get("next_root")
-        valid_only = opened is not None and opened[1].number("only_valid", 0)
+        opened = task.frame("next_root")
+        types = opened.number("types", 0) if opened is not None else 0
+        valid_only = opened is not None and (
+            opened.number("only_valid", 0) > 0 or (types > 0 and not types & INVALID_ROOTS)
+        )
         if root.dead:
             self._broken(
                 event,
@@ -152,7 +231,7 @@ class RootsPart(CheckPart):
                 f"a walk got root {pointer:#x} after its last put",
                 [(root.dead, "its last put")],
             )
-        elif valid_only and root.invalid and opened is not None and opened[0].line > root.invalid:
+        elif valid_only and root.invalid and opened is not None and opened.line > root.invalid:
             self._broken(
                 event,
                 "reused-invalid",
@@ -244,13 +323,16 @@ class RootsPart(CheckPart):
         )
         if last is not None and last[1:] == (event.pid, ref, root.gets) and not underway:
             headline = (
-                f"root {root.pointer:#x} is put twice with ref={ref} by one task, and nobody took "
-                "a reference in between"
+                f"root {root.pointer:#x} is put twice with ref={ref} by one task, and no reference "
+                "was taken in between"
             )
-            self._broken(event, "put-twice", headline, [(last[0], f"put with ref={ref}")])
+            self._broken(event, "put-again", headline, [(last[0], f"put with ref={ref}")])
             root.gets = ref + root.puts
             return
-        if not (root.born and root.counted and self.world.seen["next_root_ret"]):
+        if not (root.born and root.counted):
+            return
+        if "next_root_ret" not in self.world.have:
+            self.world.unknown("roots", WALKS, event.line)
             return
         unfinished = int(
             last is not None and last[1] != event.pid and self.world.task(last[1]).line == last[0]
@@ -259,24 +341,26 @@ class RootsPart(CheckPart):
         if low <= ref <= high:
             self.world.held("roots", "reference counts that follow from the gets and puts")
             return
-        # what takes references without an event is known of this kernel
-        if "6.12" in self.world.detector.kernels:
-            expected = f"{low}" if low == high else f"{low} to {high}"
-            lines = [(root.born, "it was born")] + (
-                [(last[0], f"its last put before, ref={last[2]}")] if last else []
-            )
-            self._broken(
-                event,
-                "count",
-                f"root {root.pointer:#x} is put with ref={ref}; its gets and puts say {expected}",
-                lines,
-            )
+        expected = f"{low}" if low == high else f"{low} to {high}"
+        lines = [(root.born, "it was born")] + (
+            [(last[0], f"its last put before, ref={last[2]}")] if last else []
+        )
+        self._broken(
+            event,
+            "count",
+            f"root {root.pointer:#x} is put with ref={ref}; its gets and puts say {expected}",
+            lines,
+        )
         root.gets = ref + root.puts
 
     @staticmethod
     def _getting(task: TracedTask) -> int:
         """Whether a task may have taken a reference that has not shown yet."""
-        return int("next_root" in task.open or "alloc_root" in task.open or task.unseen_get)
+        return int(
+            task.unseen_get
+            or task.frame("next_root") is not None
+            or task.frame("alloc_root") is not None
+        )
 
     def _last_put(
         self, event: Event, task: TracedTask, vm: TracedVm, root: Root, invalid: bool
@@ -296,7 +380,7 @@ class RootsPart(CheckPart):
                 [],
             )
         for vcpu in vm.vcpus.values():
-            if root.hpa and vcpu.root == root.hpa and self.world.seen["mmu_free_roots"]:
+            if root.hpa and vcpu.root == root.hpa and "mmu_free_roots" in self.world.have:
                 headline = (
                     f"the last reference of root {root.pointer:#x} is put while vCPU {vcpu.number} "
                     "still has it loaded"
@@ -322,10 +406,18 @@ class RootsPart(CheckPart):
             self._puts.pop(root, None)
 
     def _broken(self, event: Event, code: str, headline: str, lines: list[tuple[int, str]]) -> None:
-        rule = "O12" if code.startswith(("reused-invalid", "valid-again")) else "O4"
-        judge = self.world.doubtful if code == "count" else self.world.broken
-        judge(
-            "roots", code, headline, [(event.line, "here"), *lines], task=name_of(event), rule=rule
+        self.world.broken(
+            "roots",
+            "put-twice" if code == "put-again" else code,
+            headline,
+            [(event.line, "here"), *lines],
+            task=name_of(event),
+            rule="O12" if code.startswith(("reused-invalid", "valid-again")) else "O4",
+            absent=ABSENT.get(code, NOTHING),
+            across=code in ACROSS,
+            # what takes references without an event is known of the kernels before 7.x only
+            given=GIVEN.get(code, (REFERENCES,)),
+            before="7.2" if code == "count" else "",
         )
 
     def on_root(self, event: Event, task: TracedTask, probe: ProbeEvent) -> None:
@@ -333,35 +425,37 @@ class RootsPart(CheckPart):
         if "root" not in probe.args:
             return
         vm = self.world.vm(task)
-        task.root = self.by_pointer(vm, probe.number("root"), probe.number("spt", 0))
-        if task.root.dead:
+        root = self.by_pointer(vm, probe.number("root"), probe.number("spt", 0))
+        if task.frames:
+            task.frames[-1].root = root
+        if root.dead:
             self._broken(
                 event,
                 "used-dead",
                 f"{probe.function}() works on a root after its last put",
-                [(task.root.dead, "its last put")],
+                [(root.dead, "its last put")],
             )
         role = probe.number("role", 0)
         if role:
-            self._judge_role(event, task.root, role)
-
-    def off_root(self, _event: Event, task: TracedTask, _said: object) -> None:
-        """And no longer."""
-        task.root = None
+            self._judge_role(event, root, role)
 
     def stale(self, event: Event, task: TracedTask, probe: ProbeEvent) -> None:
-        """A fault is about to map into the root with this address."""
+        """A fault is about to map into the root with this address, which is a valid one: otherwise
+        it is stale, and maps nothing."""
         hpa = probe.number("root", 0) & ADDRESS
-        vm = self.world.vm(task)
-        task.root = next(
-            (root for root in reversed(vm.tree.roots) if root.hpa == hpa and hpa and not root.dead),
-            None,
+        roots = self.world.vm(task).tree.roots if hpa else ()
+        task.fault_root = next(
+            (root for root in roots if root.hpa == hpa and not root.dead and not root.invalid), None
         )
 
     def invalidate(self, event: Event, task: TracedTask, _said: object) -> None:
         """Every valid root becomes invalid, under mmu_lock held for write."""
-        for root in self.world.vm(task).tree.roots:
-            root.invalid = root.invalid or event.line
+        vm = self.world.vm(task)
+        vm.invalidated = vm.tree.renewed = event.line
+        for root in vm.tree.roots:
+            if root.invalid:
+                continue
+            root.invalid = event.line
             if self.world.kernel.none == 0:
                 root.gets += 1
                 # until 6.3 the zap of an invalid root takes a reference of its own
@@ -376,13 +470,13 @@ class RootsPart(CheckPart):
     def over(self, event: Event, task: TracedTask, _said: object) -> None:
         """kvm_mmu_uninit_tdp_mmu() has done its work when its task goes on."""
         vm = self.world.vm(task)
-        if vm.uninit and vm.uninit[1] == event.pid and not vm.over:
+        if vm.uninit[0] and vm.uninit[1] == event.pid and not vm.over:
             vm.over = event.line
             self.judge_end(vm)
 
     def judge_end(self, vm: TracedVm) -> None:
         """Every root of a VM that is gone has had its last put."""
-        if not (self.world.seen["put_root"] and vm.over):
+        if not REFERENCES.known_from(self.world.have):
             return
         alive = [
             root for root in vm.tree.roots if not root.dead and (root.born or vm.tree.complete)
@@ -395,7 +489,13 @@ class RootsPart(CheckPart):
                 (vm.uninit[0], "the TDP MMU was taken down"),
             ]
             self.world.broken(
-                "roots", "never-freed", f"{name} never had its last put", lines, rule="O11"
+                "roots",
+                "never-freed",
+                f"{name} never had its last put",
+                lines,
+                rule="O11",
+                absent=PUTS,
+                given=(REFERENCES, PAGES),
             )
         if not alive:
             self.world.held("roots", "VMs that left no root behind")
@@ -405,48 +505,50 @@ class RootsPart(CheckPart):
         removal."""
         del task  # softirq: the task is whoever was interrupted
         head = probe.number("head", 0)
+        counted = REFERENCES.known_from(self.world.have)
         if len(self.world.vms) == 1:
             self._freed_page(event, next(iter(self.world.vms.values())))
         for vm in self.world.vms.values():
-            if not head:
-                return
             for root in vm.tree.roots:
                 offset = head - root.pointer
-                if root.pointer and 0 < offset < MOST_OFFSET:
-                    self._freed_root(event, root, offset)
+                if root.pointer and not root.freed and 0 < offset < MOST_OFFSET:
+                    self._freed_root(event, root, offset, counted=counted)
 
     def _freed_page(self, event: Event, vm: TracedVm) -> None:
         """Pages are freed after their removal: there can be no more of the one than of the
         other."""
+        vm.alive = vm.alive or event.line
         vm.removed_pages -= 1
         if vm.removed_pages >= 0:
             self.world.held("tables", "pages freed after their removal")
-        elif vm.tree.complete:
+        elif vm.tree.proven and not vm.predecessor:
             headline = (
                 "RCU frees a page-table page, but every page that was removed has been freed: this "
                 "one is still linked"
             )
-            self.world.broken("tables", "freed-linked", headline, [(event.line, "freed here")])
+            self.world.broken(
+                "tables",
+                "freed-linked",
+                headline,
+                [(event.line, "freed here")],
+                absent=PUTS | {"kvm_tdp_mmu_spte_changed"},
+                tables=True,
+                given=(REFERENCES, PAGES),
+            )
             vm.removed_pages = 0
 
-    def _freed_root(self, event: Event, root: Root, offset: int) -> None:
-        """Is it this root's rcu_head? The offset is learned from roots that had their last put."""
-        if root.dead and not root.freed and offset not in self._strangers:
-            root.freed = event.line if self._offsets.get(offset, 0) else 0
+    def _freed_root(self, event: Event, root: Root, offset: int, *, counted: bool) -> None:
+        """Is it this root's rcu_head? Its place is learned from roots that had their last put."""
+        if root.dead or (root.puts and root.invalid and not counted):
+            root.freed = event.line
             self._offsets[offset] = self._offsets.get(offset, 0) + 1
-        elif (
-            not root.dead
-            and self._offsets.get(offset, 0) > 1
-            and offset == max(self._offsets, key=lambda at: self._offsets[at])
-        ):
+        elif counted and self._offsets.get(offset, 0) > 1 and len(self._offsets) == 1:
             self._broken(
                 event,
                 "freed-alive",
                 f"root {root.pointer:#x} is freed before its last put",
                 [(root.born, "it was born")],
             )
-        elif not root.dead:
-            self._strangers.add(offset)
 
     def forget(self) -> None:
         """Nothing is known any more."""

@@ -9,8 +9,9 @@ from typing import Final
 from attrs import define
 
 from stress.trace.events import Event, ProbeEvent
+from stress.trace.facts import BEGINNING, CHANGES, COUNTS, Check, CheckRule
 from stress.trace.parts.part import CheckPart, Handler
-from stress.trace.world import Check, TracedTask, TracedVm, TracedWorld, name_of
+from stress.trace.world import TracedTask, TracedVm, TracedWorld, name_of
 
 STATISTICS: Final = Check(
     name="statistics",
@@ -19,10 +20,14 @@ STATISTICS: Final = Check(
         "KVM's counts of tables and pages agree with the tables and leaves that its events add up "
         "to"
     ),
-    needs=(frozenset({"zap_all_fast", "zap_invalidated_roots", "uninit_tdp", "statistics"}),),
-    wants="probes with tdp_pages on kvm_mmu_zap_all_fast, kvm_tdp_mmu_zap_invalidated_roots or "
-    "kvm_mmu_uninit_tdp_mmu; or markers with pages_4k=, pages_2m=, pages_1g= (stress "
-    "trace record --level 3)",
+    rules=(
+        CheckRule(
+            "tdp-pages",
+            "O9",
+            "KVM's counts of tables and pages agree with its events",
+            (CHANGES, BEGINNING, COUNTS),
+        ),
+    ),
     source=(
         "arch/x86/kvm/mmu/tdp_mmu.c, kvm_update_page_stats(), tdp_account_mmu_page(); reference "
         "3.2, I13"
@@ -70,11 +75,7 @@ class StatisticsPart(CheckPart):
         vm = self.world.vm(task)
         if said < 0 or not vm.tree.complete:
             if said >= 0:
-                self.world.unsure(
-                    "statistics",
-                    "the VM is older than the recording, so its tables were not all seen",
-                    event.line,
-                )
+                self.world.unknown("statistics", BEGINNING, event.line)
             return
         underway = sum(
             1
@@ -94,6 +95,10 @@ class StatisticsPart(CheckPart):
                 headline,
                 [(event.line, f"tdp_mmu_pages is {said}")],
                 task=name_of(event),
+                absent=frozenset({"kvm_tdp_mmu_spte_changed"}),
+                across=True,
+                tables=True,
+                given=(CHANGES,),
             )
 
     def marker(self, event: Event, task: TracedTask, _said: object) -> None:
@@ -117,15 +122,11 @@ class StatisticsPart(CheckPart):
         vm = self.world.vm(task)
         if not said or vm.over:
             return
-        self.world.seen["statistics"] += 1
+        self.world.have.add("statistics")
         if vm.tree.complete:
             self._waiting[event.pid] = StatisticsRead(event, vm, said, [dict(vm.tree.leaves)])
         else:
-            self.world.unsure(
-                "statistics",
-                "the VM is older than the recording, so its leaves were not all seen",
-                event.line,
-            )
+            self.world.unknown("statistics", BEGINNING, event.line)
 
     def changed(self, _event: Event, _task: TracedTask, _said: object) -> None:
         """The counts change while somebody reads them."""
@@ -142,7 +143,17 @@ class StatisticsPart(CheckPart):
                 f"{' or '.join(map(str, sorted(counted)[:3]))}"
             )
             lines = [(waiting.event.line, "the count was taken here")]
-            self.world.broken("statistics", "pages", headline, lines, task=name_of(waiting.event))
+            self.world.broken(
+                "statistics",
+                "pages",
+                headline,
+                lines,
+                task=name_of(waiting.event),
+                absent=frozenset({"kvm_tdp_mmu_spte_changed"}),
+                across=True,
+                tables=True,
+                given=(CHANGES,),
+            )
             return
         self.world.held("statistics", "counts of pages by size")
 

@@ -6,9 +6,24 @@ from __future__ import annotations
 from typing import Final
 
 from stress.trace.events import Event, ProbeEvent, VcpuEvent
+from stress.trace.facts import (
+    ANSWERED,
+    ASKED,
+    ENTRIES,
+    GIVEN_ROOT,
+    INVALIDATED,
+    LOAD_OVER,
+    LOADED,
+    LOADS,
+    PAGES,
+    Check,
+    CheckRule,
+    either,
+)
 from stress.trace.layouts import ADDRESS
 from stress.trace.parts.part import CheckPart, Handler
-from stress.trace.world import Check, TracedTask, TracedVcpu, TracedWorld, name_of
+from stress.trace.parts.roots import INVALIDATES
+from stress.trace.world import TracedTask, TracedVcpu, TracedVm, TracedWorld, name_of
 
 OBSOLETE: Final = Check(
     name="obsolete",
@@ -17,15 +32,39 @@ OBSOLETE: Final = Check(
         "no vCPU enters the guest on an obsolete root after it had to drop it, nor without having "
         "loaded one"
     ),
-    needs=(frozenset({"load_pgd"}), frozenset({"kvm_entry"})),
-    wants="kvm:kvm_entry; probes on svm/vmx_load_mmu_pgd (vcpu, root), "
-    "kvm_tdp_mmu_invalidate_all_roots, kvm_make_all_cpus_request and its return, "
-    "kvm_mmu_free_roots (roots, root)",
+    rules=(
+        CheckRule(
+            "obsolete-root",
+            "O12",
+            "no vCPU enters the guest on an obsolete root after it had to drop it",
+            (ENTRIES, LOADS, INVALIDATED, ANSWERED),
+        ),
+        CheckRule(
+            "no-root",
+            "O12",
+            "no vCPU enters the guest without having loaded a root",
+            (ENTRIES, LOADED),
+        ),
+        CheckRule(
+            "not-loaded",
+            "O12",
+            "a load that succeeds gives the vCPU a root",
+            (LOAD_OVER, GIVEN_ROOT),
+        ),
+        CheckRule(
+            "not-asked",
+            "O12",
+            "all vCPUs are asked to drop roots that became invalid",
+            (INVALIDATED, ASKED, ANSWERED),
+        ),
+    ),
     source=(
         "arch/x86/kvm/mmu/mmu.c, kvm_mmu_zap_all_fast(), kvm_mmu_free_obsolete_roots(); reference "
         "2.7"
     ),
 )
+LOADING: Final = frozenset({*either("mmu_load", "load_pgd"), "mmu_load_ret"})
+ASKING: Final = frozenset({*either("make_all_req"), "make_all_req_ret"})
 UNSAID: Final = -2
 """A vCPU whose missing load was noted."""
 NO_ROOT: Final = (1 << 64) - 1
@@ -47,16 +86,16 @@ class VcpusPart(CheckPart):
         return {
             "kvm_entry": self.entry,
             "kvm_exit": self.exit,
-            "mmu_load": self.mmu_load,
-            "load_pgd": self.load_pgd,
+            **dict.fromkeys(either("mmu_load"), self.mmu_load),
+            **dict.fromkeys(either("load_pgd"), self.load_pgd),
             "mmu_load_ret": self.mmu_load_ret,
             "mmu_free_roots": self.free_roots,
             "mmu_unload": self.unload,
             "free_obsolete": self.note_vcpu,
-            "invalidate_all_roots": self.invalidate,
-            "make_all_req": self.request,
+            **dict.fromkeys(INVALIDATES, self.invalidate),
+            **dict.fromkeys(either("make_all_req"), self.request),
             "make_all_req_ret": self.acknowledged,
-            "zap_invalidated_roots": self.told,
+            **dict.fromkeys(either("zap_invalidated_roots"), self.told),
         }
 
     def note_vcpu(self, event: Event, task: TracedTask, probe: ProbeEvent) -> None:
@@ -74,6 +113,7 @@ class VcpusPart(CheckPart):
     def entry(self, event: Event, task: TracedTask, said: VcpuEvent) -> None:
         """kvm_entry: everything that the vCPU had been asked to do has been done."""
         vm = self.world.vm(task)
+        vm.alive = vm.alive or event.line
         vcpu = vm.vcpu(said.vcpu)
         task.vcpu = said.vcpu
         if vcpu.inside and vcpu.pid != event.pid:
@@ -83,10 +123,16 @@ class VcpusPart(CheckPart):
                 f"in task {vcpu.pid}",
             )
             return
-        vcpu.inside, vcpu.pid = event.line if self.world.seen["kvm_exit"] else 0, event.pid
+        vcpu.inside, vcpu.pid = event.line if "kvm_exit" in self.world.have else 0, event.pid
+        if task.loading:
+            # it has got its root at some time between the beginning of the load and here
+            vcpu.begun, vcpu.loaded, task.loading = task.loading, event.line, 0
         if vcpu.root == -1 and vm.tree.complete:
             self._rootless.append((event, vcpu.number))
             vcpu.root = UNSAID
+        self._judge_entry(event, vm, vcpu)
+
+    def _judge_entry(self, event: Event, vm: TracedVm, vcpu: TracedVcpu) -> None:
         since = vm.obsolete.get(vcpu.root, 0)
         if vcpu.root == 0:
             headline = (
@@ -101,12 +147,31 @@ class VcpusPart(CheckPart):
             lines = [
                 (since, "the root became obsolete"),
                 (vm.acknowledged, "all vCPUs had acknowledged the request"),
+                (vcpu.line, "the vCPU loaded it"),
             ]
-            self._broken(
-                event, "obsolete-root", headline, [*lines, (vcpu.line, "the vCPU loaded it")]
-            )
+            self._broken(event, "obsolete-root", headline, lines)
         elif vcpu.root > 0:
             self.world.held("obsolete", "entries on a valid root")
+        elif vm.acknowledged and vcpu.loaded:
+            self._judge_by_load(event, vm, vcpu)
+
+    def _judge_by_load(self, event: Event, vm: TracedVm, vcpu: TracedVcpu) -> None:
+        """Which root it loads is not recorded: it must have loaded one since all became invalid."""
+        if vcpu.begun > vm.invalidated:
+            self.world.held("obsolete", "entries after a root was loaded anew")
+        if vcpu.loaded > vm.invalidated or vm.acknowledged < vm.invalidated:
+            return
+        headline = (
+            f"vCPU {vcpu.number} enters the guest, and has loaded no root since all roots became "
+            "obsolete"
+        )
+        lines = [
+            (vm.invalidated, "all roots became obsolete"),
+            (vm.acknowledged, "all vCPUs had acknowledged the request"),
+            (vcpu.loaded, "the vCPU last loaded a root"),
+        ]
+        self._broken(event, "obsolete-root", headline, lines)
+        vcpu.loaded = 0
 
     def exit(self, event: Event, task: TracedTask, said: VcpuEvent) -> None:
         """kvm_exit."""
@@ -114,35 +179,58 @@ class VcpusPart(CheckPart):
 
     def _broken(self, event: Event, code: str, headline: str, lines: list[tuple[int, str]]) -> None:
         self.world.broken(
-            "obsolete", code, headline, [(event.line, "here"), *lines], task=name_of(event)
+            "obsolete",
+            code,
+            headline,
+            [(event.line, "here"), *lines],
+            task=name_of(event),
+            absent=ASKING if code == "not-asked" else LOADING,
+            given=(PAGES,) if code == "obsolete-root" else (),
+            across=code == "obsolete-root",
         )
 
-    def mmu_load(self, event: Event, task: TracedTask, probe: ProbeEvent) -> None:
+    def mmu_load(self, event: Event, task: TracedTask, said: object) -> None:
         """kvm_mmu_load() begins."""
-        self._vcpu(probe, task)
+        if isinstance(said, ProbeEvent):
+            self._vcpu(said, task)
         task.loaded = 0
+        task.loading = event.line
 
-    def load_pgd(self, event: Event, task: TracedTask, probe: ProbeEvent) -> None:
+    def load_pgd(self, event: Event, task: TracedTask, said: object) -> None:
         """The root goes to the hardware."""
-        vcpu = self._vcpu(probe, task)
-        hpa = probe.number("root", 0) & ADDRESS
         task.loaded = event.line
+        task.loading = task.loading or event.line
+        if not isinstance(said, ProbeEvent) or "root" not in said.args:
+            return
+        vcpu = self._vcpu(said, task)
         if vcpu is not None:
-            vcpu.root, vcpu.line = hpa, event.line
+            vcpu.root, vcpu.line = said.number("root", 0) & ADDRESS, event.line
             self._named = True
+            self._forget_address(self.world.vm(task), vcpu.root)
+
+    @staticmethod
+    def _forget_address(vm: TracedVm, hpa: int) -> None:
+        """The page of an obsolete root may be a new root's by now."""
+        since = vm.obsolete.get(hpa, 0)
+        if since and any(root.born > since and not root.hpa for root in vm.tree.roots):
+            del vm.obsolete[hpa]
 
     def mmu_load_ret(self, event: Event, task: TracedTask, probe: ProbeEvent) -> None:
-        """kvm_mmu_load() has succeeded: it must have given a root to the hardware."""
-        if "mmu_load" not in task.open or probe.number("ret", -1) != 0:
+        """kvm_mmu_load() has ended: if it succeeded, it has given a root to the hardware."""
+        frame = task.frame("mmu_load")
+        ret = probe.number("ret", -1)
+        if ret != 0:
+            task.loading = 0
+        if frame is None or ret != 0:
             return
         if task.loaded:
             self.world.held("obsolete", "loads that gave the vCPU a root")
         else:
-            self._unloaded.append((event, task.open["mmu_load"][0].line))
+            self._unloaded.append((event, frame.line))
 
     def finish(self, line: int, *, whole: bool) -> None:
         """Whether loads are recorded at all is known in the end only."""
-        if self.world.seen["load_pgd"]:
+        if GIVEN_ROOT.known_from(self.world.have):
             for event, number in self._rootless if self._named else ():
                 self._broken(
                     event,
@@ -163,14 +251,16 @@ class VcpusPart(CheckPart):
     def free_roots(self, event: Event, task: TracedTask, probe: ProbeEvent) -> None:
         """kvm_mmu_free_roots(): bit 0 of the mask is the current root."""
         root = probe.number("root", 0)
-        vcpu = self.world.vm(task).vcpus.get(task.vcpu)
-        if (
-            vcpu is not None
-            and probe.number("roots", 0) & 1
-            and root != NO_ROOT
-            and vcpu.root == root & ADDRESS
-        ):
+        if not probe.number("roots", 0) & 1 or root == NO_ROOT:
+            return
+        vcpus = self.world.vm(task).vcpus
+        vcpu = vcpus.get(task.vcpu)
+        if vcpu is not None and vcpu.root == root & ADDRESS:
             vcpu.root, vcpu.line = 0, event.line
+            return
+        for other in vcpus.values():  # a task may run several, and has not said which it is at
+            if other.root == root & ADDRESS:
+                other.root = UNSAID
 
     def unload(self, event: Event, task: TracedTask, probe: ProbeEvent) -> None:
         """kvm_mmu_unload()."""
@@ -187,13 +277,23 @@ class VcpusPart(CheckPart):
         for vcpu in vm.vcpus.values():
             if vcpu.root > 0:
                 vm.obsolete.setdefault(vcpu.root, event.line)
-        task.invalidated, task.asked = event.line, 0
+        fast = event.name == "kvm_mmu_zap_all_fast" or any(
+            task.frame(name) for name in ("zap_all_fast", "flush_shadow_memslot", "set_memslot")
+        )
+        if fast and task.frame("uninit_tdp") is None:
+            task.invalidated = task.invalidated or event.line
+            task.asked = 0
 
-    def request(self, event: Event, task: TracedTask, probe: ProbeEvent) -> None:
+    def request(self, event: Event, task: TracedTask, said: object) -> None:
         """kvm_make_all_cpus_request(): KVM_REQ_MMU_FREE_OBSOLETE_ROOTS, or the reload request of
         older kernels."""
-        if task.invalidated and not task.asked and probe.number("req", 0) & 0xFF:
-            task.asked = event.line
+        wanted = not isinstance(said, ProbeEvent) or said.number("req", 1) & 0xFF
+        if not task.invalidated:
+            return
+        if wanted:
+            task.asked = task.asked or event.line
+        elif task.previous[0] == "make_all_req":
+            task.asked = 0  # the entry of the same call, which did not say what is asked
 
     def acknowledged(self, event: Event, task: TracedTask, _said: object) -> None:
         """It returns when every vCPU that was in the guest has left it, and none can enter without
@@ -209,12 +309,15 @@ class VcpusPart(CheckPart):
         if not task.invalidated:
             return
         line, task.invalidated = task.invalidated, 0
-        if not self.world.seen["make_all_req"]:
-            self.world.unsure(
-                "obsolete", "requests are not recorded (kvm_make_all_cpus_request)", event.line
-            )
+        vm = self.world.vm(task)
+        if vm.ended or vm.uninit[0]:
+            return  # no vCPU is left to be told
+        if not ASKED.known_from(self.world.have):
+            self.world.unknown("obsolete", ASKED, event.line)
+            vm.acknowledged = event.line
         elif not task.asked:
             headline = "the roots were made invalid, and no vCPU was asked to drop them"
             self._broken(event, "not-asked", headline, [(line, "the roots were made invalid")])
         else:
-            self.world.vm(task).acknowledged = event.line
+            vm.acknowledged = event.line
+            self.world.held("obsolete", "requests to drop obsolete roots")

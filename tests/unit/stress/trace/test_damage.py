@@ -87,7 +87,7 @@ def test_a_request_that_was_never_made_is_reported_before_the_zap(seed: int) -> 
     lines, zap = recordings.request_dropped(lines_of("w3_move"), seed)
     result = judge(lines)
     assert result.judgement.verdict is Verdict.FAIL
-    assert zap in result.lines
+    assert {zap - 1, zap} & set(result.lines), "the function's entry, or the probe on it"
     assert "not-asked" in codes(result)
 
 
@@ -140,7 +140,7 @@ def test_a_kernel_that_skips_the_flush_of_a_root_load_is_caught() -> None:
     load = recordings.find(lines, r" mmu_load: ")[3]
     gone = set(recordings.find(lines, r"svm_flush", load)[:4])
     ret = recordings.find(lines, r" mmu_load_ret: ", load)[0]
-    result = judge(recordings.without(lines, {index for index in gone if index < ret}))
+    result = judge(recordings.never(lines, {index for index in gone if index < ret}))
     assert "no-local-flush" in codes(result)
 
 
@@ -210,7 +210,7 @@ def test_a_leaf_that_survives_the_delete_is_reported_at_its_return() -> None:
         lines, r"level 1 old_spte [1-9a-f][0-9a-f]{2,9} new_spte 8000000000000000", call
     )
     ret = recordings.find(lines, " set_memslot_ret: ", call)[0]
-    result = judge(recordings.without(lines, {zaps[3]}))
+    result = judge(recordings.never(lines, {zaps[3]}))
     assert {
         (report.rule, line) for report, line in zip(result.reports, result.lines, strict=True)
     } >= {("O6", ret)}
@@ -219,7 +219,7 @@ def test_a_leaf_that_survives_the_delete_is_reported_at_its_return() -> None:
 def test_a_root_that_is_never_freed_is_a_leak() -> None:
     lines = lines_of("w6_close")
     last = recordings.find(lines, r" put_root: .*ref=1 ")[-1]
-    result = judge(recordings.without(lines, {last - 1, last}))
+    result = judge(recordings.never(lines, {last - 1, last}))
     assert ("O11", "never-freed") in {(report.rule, report.code) for report in result.reports}
 
 
