@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from attrs import frozen
 
 from mmu.machine.vm import VirtualMachine
-from mmu.memory.host import MOVING, tag_of
+from mmu.memory.host import tag_of
 from mmu.memory.memslots import GEN_UPDATE_IN_PROGRESS, Memslot
 from mmu.memory.tlb import HardwareWalker, TranslationCache
 from mmu.numbers import invariants as numbered
@@ -187,10 +187,7 @@ def i7_leaves_are_right(state: State) -> Iterator[Found]:
                     leaf.gfn,
                 )
             for offset in range(pages):
-                if pfn + offset >= host.frames or host.stamp[pfn + offset] not in (
-                    tag_of(as_id, leaf.gfn + offset),
-                    MOVING,
-                ):
+                if not host.is_at(pfn + offset, tag_of(as_id, leaf.gfn + offset)):
                     where = f"gfn {leaf.gfn + offset:#x} maps frame {pfn + offset:#x}"
                     yield (
                         f"leaf of {tree.root.describe()} at {where}, which is not its own",

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from attrs import frozen
 
+from mmu.candidates import CANDIDATES
 from mmu.kvm import Kvm
 from mmu.memory.memslots import Memslot
 from mmu.memory.requests import Requests
@@ -310,9 +311,10 @@ class Kernel:
 def _released(
     name: str, title: str, *parts: type, on: tuple[Variant, ...] = ()
 ) -> tuple[Variant, ...]:
-    """The variants of a released kernel: those in `on`, and one with `parts`."""
+    """The variants of a released kernel: those in `on`, the candidates, and one with `parts`."""
     origin = "arch/x86/kvm/mmu of that kernel"
-    return (*on, Variant(f"kernel-{name}-plain", title, parts, origin=origin))
+    plain = Variant(f"kernel-{name}-plain", title, parts, origin=origin)
+    return (*on, *CANDIDATES.values(), plain)
 
 
 _SERIES_ON_6_12 = (

@@ -184,6 +184,7 @@ class Kvm:
         self.mn_invalidate_lock = sync.spinlock("mn_invalidate_lock")
         self.mn_active_invalidate_count = runtime.counter("mn_active_invalidate_count")
         self.srcu = sync.srcu("kvm->srcu")
+        self.nr_memslots_dirty_logging = runtime.counter("nr_memslots_dirty_logging")
         self.created_vcpus = runtime.counter("kvm->created_vcpus")
         self.users_count = sync.refcount("kvm->users_count", 1)
         self.stat = VmStats(runtime)

@@ -14,7 +14,7 @@ from mmu.export.iommu import Device, Dma, KvmHwpt
 from mmu.export.tdp_fd import Exporter, TdpFd, TdpMetadata
 from mmu.kvm import ADDRESS_SPACES, Invalidation, Kvm, VmConfig
 from mmu.machine.vcpu import FETCH, Exit, Guest, Vcpu
-from mmu.memory.host import HostMemory, Region, tag_of
+from mmu.memory.host import Home, HostMemory, Move, Region, tag_of
 from mmu.memory.memslots import (
     GEN_UPDATE_IN_PROGRESS,
     KVM_MEM_LOG_DIRTY_PAGES,
@@ -33,6 +33,7 @@ from mmu.memory.requests import (
     KVM_REQ_MMU_FREE_OBSOLETE_ROOTS,
     KVM_REQ_TLB_FLUSH,
     KVM_REQ_TLB_FLUSH_CURRENT,
+    KVM_REQ_UPDATE_CPU_DIRTY_LOGGING,
     OUTSIDE_GUEST_MODE,
     Requests,
     RunState,
@@ -92,6 +93,7 @@ __all__ = [
     "KVM_REQ_MMU_FREE_OBSOLETE_ROOTS",
     "KVM_REQ_TLB_FLUSH",
     "KVM_REQ_TLB_FLUSH_CURRENT",
+    "KVM_REQ_UPDATE_CPU_DIRTY_LOGGING",
     "MISCONFIG",
     "MMU_WRITABLE",
     "NO_SLOT",
@@ -132,6 +134,7 @@ __all__ = [
     "Guest",
     "HardwareWalker",
     "Hold",
+    "Home",
     "HostMemory",
     "HugePages",
     "Importer",
@@ -146,6 +149,7 @@ __all__ = [
     "MemslotSet",
     "Memslots",
     "MmuNotifier",
+    "Move",
     "NxHugePages",
     "PageCache",
     "PageTableMemory",

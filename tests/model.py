@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from mmu.errors import KvmError
 from mmu.export.iommu import Device, KvmHwpt
 from mmu.export.tdp_fd import TdpFd
 from mmu.invariants import CheckedTree, violations
@@ -202,11 +203,16 @@ class Machine:
     def move_slot(self, gfn: int, *, slot: int = 0, as_id: int = 0) -> Change:
         """Move a memslot to `gfn`."""
         region = self.regions[as_id, slot]
-        self.vm.host.begin_move(region, tag_of(as_id, gfn))
-        change = self.vm.set_user_memory_region(
-            MemoryRegion(slot, gfn, region.pages, region, as_id=as_id)
-        )
-        self.vm.host.end_move(region)
+        move = self.vm.host.begin_move(region, tag_of(as_id, gfn))
+        flags = self.slot(slot, as_id).flags
+        try:
+            change = self.vm.set_user_memory_region(
+                MemoryRegion(slot, gfn, region.pages, region, flags, as_id)
+            )
+        except KvmError:
+            self.vm.host.abort_move(move)
+            raise
+        self.vm.host.end_move(move)
         return change
 
     def set_flags(self, flags: int, slot: int = 0, as_id: int = 0) -> Change:

@@ -319,9 +319,7 @@ class Exporter:
         token = self.kvm.srcu.read_lock()
         slot = self.memslots.gfn_to_memslot(exported.as_id, gfn)
         region, index = (
-            (slot.region, gfn - slot.base_gfn)
-            if slot is not None and not slot.invalid
-            else (None, 0)
+            (slot.region, gfn - slot.origin) if slot is not None and not slot.invalid else (None, 0)
         )
         self.kvm.srcu.read_unlock(token)
         if region is None or region.ptes[index] or region.dead.value:

@@ -17,6 +17,7 @@ from mmu.memory.requests import (
     KVM_REQ_MMU_FREE_OBSOLETE_ROOTS,
     KVM_REQ_TLB_FLUSH,
     KVM_REQ_TLB_FLUSH_CURRENT,
+    KVM_REQ_UPDATE_CPU_DIRTY_LOGGING,
     OUTSIDE_GUEST_MODE,
     Requests,
     RunState,
@@ -152,10 +153,10 @@ class Vcpu:
         self._nx = kvm.nx_huge_pages
         self.pml: list[int] = []
         """Gfns that hardware has logged and nobody has seen yet."""
-        self._logs = kvm.config.pml
         self._walker = HardwareWalker(kvm, self._set_dirty_bit)
         self._needed = (SPTE_R, SPTE_W | SPTE_D if kvm.config.ad_bits else SPTE_W)
         requests.add(self.state)
+        self.update_cpu_dirty_logging()
 
     def __str__(self) -> str:
         return self.state.name
@@ -198,10 +199,20 @@ class Vcpu:
                 return left, None
             return self._run_guest(guest, left)
         finally:
-            self._leave_guest()
-            self._srcu_token = self.kvm.srcu.read_lock()
-            if self.pml:
-                self.flush_pml_buffer()
+            self.leave_guest()
+
+    def leave_guest(self) -> None:
+        """Take SRCU, empty the PML buffer, then acknowledge the exit, so that a memslot update that
+        waits for the exit finds every logged gfn in the slots that it was logged for (a mend:
+        kernels acknowledge the exit first)."""
+        self.enter_srcu()
+        if self.pml:
+            self.flush_pml_buffer()
+        self.acknowledge_exit()
+
+    def enter_srcu(self) -> None:
+        """kvm_vcpu_srcu_read_lock(), held until the guest is entered again."""
+        self._srcu_token = self.kvm.srcu.read_lock()
 
     def shadow(self, pages: int) -> None:
         """Faults of a nested guest whose `pages` page tables its hypervisor keeps: KVM shadows
@@ -246,12 +257,15 @@ class Vcpu:
             pending = self.state.requests.fetch_and(0)
             if pending & KVM_REQ_MMU_FREE_OBSOLETE_ROOTS:
                 self.free_obsolete_roots()
+            if pending & KVM_REQ_UPDATE_CPU_DIRTY_LOGGING:
+                self.update_cpu_dirty_logging()
             if pending & (KVM_REQ_TLB_FLUSH | KVM_REQ_TLB_FLUSH_CURRENT):
                 self.flush_local()
         if self.root is None:
             self.load_root()
 
-    def _leave_guest(self) -> None:
+    def acknowledge_exit(self) -> None:
+        """Leave guest mode, so that tasks that wait for the exit of this vCPU continue."""
         state = self.state
         if state.mode.value == EXITING_GUEST_MODE:
             self.stat.kicks += 1
@@ -313,6 +327,10 @@ class Vcpu:
         self.dirtied[pfn] = tick
         if self._logs and not self.role.guest_mode:
             self.pml.append(gfn)
+
+    def update_cpu_dirty_logging(self) -> None:
+        """vmx_update_cpu_dirty_logging(): page modification logging is on while any slot logs."""
+        self._logs = self.kvm.config.pml and self.kvm.nr_memslots_dirty_logging.value > 0
 
     def unlogged(self) -> list[int]:
         """Gfns whose write is on its way into the dirty log: logged by hardware, or being made

@@ -17,6 +17,8 @@ import errno
 from collections.abc import Iterator
 from typing import Any, Final
 
+from attrs import evolve, frozen
+
 from mmu.errors import KvmError
 from mmu.memory.frames import FrameAllocator
 from mmu.paging.geometry import PG_LEVEL_1G, PG_LEVEL_4K, Geometry
@@ -25,7 +27,9 @@ from mmu.runtime import Cell, Queue, Runtime, Table
 from mmu.sync import Sync
 
 FREED: Final = -1
-MOVING: Final = -2
+"""The stamp of a frame that no guest may use."""
+SEVERAL: Final = -2
+"""The stamp of a frame that is read-only or right at several tags: its region's homes decide."""
 AS_SHIFT: Final = 52
 EPOCH_SHIFT: Final = 54
 _TAG_MASK: Final = (1 << EPOCH_SHIFT) - 1
@@ -36,24 +40,58 @@ def tag_of(as_id: int, gfn: int) -> int:
     return (as_id << AS_SHIFT) | gfn
 
 
+@frozen
+class Home:
+    """Where the VMM has told KVM that pages [first, first + pages) of a region are: page `first` at
+    tag `base`."""
+
+    first: int
+    pages: int
+    base: int
+    writable: bool = True
+
+    def tag(self, index: int) -> int:
+        """The tag of a page of the region; FREED for one that is not here."""
+        return self.base + index - self.first if self.covers(index) else FREED
+
+    def covers(self, index: int) -> bool:
+        """Whether a page of the region is here."""
+        return self.first <= index < self.first + self.pages
+
+    def overlaps(self, other: Home) -> bool:
+        """Whether both have a page in the same address space."""
+        return (
+            self.base >> AS_SHIFT == other.base >> AS_SHIFT
+            and self.first < other.first + other.pages
+            and other.first < self.first + self.pages
+        )
+
+
+@frozen
+class Move:
+    """A memslot that is being moved: both homes are right until the move ends."""
+
+    region: Region
+    old: Home
+    new: Home
+
+
 class Region:
     """A piece of the VMM's own address space (a VMA), from host page number `hva` on.
 
     `ptes` maps page index to frame, 0 where none is yet; `levels` says how large the host's mapping
-    of each page is. `base` is the tag of page 0 as the VMM has told KVM; `moving_to` a second base
-    that is legal while a memslot is being moved; None outside a move. A region backs one memslot at
-    a time: two would disagree on whose it is. `dead` is set by munmap. `max_level` is the largest
+    of each page is. `homes` is where its pages are in guest memory: memslots may take parts of it,
+    and one page may be in both address spaces. `dead` is set by munmap. `max_level` is the largest
     page that first touch may bring in; `userfaults`, where there is one, gets (region, index) of
     every page that is missing (userfaultfd), and whoever touched it waits for `resolve`.
     """
 
     __slots__ = (
-        "base",
         "dead",
+        "homes",
         "hva",
         "levels",
         "max_level",
-        "moving_to",
         "pages",
         "ptes",
         "userfaults",
@@ -76,8 +114,7 @@ class Region:
         self.userfaults = userfaults
         self.ptes: Table = runtime.table(pages, "host PTE")
         self.levels: Table = runtime.table(pages, "host level")
-        self.base: Cell[int] = runtime.cell("region.base", 0)
-        self.moving_to: Cell[int | None] = runtime.cell("region.moving_to", None)
+        self.homes: Cell[tuple[Home, ...]] = runtime.cell("region.homes", ())
         self.dead: Cell[bool] = runtime.cell("region.dead", False)
 
 
@@ -164,41 +201,49 @@ class HostMemory:
             regions = list(self._regions.values())
         return sum(self.munmap(region) for region in regions)
 
-    def assign(self, region: Region, base: int) -> None:
-        """The VMM is about to give the region to KVM at tag `base`: stamp what is there, and what
-        comes later."""
+    def assign(
+        self,
+        region: Region,
+        base: int,
+        first: int = 0,
+        pages: int | None = None,
+        *,
+        writable: bool = True,
+    ) -> Home:
+        """The VMM is about to give `pages` pages from page `first` on (by default all) to KVM at
+        tag `base`: stamp what is there, and what comes later. Homes of these pages in the same
+        address space are taken back. Returns the home, for `withdraw`."""
+        home = Home(first, region.pages - first if pages is None else pages, base, writable)
         with self.mmap_lock:
-            old = region.base.value
-            region.base.value = base
-            for index, pfn in self._mapped(region):
-                self._forget_word(pfn, old + index)
-                self.stamp.store(pfn, base + index)
+            old = tuple(other for other in region.homes.value if other.overlaps(home))
+            self._retag(region, old, home)
+            self._settle(region, (*self._homes_but(region, old), home))
+        return home
 
-    def begin_move(self, region: Region, base: int) -> None:
-        """From now until `end_move` the pages may be used at the old tags and at those from
-        `base`."""
+    def withdraw(self, region: Region, home: Home) -> None:
+        """Forget `home`: its memslot is deleted, and no guest may use its pages there."""
         with self.mmap_lock:
-            region.moving_to.value = base
-            for _, pfn in self._mapped(region):
-                self.stamp.store(pfn, MOVING)
+            self._settle(region, self._homes_but(region, (home,)))
 
-    def end_move(self, region: Region) -> None:
-        """The memslot call has returned: only the new tags are right now."""
+    def begin_move(self, region: Region, base: int, home: Home | None = None) -> Move:
+        """From now until `end_move` the pages of `home` (by default the region's only one) may be
+        used at their old tags and at those from `base`."""
+        old = home or region.homes.value[0]
+        move = Move(region, old, evolve(old, base=base))
         with self.mmap_lock:
-            old, new = region.base.value, region.moving_to.value
-            assert new is not None
-            region.base.value = new
-            for index, pfn in self._mapped(region):
-                self._forget_word(pfn, old + index)
-                self.stamp.store(pfn, new + index)
-            region.moving_to.value = None
+            self._settle(region, (*region.homes.value, move.new))
+        return move
 
-    def abort_move(self, region: Region) -> None:
+    def end_move(self, move: Move) -> Home:
+        """The memslot call has returned: only the new tags are right now. Returns the new home."""
+        with self.mmap_lock:
+            self._retag(move.region, (move.old,), move.new)
+            self._settle(move.region, self._homes_but(move.region, (move.old,)))
+        return move.new
+
+    def abort_move(self, move: Move) -> None:
         """The memslot call was refused: only the old tags are right, as before `begin_move`."""
-        with self.mmap_lock:
-            for index, pfn in self._mapped(region):
-                self.stamp.store(pfn, region.base.value + index)
-            region.moving_to.value = None
+        self.withdraw(move.region, move.new)
 
     # What KVM asks for.
 
@@ -293,20 +338,39 @@ class HostMemory:
         if pfn >= self.frames:
             return False
         stamp = self.stamp[pfn]
-        if stamp != tag and not (stamp == MOVING and self._moving(pfn, tag)):
+        if stamp != tag and not (stamp == SEVERAL and self.allows(pfn, tag, write=write)):
             return False
         if write:
             self.word.store(pfn, tag + 1 | epoch << EPOCH_SHIFT)
             return True
         seen = self.word[pfn] & _TAG_MASK
-        return seen in (tag + 1, 0) or stamp == MOVING or self.stamp[pfn] == MOVING
+        return seen in (tag + 1, 0) or stamp == SEVERAL or self.stamp[pfn] == SEVERAL
+
+    def is_at(self, pfn: int, tag: int) -> bool:
+        """Whether the frame may be used at `tag` now, if only for reading."""
+        if pfn >= self.frames:
+            return False
+        stamp = self.stamp[pfn]
+        return stamp == tag or (stamp == SEVERAL and self.allows(pfn, tag, write=False))
+
+    def allows(self, pfn: int, tag: int, *, write: bool) -> bool:
+        """Whether the region that a frame belongs to is at `tag` with this page, and may be written
+        there."""
+        region = self._owners.get(pfn)
+        if region is None:
+            return False
+        index = self._page_index[pfn]
+        return any(
+            home.tag(index) == tag and (home.writable or not write) for home in region.homes.value
+        )
 
     def written_since(self, region: Region, epoch: int) -> Iterator[int]:
-        """The page indices whose last write was in `epoch` or later: the ground truth of dirty
-        logging."""
-        for index, pfn in self._mapped(region):
-            if self.word[pfn] >> EPOCH_SHIFT >= epoch:
-                yield index
+        """The tags at which the last write to each page of the region was made, of those in `epoch`
+        or later: the ground truth of dirty logging."""
+        for _, pfn in self._mapped(region):
+            word = self.word[pfn]
+            if word >> EPOCH_SHIFT >= epoch:
+                yield (word & _TAG_MASK) - 1
 
     # Pieces; mmap_lock is held.
 
@@ -354,8 +418,7 @@ class HostMemory:
             self._probe.bad_translation(None, (self.word[pfn] & _TAG_MASK) - 1, pfn, True, 0)
         self.word.store(pfn, word)
         self._page_index.store(pfn, index)
-        moving = region.moving_to.value is not None
-        self.stamp.store(pfn, MOVING if moving else region.base.value + index)
+        self.stamp.store(pfn, _stamp_of(region.homes.value, index))
         self._owners[pfn] = region
 
     def _publish(self, region: Region, pages: range, pfn: int, level: int) -> None:
@@ -401,17 +464,38 @@ class HostMemory:
         self.word.store(pfn, 0)
         self._allocator.give(pfn)
 
-    def _forget_word(self, pfn: int, tag: int) -> None:
-        """The frame gets another tag: what was written under the old one is not wrong."""
+    def _homes_but(self, region: Region, gone: tuple[Home, ...]) -> tuple[Home, ...]:
+        return tuple(home for home in region.homes.value if home not in gone)
+
+    def _settle(self, region: Region, homes: tuple[Home, ...]) -> None:
+        """Set the region's homes, and stamp its mapped pages accordingly."""
+        region.homes.value = homes
+        for index, pfn in self._mapped(region):
+            self.stamp.store(pfn, _stamp_of(homes, index))
+
+    def _retag(self, region: Region, old: tuple[Home, ...], new: Home) -> None:
+        """Count what was written through the `old` homes as written through `new`."""
+        for index, pfn in self._mapped(region):
+            for home in old:
+                if home.covers(index) and new.covers(index):
+                    self._retag_word(pfn, home.tag(index), new.tag(index))
+
+    def _retag_word(self, pfn: int, old: int, new: int) -> None:
         while True:
             seen = self.word[pfn]
-            if seen & _TAG_MASK != tag + 1 or self.word.cmpxchg(pfn, seen, 0) == seen:
+            if (
+                seen & _TAG_MASK != old + 1
+                or self.word.cmpxchg(pfn, seen, seen - old + new) == seen
+            ):
                 return
 
-    def _moving(self, pfn: int, tag: int) -> bool:
-        region = self._owners.get(pfn)
-        if region is None:
-            return False
-        index = self._page_index[pfn]
-        other = region.moving_to.value
-        return tag == region.base.value + index or (other is not None and tag == other + index)
+
+def _stamp_of(homes: tuple[Home, ...], index: int) -> int:
+    """The stamp of a frame that holds page `index` of a region with these homes."""
+    stamp = FREED
+    for home in homes:
+        if 0 <= index - home.first < home.pages:
+            if stamp != FREED or not home.writable:
+                return SEVERAL
+            stamp = home.base + index - home.first
+    return stamp

@@ -34,19 +34,21 @@ class Change(Enum):
 
 
 class Memslot(RcuHead):
-    """`npages` guest frames from `base_gfn` on, backed by `region` from its page 0. Never changed
-    once it is visible, but for the words of `dirty_bitmap`, one a page, which is there while dirty
-    pages are logged."""
+    """`npages` guest frames from `base_gfn` on, backed by `region` from its page `first_page` on;
+    `origin` is the guest frame that page 0 would back. Never changed once it is visible, but for
+    the words of `dirty_bitmap`, one a page, which is there while dirty pages are logged."""
 
     __slots__ = (
         "as_id",
         "base_gfn",
         "dirty_bitmap",
         "end_gfn",
+        "first_page",
         "flags",
         "host_writable",
         "id",
         "npages",
+        "origin",
         "region",
     )
 
@@ -59,6 +61,7 @@ class Memslot(RcuHead):
         flags: int,
         region: Region,
         dirty_bitmap: Table | None = None,
+        first_page: int = 0,
     ) -> None:
         self.obituary = None
         self.id = slot_id
@@ -68,13 +71,22 @@ class Memslot(RcuHead):
         self.end_gfn = base_gfn + npages
         self.flags = flags
         self.region = region
+        self.first_page = first_page
+        self.origin = base_gfn - first_page
         self.host_writable = region.writable and not flags & KVM_MEM_READONLY
         self.dirty_bitmap = dirty_bitmap
 
     def copy(self, *, flags: int) -> Memslot:
         """A new slot object that differs in its flags."""
         return Memslot(
-            self.id, self.as_id, self.base_gfn, self.npages, flags, self.region, self.dirty_bitmap
+            self.id,
+            self.as_id,
+            self.base_gfn,
+            self.npages,
+            flags,
+            self.region,
+            self.dirty_bitmap,
+            self.first_page,
         )
 
     @property
@@ -84,7 +96,7 @@ class Memslot(RcuHead):
 
     def hva(self, gfn: int) -> int:
         """__gfn_to_hva_memslot(): the host page number behind a guest frame."""
-        return self.region.hva + gfn - self.base_gfn
+        return self.region.hva + gfn - self.origin
 
     def mark_dirty(self, gfn: int) -> None:
         """mark_page_dirty_in_slot()."""
@@ -99,7 +111,7 @@ class Memslot(RcuHead):
         return (
             first >= self.base_gfn
             and first + pages <= self.end_gfn
-            and not (self.base_gfn ^ self.region.hva) & (pages - 1)
+            and not (self.origin ^ self.region.hva) & (pages - 1)
         )
 
     def describe(self) -> str:
@@ -169,7 +181,8 @@ class MemslotListener(Protocol):
 
 @frozen
 class MemoryRegion:
-    """struct kvm_userspace_memory_region: `npages` 0 deletes the slot."""
+    """struct kvm_userspace_memory_region: `npages` 0 deletes the slot; `first_page` is the page of
+    `region` that backs the slot's first frame."""
 
     slot: int
     guest_gfn: int
@@ -177,6 +190,7 @@ class MemoryRegion:
     region: Region | None = None
     flags: int = 0
     as_id: int = 0
+    first_page: int = 0
 
 
 class Memslots:
@@ -232,15 +246,18 @@ class Memslots:
                 return slot
         return None
 
-    def slots_of(self, region: Region) -> list[Memslot]:
-        """kvm_for_each_memslot_in_hva_range(): the slots that a host mapping backs, INVALID ones
-        included."""
-        return [
-            slot
-            for as_id in range(ADDRESS_SPACES)
-            for slot in self.active(as_id).index.value[1]
-            if slot.region is region
-        ]
+    def in_hva_range(self, start: int, end: int) -> list[Memslot]:
+        """kvm_for_each_memslot_in_hva_range(): the slots with memory in host pages [start, end),
+        INVALID ones included: address space by address space, each in the order of host pages."""
+        found: list[Memslot] = []
+        for as_id in range(ADDRESS_SPACES):
+            mine = [
+                slot
+                for slot in self.active(as_id).index.value[1]
+                if slot.hva(slot.base_gfn) < end and start < slot.hva(slot.end_gfn)
+            ]
+            found += sorted(mine, key=lambda slot: slot.hva(slot.base_gfn))
+        return found
 
     def set_region(self, wanted: MemoryRegion) -> Change:
         """kvm_set_memory_region(): takes slots_lock, classifies the call, does it. Errors are
@@ -291,9 +308,10 @@ class Memslots:
                     errno.EINVAL, f"slot {wanted.slot} does not exist, so it cannot be deleted"
                 )
             return Change.DELETE, None
-        if wanted.region is None or wanted.npages > wanted.region.pages:
+        needed = wanted.first_page + wanted.npages
+        if wanted.region is None or needed > wanted.region.pages or wanted.first_page < 0:
             raise KvmError(
-                errno.EINVAL, f"slot {wanted.slot} needs a region of at least {wanted.npages} pages"
+                errno.EINVAL, f"slot {wanted.slot} needs a region of at least {needed} pages"
             )
         if wanted.guest_gfn < 0 or wanted.guest_gfn + wanted.npages - 1 > self.kvm.geometry.max_gfn:
             raise KvmError(
@@ -302,7 +320,13 @@ class Memslots:
                 "frames",
             )
         new = Memslot(
-            wanted.slot, wanted.as_id, wanted.guest_gfn, wanted.npages, wanted.flags, wanted.region
+            wanted.slot,
+            wanted.as_id,
+            wanted.guest_gfn,
+            wanted.npages,
+            wanted.flags,
+            wanted.region,
+            first_page=wanted.first_page,
         )
         if old is None:
             self._refuse_overlap(new)
@@ -310,6 +334,7 @@ class Memslots:
         if (
             old.npages != new.npages
             or old.region is not new.region
+            or old.first_page != new.first_page
             or (old.flags ^ new.flags) & KVM_MEM_READONLY
         ):
             raise KvmError(

@@ -14,6 +14,7 @@ EXITING_GUEST_MODE: Final = 2
 
 KVM_REQ_TLB_FLUSH: Final = 1 << 0
 KVM_REQ_TLB_FLUSH_CURRENT: Final = 1 << 1
+KVM_REQ_UPDATE_CPU_DIRTY_LOGGING: Final = 1 << 30
 KVM_REQ_MMU_FREE_OBSOLETE_ROOTS: Final = 1 << 31
 
 
@@ -56,8 +57,8 @@ class Requests:
             ):
                 return
 
-    def make_all_cpus_request(self, bit: int) -> int:
-        """Set `bit` on every vCPU and wait until those in guest mode have left it
+    def make_all_cpus_request(self, bit: int, *, wait: bool = True) -> int:
+        """Set `bit` on every vCPU and, with `wait`, wait until those in guest mode have left it
         (KVM_REQUEST_WAIT, NO_WAKEUP).
 
         Returns how many had to be kicked. A vCPU that is not in guest mode is not waited for: it
@@ -69,7 +70,7 @@ class Requests:
             before = state.exits.value
             if self._exiting_guest_mode(state) != OUTSIDE_GUEST_MODE:
                 kicked.append((state, before))
-        for state, before in kicked:
+        for state, before in kicked if wait else ():
             self._wait_for_exit(state, before)
         return len(kicked)
 

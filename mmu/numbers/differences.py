@@ -28,13 +28,13 @@ DIFFERENCES: Final = {
     "D2": Difference(
         "a notifier does not hand a pending flush from slot to slot; one VMA backs many slots",
         "fatal",
-        "absent: invalidate_range_start() hands the flush on, and a host region backs one "
-        "slot at a time",
+        "modelled: slots over parts of a region, and MmuNotifier.unmap_next(), which hands the "
+        "flush on; candidate flush-not-handed-on does not",
     ),
     "D3": Difference(
         "with dirty_log_initially_set, CLEAR write-protects huge leaves",
         "matters",
-        "absent: enable_log_dirty_pt_masked() leaves a huge leaf that was not split writable",
+        "modelled: DirtyLog.protect_huge_pages(), word by word; conforms with recordings",
     ),
     "D4": Difference(
         "TLBs are per pCPU and tagged by root; a switch to a cached root does not flush",
@@ -65,7 +65,8 @@ DIFFERENCES: Final = {
     "D9": Difference(
         "PML is switched on per vCPU by a request without WAIT",
         "matters",
-        "absent: PML is always on where vm.pml is",
+        "modelled: DirtyLog.update_cpu_dirty_logging(), which waits; candidate "
+        "pml-request-not-awaited does not",
     ),
     "D10": Difference(
         "shadow pages, write tracking, -EINVAL for IO faults on tracked gfns",
@@ -151,7 +152,8 @@ DIFFERENCES: Final = {
     "D26": Difference(
         "enabling the log takes three mmu_lock sections, getting it exchanges bits under mmu_lock",
         "harmless",
-        "other: DirtyLog.enable() takes one, and get() exchanges outside of it",
+        "partly: DirtyLog.enable() takes two, one for what the kernel does in two; get() "
+        "exchanges under mmu_lock",
     ),
     "D27": Difference(
         "the NX knob is written before kvm_lock is taken",

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterable
+from itertools import groupby
 from typing import Final
 
 from mmu.errors import KvmError
 from mmu.kvm import Kvm
-from mmu.memory.memslots import KVM_MEM_LOG_DIRTY_PAGES, Memslot, Memslots
-from mmu.memory.requests import Requests
+from mmu.memory.memslots import (
+    KVM_MEM_LOG_DIRTY_PAGES,
+    KVM_MEM_READONLY,
+    Memslot,
+    Memslots,
+)
+from mmu.memory.requests import KVM_REQ_UPDATE_CPU_DIRTY_LOGGING, Requests
 from mmu.memory.tlb import RemoteTlb
 from mmu.paging.geometry import PG_LEVEL_2M, PG_LEVEL_4K
-from mmu.paging.spte import SPTE_D, SPTE_W
+from mmu.paging.spte import MMU_WRITABLE, SPTE_D, SPTE_W
 from mmu.paging.table import RootPage
 from mmu.runtime import Table
 from mmu.tdp.huge import HugePages
@@ -20,6 +26,10 @@ from mmu.tdp.iter import TdpIter
 from mmu.tdp.roots import Roots
 from mmu.tdp.write import SpteWriter
 from mmu.tdp.yielding import Yielding
+
+BITS_PER_LONG: Final = 64
+"""Pages of one word of the log; fewer where a table has fewer entries, so that a word never spans
+more than two huge pages."""
 
 
 class DirtyLog:
@@ -47,23 +57,43 @@ class DirtyLog:
         self.huge = huge
         self.requests = requests
         self.yielding = yielding
+        self.word = min(BITS_PER_LONG, kvm.geometry.entries)
 
     # The flag.
 
     def slot_apply_flags(self, old: Memslot | None, new: Memslot | None) -> None:
-        """kvm_mmu_slot_apply_flags(): the new slot is in force; logging went on or off."""
-        if new is not None and old is None and new.dirty_bitmap is not None:
+        """kvm_mmu_slot_apply_flags(): the new slot is in force; logging went on or off. Nothing is
+        ever written to a read-only slot."""
+        was, now = _logs(old), _logs(new)
+        if was != now:
+            self.update_cpu_dirty_logging(now)
+        if new is not None and old is None and now:
             self._started(new)
         if old is None or new is None or old.base_gfn != new.base_gfn:
             return
-        was, now = (
-            bool(old.flags & KVM_MEM_LOG_DIRTY_PAGES),
-            bool(new.flags & KVM_MEM_LOG_DIRTY_PAGES),
-        )
+        if new.flags & KVM_MEM_READONLY:
+            return
         if now and not was:
             self.enable(new)
         elif was and not now:
             self.disable(new)
+
+    def update_cpu_dirty_logging(self, now: bool) -> None:
+        """kvm_mmu_update_cpu_dirty_logging(): count one slot more or less that logs. With the first
+        and the last one vCPUs are asked to switch PML on or off."""
+        kvm = self.kvm
+        others = kvm.nr_memslots_dirty_logging.fetch_add(1 if now else -1) - (not now)
+        if self._has_pml() and not others:
+            self.request_cpu_dirty_logging()
+
+    def request_cpu_dirty_logging(self) -> None:
+        """KVM_REQ_UPDATE_CPU_DIRTY_LOGGING, and wait until every vCPU has left the guest: with PML
+        off it would set D bits that are logged nowhere (a mend: kernels do not wait)."""
+        self.requests.make_all_cpus_request(KVM_REQ_UPDATE_CPU_DIRTY_LOGGING)
+
+    def _has_pml(self) -> bool:
+        """cpu_dirty_log_size: whether D bits are set and logged by hardware."""
+        return self.kvm.config.pml and self.kvm.config.ad_bits
 
     def enable(self, slot: Memslot) -> None:
         """Logging goes on: split huge pages, take away D or W, and flush - whether or not anything
@@ -73,9 +103,11 @@ class DirtyLog:
         if kvm.config.dirty_initially_set:
             self._started(slot)
             return
-        kvm.mmu_lock.read_lock()
         if kvm.config.eager_page_split:
+            kvm.mmu_lock.read_lock()
             self.huge.try_split_huge_pages(slot, slot.base_gfn, slot.end_gfn, shared=True)
+            kvm.mmu_lock.read_unlock()
+        kvm.mmu_lock.read_lock()
         changed = self.remove_write_access(slot)
         kvm.mmu_lock.read_unlock()
         self.flush_enabled(slot, changed)
@@ -111,12 +143,7 @@ class DirtyLog:
     def needs_write_protect(self, root: RootPage) -> bool:
         """Whether writers of this root exist whose writes no hardware logs: without PML all, else a
         nested guest's (B61), and a device's through an exported root (the mend of R19)."""
-        config = self.kvm.config
-        return (
-            not (config.ad_bits and config.pml)
-            or root.role.guest_mode
-            or self.is_written_by_device(root)
-        )
+        return not self._has_pml() or root.role.guest_mode or self.is_written_by_device(root)
 
     def is_written_by_device(self, root: RootPage) -> bool:
         """A device writes through the root, and sets no D bits."""
@@ -195,11 +222,7 @@ class DirtyLog:
             self.sync_dirty_log()
             if self.kvm.config.manual_protect:
                 return {index for index, dirty in enumerate(bitmap) if dirty}
-            taken = set()
-            for page, dirty in enumerate(bitmap):
-                if dirty and bitmap.xchg(page, 0):
-                    taken.add(page)
-            self._protect(slot, taken)
+            taken = self._protect(slot, bitmap, list(range(slot.npages)))
             self._read(slot, taken)
             return taken
 
@@ -208,16 +231,10 @@ class DirtyLog:
         slots_lock."""
         with self.kvm.slots_lock:
             slot, bitmap = self._logged(memslots, slot_id, as_id)
-            seen = {page for page in pages if 0 <= page < slot.npages}
-            taken = {page for page in seen if bitmap.xchg(page, 0)}
-            if taken and self.kvm.config.eager_page_split:
-                self.kvm.mmu_lock.write_lock()
-                self.huge.try_split_huge_pages(
-                    slot, slot.base_gfn + min(taken), slot.base_gfn + max(taken) + 1, shared=False
-                )
-                self.kvm.mmu_lock.write_unlock()
-            self._protect(slot, taken)
-            self._read(slot, seen)
+            self.sync_dirty_log()
+            seen = sorted(page for page in set(pages) if 0 <= page < slot.npages)
+            self._protect(slot, bitmap, seen)
+            self._read(slot, set(seen))
 
     def _read(self, slot: Memslot, pages: set[int]) -> None:
         """The caller can rely on the log from here on."""
@@ -226,7 +243,7 @@ class DirtyLog:
 
     def sync_dirty_log(self) -> None:
         """kvm_arch_sync_dirty_log(): have running vCPUs empty their PML buffers."""
-        if self.kvm.config.pml and self.kvm.config.ad_bits:
+        if self._has_pml():
             self.requests.kick_all()
 
     def _logged(self, memslots: Memslots, slot_id: int, as_id: int) -> tuple[Memslot, Table]:
@@ -239,29 +256,85 @@ class DirtyLog:
             )
         return slot, slot.dirty_bitmap
 
-    def _protect(self, slot: Memslot, pages: set[int]) -> None:
-        """Protect the pages again, then the flush that makes it true."""
-        if not pages:
-            return
-        self.protect(slot, pages)
-        if self.kvm.probe.point is not None:
-            self.kvm.probe.point("P12")
-        self.flush_protected(slot)
+    def _protect(self, slot: Memslot, bitmap: Table, pages: list[int]) -> set[int]:
+        """Take these pages out of the log and protect them again, then the flush that makes it
+        true. Returns those that were in the log."""
+        taken = self.protect(slot, bitmap, pages)
+        if taken:
+            if self.kvm.probe.point is not None:
+                self.kvm.probe.point("P12")
+            self.flush_protected(slot)
+        return taken
 
-    def protect(self, slot: Memslot, pages: set[int]) -> None:
-        """kvm_arch_mmu_enable_log_dirty_pt_masked() for all words of the log: under mmu_lock held
-        for write."""
+    def protect(self, slot: Memslot, bitmap: Table, pages: list[int]) -> set[int]:
+        """Take the pages' bits and protect the pages, word by word of the log, under mmu_lock held
+        for write. Returns the pages whose bits were set."""
         kvm = self.kvm
         kvm.mmu_lock.write_lock()
-        self.enable_log_dirty_pt_masked(slot, pages)
+        taken = self.take_words(slot, bitmap, pages)
         kvm.mmu_lock.write_unlock()
+        return taken
+
+    def take_words(self, slot: Memslot, bitmap: Table, pages: list[int]) -> set[int]:
+        """The words of the log that these pages are in, one after the other: take the bits, protect
+        what was dirty. Returns the pages whose bits were set."""
+        taken: set[int] = set()
+        for _, word in groupby(pages, lambda page: page // self.word):
+            mask = {page for page in word if bitmap[page] and bitmap.xchg(page, 0)}
+            if mask:
+                self.enable_log_dirty_pt_masked(slot, mask)
+                taken |= mask
+        return taken
 
     def enable_log_dirty_pt_masked(self, slot: Memslot, pages: set[int]) -> None:
-        """kvm_arch_mmu_enable_log_dirty_pt_masked(): the next write to these pages must be seen;
-        mmu_lock is held for write."""
+        """kvm_arch_mmu_enable_log_dirty_pt_masked() for pages of one word of the log: the next
+        write to them must be seen; mmu_lock is held for write. Pages that were initially
+        dirty may still be mapped by huge leaves that nothing has protected."""
+        if self.kvm.config.dirty_initially_set:
+            self.protect_huge_pages(slot, slot.base_gfn + min(pages), slot.base_gfn + max(pages))
+        self.protect_small_pages(slot, pages)
+
+    def protect_small_pages(self, slot: Memslot, pages: set[int]) -> None:
+        """kvm_tdp_mmu_clear_dirty_pt_masked(): the 4 KiB leaves, in every valid root."""
         for root in self.roots.each():
             if root.role.as_id == slot.as_id and not root.invalid.value:
                 self.clear_dirty_pt_masked(root, slot, pages)
+
+    def protect_huge_pages(self, slot: Memslot, first: int, last: int) -> None:
+        """Split the huge leaves from gfn `first` to `last`, which lie in one word of the log, and
+        take W from those that are left: at most two."""
+        kvm = self.kvm
+        if kvm.config.eager_page_split:
+            self.huge.try_split_huge_pages(slot, first, last + 1, shared=False)
+        self.slot_gfn_write_protect(slot, first, PG_LEVEL_2M)
+        block = kvm.geometry.pages(PG_LEVEL_2M)
+        if first // block != last // block:
+            self.slot_gfn_write_protect(slot, last, PG_LEVEL_2M)
+
+    def slot_gfn_write_protect(self, slot: Memslot, gfn: int, min_level: int) -> bool:
+        """kvm_mmu_slot_gfn_write_protect(): in every root of the slot's address space; mmu_lock is
+        held for write. Returns whether a leaf has lost its W."""
+        changed = False
+        for root in self.roots.each():
+            if root.role.as_id == slot.as_id:
+                changed |= self.write_protect_gfn(root, gfn, min_level)
+        return changed
+
+    def write_protect_gfn(self, root: RootPage, gfn: int, min_level: int) -> bool:
+        """write_protect_gfn(): take W, and the right to give it back without mmu_lock, from the
+        leaf of at least `min_level` that maps a gfn. Returns whether it had either."""
+        kvm = self.kvm
+        changed = False
+        kvm.rcu.read_lock()
+        it = TdpIter(kvm, root, min_level, gfn, gfn + 1)
+        while it.valid:
+            new = it.old_spte & ~(SPTE_W | MMU_WRITABLE)
+            if kvm.layout.is_leaf(it.old_spte, it.level) and new != it.old_spte:
+                self.writer.iter_set_spte(it, new)
+                changed = True
+            it.next_present()
+        kvm.rcu.read_unlock()
+        return changed
 
     def flush_protected(self, slot: Memslot) -> None:
         """kvm_arch_flush_remote_tlbs_memslot(): before the caller can rely on the log."""
@@ -285,3 +358,8 @@ class DirtyLog:
                 self._clear_bit(it, bit)
             it.next_present()
         kvm.rcu.read_unlock()
+
+
+def _logs(slot: Memslot | None) -> bool:
+    """Whether there is a slot, and it logs dirty pages."""
+    return slot is not None and bool(slot.flags & KVM_MEM_LOG_DIRTY_PAGES)

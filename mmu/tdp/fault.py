@@ -229,7 +229,7 @@ class FaultHandler:
             if fault.write:
                 return EMULATE
         region = slot.region
-        index = fault.gfn - slot.base_gfn
+        index = fault.gfn - slot.origin
         fault.pfn = region.ptes[index] or self._fault_in(fault, region, index)
         if not fault.pfn:
             return INVALID
@@ -443,7 +443,7 @@ class FaultHandler:
     def max_mapping_level(self, slot: Memslot, gfn: int) -> int:
         """kvm_mmu_max_mapping_level(): no larger than the host's own mapping, and within the
         slot."""
-        level = min(slot.region.levels[gfn - slot.base_gfn] or PG_LEVEL_4K, self._max_level)
+        level = min(slot.region.levels[gfn - slot.origin] or PG_LEVEL_4K, self._max_level)
         while level > PG_LEVEL_4K and not slot.allows(gfn, level, self.kvm.geometry):
             level -= 1
         return level

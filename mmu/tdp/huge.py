@@ -154,4 +154,4 @@ class HugePages:
             return False
         if not slot.allows(it.gfn, it.level, self.kvm.geometry):
             return False
-        return slot.region.levels[it.gfn - slot.base_gfn] >= it.level
+        return slot.region.levels[it.gfn - slot.origin] >= it.level

@@ -51,9 +51,7 @@ class MmuNotifier:
                 kvm.mmu_lock.write_lock()
                 self.invalidate_begin(region.hva + first, region.hva + last)
                 locked = True
-            flush = self.unmap_gfn_range(
-                slot, *self.gfn_range(slot, region, first, last), flush=flush
-            )
+            flush = self.unmap_next(slot, *self.gfn_range(slot, region, first, last), owed=flush)
         if kvm.probe.point is not None:
             kvm.probe.point("P12")
         if locked:
@@ -107,6 +105,12 @@ class MmuNotifier:
         """kvm_mmu_invalidate_end()."""
         self.kvm.invalidation.end()
 
+    def unmap_next(self, slot: Memslot, start: int, end: int, *, owed: bool) -> bool:
+        """The next slot of kvm_handle_hva_range(). A flush that the slots before have `owed` is
+        handed on, so that a zap that yields pays it first (a mend: kernels start each slot with
+        nothing owed). Returns whether one is owed now."""
+        return self.unmap_gfn_range(slot, start, end, flush=owed)
+
     def unmap_gfn_range(self, slot: Memslot, start: int, end: int, *, flush: bool) -> bool:
         """kvm_unmap_gfn_range(): all roots of the address space; `flush` is owed already; whether
         one is owed now."""
@@ -119,7 +123,7 @@ class MmuNotifier:
     def slots(self, region: Region, first: int, last: int) -> list[Memslot]:
         """The slots that overlap the range, INVALID ones included: their memory is still mapped
         (B66)."""
-        return [slot for slot in self.memslots.slots_of(region) if first < slot.npages and last > 0]
+        return self.memslots.in_hva_range(region.hva + first, region.hva + last)
 
     def _age(self, region: Region, first: int, last: int, visit: Ranges, *, flush: bool) -> bool:
         kvm = self.kvm
@@ -138,7 +142,5 @@ class MmuNotifier:
 
     def gfn_range(self, slot: Memslot, region: Region, first: int, last: int) -> tuple[int, int]:
         """The guest frames of `slot` that pages [first, last) of the region back."""
-        offset = region.hva - slot.region.hva
-        return slot.base_gfn + max(first + offset, 0), slot.base_gfn + min(
-            last + offset, slot.npages
-        )
+        page_0 = slot.base_gfn + region.hva - slot.hva(slot.base_gfn)
+        return max(slot.base_gfn, page_0 + first), min(slot.end_gfn, page_0 + last)

@@ -1,11 +1,13 @@
-"""The dirty logger: live migration's view of the fixed slot."""
+"""The dirty logger: live migration's view of a fixed slot."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mmu.memory.memslots import KVM_MEM_LOG_DIRTY_PAGES, MemoryRegion
+from mmu.memory.memslots import KVM_MEM_LOG_DIRTY_PAGES
 from stress.actors.base import Actor, Stage
+from stress.actors.layout import fixed_region
+from stress.actors.slots import read_log
 from stress.scenario.operations import Op
 
 
@@ -19,6 +21,7 @@ class DirtyLogger(Actor):
         self._dice = stage.dice(self.name)
         self._pause = config.pause_s
         self._reads = config.reads
+        self._slot = stage.layout.fixed[config.slot]
         self._left = 0
         self._logging = False
         self.verbs |= {"log-on": self.log_on, "log-off": self.log_off, "read-log": self.read}
@@ -51,17 +54,9 @@ class DirtyLogger(Actor):
     def read(self) -> None:
         """KVM_GET_DIRTY_LOG, and KVM_CLEAR_DIRTY_LOG where the log is cleared by hand; nothing if
         logging is off."""
-        if not self._logging:
-            return
-        vm = self.stage.vm
-        pages = vm.get_dirty_log(0)
-        if vm.kvm.config.manual_protect:
-            vm.clear_dirty_log(0, pages)
-        self.stage.counts["dirty_log_reads"].add(1)
-        self.stage.counts["dirty_pages_logged"].add(len(pages))
+        if self._logging:
+            read_log(self.stage, self._slot.slot)
 
     def _set_flags(self, flags: int) -> bool:
-        place, region = self.stage.layout.fixed[0], self.stage.layout.fixed_regions[0]
-        return self.stage.set_region(
-            MemoryRegion(0, place.gfn, place.pages, region, flags, place.as_id)
-        )
+        region = self.stage.layout.fixed_regions[self._slot.region]
+        return self.stage.set_region(fixed_region(self._slot, region, flags))

@@ -10,7 +10,7 @@ from stress.actors.slots import SlotUpdates
 from stress.scenario.operations import Op
 from stress.scenario.scripts import WORKER
 
-OPERATIONS = ("delete", "move", "flags")
+OPERATIONS = ("delete", "move", "flags", "get-log")
 """What may be done to a slot that is there."""
 TICK_S = 0.001
 PATIENCE = 100
@@ -27,14 +27,19 @@ class MemslotWorker(Actor):
         self._pause = config.pause_s
         self._accesses = config.guest_accesses
         self._created = False
-        self._weights: list[float] = [config.delete_weight, config.move_weight, config.flags_weight]
+        self._weights: list[float] = [
+            config.delete_weight,
+            config.move_weight,
+            config.flags_weight,
+            config.log_weight,
+        ]
         self.verbs |= SlotUpdates(stage).verbs
 
     def choose(self) -> Iterator[Op]:
         """One operation on one slot: create it if it is absent, else delete, move or change it."""
         churn = self.stage.layout.churn
         number = self._dice.randrange(len(churn))
-        absent = churn[number].region.value is None
+        absent = churn[number].backing.value is None
         self._created = absent
         yield Op(
             "create" if absent else self._dice.choices(OPERATIONS, self._weights)[0], (number,)

@@ -7,6 +7,7 @@ import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from mmu.candidates import CANDIDATES
 from mmu.export.policies import POLICIES
 from mmu.kernels import KERNELS, Kernel
 from mmu.numbers.lookup import NUMBERS
@@ -30,6 +31,7 @@ KINDS = (
     "controls",
     "defects",
     "parts",
+    "candidates",
     "strategies",
     "litmus",
     "counters",
@@ -63,6 +65,10 @@ def _entries(kind: str) -> Iterator[str]:
             name: f"{defect.title} [{', '.join(defect.expects)}]" for name, defect in POSTED.items()
         },
         "parts": parts.titles,
+        "candidates": lambda: {
+            name: f"{defect.title} [{', '.join(defect.expects)}]"
+            for name, defect in CANDIDATES.items()
+        },
         "strategies": lambda: {name: meaning for name, (meaning, _) in STRATEGIES.items()},
         "litmus": lambda: {name: program.title for name, program in LITMUS.items()},
         "counters": lambda: COUNTERS,
@@ -76,10 +82,8 @@ def _entries(kind: str) -> Iterator[str]:
 
 def _profiles() -> dict[str, str]:
     numbers = ", ".join(name.split("-")[0].upper() for name in POSTED)
-    return {
-        "hardened": "the mended design",
-        "rfc-v1": f"the series as posted, with its defects {numbers}",
-    }
+    posted = f"the series as posted, on a kernel with the candidates: with its defects {numbers}"
+    return {"hardened": "the mended design", "rfc-v1": posted}
 
 
 def _kernels() -> dict[str, str]:

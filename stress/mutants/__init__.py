@@ -6,6 +6,7 @@ where that comes from, which rules must fire, and the smallest scenarios that sh
 
 from __future__ import annotations
 
+from mmu.candidates import CANDIDATES
 from mmu.posted import POSTED
 from mmu.variant import Variant, variants_in
 from stress.mutants.case import Mutant
@@ -18,6 +19,6 @@ MUTANTS: dict[str, Mutant] = {
 }
 """Every shipped mutant by name."""
 
-SHIPPED: dict[str, Variant] = {**POSTED, **MUTANTS, **CONTROLS}
-"""What `vm.variants` can name: the posted defects and the controls as
-well."""
+SHIPPED: dict[str, Variant] = {**POSTED, **CANDIDATES, **MUTANTS, **CONTROLS}
+"""What `vm.variants` can name: the posted defects, the candidate bugs of kernels and the controls
+as well."""

@@ -1,18 +1,23 @@
 """The dirty log is cleared with mmu_lock held for read."""
 
-from mmu.parts import DirtyLog, Memslot
+from mmu.parts import DirtyLog, Memslot, Table
 from stress.mutants.case import Case, Mutant
 
 
 class ProtectAsReader(DirtyLog):
     """Runs next to page faults."""
 
-    def protect(self, slot: Memslot, pages: set[int]) -> None:
+    def protect(self, slot: Memslot, bitmap: Table, pages: list[int]) -> set[int]:
         """Protect the pages again, as a reader."""
         self.kvm.mmu_lock.read_lock()
+        taken = self.take_words(slot, bitmap, pages)
+        self.kvm.mmu_lock.read_unlock()
+        return taken
+
+    def enable_log_dirty_pt_masked(self, slot: Memslot, pages: set[int]) -> None:
+        """In every valid root."""
         for root in self.roots.each_yield_safe(shared=True, only_valid=True, as_id=slot.as_id):
             self.clear_dirty_pt_masked(root, slot, pages)
-        self.kvm.mmu_lock.read_unlock()
 
 
 VARIANT = Mutant(

@@ -11,7 +11,7 @@ class Unprotected(Exporter):
         """Look the slot up, and bring the page in, without a read section."""
         slot = self.memslots.gfn_to_memslot(exported.as_id, gfn)
         if slot is not None and not slot.invalid and not slot.region.dead.value:
-            self.faults.host.fault_in(slot.region, gfn - slot.base_gfn)
+            self.faults.host.fault_in(slot.region, gfn - slot.origin)
 
 
 VARIANT = Mutant(

@@ -37,6 +37,8 @@ from stress.scenario.types import Scenario
 MOST = 1 << 24
 """Upper bound of counts: what a process could hold in memory, not a limit of the model."""
 MOST_ENTRIES = 1 << 16
+MOST_FIXED_SLOTS = 8
+"""The slots that come and go have the numbers from 10 on."""
 SPARE_FRAMES = 8
 """Frames beside twice the guest's pages: frame 0 is never used, and each migration in progress
 holds one more. Twice the pages, because a freed frame shall stay recognisable for a while before it
@@ -231,11 +233,14 @@ def _memory_checks(scenario: Scenario, at: Callable[[str], str]) -> Iterable[Pro
     vm, memory = scenario.vm, scenario.memory
     # a 1 GiB block may waste as much for its alignment
     blocks = vm.huge_2m * vm.entries + vm.huge_1g * vm.entries**2 * 2
-    pages = (
-        memory.fixed_pages
-        + memory.churn_slots * memory.churn_pages
-        + memory.smm_pages
-        + memory.smm_churn_pages
+    pages = sum(
+        (
+            memory.fixed_pages,
+            memory.readonly_pages,
+            memory.churn_slots * memory.churn_pages,
+            memory.smm_pages,
+            memory.smm_churn_pages,
+        )
     )
     # 2 MiB blocks may have to move down for their alignment
     small = max(2 * pages + SPARE_FRAMES, vm.entries if blocks else 0)
@@ -251,6 +256,7 @@ def _memory_checks(scenario: Scenario, at: Callable[[str], str]) -> Iterable[Pro
             "1",
             "vm.huge_2m = 16 sets huge pages aside",
         )
+    yield from _layout_checks(scenario, at)
     if not 2 <= vm.mmio_gen_bits <= MMIO_GEN_BITS:
         yield Problem(
             at("vm.mmio_gen_bits"),
@@ -258,6 +264,32 @@ def _memory_checks(scenario: Scenario, at: Callable[[str], str]) -> Iterable[Pro
             str(vm.mmio_gen_bits),
             f"2 to {MMIO_GEN_BITS}",
         )
+
+
+def _layout_checks(scenario: Scenario, at: Callable[[str], str]) -> Iterable[Problem]:
+    """The slots of the fixed memory have pages each, what they share is there, and what is logged
+    is one of them."""
+    vm, memory = scenario.vm, scenario.memory
+    most = min(MOST_FIXED_SLOTS, memory.fixed_pages)
+    if memory.fixed_slots > most:
+        key = "memory.fixed_slots"
+        hint = "" if most == MOST_FIXED_SLOTS else f"memory.fixed_pages is {memory.fixed_pages}"
+        yield Problem(at(key), key, str(memory.fixed_slots), f"1 to {most}", hint)
+    if memory.fixed_gap and memory.fixed_slots == 1:
+        key = "memory.fixed_gap"
+        yield Problem(at(key), key, str(memory.fixed_gap), "0", "one slot has no gaps")
+    if vm.dirty_initially_set and not vm.manual_protect:
+        key = "vm.dirty_initially_set"
+        yield Problem(at(key), key, "true", "false", "it comes with vm.manual_protect = true")
+    if scenario.actors.dirty_log.slot >= memory.fixed_slots:
+        key, found = "actors.dirty_log.slot", str(scenario.actors.dirty_log.slot)
+        yield Problem(at(key), key, found, f"a fixed slot below {memory.fixed_slots}")
+    if memory.smm_alias and not 0 < memory.smm_pages <= memory.fixed_pages:
+        key, expected = "memory.smm_alias", f"memory.smm_pages from 1 to {memory.fixed_pages}"
+        yield Problem(at(key), key, f"an alias of {memory.smm_pages} pages", expected)
+    if memory.churn_shared and memory.churn_slots < 2:
+        key = "memory.churn_shared"
+        yield Problem(at(key), key, f"{memory.churn_slots} slots", "memory.churn_slots from 2 on")
 
 
 def _limit_checks(scenario: Scenario, at: Callable[[str], str]) -> Iterable[Problem]:

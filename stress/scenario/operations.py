@@ -127,6 +127,11 @@ VOCABULARY: Final[dict[str, dict[str, ScriptVerb]]] = {
         "flags": ScriptVerb(
             (SLOT,), "toggle KVM_MEM_LOG_DIRTY_PAGES of churn slot I, if it is there"
         ),
+        "get-log": ScriptVerb(
+            (SLOT,),
+            "KVM_GET_DIRTY_LOG of churn slot I (and KVM_CLEAR_DIRTY_LOG with manual_protect), if "
+            "it exists and logs",
+        ),
     },
     "device": {
         "dma-read": ScriptVerb(
@@ -150,7 +155,7 @@ VOCABULARY: Final[dict[str, dict[str, ScriptVerb]]] = {
         ),
     },
     "dirty-logger": {
-        "log-on": ScriptVerb((), "KVM_MEM_LOG_DIRTY_PAGES of the fixed slot on, unless it is"),
+        "log-on": ScriptVerb((), "KVM_MEM_LOG_DIRTY_PAGES of its fixed slot on, unless it is"),
         "log-off": ScriptVerb((), "and off, if it is on"),
         "read-log": ScriptVerb(
             (), "KVM_GET_DIRTY_LOG (and KVM_CLEAR_DIRTY_LOG with manual_protect), if logging is on"
@@ -170,8 +175,9 @@ VOCABULARY: Final[dict[str, dict[str, ScriptVerb]]] = {
         "close-any": ScriptVerb((), "close every TDP FD in the file table, whoever made it"),
     },
 }
-"""What each kind of actor can do. A region R is a fixed region (by number) or, after those, the
-memory of churn slot R - fixed; the pages of a region that is not there are left alone."""
+"""What each kind of actor can do. A region R is a mapping of the host: first those of fixed memory
+(normal, SMM unless it is an alias, read-only), then those of churn slots (one for all normal ones
+if they share it); the pages of a region that is not there are left alone."""
 
 VERBS: Final[dict[str, ScriptVerb]] = {
     name: verb for verbs in VOCABULARY.values() for name, verb in verbs.items()

@@ -85,7 +85,7 @@ def players(scenario: Scenario) -> list[str]:
     """The actors of a scenario that can have a script."""
     actors, exported = scenario.actors, scenario.vm.have_exported_tdp
     names = [f"vcpu{number}" for number in range(scenario.vm.vcpus)]
-    if actors.memslot_worker.enabled and scenario.memory.places()[1]:
+    if actors.memslot_worker.enabled and scenario.memory.churn_count():
         names.append(WORKER)
     names += [f"host{number}" for number in range(actors.host.threads)]
     names += ["dirty-logger"] if actors.dirty_log.enabled else []
@@ -154,15 +154,19 @@ def _beyond(scenario: Scenario, op: Op) -> Iterable[tuple[str, str]]:
     """What an operation names that the scenario does not have: what was found, and what would be
     right."""
     frames = scenario.vm.entries**scenario.vm.levels
-    fixed, churning = scenario.memory.places()
+    memory = scenario.memory
     for gfn in gfns_of(op):
         if gfn >= frames:
             yield f"there is no gfn {gfn:#x}", f"a gfn up to {frames - 1:#x}"
     match VERBS[op.name].arguments[:1]:
-        case (argument,) if argument is SLOT and op.args[0] >= len(churning):
-            yield f"there is no churn slot {op.args[0]}", f"a churn slot below {len(churning)}"
+        case (argument,) if argument is SLOT and op.args[0] >= memory.churn_count():
+            yield (
+                f"there is no churn slot {op.args[0]}",
+                f"a churn slot below {memory.churn_count()}",
+            )
         case (argument,) if argument is REGION:
-            yield from _beyond_region([*fixed, *churning], *op.args[:3])
+            regions = [*memory.fixed_regions(), *memory.churn_regions()]
+            yield from _beyond_region(regions, *op.args[:3])
         case (argument,) if argument is FIRST_GFN and not op.args[0] < op.args[1] <= frames:
             yield "no range of guest frames", f"FIRST < LAST <= {frames:#x}"
         case _:

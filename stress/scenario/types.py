@@ -74,9 +74,10 @@ class VmSettings:
 
     `huge_2m` and `huge_1g` of the host's frames' blocks are kept for huge pages, `max_level` is the
     largest leaf. `pml`, `mmio_gen_bits`, `nx_huge_pages`, `nx_recovery_ratio`, `manual_protect`,
-    `eager_page_split` are KVM's own knobs. `profile` is the mended design or the series as posted,
-    `kernel` what surrounds it, `policy` what happens to the exported root. `variants` names shipped
-    variants, `variant_files` Python files with variants of one's own.
+    `dirty_initially_set` (which needs it) and `eager_page_split` are KVM's own knobs. `profile` is
+    the mended design or the series as posted, `kernel` what surrounds it, `policy` what happens to
+    the exported root. `variants` names shipped variants, `variant_files` Python files with variants
+    of one's own.
     """
 
     vcpus: Positive = Positive(3)
@@ -94,6 +95,7 @@ class VmSettings:
     nx_huge_pages: Flag = Flag(False)
     nx_recovery_ratio: Positive = Positive(60)
     manual_protect: Flag = Flag(False)
+    dirty_initially_set: Flag = Flag(False)
     eager_page_split: Flag = Flag(True)
     profile: Literal["hardened", "rfc-v1"] = "hardened"
     kernel: KernelName = KernelName("6.6")
@@ -104,38 +106,69 @@ class VmSettings:
 
 @frozen
 class Memory:
-    """Guest memory: one slot that stays, some that come and go, and the same again in the SMM
+    """Guest memory: memory that stays, slots that come and go, and the same again in the SMM
     address space.
 
     All sizes are in 4 KiB pages. `host_level` is the largest page that the host backs a slot with;
     `offset_pages` shifts host addresses against guest addresses, so that huge pages do not fit.
     `userfaults` makes the pages of the slots that come and go wait for a userfaultfd handler.
+
+    The fixed memory is one host mapping behind `fixed_slots` slots, with `fixed_gap` guest frames
+    left free between two of them; `readonly_pages` more follow in a read-only slot. With
+    `smm_alias` the fixed SMM slot is the beginning of the same mapping; with `churn_shared` the
+    slots that come and go are parts of one mapping.
     """
 
     host_level: PageLevel = 1
     offset_pages: Count = Count(0)
     userfaults: Flag = Flag(False)
     fixed_pages: Positive = Positive(256)
+    fixed_slots: Positive = Positive(1)
+    fixed_gap: Count = Count(0)
+    readonly_pages: Count = Count(0)
     churn_slots: Count = Count(2)
     churn_pages: Positive = Positive(128)
+    churn_shared: Flag = Flag(False)
     smm_pages: Count = Count(32)
     smm_churn_pages: Count = Count(32)
+    smm_alias: Flag = Flag(False)
 
     def stride(self, entries: int, levels: int) -> int:
         """Distance between places in frames: a whole last-level table where there is room, so that
         deleting a slot can empty tables; else just enough."""
-        largest = max(self.fixed_pages, self.churn_pages, self.smm_pages, self.smm_churn_pages)
+        span = self.fixed_pages + self.fixed_gap * (self.fixed_slots - 1) + self.readonly_pages
+        largest = max(span, self.churn_pages, self.smm_pages, self.smm_churn_pages)
         stride = entries
         while stride < largest:
             stride *= 2
         return stride if self.frames_needed(stride) <= entries**levels else largest
 
-    def places(self) -> tuple[list[int], list[int]]:
-        """The sizes of the regions that stay, and of those that come and go, each in the order of
-        their numbers."""
-        fixed = [self.fixed_pages, *([self.smm_pages] if self.smm_pages else [])]
-        smm = [self.smm_churn_pages] if self.smm_pages and self.smm_churn_pages else []
-        return [*fixed], [*([self.churn_pages] * self.churn_slots), *smm]
+    def fixed_parts(self) -> list[int]:
+        """The sizes of the slots that the fixed memory is behind; the last takes what is left."""
+        size = self.fixed_pages // self.fixed_slots
+        others = self.fixed_slots - 1
+        return [size] * others + [self.fixed_pages - size * others]
+
+    def fixed_regions(self) -> list[int]:
+        """The sizes of the host's mappings that stay, in the order of their numbers."""
+        smm = 0 if self.smm_alias else self.smm_pages
+        return [self.fixed_pages, *filter(None, (smm, self.readonly_pages))]
+
+    def churn_regions(self) -> list[int]:
+        """The sizes of the host's mappings behind the slots that come and go, in the order of their
+        numbers."""
+        normal: list[int] = [self.churn_pages] * self.churn_slots
+        if self.churn_shared:
+            normal = [sum(normal)]
+        return [*normal, *([self.smm_churn_pages] if self.smm_churns() else [])]
+
+    def churn_count(self) -> int:
+        """The number of slots that come and go."""
+        return self.churn_slots + self.smm_churns()
+
+    def smm_churns(self) -> bool:
+        """Whether one of them is in the SMM address space."""
+        return bool(self.smm_pages and self.smm_churn_pages)
 
     def frames_needed(self, stride: int) -> int:
         """How many guest frames the places take, with a few left over that nothing maps."""
@@ -178,6 +211,7 @@ class MemslotSettings:
     delete_weight: Rate = Rate(6.0)
     move_weight: Rate = Rate(2.0)
     flags_weight: Rate = Rate(1.0)
+    log_weight: Rate = Rate(0.0)
 
 
 @frozen
@@ -213,10 +247,11 @@ class HostSettings:
 
 @frozen
 class DirtyLogSettings:
-    """The dirty logger: switches logging of the fixed slot on, reads the log `reads` times,
+    """The dirty logger: switches logging of fixed slot `slot` on, reads the log `reads` times,
     switches it off."""
 
     enabled: Flag = Flag(False)
+    slot: Count = Count(0)
     pause_s: Share = Share(0.005)
     reads: Positive = Positive(8)
 

@@ -10,12 +10,13 @@ from typing import Any, Final
 from attrs import frozen
 
 from mmu.kvm import ADDRESS_SPACES
-from mmu.memory.host import AS_SHIFT, FREED, MOVING
+from mmu.memory.host import AS_SHIFT, FREED, SEVERAL
 from mmu.memory.memslots import GEN_UPDATE_IN_PROGRESS, KVM_MEMSLOT_INVALID
 from mmu.memory.requests import (
     KVM_REQ_MMU_FREE_OBSOLETE_ROOTS,
     KVM_REQ_TLB_FLUSH,
     KVM_REQ_TLB_FLUSH_CURRENT,
+    KVM_REQ_UPDATE_CPU_DIRTY_LOGGING,
 )
 from mmu.paging.spte import (
     PRESENT_HIGH,
@@ -215,8 +216,9 @@ REQUESTS: Final = {
     KVM_REQ_TLB_FLUSH: "TLB_FLUSH",
     KVM_REQ_TLB_FLUSH_CURRENT: "TLB_FLUSH_CURRENT",
     KVM_REQ_MMU_FREE_OBSOLETE_ROOTS: "MMU_FREE_OBSOLETE_ROOTS",
+    KVM_REQ_UPDATE_CPU_DIRTY_LOGGING: "UPDATE_CPU_DIRTY_LOGGING",
 }
-HEXADECIMAL: Final = re.compile("SPTE|host PTE|region.base|region.moving_to|possible")
+HEXADECIMAL: Final = re.compile("SPTE|host PTE|possible")
 PREFIXES: Final = ("mmu_invalidate", "mn_active", "tdp_mmu_roots", "nx_huge_pages", "users_count")
 """Fields of struct kvm whose words do not say so."""
 
@@ -260,8 +262,8 @@ def spte_text(spte: int, level: int, layout: SpteLayout = PRESENT_HIGH) -> str:
 
 def tag_text(tag: int) -> str:
     """Whose a frame is."""
-    if tag in (FREED, MOVING):
-        return "nobody: it is free" if tag == FREED else "a slot that is being moved"
+    if tag in (FREED, SEVERAL):
+        return "nobody: it is free" if tag == FREED else "read-only, or several gfns"
     as_id, gfn = tag >> AS_SHIFT, tag & ((1 << AS_SHIFT) - 1)
     return f"{'SMM ' if as_id else ''}gfn {gfn:#x}"
 

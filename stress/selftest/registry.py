@@ -1,5 +1,5 @@
-"""All mutants: those of `stress.mutants`, and the posted defects with the scenarios that show
-them."""
+"""All mutants: those of `stress.mutants`, and with the scenarios that show them the posted defects
+and the candidate bugs of kernels."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 from attrs import asdict, evolve
 
+from mmu.candidates import CANDIDATES
 from mmu.posted import POSTED
 from mmu.variant import Variant
 from stress.mutants import MUTANTS
@@ -27,11 +28,27 @@ _POSTED_SETTINGS = {
 """What makes threads show a posted defect sooner: R12 is about the end of a run; R17
 is a deadlock, known as soon as the watchdog says so."""
 
+_THREADS_CANNOT = {
+    "pml-flushed-after-exit": (
+        "The vCPU would have to stand still between its exit and its handling for as long as a "
+        "whole memslot move takes; no delay can be put there."
+    ),
+    "pml-request-not-awaited": (
+        "A vCPU that is kicked would have to stand still within one page walk until its leaf has "
+        "lost D; no delay can be put there."
+    ),
+}
+"""Candidates that real threads do not show, with the reason."""
+
 
 @cache
 def all_mutants() -> dict[str, Mutant]:
-    """Every mutant by name, the posted defects first."""
-    return {**{name: _posted(defect) for name, defect in POSTED.items()}, **MUTANTS}
+    """Every mutant by name, the posted defects and the candidates first."""
+    return {
+        **{name: _posted(defect) for name, defect in POSTED.items()},
+        **{name: _candidate(defect) for name, defect in CANDIDATES.items()},
+        **MUTANTS,
+    }
 
 
 def entry(name: str) -> Mutant | Control:
@@ -64,13 +81,28 @@ def _posted(defect: Variant) -> Mutant:
     names."""
     number = int(defect.name.split("-")[0].removeprefix("r"))
     (path,) = (configs_root() / "rfc-v1").glob(f"R{number:02}-*.toml")
+    return _shown_by(defect, path, "posted", _POSTED_SETTINGS.get(defect.name, ()))
+
+
+def _candidate(defect: Variant) -> Mutant:
+    """A candidate bug of a kernel, with the cases that its scenario below `configs/candidates`
+    names."""
+    path = configs_root() / "candidates" / f"{defect.name}.toml"
+    return _shown_by(defect, path, "candidate")
+
+
+def _shown_by(defect: Variant, path: Path, tag: str, settings: tuple[str, ...] = ()) -> Mutant:
+    """A defect as a mutant: real threads run the scenario in `path`, the controlled engine the
+    small one that it names."""
     small = tomllib.loads(path.read_text(encoding="utf-8"))["explore"]["scenario"]
+    cannot = _THREADS_CANNOT.get(defect.name, "")
     return Mutant(
         **asdict(defect, recurse=False),
         confidence="A",
-        tags=("posted",),
+        tags=(tag,),
         controlled=Case(f"explore/{Path(small).stem}"),
-        threads=Case(f"rfc-v1/{path.stem}", _POSTED_SETTINGS.get(defect.name, ())),
+        threads=None if cannot else Case(f"{path.parent.name}/{path.stem}", settings),
+        threads_cannot=cannot,
     )
 
 

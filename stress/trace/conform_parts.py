@@ -8,7 +8,7 @@ every other command runs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, cast
 
 from mmu.kvm import Kvm
@@ -207,14 +207,14 @@ class TellingZapper(Zapper):
 class TellingRequests(Requests):
     """Requests to all vCPUs."""
 
-    def make_all_cpus_request(self, bit: int) -> int:
+    def make_all_cpus_request(self, bit: int, *, wait: bool = True) -> int:
         """make_all_req; while it is being made, whoever serves it early can be told."""
         runtime = _runtime(self._kvm)
         worker = runtime.lockstep.running()
         if worker is not None:
             worker.requesting = bit
         runtime.tell("request", REQUESTS[bit])
-        kicked = super().make_all_cpus_request(bit)
+        kicked = super().make_all_cpus_request(bit, wait=wait)
         if worker is not None:
             worker.requesting = 0
         runtime.reach(REQUESTED)
@@ -348,17 +348,12 @@ class TellingDirtyLog(DirtyLog):
         _runtime(self.kvm).tell("wrprot", root, slot.base_gfn, slot.end_gfn, min_level)
         return super().wrprot_slot(root, slot, min_level)
 
-    def enable_log_dirty_pt_masked(self, slot: Memslot, pages: set[int]) -> None:
-        """clear_dirty_pt: word by word, as the kernel does it."""
-        for word in sorted({page // WORD for page in pages}):
-            inside = {page for page in pages if page // WORD == word}
-            _runtime(self.kvm).tell(
-                "protect",
-                slot.base_gfn + word * WORD,
-                sum(1 << page % WORD for page in inside),
-                True,
-            )
-            super().enable_log_dirty_pt_masked(slot, inside)
+    def protect_small_pages(self, slot: Memslot, pages: set[int]) -> None:
+        """clear_dirty_pt, of one word."""
+        word = min(pages) // WORD * WORD
+        mask = sum(1 << page - word for page in pages)
+        _runtime(self.kvm).tell("protect", slot.base_gfn + word, mask, True)
+        super().protect_small_pages(slot, pages)
 
 
 class TellingHugePages(HugePages):
@@ -377,19 +372,6 @@ class TellingHugePages(HugePages):
 
 class TellingNotifier(MmuNotifier):
     """Invalidations, by host address: a range may touch several slots, or none."""
-
-    def slots(self, region: Region, first: int, last: int) -> list[Memslot]:
-        """Every slot whose memory lies in the range."""
-        start, end = region.hva + first, region.hva + last
-        found: list[Memslot] = []
-        for as_id in (0, 1):
-            slots: Sequence[Memslot] = self.memslots.active(as_id).index.value[1]
-            found += [
-                slot
-                for slot in slots
-                if slot.region.hva < end and start < slot.region.hva + slot.npages
-            ]
-        return found
 
     def unmap_gfn_range(self, slot: Memslot, start: int, end: int, *, flush: bool) -> bool:
         """unmap_gfn_range and its return."""

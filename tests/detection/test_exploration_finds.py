@@ -19,7 +19,7 @@ from stress.scenario.load import load
 CONFIGS = Path(__file__).parents[2] / "configs"
 BROKEN = {
     path.stem: path
-    for folder in ("BUSTED", "rfc-v1")
+    for folder in ("BUSTED", "candidates", "rfc-v1")
     for path in sorted((CONFIGS / folder).glob("*.toml"))
 }
 FAILING = [name for name, path in BROKEN.items() if load(path).explore.scenario is not None]
@@ -30,6 +30,8 @@ MOST = 400
 LUCKY = {
     "mmio-cached-in-flux": 5,
     "put-before-zap": 6,
+    "pml-flushed-after-exit": 2,
+    "pml-request-not-awaited": 4,
     "request-check-skipped": 2,
     "stale-check-skipped": 3,
     "yield-in-exported-zap": 5,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from mmu.candidates import CANDIDATES
 from mmu.posted import POSTED
 from stress.mutants import MUTANTS, SHIPPED
 from stress.mutants.controls import CONTROLS
@@ -34,7 +35,7 @@ def test_every_variant_explains_itself() -> None:
 
 def test_a_variant_is_a_mutant_or_a_defect_as_posted_and_not_both() -> None:
     assert set(MUTANTS) & set(POSTED) == set()
-    assert SHIPPED == {**MUTANTS, **POSTED, **CONTROLS}
+    assert SHIPPED == {**MUTANTS, **CANDIDATES, **POSTED, **CONTROLS}
 
 
 @pytest.mark.parametrize("path", SCENARIOS, ids=lambda path: path.stem)

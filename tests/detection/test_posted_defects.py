@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from mmu.candidates import CANDIDATES
 from mmu.numbers.oracles import RULES
 from mmu.posted import POSTED, PROFILES
 from stress.commands.scenarios import MENDED
@@ -59,8 +60,8 @@ def test_a_scenario_runs_the_series_as_posted_and_names_what_it_expects() -> Non
         assert scenario.obligations
 
 
-def test_the_profile_is_all_defects_together() -> None:
-    assert {"hardened": (), "rfc-v1": tuple(POSTED.values())} == PROFILES
+def test_the_profile_is_all_defects_together_on_a_kernel_as_it_is() -> None:
+    assert {"hardened": (), "rfc-v1": (*CANDIDATES.values(), *POSTED.values())} == PROFILES
 
 
 @pytest.mark.parametrize("name", POSTED)

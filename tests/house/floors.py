@@ -23,7 +23,7 @@ MMU_FLOORS = (
     ("mmu.lock_order", "mmu.variant"),
     ("mmu.paging",),
     ("mmu.kvm", "mmu.probe", "mmu.memory", "mmu.tdp", "mmu.export", "mmu.machine"),
-    ("mmu.invariants", "mmu.kernels", "mmu.parts", "mmu.posted"),
+    ("mmu.candidates", "mmu.invariants", "mmu.kernels", "mmu.parts", "mmu.posted"),
 )
 """Floors of the model, ground first; what shares a floor may know each other."""
 

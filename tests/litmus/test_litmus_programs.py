@@ -163,9 +163,11 @@ BREACHES = [
     ("r14-teardown-order", "hwpt-destroy-against-flush", "freed"),
     ("r17-gup-under-slots-lock", "userfault-against-io-fault", "deadlock"),
     ("r22-exported-zap-after-break", "unexport-in-the-gap", "mapped"),
+    ("flush-not-handed-on", "two-slots-one-mapping", "owed"),
+    ("pml-request-not-awaited", "pml-on-against-write", "lost"),
 ]
 
-DEEP = {"r22-exported-zap-after-break"}
+DEEP = {"r22-exported-zap-after-break", "flush-not-handed-on"}
 """What takes more preemptions than can be exhausted: both tasks let the lock go to each other."""
 
 

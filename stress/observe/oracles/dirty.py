@@ -5,6 +5,7 @@ from __future__ import annotations
 from attrs import define, field
 
 from mmu.machine.vm import VirtualMachine
+from mmu.memory.host import tag_of
 from mmu.memory.memslots import Memslot
 from mmu.probe import override
 from stress.observe.oracles.base import Oracle
@@ -42,7 +43,9 @@ class DirtyOracle(Oracle):
 
     @override
     def memslot_gone(self, slot: Memslot) -> None:
-        self._rounds.pop((slot.as_id, slot.id), None)
+        # What was owed of a slot goes with it; one that was moved takes its log along.
+        if self.vm.memslots.peek(slot.as_id).by_id(slot.id) is None:
+            self._rounds.pop((slot.as_id, slot.id), None)
 
     @override
     def dirty_log_read(self, slot: Memslot, pages: set[int]) -> None:
@@ -53,10 +56,11 @@ class DirtyOracle(Oracle):
         missing = state.owed - pages
         on_the_way = self._on_the_way(slot) if missing else set()
         lost = missing - on_the_way
+        base = tag_of(slot.as_id, slot.base_gfn)
         written = {
-            page
-            for page in self.vm.host.written_since(slot.region, state.since)
-            if page < slot.npages
+            tag - base
+            for tag in self.vm.host.written_since(slot.region, state.since)
+            if base <= tag < base + slot.npages
         }
         state.owed = (written - pages) | (missing & on_the_way)
         state.since = self._next_epoch()

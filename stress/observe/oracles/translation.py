@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from mmu.memory.host import FREED
+from mmu.kvm import ADDRESS_SPACES
+from mmu.memory.host import FREED, SEVERAL, tag_of
 from mmu.paging.spte import SPTE_MMIO, describe, pfn_of
 from mmu.probe import override
 from stress.observe.oracles.base import Oracle
+
+SPACES = range(ADDRESS_SPACES)
 
 
 class TranslationOracle(Oracle):
@@ -21,10 +24,7 @@ class TranslationOracle(Oracle):
         if who is None:
             self._late_write(gfn, pfn)
             return
-        stamp = self.vm.host.stamp[pfn] if pfn < self.vm.host.frames else FREED
-        state = (
-            "has been released" if stamp == FREED else f"belongs to gfn {stamp & 0xFFFFFFFFFF:#x}"
-        )
+        state = self._state(pfn)
         mapped = self.kvm.layout.is_present(spte) and pfn_of(spte) == pfn
         verb = "write" if write else "read"
         evidence = (
@@ -47,6 +47,15 @@ class TranslationOracle(Oracle):
                 "R18 importer interprets raw bits; reference 1.11, VT-d looks at R and W "
                 "separately",
             )
+        elif write and any(self.vm.host.is_at(pfn, tag_of(as_id, gfn)) for as_id in SPACES):
+            verdict = (
+                "O6",
+                "read-only-written",
+                f"BUG: {who} wrote to frame {pfn:#x} at gfn {gfn:#x}, whose slot is read-only",
+                "a leaf of a read-only slot is not writable: a guest's write exits, a device's "
+                "fails",
+                "KVM_MEM_READONLY; __gfn_to_hva_many(), invariant I7",
+            )
         elif mapped:
             verdict = (
                 "O6",
@@ -66,6 +75,14 @@ class TranslationOracle(Oracle):
                 "reference O1, invariant I9; kvm_flush_remote_tlbs()",
             )
         self.kvm.warn(*verdict, subject=_kind(who), extra=(evidence,), gfn=gfn)
+
+    def _state(self, pfn: int) -> str:
+        stamp = self.vm.host.stamp[pfn] if pfn < self.vm.host.frames else FREED
+        if stamp == FREED:
+            return "has been released"
+        if stamp == SEVERAL:
+            return "is read-only, or belongs to several gfns"
+        return f"belongs to gfn {stamp & 0xFFFFFFFFFF:#x}"
 
     def _late_write(self, tag: int, pfn: int) -> None:
         gfn = tag & 0xFFFFFFFFFF

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mmu.memory.memslots import KVM_MEM_LOG_DIRTY_PAGES
 from mmu.memory.requests import (
     IN_GUEST_MODE,
     KVM_REQ_TLB_FLUSH,
@@ -9,6 +10,7 @@ from mmu.memory.requests import (
     Requests,
     RunState,
 )
+from mmu.paging.spte import SPTE_D
 from stress.selftest.litmus.base import (
     Family,
     LitmusBench,
@@ -263,3 +265,53 @@ def obsolete_root_request(bench: LitmusBench) -> Tasks:
         done.value = 1
 
     return Tasks(runner, zapper)
+
+
+class _Writes:
+    """A guest that writes to gfn 0."""
+
+    def next_access(self) -> int:
+        """The write."""
+        return 1
+
+
+@FAMILY.program(
+    "pml-on-against-write",
+    title="D bits are cleared for logging while a vCPU is in the guest with PML off",
+    rule="no vCPU sets a D bit that is logged nowhere once D bits have been cleared",
+    source="kvm_mmu_update_cpu_dirty_logging(), KVM_REQ_UPDATE_CPU_DIRTY_LOGGING; reference 2.11",
+    grades={
+        "logged": acceptable("the write came after D was cleared, and PML was on"),
+        "clean": acceptable("the write came before: the next one will be logged"),
+        "lost": forbidden("D is set, so that the next write is not logged, and neither was this"),
+    },
+)
+def pml_on_against_write(bench: LitmusBench) -> Tasks:
+    """The vCPU's first write to a page, while logging is switched on."""
+    tiny = bench.vm(have_exported_tdp=False)
+    tiny.slot(flags=KVM_MEM_LOG_DIRTY_PAGES)
+    slot, dirty = tiny.slot_object(), tiny.vm.dirty
+    vcpu = tiny.vcpu()
+    tiny.map(vcpu, 0, write=True)
+    tiny.kvm.nr_memslots_dirty_logging.fetch_add(-1)
+    vcpu.update_cpu_dirty_logging()
+    root, bitmap = vcpu.root, slot.dirty_bitmap
+    assert root is not None
+    assert bitmap is not None
+    bitmap.store(0, 0)
+
+    def guest() -> None:
+        vcpu.run(_Writes(), 1)
+
+    def logger() -> None:
+        dirty.update_cpu_dirty_logging(True)
+        tiny.kvm.mmu_lock.read_lock()
+        dirty.clear_dirty_slot(root, slot)
+        tiny.kvm.mmu_lock.read_unlock()
+
+    def after() -> str:
+        if bitmap[0]:
+            return "logged"
+        return "lost" if tiny.spte(root, 0) & SPTE_D else "clean"
+
+    return Tasks(guest, logger, after=after)

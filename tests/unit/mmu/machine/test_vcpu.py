@@ -7,14 +7,18 @@ from typing import Any
 
 import pytest
 
+from mmu.candidates import CANDIDATES
 from mmu.machine.vcpu import Exit, Vcpu
-from mmu.memory.memslots import KVM_MEM_READONLY
+from mmu.memory.memslots import KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY
 from mmu.memory.requests import IN_GUEST_MODE, KVM_REQ_TLB_FLUSH, OUTSIDE_GUEST_MODE
+from mmu.probe import Instrument, override
+from mmu.runtime import Table
 from mmu.sync.lockdep import READ
 from mmu.tdp.fault import RetPf
 from tests.conftest import blocked, finish, rcu_section, together, writing
 from tests.model import Machine, ParkedGuest, Script, w
 from tests.patience import PATIENCE
+from tests.unit.conftest import MakeMachine
 
 
 @pytest.fixture
@@ -316,3 +320,34 @@ def test_counters_start_at_zero(vcpu: Vcpu) -> None:
         vcpu.stat.__slots__, 0
     )
     assert str(vcpu) == "vcpu0"
+
+
+class AtExit(Instrument):
+    """Notes the second word of a bitmap whenever a vCPU leaves the guest."""
+
+    def __init__(self, bitmap: Table) -> None:
+        self.bitmap = bitmap
+        self.seen: list[int] = []
+
+    @override
+    def guest_exit(self, vcpu: Vcpu) -> None:
+        self.seen.append(self.bitmap[1])
+
+
+def test_what_hardware_has_logged_is_in_the_log_before_the_exit_is_acknowledged(
+    make_machine: MakeMachine,
+) -> None:
+    """Else a slot that is moved meanwhile loses it."""
+    for variants, logged in (([], True), ([CANDIDATES["pml-flushed-after-exit"]], False)):
+        machine = make_machine(variants=variants)
+        machine.add_slot(8, 4, flags=KVM_MEM_LOG_DIRTY_PAGES)
+        vcpu = machine.vcpu()
+        machine.run(vcpu, 9)
+        assert machine.vm.get_dirty_log(0) == {1}, "made writable; from here on D is clear"
+        bitmap = machine.slot().dirty_bitmap
+        assert bitmap is not None
+        at_exit = AtExit(bitmap)
+        machine.probe.attach(at_exit)
+        machine.run(vcpu, w(9))
+        assert bool(at_exit.seen[-1]) is logged
+        assert bitmap[1] == 1

@@ -6,6 +6,7 @@ from __future__ import annotations
 import pytest
 
 from mmu.machine.vcpu import FETCH, NUM_PREV_ROOTS, Exit, Vcpu
+from mmu.memory.memslots import KVM_MEM_LOG_DIRTY_PAGES
 from mmu.memory.requests import KVM_REQ_TLB_FLUSH_CURRENT
 from mmu.paging.spte import SPTE_D, SPTE_W, SPTE_X
 from mmu.paging.table import RootPage, RootRole
@@ -268,7 +269,7 @@ def test_pml_is_for_guests_whose_addresses_it_gets_right(
     make_machine: MakeMachine, pml: bool, nested: bool, logged: int
 ) -> None:
     machine = make_machine(pml=pml)
-    machine.add_slot(0, 16)
+    machine.add_slot(0, 16, flags=KVM_MEM_LOG_DIRTY_PAGES)
     vcpu = machine.vm.create_vcpu()
     vcpu.set_guest_mode(nested)
     machine.run(vcpu, 1)

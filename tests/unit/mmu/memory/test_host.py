@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mmu.errors import KvmError
-from mmu.memory.host import FREED, MOVING, HostMemory, Region, tag_of
+from mmu.memory.host import FREED, SEVERAL, HostMemory, Region, tag_of
 from tests.conftest import blocked, finish, rcu_section
 from tests.model import Machine
 from tests.unit.conftest import MakeMachine
@@ -124,10 +124,10 @@ def test_assigning_stamps_what_is_there_and_what_comes_later(
     host: HostMemory, region: Region
 ) -> None:
     early = host.fault_in(region, 0)
-    host.assign(region, tag_of(1, 40))
+    host.assign(region, tag_of(0, 40))
     late = host.fault_in(region, 3)
-    assert reads(host, early, tag_of(1, 40))
-    assert reads(host, late, tag_of(1, 43))
+    assert reads(host, early, tag_of(0, 40))
+    assert reads(host, late, tag_of(0, 43))
     assert not reads(host, early, tag_of(0, 8))
 
 
@@ -222,7 +222,7 @@ def test_while_it_moves_memory_may_be_used_at_both_places(host: HostMemory, regi
     pfn = host.fault_in(region, 1)
     assert writes(host, pfn, tag_of(0, 9))
     host.begin_move(region, tag_of(0, 32))
-    assert host.stamp[pfn] == MOVING
+    assert host.stamp[pfn] == SEVERAL
     for tag in (tag_of(0, 9), tag_of(0, 33)):
         assert reads(host, pfn, tag)
         assert writes(host, pfn, tag)
@@ -233,11 +233,11 @@ def test_while_it_moves_memory_may_be_used_at_both_places(host: HostMemory, regi
 
 def test_after_the_move_only_the_new_place_is_right(host: HostMemory, region: Region) -> None:
     pfn = host.fault_in(region, 1)
-    host.begin_move(region, tag_of(0, 32))
-    host.end_move(region)
+    move = host.begin_move(region, tag_of(0, 32))
+    host.end_move(move)
     assert reads(host, pfn, tag_of(0, 33))
     assert not reads(host, pfn, tag_of(0, 9))
-    assert (region.base.value, region.moving_to.value) == (tag_of(0, 32), None)
+    assert [home.base for home in region.homes.value] == [tag_of(0, 32)]
 
 
 @pytest.mark.parametrize("writer", [tag_of(0, 9), tag_of(0, 33)], ids=["old place", "new place"])
@@ -245,20 +245,20 @@ def test_what_was_written_before_or_during_the_move_is_right_after_it(
     host: HostMemory, region: Region, writer: int
 ) -> None:
     pfn = host.fault_in(region, 1)
-    host.begin_move(region, tag_of(0, 32))
+    move = host.begin_move(region, tag_of(0, 32))
     assert writes(host, pfn, writer)
-    host.end_move(region)
+    host.end_move(move)
     assert reads(host, pfn, tag_of(0, 33))
 
 
 def test_a_frame_that_comes_during_the_move_belongs_to_both_places_until_it_ends(
     host: HostMemory, region: Region
 ) -> None:
-    host.begin_move(region, tag_of(0, 32))
+    move = host.begin_move(region, tag_of(0, 32))
     pfn = host.fault_in(region, 2)
     assert reads(host, pfn, tag_of(0, 10))
     assert reads(host, pfn, tag_of(0, 34))
-    host.end_move(region)
+    host.end_move(move)
     assert reads(host, pfn, tag_of(0, 34))
     assert not reads(host, pfn, tag_of(0, 10))
 
@@ -518,8 +518,8 @@ def test_the_epoch_tells_what_was_written_since(host: HostMemory, region: Region
     host.epoch.value = 2
     writes(host, region.ptes[2], tag_of(0, 10))
     reads(host, region.ptes[3], tag_of(0, 11))
-    assert list(host.written_since(region, 1)) == [1, 2]
-    assert list(host.written_since(region, 2)) == [2]
+    assert list(host.written_since(region, 1)) == [tag_of(0, 9), tag_of(0, 10)]
+    assert list(host.written_since(region, 2)) == [tag_of(0, 10)]
     assert list(host.written_since(region, 3)) == []
 
 

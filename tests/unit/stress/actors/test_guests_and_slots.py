@@ -177,13 +177,13 @@ def test_a_slot_is_created_changed_moved_and_deleted(staged: MakeStage) -> None:
     session, actor, churn = worker(staged)
     before = counts(session)[0]
     actor.perform(Op("create", (0,)))
-    region = churn.region.value
+    region = churn.backing.value[0]
     actor.perform(Op("flags", (0,)))
     assert churn.flags.value == KVM_MEM_LOG_DIRTY_PAGES
     actor.perform(Op("move", (0,)))
     assert churn.place() == churn.homes[1]
     actor.perform(Op("delete", (0,)))
-    assert (churn.region.value, region.dead.value) == (None, True)
+    assert (churn.backing.value, region.dead.value) == (None, True)
     assert counts(session) == (before + 1, 1, 1, 1)
 
 
@@ -198,9 +198,9 @@ def test_what_is_absent_is_left_alone(staged: MakeStage, name: str) -> None:
 def test_what_is_there_is_not_created_again(staged: MakeStage) -> None:
     session, actor, churn = worker(staged)
     actor.perform(Op("create", (0,)))
-    before, region = counts(session), churn.region.value
+    before, region = counts(session), churn.backing.value
     actor.perform(Op("create", (0,)))
-    assert (counts(session), churn.region.value) == (before, region)
+    assert (counts(session), churn.backing.value) == (before, region)
 
 
 @pytest.mark.parametrize("name", ["create", "delete", "move", "flags"])
@@ -208,11 +208,11 @@ def test_a_refusal_leaves_the_slot_as_it_was(staged: MakeStage, name: str) -> No
     session, actor, churn = worker(staged)
     if name != "create":
         actor.perform(Op("create", (0,)))
-    before = churn.region.value, churn.flags.value, churn.home.value
+    before = churn.backing.value, churn.flags.value, churn.home.value
     session.vm.kvm.fail_function = lambda step: step == "prepare_memory_region"
     actor.perform(Op(name, (0,)))
     session.vm.kvm.fail_function = None
-    assert (churn.region.value, churn.flags.value, churn.home.value) == before
+    assert (churn.backing.value, churn.flags.value, churn.home.value) == before
 
 
 @pytest.mark.parametrize("chosen", ["delete", "move", "flags"])

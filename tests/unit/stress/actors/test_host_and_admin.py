@@ -365,9 +365,10 @@ def test_a_page_that_somebody_waits_for_is_brought_in(staged: MakeStage) -> None
     while session.totals()["userfaults"] == 0:
         handler.step()
     finish(session.runtime, task)
-    assert churn.region.value is not None
-    assert churn.region.value.ptes[2]
-    assert sum(1 for pte in churn.region.value.ptes if pte) == 1
+    assert churn.backing.value is not None
+    region, _ = churn.backing.value
+    assert region.ptes[2]
+    assert sum(1 for pte in region.ptes if pte) == 1
 
 
 def test_the_handler_stays_until_nobody_waits(staged: MakeStage) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from attrs import evolve
 
+from mmu.candidates import CANDIDATES
 from mmu.posted import POSTED
 from mmu.runtime import Runtime
 from stress.engines.session import Session, variants_of
@@ -73,9 +74,11 @@ def test_of_the_posted_series_those_are_suspected_that_break_the_rule(find: Find
     )
     flush, mmio, leak = stored_findings(session)
     assert flush.suspects == tuple(
-        defect.title for defect in POSTED.values() if "O1" in defect.expects
+        defect.title
+        for defect in (*CANDIDATES.values(), *POSTED.values())
+        if "O1" in defect.expects
     )
-    assert [title.split()[0] for title in flush.suspects] == ["R5", "R12"]
+    assert [title.split()[0] for title in flush.suspects] == ["candidate:", "R5", "R12"]
     assert [title.split()[0] for title in mmio.suspects] == ["R9"]
     assert leak.suspects == ()
 
@@ -120,7 +123,7 @@ def test_variants_come_mildest_first() -> None:
         vm=VmSettings(profile="rfc-v1", kernel="6.12", variants=(VariantName("put-before-zap"),))
     )
     names = [variant.name for variant in variants_of(scenario)]
-    assert names == ["kernel-6.12", "keep-valid", *POSTED, "put-before-zap"]
+    assert names == ["kernel-6.12", "keep-valid", *CANDIDATES, *POSTED, "put-before-zap"]
 
 
 # What is expected.

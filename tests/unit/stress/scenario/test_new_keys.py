@@ -195,6 +195,46 @@ def test_huge_pages_of_the_host_need_blocks_set_aside(tmp_path: Path, key: str) 
     assert load(tmp_path / "scenario.toml").memory.host_level == 2
 
 
+@pytest.mark.parametrize(
+    ("memory", "problem"),
+    [
+        ("fixed_slots = 9", "memory.fixed_slots: 9; expected 1 to 8"),
+        (
+            "fixed_slots = 4\nfixed_pages = 3",
+            "memory.fixed_slots: 4; expected 1 to 3 (memory.fixed_pages is 3)",
+        ),
+        ("fixed_gap = 2", "memory.fixed_gap: 2; expected 0 (one slot has no gaps)"),
+        (
+            "smm_alias = true\nfixed_pages = 16",
+            "memory.smm_alias: an alias of 32 pages; expected memory.smm_pages from 1 to 16",
+        ),
+        (
+            "smm_alias = true\nsmm_pages = 0",
+            "memory.smm_alias: an alias of 0 pages; expected memory.smm_pages from 1 to 256",
+        ),
+        (
+            "churn_shared = true\nchurn_slots = 1",
+            "memory.churn_shared: 1 slots; expected memory.churn_slots from 2 on",
+        ),
+    ],
+)
+def test_what_slots_share_must_be_there(tmp_path: Path, memory: str, problem: str) -> None:
+    (found,) = problems_of(tmp_path, f"[memory]\n{memory}\n")
+    assert f"scenario.toml:2: {problem}" in found
+
+
+def test_gaps_and_read_only_pages_need_guest_frames(tmp_path: Path) -> None:
+    text = (
+        "[vm]\nlevels = 2\nentries = 8\nframes = 512\n[memory]\nfixed_pages = 8\nchurn_slots = "
+        "1\nchurn_pages = 8\nsmm_pages = 0\nsmm_churn_pages = 0\n"
+    )
+    (tmp_path / "scenario.toml").write_text(text, encoding="utf-8")
+    assert load(tmp_path / "scenario.toml").memory.fixed_slots == 1
+    for more in ("readonly_pages = 16\n", "fixed_slots = 2\nfixed_gap = 16\n"):
+        (problem,) = problems_of(tmp_path, text + more)
+        assert "vm.levels: 64 guest frames; expected at least 80" in problem
+
+
 @pytest.mark.parametrize("bits", [1, 20])
 def test_a_generation_needs_two_bits_and_has_no_more_than_the_kernels(
     tmp_path: Path, bits: int

@@ -12,8 +12,10 @@ from click.testing import CliRunner
 
 from mmu.memory.memslots import Memslot
 from mmu.paging.table import RootPage
+from mmu.runtime import Table
 from mmu.tdp.dirty import DirtyLog
 from mmu.tdp.fault import Fault, FaultHandler
+from mmu.tdp.notifier import MmuNotifier
 from mmu.tdp.zap import Zapper
 from mmu.variant import Variant
 from stress.cli import cli
@@ -26,9 +28,12 @@ from stress.trace.conform_script import script_of
 from stress.trace.reader import TraceReader
 from tests import recordings
 
-STOPPED = ["w1_delete_adj", "w1_delete_quirkoff", "w1_delete_thp", "w6_close", "w8_roots"]
+STOPPED = [
+    *("w1_delete_adj", "w1_delete_quirkoff", "w1_delete_thp"),
+    *("w4_dirty_thp_manual3", "w6_close", "w8_roots"),
+]
 """Recordings in which nothing ran at the same time as something else."""
-RUNNING = ["w2_touched_begin", "w4_dirty"]
+RUNNING = ["w2_touched_begin", "w4_dirty", "w12_two_slots"]
 
 
 def judge(lines: Sequence[str], *variants: Variant, kernel: str = "") -> Conformance:
@@ -127,6 +132,17 @@ class ProtectsNothing(DirtyLog):
         return False
 
 
+class ProtectsInBulk(DirtyLog):
+    def take_words(self, slot: Memslot, bitmap: Table, pages: list[int]) -> set[int]:
+        self.word = len(bitmap)
+        return super().take_words(slot, bitmap, pages)
+
+
+class HandsOn(MmuNotifier):
+    def unmap_next(self, slot: Memslot, start: int, end: int, *, owed: bool) -> bool:
+        return self.unmap_gfn_range(slot, start, end, flush=owed)
+
+
 class MapsReadOnly(FaultHandler):
     def is_host_writable(self, fault: Fault, slot: Memslot) -> bool:
         return False
@@ -160,6 +176,20 @@ CHANGES = [
     ("w1_delete_quirkoff", variant(FlushesNoSlot), "set-region", "flush", "swap 0"),
     ("w4_dirty", variant(FlushesNoLog), "get-log", "flush", ""),
     ("w4_dirty", variant(ProtectsNothing), "set-region", "walk ", "wrprot_done no"),
+    (
+        "w4_dirty_thp_manual3",
+        variant(ProtectsInBulk),
+        "clear-log",
+        "split 0x40000 0x40040 no",
+        "split 0x40000 0x40400 no",
+    ),
+    (
+        "w12_two_slots",
+        variant(HandsOn),
+        "range-start",
+        "unmap 0x40005 0x4000a 2 no",
+        "unmap 0x40005 0x4000a 2 yes",
+    ),
     ("w1_delete_adj", MUTANTS["put-before-zap"], "set-region", "request", "put .* 2 yes"),
     (
         "w8_roots",
