@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mmu.errors import KvmError, MmuError, SelfDeadlock
-    from mmu.export.iommu import Dma
+    from mmu.export.device import Dma
     from mmu.invariants import violations
     from mmu.kvm import VmConfig
     from mmu.machine.vcpu import Exit

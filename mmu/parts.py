@@ -9,9 +9,11 @@ and return, and the kernel's constants.
 
 from __future__ import annotations
 
+from mmu.export.device import Device, Dma
 from mmu.export.importer import ExportedTdp, ExportedTdps, ImporterOps
-from mmu.export.iommu import Device, Dma, KvmHwpt
+from mmu.export.iommu import KvmHwpt, PageRequest
 from mmu.export.tdp_fd import Exporter, TdpFd, TdpMetadata
+from mmu.export.vtd import VtdDomain
 from mmu.kvm import ADDRESS_SPACES, Invalidation, Kvm, VmConfig
 from mmu.machine.vcpu import FETCH, Exit, Guest, Vcpu
 from mmu.memory.host import HostMemory, Region, tag_of
@@ -148,6 +150,7 @@ __all__ = [
     "MmuNotifier",
     "NxHugePages",
     "PageCache",
+    "PageRequest",
     "PageTableMemory",
     "PossibleNxHugePages",
     "Probe",
@@ -183,6 +186,7 @@ __all__ = [
     "TranslationCache",
     "Vcpu",
     "VmConfig",
+    "VtdDomain",
     "Yielding",
     "Zapper",
     "current",

@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from mmu.export.iommu import Device, KvmHwpt
+from mmu.export.device import Device
+from mmu.export.iommu import KvmHwpt
 from mmu.export.tdp_fd import TdpFd
 from mmu.invariants import CheckedTree, violations
 from mmu.kvm import VmConfig

@@ -268,5 +268,6 @@ def vm_config(scenario: Scenario) -> VmConfig:
         nx_recovery_ratio=vm.nx_recovery_ratio,
         eager_page_split=vm.eager_page_split,
         manual_protect=vm.manual_protect,
+        iommu_hint=vm.iommu_hint,
         rcu_stall_seconds=scenario.limits.rcu_stall_s,
     )

@@ -15,7 +15,8 @@ import pytest
 from attrs import frozen
 
 from mmu.errors import KvmError
-from mmu.export.iommu import Device, KvmHwpt
+from mmu.export.device import Device
+from mmu.export.iommu import KvmHwpt
 from mmu.export.tdp_fd import TdpFd
 from mmu.machine.vcpu import Vcpu
 from mmu.memory.host import Region

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from mmu.errors import KvmError
+from mmu.export.device import Device, Dma
 from mmu.export.importer import ExportedTdp
-from mmu.export.iommu import Device, Dma
 from mmu.export.tdp_fd import TdpFd
 from mmu.memory.memslots import MemoryRegion
 from mmu.paging.table import RootPage

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from mmu.errors import KvmError
-from mmu.export.iommu import Device, Dma, KvmHwpt
+from mmu.export.device import Device, Dma
+from mmu.export.iommu import KvmHwpt
 from mmu.memory.memslots import KVM_MEM_READONLY
 from mmu.memory.tlb import WHOLE
 from mmu.paging.spte import PFN_SHIFT, REMOVED_SPTE, SPTE_W

@@ -7,7 +7,7 @@ import itertools
 
 import pytest
 
-from mmu.export.iommu import Device, Dma
+from mmu.export.device import Device, Dma
 from mmu.export.policies import KEEP_VALID_YIELDING, SEPARATE_ROOT, SLOT_LEAVES
 from mmu.memory.tlb import RemoteTlb
 from mmu.paging.spte import REMOVED_SPTE
