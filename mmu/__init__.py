@@ -55,7 +55,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Dma": "mmu.export.iommu",
+    "Dma": "mmu.export.device",
     "Exit": "mmu.machine.vcpu",
     "Geometry": "mmu.paging.geometry",
     "KVM_MEM_LOG_DIRTY_PAGES": "mmu.memory.memslots",

@@ -39,7 +39,14 @@ from mmu.memory.requests import (
     Requests,
     RunState,
 )
-from mmu.memory.tlb import WHOLE, FlushListener, HardwareWalker, RemoteTlb, TranslationCache
+from mmu.memory.tlb import (
+    WHOLE,
+    FlushListener,
+    HardwareWalker,
+    RemoteTlb,
+    TranslationCache,
+    span_of,
+)
 from mmu.paging.geometry import PG_LEVEL_1G, PG_LEVEL_2M, PG_LEVEL_4K, Geometry
 from mmu.paging.nxlist import PossibleNxHugePages
 from mmu.paging.spte import (
@@ -190,5 +197,6 @@ __all__ = [
     "Yielding",
     "Zapper",
     "current",
+    "span_of",
     "tag_of",
 ]

@@ -233,9 +233,11 @@ class Machine:
         self._fds.append(fd)
         return fd
 
-    def attach(self, fd: TdpFd, name: str = "device0") -> tuple[Device, KvmHwpt]:
+    def attach(
+        self, fd: TdpFd, name: str = "device0", *, ats: bool = False
+    ) -> tuple[Device, KvmHwpt]:
         """A new device whose stage-2 root is the exported one."""
-        device = self.vm.create_device(name)
+        device = self.vm.create_device(name, ats=ats)
         hwpt = self.vm.attach(device, fd)
         self._hwpts.append(hwpt)
         return device, hwpt

@@ -49,7 +49,7 @@ class Device:
         self.hits = 0
         self.walks = 0
         self._shifts = kvm.geometry.shifts()[2:]
-        self._walker = HardwareWalker(kvm)
+        self._walker = HardwareWalker(kvm, keeps_huge=True)
 
     def transact(self, gfn: int, write: bool) -> Dma | None:
         """One DMA access; None when there is no translation (an IO page fault)."""

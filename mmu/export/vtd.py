@@ -66,7 +66,7 @@ class VtdDomain:
 
     def psi_mask(self, pfn: int, pages: int) -> int:
         """The low bits of a frame number that a page-selective command must ignore to cover the
-        range: it flushes an aligned block of a power of two (59bf3557cf2f)."""
+        range: it flushes an aligned block of a power of two (B76)."""
         return (pfn ^ (pfn + pages - 1)).bit_length()
 
     def flush_iotlb(self, pfn: int, mask: int, ih: bool) -> None:
@@ -86,4 +86,6 @@ class VtdDomain:
     def flush_dev_iotlb(self, pfn: int, pages: int) -> None:
         """iommu_flush_dev_iotlb(): the device's own TLB, if it has one."""
         if self.device.devtlb is not None:
+            if self.kvm.probe.point is not None:
+                self.kvm.probe.point("P16")
             self.device.flush_devtlb(pfn, pages)

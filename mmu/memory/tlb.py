@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 from mmu.kvm import Kvm
 from mmu.memory.requests import KVM_REQ_TLB_FLUSH, Requests
@@ -74,9 +74,11 @@ class TranslationCache:
             self.flush()
             return
         end = gfn + pages
-        self.drop_huge(gfn, end)
+        for key in [key for key in self.huge if self.drops_huge(key, gfn, end)]:
+            del self.huge[key]
         if not leaves_only:
-            _drop(self.tables, gfn, end)
+            for key in [key for key in self.tables if _overlap(key, gfn, end)]:
+                del self.tables[key]
         if pages > len(self.entries):
             for cached in [cached for cached in self.entries if gfn <= cached < end]:
                 del self.entries[cached]
@@ -84,9 +86,9 @@ class TranslationCache:
             for cached in range(gfn, end):
                 self.entries.pop(cached, None)
 
-    def drop_huge(self, gfn: int, end: int) -> None:
-        """Drop each huge leaf that maps any page of [gfn, end)."""
-        _drop(self.huge, gfn, end)
+    def drops_huge(self, key: int, gfn: int, end: int) -> bool:
+        """Whether a flush of [gfn, end) drops the huge leaf: if it maps any page of the range."""
+        return _overlap(key, gfn, end)
 
     def find_huge(self, gfn: int, shifts: Iterable[int]) -> int:
         """The word for `gfn` by a cached huge leaf of one of the sizes, or 0."""
@@ -98,24 +100,27 @@ class TranslationCache:
         return 0
 
 
-def _drop(blocks: dict[int, Any], gfn: int, end: int) -> None:
-    """Take out the blocks that overlap [gfn, end)."""
-    for key in list(blocks):
-        first, last = span_of(key)
-        if first < end and gfn < last:
-            del blocks[key]
+def _overlap(key: int, gfn: int, end: int) -> bool:
+    first, last = span_of(key)
+    return max(first, gfn) < min(last, end)
 
 
 class HardwareWalker:
     """What walks page tables without software: a CPU's or an IOMMU's page walker.
 
     It looks at the R, W and X bits, whatever KVM means by an entry (reference 1.11 R18), takes no
-    lock and no RCU section, and caches partial walks. A CPU's walker also sets accessed and dirty
-    bits, atomically; `on_dirty(gfn, pfn, tick)` hears of every D bit it sets, `tick` being the
-    dirty clock's time before it did.
+    lock and no RCU section, and caches partial walks, and huge leaves if `keeps_huge`. A CPU's
+    walker also sets accessed and dirty bits, atomically; `on_dirty(gfn, pfn, tick)` hears of every
+    D bit it sets, `tick` being the dirty clock's time before it did.
     """
 
-    def __init__(self, kvm: Kvm, on_dirty: Callable[[int, int, int], None] | None = None) -> None:
+    def __init__(
+        self,
+        kvm: Kvm,
+        on_dirty: Callable[[int, int, int], None] | None = None,
+        *,
+        keeps_huge: bool = False,
+    ) -> None:
         self._kvm = kvm
         self._tables = kvm.tables
         self._max_gfn = kvm.geometry.max_gfn
@@ -125,6 +130,7 @@ class HardwareWalker:
         self._table_tag = span_key(0, self._table_shift)
         self._descent = tuple(reversed(shifts[2:]))
         self._clock = kvm.dirty_clock
+        self._keeps_huge = keeps_huge
         self._on_dirty = on_dirty if kvm.layout.ad_bits else None
 
     def walk(
@@ -149,7 +155,7 @@ class HardwareWalker:
                 if spte & SPTE_PS:
                     if self._on_dirty is not None:
                         spte = self._set_bits(sp, index, spte, gfn, shift, write)
-                    if spte:
+                    if spte and self._keeps_huge:
                         cache.huge[span_key(gfn, shift)] = spte
                     return spte and within(spte, gfn, shift)
                 sp = self._tables.at(spte & ADDR_MASK)

@@ -143,7 +143,7 @@ def stands(world: World) -> bool:
     if any(vcpu.stat.pf_retry > 8 for vcpu in world.vcpus):
         return True
     return world.machine.mmu_lock.needbreak() or (
-        drained and any(frame.f_code is Device.invalidate.__code__ for frame in frames)
+        drained and any(frame.f_code is Device.flush_iotlb.__code__ for frame in frames)
     )
 
 

@@ -161,6 +161,9 @@ BREACHES = [
     ("r10-nx-toggle-race", "nx-toggle-against-fetch", "FIXED, huge"),
     ("r12-mm-exit-without-flush", "exit-against-dma", "WRONG"),
     ("r14-teardown-order", "hwpt-destroy-against-flush", "freed"),
+    ("devtlb-flushed-first", "iotlb-before-devtlb", "done, device TLB"),
+    ("r23-range-flush-with-hint", "table-removed-under-dma", "done, partial walk"),
+    ("r24-detach-without-drain", "detach-against-page-request", "domain-used-after-free"),
     ("r17-gup-under-slots-lock", "userfault-against-io-fault", "deadlock"),
     ("r22-exported-zap-after-break", "unexport-in-the-gap", "mapped"),
 ]

@@ -31,7 +31,7 @@ class _Importer:
 
     def invalidate(self, gfn: int, pages: int) -> None:
         """IOTLB invalidation."""
-        self.device.invalidate(gfn, pages)
+        self.device.flush_iotlb(gfn, pages, leaves_only=False)
 
     def switch_root(self, root: RootPage) -> bool:
         """Not used here."""
