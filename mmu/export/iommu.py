@@ -44,7 +44,8 @@ class KvmHwpt:
         """Whether the IOMMU domain behind it exists."""
         self.revoked: Cell[bool] = kvm.runtime.cell("hwpt.revoked", False)
         self.domain = kvm.parts[VtdDomain](kvm, device)
-        self._bound = kvm.runtime.cell("hwpt.bound", True)
+        self.bound: Cell[bool] = kvm.runtime.cell("hwpt.bound", True)
+        """Whether the device may ask this domain for pages."""
         self._pending = kvm.runtime.counter("hwpt.pending_requests")
         self.fd = fd.get()
         try:
@@ -95,7 +96,7 @@ class KvmHwpt:
         with self.fd.exported.bind_lock:
             if not self.revoked.value:
                 return True
-            if not self._bound.value:
+            if not self.bound.value:
                 return False
             root = self.fd.exported.root.value
             if root is None:
@@ -157,7 +158,7 @@ class KvmHwpt:
         """Block the hardware and unregister: on return no callback runs, none will, no root is
         walked, and no page is requested."""
         with self.fd.exported.bind_lock:
-            self._bound.store(False)
+            self.bound.store(False)
             self.device.detach()
             self.fd.unregister_importer(self)
 

@@ -75,6 +75,7 @@ d02c357e5bfa 6.8  KVM: x86/mmu: Retry fault before acquiring mmu_lock if mapping
 58a20a9435aa 6.12 KVM: x86/mmu: Zap only SPs that shadow gPTEs when deleting memslot
 28cf49788107 6.12 KVM: x86/mmu: Add lockdep assert to enforce safe usage of kvm_unmap_gfn_range()
 9129633d568e 6.15 KVM: x86/mmu: Prevent installing hugepages when mem attributes are changing
+6b38a108eeb3 6.19 iommu/vt-d: Fix unused invalidation hint in qi_desc_iotlb
 3ccbf6f47098 6.18 KVM: x86/mmu: Return -EAGAIN if userspace deletes/moves memslot during prefault
 152482580a1b 5.1  KVM: Call kvm_arch_memslots_updated() before updating memslots
 ddfd1730fd82 5.1  KVM: x86/mmu: Do not cache MMIO accesses while memslots are in flux

@@ -34,7 +34,7 @@ VARIANT = Mutant(
         "the IOMMU may answer a translation request from its IOTLB, so that one is invalidated "
         "before the device TLB"
     ),
-    origin="VT-d specification 6.5.2.5; iommu_flush_iotlb_psi(), cache_tag_flush_range()",
+    origin="reference 1.8, VT-d specification 6.5.2.5; iommu_flush_iotlb_psi()",
     story=(
         "device: gfn G is in the IOTLB and in its own TLB",
         "memslot worker: zaps G, flushes the device TLB",
