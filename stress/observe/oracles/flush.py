@@ -24,18 +24,18 @@ class _Span:
 
     __slots__ = ("earliest", "end", "first", "latest")
 
-    def __init__(self, first: int, end: int, whole: bool) -> None:
+    def __init__(self, first: int, end: int, latest: int, earliest: int) -> None:
         self.first = first
         self.end = end
-        self.latest = first if whole else end - 1
-        self.earliest = end if whole else first + 1
+        self.latest = latest
+        self.earliest = earliest
 
-    def widen(self, other: _Span) -> None:
-        """Owe the other's flush as well."""
-        self.first = min(self.first, other.first)
-        self.end = max(self.end, other.end)
-        self.latest = min(self.latest, other.latest)
-        self.earliest = max(self.earliest, other.earliest)
+    def widen(self, first: int, end: int, latest: int, earliest: int) -> None:
+        """Owe another flush as well. Called for every leaf of a zap, mostly in ascending order."""
+        self.end = max(self.end, end)
+        self.earliest = max(self.earliest, earliest)
+        self.first = min(self.first, first)
+        self.latest = min(self.latest, latest)
 
     def is_paid_by(self, gfn: int, pages: int) -> bool:
         """Whether a flush of the range is enough."""
@@ -81,12 +81,13 @@ class FlushOracle(Oracle):
         if shared and new != REMOVED_SPTE and not self.kvm.layout.is_present(new):
             self._not_frozen(root, gfn, level, old, new)
         debts = self._debts.mine
+        end = gfn + self._pages[level - 1]
         whole = level > 1 and not old & SPTE_PS
-        removed = _Span(gfn, gfn + self._pages[level - 1], whole)
+        latest, earliest = (gfn, end) if whole else (end - 1, gfn + 1)
         if not root.role.iommu and not self.kvm.mm_gone.value:
-            _owe(debts.vcpus, root, removed)
+            _owe(debts.vcpus, root, gfn, end, latest, earliest)
         if root.exported.value:
-            _owe(debts.importers, root, removed)
+            _owe(debts.importers, root, gfn, end, latest, earliest)
 
     def _not_frozen(self, root: RootPage, gfn: int, level: int, old: int, new: int) -> None:
         """Others hold mmu_lock for read, too: they could map another frame before anybody has
@@ -203,13 +204,15 @@ def _owing(span: _Span) -> tuple[str, list[str]]:
     return "removed", [f"gfn {first:#x}" + (f"..{end - 1:#x}" if end > first + 1 else "")]
 
 
-def _owe(owed: dict[RootPage, _Span], root: RootPage, removed: _Span) -> None:
+def _owe(
+    owed: dict[RootPage, _Span], root: RootPage, first: int, end: int, latest: int, earliest: int
+) -> None:
     """Add what was removed to the root's span."""
     span = owed.get(root)
     if span is None:
-        owed[root] = removed
+        owed[root] = _Span(first, end, latest, earliest)
     else:
-        span.widen(removed)
+        span.widen(first, end, latest, earliest)
 
 
 def _settle(owed: dict[RootPage, _Span], gfn: int, pages: int) -> None:
