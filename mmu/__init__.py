@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mmu.errors import KvmError, MmuError, SelfDeadlock
-    from mmu.export.iommu import Dma
+    from mmu.export.device import Dma
     from mmu.invariants import violations
     from mmu.kvm import VmConfig
     from mmu.machine.vcpu import Exit
@@ -55,7 +55,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Dma": "mmu.export.iommu",
+    "Dma": "mmu.export.device",
     "Exit": "mmu.machine.vcpu",
     "Geometry": "mmu.paging.geometry",
     "KVM_MEM_LOG_DIRTY_PAGES": "mmu.memory.memslots",

@@ -14,7 +14,7 @@ from attrs import frozen
 from mmu.machine.vm import VirtualMachine
 from mmu.memory.host import tag_of
 from mmu.memory.memslots import GEN_UPDATE_IN_PROGRESS, Memslot
-from mmu.memory.tlb import HardwareWalker, TranslationCache
+from mmu.memory.tlb import HardwareWalker, TranslationCache, span_of
 from mmu.numbers import invariants as numbered
 from mmu.numbers.oracles import RULES
 from mmu.paging.spte import (
@@ -409,7 +409,8 @@ def i9_caches_are_justified(state: State) -> Iterator[Found]:
     for device in state.vm.devices():
         root = device.root.value
         if root is not None:
-            yield from _stale_caches(state, device.name, device.iotlb, root)
+            for name, cache in device.caches():
+                yield from _stale_caches(state, name, cache, root)
 
 
 def _stale_caches(
@@ -421,7 +422,8 @@ def _stale_caches(
         if is_poisoned(table):
             yield f"{who} caches a partial walk into a freed table"
             return
-    for gfn, spte in cache.entries.items():
+    huge = ((span_of(key)[0], spte) for key, spte in cache.huge.items())
+    for gfn, spte in (*cache.entries.items(), *huge):
         now = walker.walk(TranslationCache(), root, gfn)
         same = layout.is_present(now) and not (now ^ spte) & ADDR_MASK
         # ageing takes W without a flush

@@ -46,7 +46,8 @@ class VmConfig:
     hardware. `mmio_gen_bits` is how much of the memslot generation an MMIO SPTE keeps (19 in the
     kernel); `nx_huge_pages`, `eager_page_split`, `manual_protect` and `dirty_initially_set`
     (KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, and its KVM_DIRTY_LOG_INITIALLY_SET) and `nx_recovery_ratio`
-    are the kernel's knobs.
+    are the kernel's knobs. `iommu_hint` says whether the VT-d driver hands the invalidation hint to
+    the hardware (6b38a108eeb3).
     """
 
     geometry: Geometry = field(factory=Geometry)
@@ -65,6 +66,7 @@ class VmConfig:
     eager_page_split: bool = True
     manual_protect: bool = False
     dirty_initially_set: bool = False
+    iommu_hint: bool = False
     rcu_stall_seconds: float = 10.0
 
     @property

@@ -9,9 +9,11 @@ and return, and the kernel's constants.
 
 from __future__ import annotations
 
+from mmu.export.device import Device, Dma
 from mmu.export.importer import ExportedTdp, ExportedTdps, ImporterOps
-from mmu.export.iommu import Device, Dma, KvmHwpt
+from mmu.export.iommu import KvmHwpt, PageRequest
 from mmu.export.tdp_fd import Exporter, TdpFd, TdpMetadata
+from mmu.export.vtd import VtdDomain
 from mmu.kvm import ADDRESS_SPACES, Invalidation, Kvm, VmConfig
 from mmu.machine.vcpu import FETCH, Exit, Guest, Vcpu
 from mmu.memory.host import Home, HostMemory, Move, Region, tag_of
@@ -38,7 +40,14 @@ from mmu.memory.requests import (
     Requests,
     RunState,
 )
-from mmu.memory.tlb import WHOLE, FlushListener, HardwareWalker, RemoteTlb, TranslationCache
+from mmu.memory.tlb import (
+    WHOLE,
+    FlushListener,
+    HardwareWalker,
+    RemoteTlb,
+    TranslationCache,
+    span_of,
+)
 from mmu.paging.geometry import PG_LEVEL_1G, PG_LEVEL_2M, PG_LEVEL_4K, Geometry
 from mmu.paging.nxlist import PossibleNxHugePages
 from mmu.paging.spte import (
@@ -152,6 +161,7 @@ __all__ = [
     "Move",
     "NxHugePages",
     "PageCache",
+    "PageRequest",
     "PageTableMemory",
     "PossibleNxHugePages",
     "Probe",
@@ -187,8 +197,10 @@ __all__ = [
     "TranslationCache",
     "Vcpu",
     "VmConfig",
+    "VtdDomain",
     "Yielding",
     "Zapper",
     "current",
+    "span_of",
     "tag_of",
 ]

@@ -34,8 +34,8 @@ from mmu.sync.probe import (
 )
 
 if TYPE_CHECKING:
+    from mmu.export.device import Device
     from mmu.export.importer import ExportedTdp, ImporterOps
-    from mmu.export.iommu import Device
     from mmu.machine.vcpu import Vcpu
     from mmu.memory.host import Region
     from mmu.memory.memslots import Change, Memslot, MemslotSet
@@ -295,6 +295,11 @@ class Hooks(SyncHooks):
     @hook
     def io_fault_end(self, device: Device, gfn: int, write: bool, ok: bool, ns: int) -> None:
         """The response to an IO page fault was sent, after `ns`."""
+
+    @hook
+    def page_response(self, device: Device, faults: list[tuple[int, bool]], ok: bool) -> None:
+        """A page request group of `faults`, as (gfn, write), is about to be answered SUCCESS or
+        FAILURE."""
 
     @hook
     def dma_begin(self, device: Device, gfn: int) -> None:

@@ -15,7 +15,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from mmu.errors import KvmError
-from mmu.export.iommu import Device, KvmHwpt
+from mmu.export.device import Device
+from mmu.export.iommu import KvmHwpt
 from mmu.export.tdp_fd import TdpFd
 from mmu.invariants import CheckedTree, violations
 from mmu.kvm import VmConfig
@@ -238,9 +239,11 @@ class Machine:
         self._fds.append(fd)
         return fd
 
-    def attach(self, fd: TdpFd, name: str = "device0") -> tuple[Device, KvmHwpt]:
+    def attach(
+        self, fd: TdpFd, name: str = "device0", *, ats: bool = False
+    ) -> tuple[Device, KvmHwpt]:
         """A new device whose stage-2 root is the exported one."""
-        device = self.vm.create_device(name)
+        device = self.vm.create_device(name, ats=ats)
         hwpt = self.vm.attach(device, fd)
         self._hwpts.append(hwpt)
         return device, hwpt

@@ -1,118 +1,34 @@
-"""The outside walker: an IOMMU domain whose stage-2 root is KVM's, and a device that does DMA
-through it.
-
-The hardware is modelled as hardware: it looks at R and W bits of the words it finds, caches what it
-walked, and an invalidation is complete only when accesses in flight have drained (reference 1.8,
-1.11 R18, 2.16 P16).
-"""
+"""IOMMUFD's side of an exported root: the page table object that stands between a TDP FD and a
+device."""
 
 from __future__ import annotations
 
 import errno
-from enum import Enum
 from typing import Final
 
 from mmu.errors import KvmError
+from mmu.export.device import Device
 from mmu.export.tdp_fd import TdpFd
+from mmu.export.vtd import EVERYTHING, PAGE_SHIFT, VtdDomain
 from mmu.kvm import Kvm
-from mmu.memory.host import HostMemory, tag_of
-from mmu.memory.tlb import WHOLE, HardwareWalker, TranslationCache
-from mmu.paging.spte import ADDR_MASK, PFN_SHIFT, SPTE_R, SPTE_W
+from mmu.memory.tlb import WHOLE
 from mmu.paging.table import RootPage
 from mmu.runtime import Cell
 
 
-class Dma(Enum):
-    """How a DMA access ended."""
+class PageRequest:
+    """A page request group of a device: the faults in it, as (gfn, write), the domain that the
+    device was attached to when it asked, and the one response."""
 
-    DONE = "done"
-    WRONG = "wrong"
+    STANDS_FOR: Final = "drivers/iommu/io-pgfault.c: struct iopf_group"
 
+    __slots__ = ("code", "domain", "faults")
 
-class Device:
-    """A DMA-capable device with its IOTLB and the walker in front of it.
-
-    `hardware` makes each transaction (translate and access) one unit, which is how invalidation
-    completion sees it: an invalidate waits for the transaction in flight and no later one can use
-    what it removed.
-    """
-
-    STANDS_FOR: Final = "hardware: a device behind an IOMMU"
-
-    def __init__(self, kvm: Kvm, host: HostMemory, name: str) -> None:
-        self.kvm = kvm
-        self.host = host
-        self.name = name
-        self.iotlb = kvm.parts[TranslationCache]()
-        self.root: Cell[RootPage | None] = kvm.runtime.cell(f"{name}.root", None)
-        self.hardware = kvm.runtime.lock(f"{name} hardware")
-        self.hits = 0
-        self.walks = 0
-        self._walker = HardwareWalker(kvm)
-
-    def transact(self, gfn: int, write: bool) -> Dma | None:
-        """One DMA access; None when there is no translation (an IO page fault)."""
-        hardware = self.hardware
-        hardware.acquire()
-        if self.kvm.probe.dma_begin is not None:
-            self.kvm.probe.dma_begin(self, gfn)
-        try:
-            spte = self._translate(gfn, write)
-            if spte is None:
-                return None
-            if self.kvm.probe.point is not None:
-                self.kvm.probe.point("P16")
-            pfn = (spte & ADDR_MASK) >> PFN_SHIFT
-            if self.host.access(pfn, tag_of(0, gfn), write):
-                return Dma.DONE
-            if self.kvm.probe.bad_translation is not None:
-                self.kvm.probe.bad_translation(
-                    self.name, gfn, pfn, write, self._walker.look(self.root.value, gfn)
-                )
-            return Dma.WRONG
-        finally:
-            if self.kvm.probe.dma_end is not None:
-                self.kvm.probe.dma_end(self)
-            hardware.release()
-
-    def invalidate(self, gfn: int, pages: int) -> None:
-        """IOTLB invalidation with drain: returns when no access uses the removed translations any
-        more."""
-        hardware = self.hardware
-        hardware.acquire()
-        if pages == WHOLE:
-            self.iotlb.flush()
-        else:
-            self.iotlb.flush_range(gfn, pages)
-        hardware.release()
-
-    def attach(self, root: RootPage) -> None:
-        """Program the context entry with a root; what was cached of another one is gone."""
-        self.root.value = root
-        self.invalidate(0, WHOLE)
-
-    def detach(self) -> None:
-        """Blocked: every access faults and is aborted from now on; the IOTLB is empty."""
-        self.root.value = None
-        self.invalidate(0, WHOLE)
-
-    def _translate(self, gfn: int, write: bool) -> int | None:
-        needed = SPTE_W if write else SPTE_R
-        entries = self.iotlb.entries
-        spte = entries.get(gfn)
-        if spte is not None and spte & needed:
-            self.hits += 1
-            return spte
-        self.walks += 1
-        spte = self.walk(gfn)
-        if not spte & needed:
-            return None
-        entries[gfn] = spte
-        return spte
-
-    def walk(self, gfn: int) -> int:
-        """The hardware walk: the leaf's word, or 0."""
-        return self._walker.walk(self.iotlb, self.root.value, gfn)
+    def __init__(self, domain: KvmHwpt, faults: list[tuple[int, bool]]) -> None:
+        self.domain = domain
+        self.faults = faults
+        self.code: Cell[str] = domain.kvm.runtime.cell("page_response", "")
+        """What the device was told: SUCCESS, FAILURE, or nothing yet."""
 
 
 class KvmHwpt:
@@ -127,8 +43,10 @@ class KvmHwpt:
         self.live: Cell[bool] = kvm.runtime.cell("hwpt.live", True)
         """Whether the IOMMU domain behind it exists."""
         self.revoked: Cell[bool] = kvm.runtime.cell("hwpt.revoked", False)
-        self._in_flight = kvm.runtime.counter("hwpt.in_flight")
-        self._draining = kvm.runtime.cell("hwpt.draining", False)
+        self.domain = kvm.parts[VtdDomain](kvm, device)
+        self.bound: Cell[bool] = kvm.runtime.cell("hwpt.bound", True)
+        """Whether the device may ask this domain for pages."""
+        self._pending = kvm.runtime.counter("hwpt.pending_requests")
         self.fd = fd.get()
         try:
             with fd.exported.bind_lock:
@@ -151,9 +69,11 @@ class KvmHwpt:
     # What KVM calls.
 
     def invalidate(self, gfn: int, pages: int) -> None:
-        """The importer callback: KVM removed or changed translations (VT-d
-        cache_invalidate_kvm)."""
-        self.device.invalidate(gfn, pages)
+        """The importer callback: KVM removed or changed translations."""
+        if pages == WHOLE:
+            self.domain.cache_invalidate(0, EVERYTHING)
+        else:
+            self.domain.cache_invalidate(gfn << PAGE_SHIFT, pages << PAGE_SHIFT)
 
     def switch_root(self, root: RootPage) -> bool:
         """The republish policy's callback: walk another root. The IOTLB is drained before it is
@@ -171,10 +91,13 @@ class KvmHwpt:
         self.revoked.store(True)
 
     def reattach(self) -> bool:
-        """After a revocation: program the current root again; whether there is one."""
+        """After a revocation: program the current root again; whether there is one. Never once the
+        device is unbound."""
         with self.fd.exported.bind_lock:
             if not self.revoked.value:
                 return True
+            if not self.bound.value:
+                return False
             root = self.fd.exported.root.value
             if root is None:
                 return False
@@ -184,48 +107,88 @@ class KvmHwpt:
 
     # What the IOMMU driver does.
 
+    def request(self, faults: list[tuple[int, bool]]) -> PageRequest:
+        """A page request group of the device has reached the queue. It is for this domain, whatever
+        the device is attached to when it is handled."""
+        self._pending.add(1)
+        return PageRequest(self, faults)
+
+    def handle(self, request: PageRequest) -> None:
+        """iommufd_kvmtdp_handle_iopf(): the worker's side of a group, with one response for all of
+        it."""
+        self.respond(request, self.io_fault_group(request.faults))
+
+    def respond(self, request: PageRequest, ok: bool) -> None:
+        """iommu_page_response(): the device may go on, or must give up. A group is answered
+        once."""
+        if self.kvm.probe.page_response is not None:
+            self.kvm.probe.page_response(self.device, request.faults, ok)
+        if request.code.value:
+            self._warn_no_request()
+            return
+        request.code.store("SUCCESS" if ok else "FAILURE")
+        self._pending.add(-1)
+
     def io_fault_group(self, group: list[tuple[int, bool]]) -> bool:
-        """A whole iopf group: one response for all; after the first failure the rest is not handled
-        (reference 1.7)."""
+        """A whole iopf group: after the first failure the rest is not handled (reference 1.7)."""
         return all(self.io_fault(gfn, write) for gfn, write in group)
 
     def io_fault(self, gfn: int, write: bool) -> bool:
         """The IOPF worker's handling of one page request; true answers SUCCESS."""
+        if not self.live.value:
+            self._warn_freed(gfn)
         probe = self.kvm.probe
         if probe.io_fault_begin is not None:
             probe.io_fault_begin(self.device, gfn, write)
         start = self.kvm.runtime.now()
-        self._in_flight.add(1)
-        ok = (
-            not self._draining.value
-            and (not self.revoked.value or self.reattach())
-            and self.fd.fault(gfn, write)
-        )
-        self._in_flight.add(-1)
+        ok = (not self.revoked.value or self.reattach()) and self.fd.fault(gfn, write)
         if probe.io_fault_end is not None:
             probe.io_fault_end(self.device, gfn, write, ok, self.kvm.runtime.now() - start)
         return ok
 
     def destroy(self) -> None:
-        """HWPT destroy: detach the hardware, unregister, and only then free the domain and give up
-        the TDP FD (the mend of R14)."""
-        self.drain()
+        """HWPT destroy: detach the hardware and unregister, handle what it has asked for until
+        then, and only then free the domain and give up the TDP FD (the mends of R14 and R24)."""
         self.unbind()
+        self.drain()
         self.free_domain()
         self.fd.put()
 
-    def drain(self) -> None:
-        """flush_workqueue(): no IO fault is being handled any more, and none will be."""
-        self._draining.store(True)
-        self.kvm.runtime.wait_until("IO page faults in flight", lambda: self._in_flight.value == 0)
-
     def unbind(self) -> None:
-        """Block the hardware and unregister: on return no callback runs, none will, and no root is
-        walked."""
+        """Block the hardware and unregister: on return no callback runs, none will, no root is
+        walked, and no page is requested."""
         with self.fd.exported.bind_lock:
+            self.bound.store(False)
             self.device.detach()
             self.fd.unregister_importer(self)
+
+    def drain(self) -> None:
+        """intel_drain_pasid_prq(), iopf_queue_flush_dev(): every page request of the device has
+        been handled and answered."""
+        self.kvm.runtime.wait_until("page requests", lambda: self._pending.value == 0)
 
     def free_domain(self) -> None:
         """iommu_domain_free()."""
         self.live.store(False)
+
+    def _warn_freed(self, gfn: int) -> None:
+        self.kvm.warn(
+            "O2",
+            "domain-used-after-free",
+            f"BUG: use-after-free: a page request for gfn {gfn:#x} is handled in a domain that has "
+            "been freed",
+            "a domain is freed when the device can ask for no more pages and what it has asked for "
+            "has been handled",
+            "iopf_queue_flush_dev(), R24; c43e1ccdebf2",
+            gfn=gfn,
+        )
+
+    def _warn_no_request(self) -> None:
+        self.kvm.warn(
+            "O16",
+            "response-without-request",
+            f"BUG: {self.device.name} is sent a response to a page request group that has been "
+            "answered",
+            "a page request group is answered once, as a whole",
+            "iommu_page_response(); reference 1.7",
+        )

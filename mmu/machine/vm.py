@@ -5,9 +5,11 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable, Iterator
 
+from mmu.export.device import Device
 from mmu.export.importer import ExportedTdp, ExportedTdps
-from mmu.export.iommu import Device, KvmHwpt
+from mmu.export.iommu import KvmHwpt
 from mmu.export.tdp_fd import Exporter, TdpFd
+from mmu.export.vtd import VtdDomain
 from mmu.kvm import FailFunction, Invalidation, Kvm, VmConfig
 from mmu.lock_order import document
 from mmu.machine.vcpu import Vcpu
@@ -60,6 +62,7 @@ PART_BASES: tuple[type, ...] = (
     Exporter,
     TdpFd,
     Device,
+    VtdDomain,
     KvmHwpt,
     Vcpu,
 )
@@ -204,9 +207,9 @@ class VirtualMachine:
         the root."""
         return self.exporter.close(fd)
 
-    def create_device(self, name: str = "device0") -> Device:
-        """A passed-through device; bind it with `attach`."""
-        device = self.parts[Device](self.kvm, self.host, name)
+    def create_device(self, name: str = "device0", *, ats: bool = False) -> Device:
+        """A passed-through device, with a TLB of its own if `ats`; bind it with `attach`."""
+        device = self.parts[Device](self.kvm, self.host, name, ats)
         while True:
             seen = self._devices.value
             if self._devices.cmpxchg(seen, (*seen, device)) == seen:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final, Protocol
 
 from mmu.kvm import Kvm
@@ -23,59 +23,114 @@ WHOLE = -1
 """A page count that stands for the whole address space."""
 
 
+_SHIFT_AT: Final = 58
+
+
+def span_key(gfn: int, shift: int) -> int:
+    """The key of the aligned block of 1 << `shift` frames around `gfn`."""
+    return gfn >> shift | shift << _SHIFT_AT
+
+
+def span_of(key: int) -> tuple[int, int]:
+    """The gfns [first, end) that stand behind a key of `span_key`."""
+    shift = key >> _SHIFT_AT
+    first = (key & (1 << _SHIFT_AT) - 1) << shift
+    return first, first + (1 << shift)
+
+
+def within(huge: int, gfn: int, shift: int) -> int:
+    """The word that a 4 KiB leaf for `gfn` would have if it mapped what the huge leaf maps, large
+    bit aside."""
+    return huge + ((gfn & (1 << shift) - 1) << PFN_SHIFT)
+
+
 class TranslationCache:
     """A TLB with its paging-structure cache. Owned by one vCPU, or by a device's hardware under its
     transaction lock.
 
-    `entries` maps gfn to the leaf SPTE that was walked, `tables` maps an aligned gfn to the
-    last-level table (a partial walk), as real hardware caches them.
+    `entries` maps a gfn to the leaf SPTE that was walked. `huge` has huge leaves and `tables` the
+    last-level tables that partial walks ended at, both by the block that they map (`span_key`).
     """
 
     STANDS_FOR: Final = "hardware: the TLB of a CPU, the IOTLB of an IOMMU"
 
-    __slots__ = ("entries", "tables")
+    __slots__ = ("entries", "huge", "tables")
 
     def __init__(self) -> None:
         self.entries: dict[int, int] = {}
+        self.huge: dict[int, int] = {}
         self.tables: dict[int, ShadowPage] = {}
 
     def flush(self) -> None:
         """Drop everything."""
         self.entries.clear()
+        self.huge.clear()
         self.tables.clear()
 
-    def flush_range(self, gfn: int, pages: int) -> None:
-        """Drop the leaves of a range and, as VT-d and EPT do, every partial walk."""
+    def flush_range(self, gfn: int, pages: int, leaves_only: bool = False) -> None:
+        """Drop every translation of a page of the range, a huge leaf as a whole, and unless
+        `leaves_only` the partial walks to them."""
         if pages == WHOLE:
             self.flush()
             return
-        self.tables.clear()
+        end = gfn + pages
+        for key in [key for key in self.huge if self.drops_huge(key, gfn, end)]:
+            del self.huge[key]
+        if not leaves_only:
+            for key in [key for key in self.tables if _overlap(key, gfn, end)]:
+                del self.tables[key]
         if pages > len(self.entries):
-            for cached in [cached for cached in self.entries if gfn <= cached < gfn + pages]:
+            for cached in [cached for cached in self.entries if gfn <= cached < end]:
                 del self.entries[cached]
         else:
-            for cached in range(gfn, gfn + pages):
+            for cached in range(gfn, end):
                 self.entries.pop(cached, None)
+
+    def drops_huge(self, key: int, gfn: int, end: int) -> bool:
+        """Whether a flush of [gfn, end) drops the huge leaf: if it maps any page of the range."""
+        return _overlap(key, gfn, end)
+
+    def find_huge(self, gfn: int, shifts: Iterable[int]) -> int:
+        """The word for `gfn` by a cached huge leaf of one of the sizes, or 0."""
+        if self.huge:
+            for shift in shifts:
+                huge = self.huge.get(span_key(gfn, shift))
+                if huge is not None:
+                    return within(huge, gfn, shift)
+        return 0
+
+
+def _overlap(key: int, gfn: int, end: int) -> bool:
+    first, last = span_of(key)
+    return max(first, gfn) < min(last, end)
 
 
 class HardwareWalker:
     """What walks page tables without software: a CPU's or an IOMMU's page walker.
 
     It looks at the R, W and X bits, whatever KVM means by an entry (reference 1.11 R18), takes no
-    lock and no RCU section, and caches partial walks. A CPU's walker also sets accessed and dirty
-    bits, atomically; `on_dirty(gfn, pfn, tick)` hears of every D bit it sets, `tick` being the
-    dirty clock's time before it did.
+    lock and no RCU section, and caches partial walks, and huge leaves if `keeps_huge`. A CPU's
+    walker also sets accessed and dirty bits, atomically; `on_dirty(gfn, pfn, tick)` hears of every
+    D bit it sets, `tick` being the dirty clock's time before it did.
     """
 
-    def __init__(self, kvm: Kvm, on_dirty: Callable[[int, int, int], None] | None = None) -> None:
+    def __init__(
+        self,
+        kvm: Kvm,
+        on_dirty: Callable[[int, int, int], None] | None = None,
+        *,
+        keeps_huge: bool = False,
+    ) -> None:
         self._kvm = kvm
         self._tables = kvm.tables
         self._max_gfn = kvm.geometry.max_gfn
         self._mask = kvm.geometry.mask
         shifts = kvm.geometry.shifts()
         self._table_shift = shifts[2] if len(shifts) > 2 else 0
+        self._table_tag = span_key(0, self._table_shift)
         self._descent = tuple(reversed(shifts[2:]))
         self._clock = kvm.dirty_clock
+        self._keeps_huge = keeps_huge
         self._on_dirty = on_dirty if kvm.layout.ad_bits else None
 
     def walk(
@@ -88,7 +143,7 @@ class HardwareWalker:
         """
         if gfn > self._max_gfn or root is None:
             return 0
-        key = gfn >> self._table_shift
+        key = gfn >> self._table_shift | self._table_tag
         sp = cache.tables.get(key)
         if sp is None:
             sp = root
@@ -100,7 +155,9 @@ class HardwareWalker:
                 if spte & SPTE_PS:
                     if self._on_dirty is not None:
                         spte = self._set_bits(sp, index, spte, gfn, shift, write)
-                    return spte and spte + ((gfn & ((1 << shift) - 1)) << PFN_SHIFT)
+                    if spte and self._keeps_huge:
+                        cache.huge[span_key(gfn, shift)] = spte
+                    return spte and within(spte, gfn, shift)
                 sp = self._tables.at(spte & ADDR_MASK)
             # a pointer to no table is followed anew: an EPT violation drops what led to it
             if sp.root is not None:

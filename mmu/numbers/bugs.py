@@ -184,5 +184,8 @@ BUGS: Final = {
     "B75": Bug(
         "top-level entries only partly inside of the range were never zapped", ("524a1e4e381f",)
     ),
+    "B76": Bug(
+        "a page-selective IOTLB flush missed the end of an unaligned range", ("59bf3557cf2f",)
+    ),
 }
 """Every bug by its number."""

@@ -113,6 +113,14 @@ DEFECTS: Final = {
         "the root that changes hands in the gap",
         "un-exported between invalidation and exported zap, it is skipped by both",
     ),
+    "R23": Defect(
+        "a range flush keeps partial walks",
+        "ih=1 claims that no table was freed; masked on the RFC's base, honoured from 6.19 on",
+    ),
+    "R24": Defect(
+        "page requests outlive the domain",
+        "a device is detached without draining them, so the worker finds a freed HWPT",
+    ),
 }
 """Every defect by its number."""
 

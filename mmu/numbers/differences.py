@@ -44,7 +44,8 @@ DIFFERENCES: Final = {
     "D5": Difference(
         "a VT-d range flush with ih=1 keeps paging-structure caches",
         "matters",
-        "absent: TranslationCache.flush_range() drops every partial walk",
+        "modelled: VtdDomain and TranslationCache.flush_range(), which keeps partial walks with "
+        "vm.iommu_hint; R23 is what it opens",
     ),
     "D6": Difference(
         "what 6.8 to 6.12 changed for the series",
@@ -86,7 +87,8 @@ DIFFERENCES: Final = {
     "D13": Difference(
         "ATS: IOTLB, then device TLB, and page requests are drained",
         "matters",
-        "absent: a Device has one cache, and a lock makes translation and access one step",
+        "modelled: a Device with ats has a TLB behind the IOTLB, VtdDomain.flush_range() has their "
+        "order, KvmHwpt.drain() the requests; R24 is what a detach without it opens",
     ),
     "D14": Difference(
         "paging-structure caches for every level, and on the way to huge leaves",
@@ -132,7 +134,8 @@ DIFFERENCES: Final = {
     "D22": Difference(
         "zap_gfn_range flushes exactly its range",
         "harmless",
-        "other: Zapper.zap_gfn_range() widens the flush to the largest page",
+        "modelled: Zapper.zap_gfn_range(); a TranslationCache drops every huge leaf that the range "
+        "touches",
     ),
     "D23": Difference(
         "the slot zap of 6.12 flushes everything, and shadow pages may yield",

@@ -22,8 +22,8 @@ POINTS: Final = {
     "P14": "between the end of synchronize_srcu and the zap",
     "P15": "between clearing leaves and notifying importers of the flush",
     "P16": (
-        "in the importer: between a translation and its access, and between queueing an IO fault "
-        "and handling it"
+        "in the importer: between a translation and its access, between the flush of the IOTLB and "
+        "of the device TLB, and between queueing an IO fault and handling it"
     ),
     "P17": "in un-export: after exported=false, while its zap yields, before the put",
     "P18": "in the fast page fault, between reading the SPTE and its compare-exchange",

@@ -11,6 +11,7 @@ class DomainFirst(KvmHwpt):
     def destroy(self) -> None:
         """Free the domain, then unregister."""
         self.device.detach()
+        self.drain()
         self.free_domain()
         if self.kvm.probe.point is not None:
             self.kvm.probe.point("P17")

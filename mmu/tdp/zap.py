@@ -403,10 +403,8 @@ class Zapper:
         for as_id in range(ADDRESS_SPACES):
             flush = self.zap_roots_leafs(as_id, start, end, flush=flush)
         if flush:
-            # a huge leaf at either end may stick out of the range
-            pages = kvm.geometry.pages(kvm.config.max_level)
-            first = start & -pages
-            self.tlb.flush_range("gfn-range", first, -(-end // pages) * pages - first)
+            # a huge leaf may stick out of the range: hardware drops one that the range touches
+            self.tlb.flush_range("gfn-range", start, end - start)
         kvm.invalidation.end()
         kvm.mmu_lock.write_unlock()
 

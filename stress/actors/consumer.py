@@ -7,7 +7,8 @@ import errno
 from collections.abc import Iterator
 
 from mmu.errors import KvmError
-from mmu.export.iommu import Dma, KvmHwpt
+from mmu.export.device import Dma
+from mmu.export.iommu import KvmHwpt, PageRequest
 from mmu.export.tdp_fd import TdpFd
 from mmu.runtime import Cell
 from stress.actors.accesses import PATTERN, AccessProgram, Habits, program
@@ -16,17 +17,6 @@ from stress.scenario.operations import Op, dma_op
 
 ATTACH = Op("attach")
 DETACH = Op("detach")
-
-
-class _Request:
-    """An IO page fault group on its way to the worker and back."""
-
-    __slots__ = ("answer", "faults", "hwpt")
-
-    def __init__(self, stage: Stage, hwpt: KvmHwpt, faults: list[tuple[int, bool]]) -> None:
-        self.hwpt = hwpt
-        self.faults = faults
-        self.answer = stage.vm.kvm.runtime.cell("page_response", "")
 
 
 class IopfWorker(Actor):
@@ -52,8 +42,7 @@ class IopfWorker(Actor):
             )
         request = self.queue.take()
         if request is not None:
-            ok = request.hwpt.io_fault_group(request.faults)
-            request.answer.store("SUCCESS" if ok else "FAILURE")
+            request.domain.handle(request)
 
 
 class SharedTdpFd:
@@ -112,11 +101,12 @@ class Consumer(Actor):
         )
         self._group = config.group
         self._bursts = config.bursts
+        self._prefetch_share = config.prefetch_share
         self._reexport_ns = (
             int(1e9 / config.reexports_per_s) if config.reexports_per_s and number == 0 else 0
         )
         self._exported_at = 0
-        self.device = stage.vm.create_device(self.name)
+        self.device = stage.vm.create_device(self.name, ats=config.ats)
         self.hwpt: KvmHwpt | None = None
         self.accesses = 0
         self.aborts = 0
@@ -124,6 +114,8 @@ class Consumer(Actor):
             "dma-read": lambda gfn: self.dma(gfn << 1),
             "dma-write": lambda gfn: self.dma(gfn << 1 | 1),
             "dma": self.dma,
+            "prefetch-read": lambda gfn: self.prefetch(gfn, write=False),
+            "prefetch-write": lambda gfn: self.prefetch(gfn, write=True),
             "attach": self.attach,
             "detach": self._detach,
         }
@@ -146,7 +138,10 @@ class Consumer(Actor):
             yield DETACH
             return
         for _ in range(self._bursts):
-            yield self._next(self._group)
+            burst = self._next(self._group)
+            if self._prefetch_share and self._dice.random() < self._prefetch_share:
+                yield self._ahead_of(burst)
+            yield burst
 
     def end(self) -> None:
         """Detach, close, let the worker go. If the process just dies, the device goes on until its
@@ -200,6 +195,11 @@ class Consumer(Actor):
         accesses.advance(count)
         return dma_op(group[0]) if count == 1 else Op("dma", group)
 
+    def _ahead_of(self, burst: Op) -> Op:
+        """The page request of a device that knows what it is about to do."""
+        first = burst.pieces()[0]
+        return Op(first.name.replace("dma", "prefetch"), first.args)
+
     def _dma(self, group: list[tuple[int, bool]]) -> None:
         """Transfer a scatter list: what faults is requested as one group, and then tried again."""
         runtime = self.stage.vm.kvm.runtime
@@ -214,14 +214,24 @@ class Consumer(Actor):
                     missing.append((gfn, write))
             if not missing:
                 return
-            request = _Request(self.stage, hwpt, missing)
-            self._worker.queue.put(request)
-            answer = request.answer
-            runtime.wait_for_all("a page response", answer)
-            if answer.value == "FAILURE":
+            code = self._request(hwpt, missing).code
+            runtime.wait_for_all("a page response", code)
+            if code.value == "FAILURE":
                 break
             group = missing
         self.aborts += 1
+
+    def prefetch(self, gfn: int, write: bool) -> None:
+        """Ask for a page and go on without waiting for the response; nothing while detached."""
+        if self.hwpt is not None:
+            self._request(self.hwpt, [(gfn, write)])
+            self.stage.counts["prefetches"].add(1)
+
+    def _request(self, hwpt: KvmHwpt, faults: list[tuple[int, bool]]) -> PageRequest:
+        """Put a page request group into the queue."""
+        request = hwpt.request(faults)
+        self._worker.queue.put(request)
+        return request
 
     def _attach(self) -> bool:
         """Open the fd and bind the device to it; false when that failed, as it may."""
@@ -251,6 +261,7 @@ class Consumer(Actor):
         return {
             "accesses": self.accesses,
             "aborts": self.aborts,
+            "devtlb_hits": self.device.devtlb_hits,
             "iotlb_hits": self.device.hits,
             "iotlb_walks": self.device.walks,
         }
@@ -260,6 +271,7 @@ class Consumer(Actor):
         return {
             "device_accesses": self.accesses,
             "device_aborts": self.aborts,
+            "device_devtlb_hits": self.device.devtlb_hits,
             "device_iotlb_hits": self.device.hits,
             "device_walks": self.device.walks,
         }

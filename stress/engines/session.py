@@ -269,5 +269,6 @@ def vm_config(scenario: Scenario) -> VmConfig:
         eager_page_split=vm.eager_page_split,
         manual_protect=vm.manual_protect,
         dirty_initially_set=vm.dirty_initially_set,
+        iommu_hint=vm.iommu_hint,
         rcu_stall_seconds=scenario.limits.rcu_stall_s,
     )

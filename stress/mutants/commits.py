@@ -64,6 +64,8 @@ edbdb43fc96b 6.4  KVM: x86: Preserve TDP MMU roots until they are explicitly inv
 2230f9e1171a 6.4  KVM: Avoid illegal stage2 mapping on invalid memory slot
 f6a27d6dc51b 6.4  KVM: arm64: Drop last page ref in kvm_pgtable_stage2_free_removed()
 0df9dab891ff 6.6  KVM: x86/mmu: Stop zapping invalidated TDP MMU roots asynchronously
+59bf3557cf2f 5.18 iommu/vt-d: Calculate mask for non-aligned flushes
+c43e1ccdebf2 6.13 iommu/vt-d: Drain PRQs when domain removed from RID
 d02c357e5bfa 6.8  KVM: x86/mmu: Retry fault before acquiring mmu_lock if mapping is changing
 8ca983631f3c 6.9  KVM: x86/mmu: Zap invalidated TDP MMU roots at 4KiB granularity
 576a15de8d29 6.9  KVM: x86/mmu: Free TDP MMU roots while holding mmy_lock for read
@@ -73,6 +75,7 @@ d02c357e5bfa 6.8  KVM: x86/mmu: Retry fault before acquiring mmu_lock if mapping
 58a20a9435aa 6.12 KVM: x86/mmu: Zap only SPs that shadow gPTEs when deleting memslot
 28cf49788107 6.12 KVM: x86/mmu: Add lockdep assert to enforce safe usage of kvm_unmap_gfn_range()
 9129633d568e 6.15 KVM: x86/mmu: Prevent installing hugepages when mem attributes are changing
+6b38a108eeb3 6.19 iommu/vt-d: Fix unused invalidation hint in qi_desc_iotlb
 3ccbf6f47098 6.18 KVM: x86/mmu: Return -EAGAIN if userspace deletes/moves memslot during prefault
 152482580a1b 5.1  KVM: Call kvm_arch_memslots_updated() before updating memslots
 ddfd1730fd82 5.1  KVM: x86/mmu: Do not cache MMIO accesses while memslots are in flux

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from mmu.export.iommu import Device, KvmHwpt
+from mmu.export.device import Device
+from mmu.export.iommu import KvmHwpt
 from mmu.machine.vm import VirtualMachine
 from mmu.memory.memslots import Change
 from mmu.memory.requests import IN_GUEST_MODE

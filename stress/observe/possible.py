@@ -32,6 +32,8 @@ _NEEDS: dict[str, tuple[str, ...]] = {
             "importer_switches_failed",
         ),
     ),
+    "device TLBs": ("device_devtlb_hits",),
+    "prefetching": ("prefetches",),
     "exports": (
         "exports",
         "unexports",
@@ -182,6 +184,9 @@ def _verbs(scenario: Scenario) -> set[str]:
     return {name for name, is_so in weights.items() if is_so}
 
 
+_PREFETCHES = {"prefetch-read", "prefetch-write"}
+
+
 def _machine(scenario: Scenario, verbs: set[str]) -> dict[str, bool]:
     """What follows from the machine and the verbs."""
     vm, actors, memory = scenario.vm, scenario.actors, scenario.memory
@@ -198,6 +203,8 @@ def _machine(scenario: Scenario, verbs: set[str]) -> dict[str, bool]:
     fast = wraps or (removes and vm.policy != "slot-leaves") or "toggle" in verbs
     return {
         "device": device,
+        "device TLBs": device and bool(actors.consumer.ats),
+        "prefetching": device and (actors.consumer.prefetch_share > 0 or bool(_PREFETCHES & verbs)),
         "exports": exports,
         "slots": bool(slots),
         "kept roots": exports and fast and vm.policy.startswith("keep-valid"),

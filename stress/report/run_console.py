@@ -40,7 +40,14 @@ GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ),
     (
         "consumer",
-        ("device_accesses", "device_iotlb_hits", "device_aborts", "io_faults", "io_faults_failed"),
+        (
+            "device_accesses",
+            "device_devtlb_hits",
+            "device_iotlb_hits",
+            "device_aborts",
+            "io_faults",
+            "io_faults_failed",
+        ),
     ),
     (
         "TDP MMU",

@@ -141,6 +141,10 @@ VOCABULARY: Final[dict[str, dict[str, ScriptVerb]]] = {
         "dma": ScriptVerb(
             (ACCESSES,), "a scatter list, such as dma r0x4 w0x5: what faults is one group"
         ),
+        "prefetch-read": ScriptVerb(
+            (GFN,), "a page request for a load, not waited for; nothing while detached"
+        ),
+        "prefetch-write": ScriptVerb((GFN,), "a page request for a store, not waited for"),
         "attach": ScriptVerb((), "open the TDP FD and bind the device to it, unless it is bound"),
         "detach": ScriptVerb((), "unbind the device and close its TDP FD, if it is bound"),
     },

@@ -74,10 +74,11 @@ class VmSettings:
 
     `huge_2m` and `huge_1g` of the host's frames' blocks are kept for huge pages, `max_level` is the
     largest leaf. `pml`, `mmio_gen_bits`, `nx_huge_pages`, `nx_recovery_ratio`, `manual_protect`,
-    `dirty_initially_set` (which needs it) and `eager_page_split` are KVM's own knobs. `profile` is
-    the mended design or the series as posted, `kernel` what surrounds it, `policy` what happens to
-    the exported root. `variants` names shipped variants, `variant_files` Python files with variants
-    of one's own.
+    `dirty_initially_set` (which needs it) and `eager_page_split` are KVM's own knobs. `iommu_hint`
+    says whether the VT-d driver hands the invalidation hint to the hardware, as it does from 6.19
+    on, and in 6.18.y and 6.12.y from December 2025 (6b38a108eeb3). `profile` is the mended design
+    or the series as posted, `kernel` what surrounds it, `policy` what happens to the exported root.
+    `variants` names shipped variants, `variant_files` Python files with variants of one's own.
     """
 
     vcpus: Positive = Positive(3)
@@ -97,6 +98,7 @@ class VmSettings:
     manual_protect: Flag = Flag(False)
     dirty_initially_set: Flag = Flag(False)
     eager_page_split: Flag = Flag(True)
+    iommu_hint: Flag = Flag(False)
     profile: Literal["hardened", "rfc-v1"] = "hardened"
     kernel: KernelName = KernelName("6.6")
     policy: PolicyName = PolicyName("keep-valid")
@@ -218,7 +220,9 @@ class MemslotSettings:
 class ConsumerSettings:
     """The consumer: devices that do DMA through the exported root. `reexports_per_s` closes and
     reopens the TDP FD; a device posts `group` accesses at a time, whose IO page faults are answered
-    together, `bursts` times a step."""
+    together, `bursts` times a step. With `ats` a device has a TLB of its own in front of the
+    IOMMU's; before `prefetch_share` of its bursts it requests a page and does not wait for the
+    response."""
 
     devices: Count = Count(1)
     write_share: Share = Share(0.5)
@@ -227,6 +231,8 @@ class ConsumerSettings:
     reexports_per_s: Rate = Rate(2.0)
     group: Positive = Positive(1)
     bursts: Positive = Positive(16)
+    ats: Flag = Flag(False)
+    prefetch_share: Share = Share(0.0)
 
 
 @frozen

@@ -376,7 +376,7 @@ class _Drawing:
                 f"gfn {gfn:#x} -> {self._target(gfn, spte)}"
                 for gfn, spte in sorted(entries.items())
             )
-            yield f"TLB of {name}: {cached or 'empty'}"
+            yield f"{name}: {cached or 'empty'}"
 
     def _roots(self) -> list[tuple[Any, list[str]]]:
         """The roots on the list, and those that only a vCPU or device still has, each with who has
@@ -448,6 +448,7 @@ class _Drawing:
 
     def _tlbs(self) -> Iterator[tuple[str, dict[int, int]]]:
         for vcpu in self._vm._vcpus.peek():
-            yield str(vcpu), vcpu.tlb.entries
+            yield f"TLB of {vcpu}", vcpu.tlb.entries
         for device in self._vm._devices.peek():
-            yield device.name, device.iotlb.entries
+            for name, cache in device.caches():
+                yield name, cache.entries

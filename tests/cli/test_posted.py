@@ -52,7 +52,7 @@ def test_json_has_figures_and_suspects(stress: Stress, tmp_path: Path) -> None:
         for title in finding["suspects"]
         if finding["rule"] == "O1"
     }
-    assert suspected == {"R5", "R12", "candidate:"}
+    assert suspected == {"R5", "R12", "R23", "candidate:"}
     reported = stress("report", tmp_path / "latest", "--json")
     assert json.loads(reported.out) == data
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmu.errors import KvmError
-from mmu.export.iommu import Dma
+from mmu.export.device import Dma
 from mmu.export.policies import KEEP_VALID
 from mmu.machine.vcpu import Exit
 from mmu.memory.memslots import MemoryRegion

@@ -163,7 +163,11 @@ def dma(device: Any, hwpt: Any, gfn: int, write: bool = False) -> bool:
     for _ in range(3):
         if device.transact(gfn, write) is not None:
             return True
-        if not hwpt.io_fault(gfn, write):
+        if not hwpt.bound.value:
+            return False
+        request = hwpt.request([(gfn, write)])
+        hwpt.handle(request)
+        if request.code.value != "SUCCESS":
             return False
     return False
 

@@ -15,7 +15,8 @@ import pytest
 from attrs import frozen
 
 from mmu.errors import KvmError
-from mmu.export.iommu import Device, KvmHwpt
+from mmu.export.device import Device
+from mmu.export.iommu import KvmHwpt
 from mmu.export.tdp_fd import TdpFd
 from mmu.machine.vcpu import Vcpu
 from mmu.memory.host import Region
@@ -142,7 +143,7 @@ def stands(world: World) -> bool:
     if any(vcpu.stat.pf_retry > 8 for vcpu in world.vcpus):
         return True
     return world.machine.mmu_lock.needbreak() or (
-        drained and any(frame.f_code is Device.invalidate.__code__ for frame in frames)
+        drained and any(frame.f_code is Device.flush_iotlb.__code__ for frame in frames)
     )
 
 

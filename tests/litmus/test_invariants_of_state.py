@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 import pytest
 
-from mmu.export.iommu import Dma, KvmHwpt
+from mmu.export.device import Dma
+from mmu.export.iommu import KvmHwpt
 from mmu.machine.vcpu import Exit
 from mmu.memory.host import Region
 from mmu.memory.memslots import KVM_MEM_LOG_DIRTY_PAGES, Memslots

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from mmu.errors import KvmError
-from mmu.export.iommu import Dma, KvmHwpt
+from mmu.export.device import Dma
+from mmu.export.iommu import KvmHwpt
 from mmu.machine.vcpu import Exit
 from mmu.memory.memslots import KVM_MEM_LOG_DIRTY_PAGES
 from mmu.task import Task

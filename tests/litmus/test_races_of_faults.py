@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import pytest
 
-from mmu.export.iommu import Dma
+from mmu.export.device import Dma
 from mmu.machine.vcpu import Exit
 from mmu.memory.memslots import KVM_MEM_LOG_DIRTY_PAGES
 from mmu.paging.table import RootPage

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import pytest
 
-from mmu.export.iommu import Dma
+from mmu.export.device import Dma
 from mmu.export.policies import POLICIES
 from mmu.kernels import SERIES
 from mmu.machine.vcpu import Exit

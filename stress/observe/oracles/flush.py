@@ -6,22 +6,50 @@ from __future__ import annotations
 from mmu.export.importer import ExportedTdp
 from mmu.machine.vm import VirtualMachine
 from mmu.memory.tlb import WHOLE
-from mmu.paging.spte import REMOVED_SPTE, describe
+from mmu.paging.spte import REMOVED_SPTE, SPTE_PS, describe
 from mmu.paging.table import RootPage, ShadowPage
 from mmu.probe import override
 from stress.observe.oracles.base import Oracle
+from stress.observe.oracles.caches import kept
 from stress.scenario.types import Limits
 
 
+class _Span:
+    """Gfns [first, end) that were removed from a root, and which flush pays for them: one that
+    starts at `latest` at the latest and does not end before `earliest`.
+
+    A leaf is flushed by a range that touches it, since hardware drops it as a whole. A table goes
+    with everything below it, so the range has to cover it.
+    """
+
+    __slots__ = ("earliest", "end", "first", "latest")
+
+    def __init__(self, first: int, end: int, latest: int, earliest: int) -> None:
+        self.first = first
+        self.end = end
+        self.latest = latest
+        self.earliest = earliest
+
+    def widen(self, first: int, end: int, latest: int, earliest: int) -> None:
+        """Owe another flush as well. Called for every leaf of a zap, mostly in ascending order."""
+        self.end = max(self.end, end)
+        self.earliest = max(self.earliest, earliest)
+        self.first = min(self.first, first)
+        self.latest = min(self.latest, latest)
+
+    def is_paid_by(self, gfn: int, pages: int) -> bool:
+        """Whether a flush of the range is enough."""
+        return pages == WHOLE or (gfn <= self.latest and self.earliest <= gfn + pages)
+
+
 class _Debts:
-    """What a task owes: the span of gfns, [first, end), removed from each valid root, for vCPUs and
-    importers."""
+    """What a task owes: the span of gfns removed from each valid root, for vCPUs and importers."""
 
     __slots__ = ("importers", "vcpus")
 
     def __init__(self) -> None:
-        self.vcpus: dict[RootPage, list[int]] = {}
-        self.importers: dict[RootPage, list[int]] = {}
+        self.vcpus: dict[RootPage, _Span] = {}
+        self.importers: dict[RootPage, _Span] = {}
 
 
 class FlushOracle(Oracle):
@@ -54,10 +82,12 @@ class FlushOracle(Oracle):
             self._not_frozen(root, gfn, level, old, new)
         debts = self._debts.mine
         end = gfn + self._pages[level - 1]
+        whole = level > 1 and not old & SPTE_PS
+        latest, earliest = (gfn, end) if whole else (end - 1, gfn + 1)
         if not root.role.iommu and not self.kvm.mm_gone.value:
-            _widen(debts.vcpus, root, gfn, end)
+            _owe(debts.vcpus, root, gfn, end, latest, earliest)
         if root.exported.value:
-            _widen(debts.importers, root, gfn, end)
+            _owe(debts.importers, root, gfn, end, latest, earliest)
 
     def _not_frozen(self, root: RootPage, gfn: int, level: int, old: int, new: int) -> None:
         """Others hold mmu_lock for read, too: they could map another frame before anybody has
@@ -91,11 +121,32 @@ class FlushOracle(Oracle):
     def importers_notified(self, exported: ExportedTdp, gfn: int, pages: int, ns: int) -> None:
         root = exported.root.value
         debts = self._debts.mine.importers
-        if root is not None and root in debts:
-            self.judged["O16"].add(1)
-            owed = {root: debts.pop(root)}
-            _settle(owed, gfn, pages)
-            debts.update(owed)
+        span = debts.get(root) if root is not None else None
+        if root is None or span is None:
+            return
+        self.judged["O16"].add(1)
+        if span.is_paid_by(gfn, pages):
+            del debts[root]
+            self._check_caches(root, span)
+
+    def _check_caches(self, root: RootPage, span: _Span) -> None:
+        """The importers have returned: what was removed must be gone from the hardware by now."""
+        for device in self.vm.devices():
+            if device.root.value is not root:
+                continue
+            self.judged["O1"].add(1)
+            for name, gfn, what in kept(self.kvm, device, root, span.first, span.end):
+                self.kvm.warn(
+                    "O1",
+                    "kept-after-invalidation",
+                    f"BUG: {name} still has {what} for gfn {gfn:#x} after the invalidation",
+                    "an invalidation is complete when neither the IOTLB, nor its partial walks, "
+                    "nor a device TLB behind it has what was removed",
+                    "reference 1.8, 8.3, R23; iommu_flush_iotlb_psi(), qi_desc_iotlb()",
+                    extra=(_owing(span),),
+                    gfn=gfn,
+                )
+                break
 
     @override
     def memslot_end(self, change: object, slot: object, parts: object) -> None:
@@ -118,7 +169,7 @@ class FlushOracle(Oracle):
                 "is released",
                 "reference 2.7 tdp_mmu_zap_leafs() return value, 2.10; B03, B11",
                 extra=(_owing(span),),
-                gfn=span[0],
+                gfn=span.first,
             )
         bound = (
             [
@@ -141,33 +192,30 @@ class FlushOracle(Oracle):
                 "operation",
                 "reference 1.8 (patch 42), invariant I18",
                 extra=(_owing(span),),
-                gfn=span[0],
+                gfn=span.first,
             )
         debts.vcpus.clear()
         debts.importers.clear()
 
 
-def _owing(span: list[int]) -> tuple[str, list[str]]:
+def _owing(span: _Span) -> tuple[str, list[str]]:
     """The section that says what was removed, from the first gfn to the last."""
-    first, end = span
+    first, end = span.first, span.end
     return "removed", [f"gfn {first:#x}" + (f"..{end - 1:#x}" if end > first + 1 else "")]
 
 
-def _widen(owed: dict[RootPage, list[int]], root: RootPage, gfn: int, end: int) -> None:
-    """The root's span becomes the smallest one with [gfn, end) in it, too."""
+def _owe(
+    owed: dict[RootPage, _Span], root: RootPage, first: int, end: int, latest: int, earliest: int
+) -> None:
+    """Add what was removed to the root's span."""
     span = owed.get(root)
     if span is None:
-        owed[root] = [gfn, end]
-        return
-    span[1] = max(span[1], end)
-    span[0] = min(span[0], gfn)
+        owed[root] = _Span(first, end, latest, earliest)
+    else:
+        span.widen(first, end, latest, earliest)
 
 
-def _settle(owed: dict[RootPage, list[int]], gfn: int, pages: int) -> None:
+def _settle(owed: dict[RootPage, _Span], gfn: int, pages: int) -> None:
     """A flush of the given range has happened; what it covers is paid."""
-    if pages == WHOLE:
-        owed.clear()
-        return
-    for root, (first, end) in list(owed.items()):
-        if gfn <= first and end <= gfn + pages:
-            del owed[root]
+    for root in [root for root, span in owed.items() if span.is_paid_by(gfn, pages)]:
+        del owed[root]

@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
+from mmu.export.device import Device
 from mmu.export.iommu import KvmHwpt
+from mmu.machine.vm import VirtualMachine
 from mmu.probe import override
 from stress.observe.oracles.base import Oracle
+from stress.scenario.types import Limits
+
+
+class _Answers:
+    """How many faults of the page request group that a task handles were answered so far, and how
+    many of them with success."""
+
+    __slots__ = ("faults", "good")
+
+    def __init__(self) -> None:
+        self.faults = 0
+        self.good = 0
 
 
 class ImporterOracle(Oracle):
-    """Compares answers with the slots, under slots_lock, and watches callbacks."""
+    """Compares answers with the slots, under slots_lock, and with those of the group, and watches
+    callbacks."""
 
     rules = ("O16",)
     title = "IO faults are answered as the slots say; no callback after unregister"
+
+    def __init__(self, vm: VirtualMachine, limits: Limits) -> None:
+        super().__init__(vm, limits)
+        self._answers = self.kvm.runtime.local(_Answers)
 
     @override
     def io_fault_answered(self, gfn: int, write: bool, ok: bool, mappable: bool) -> None:
@@ -31,6 +50,28 @@ class ImporterOracle(Oracle):
             "kvm_mmu_fault_exported_tdp(), R7, invariant I19",
             subject=answer,
             gfn=gfn,
+        )
+
+    @override
+    def io_fault_end(self, device: Device, gfn: int, write: bool, ok: bool, ns: int) -> None:
+        answers = self._answers.mine
+        answers.faults += 1
+        answers.good += ok
+
+    @override
+    def page_response(self, device: Device, faults: list[tuple[int, bool]], ok: bool) -> None:
+        answers = self._answers.mine
+        good, answers.faults, answers.good = answers.good, 0, 0
+        self.judged["O16"].add(1)
+        if ok == (good == len(faults)):
+            return
+        self.kvm.warn(
+            "O16",
+            "group-answer",
+            f"BUG: {device.name}'s page request group of {len(faults)} is answered "
+            f"{'SUCCESS' if ok else 'FAILURE'}, and {good} of its faults could be served",
+            "a page request group is answered SUCCESS if and only if every fault in it was served",
+            "iommufd_kvmtdp_handle_iopf(); reference 1.7",
         )
 
     @override

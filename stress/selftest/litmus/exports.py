@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from mmu.errors import KvmError
+from mmu.export.device import Device, Dma
 from mmu.export.importer import ExportedTdp
-from mmu.export.iommu import Device, Dma
 from mmu.export.tdp_fd import TdpFd
 from mmu.memory.memslots import MemoryRegion
 from mmu.paging.table import RootPage
@@ -31,7 +31,7 @@ class _Importer:
 
     def invalidate(self, gfn: int, pages: int) -> None:
         """IOTLB invalidation."""
-        self.device.invalidate(gfn, pages)
+        self.device.flush_iotlb(gfn, pages, leaves_only=False)
 
     def switch_root(self, root: RootPage) -> bool:
         """Not used here."""

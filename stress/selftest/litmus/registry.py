@@ -7,6 +7,7 @@ from stress.selftest.litmus.cells import FAMILY as CELLS
 from stress.selftest.litmus.exports import FAMILY as EXPORTS
 from stress.selftest.litmus.faults import FAMILY as FAULTS
 from stress.selftest.litmus.guests import FAMILY as GUESTS
+from stress.selftest.litmus.iommu import FAMILY as IOMMU
 from stress.selftest.litmus.locks import FAMILY as LOCKS
 from stress.selftest.litmus.memslots import FAMILY as MEMSLOTS
 from stress.selftest.litmus.nx import FAMILY as NX
@@ -28,6 +29,7 @@ FAMILIES: tuple[Family, ...] = (
     MEMSLOTS,
     ROOTS,
     EXPORTS,
+    IOMMU,
     NX,
 )
 """The families, from words to whole operations."""

@@ -62,7 +62,10 @@ def use_everything(machine: Machine) -> None:
     device, hwpt = machine.attach(fd)
     assert hwpt.io_fault(6, write=True)
     device.transact(6, write=True)
-    machine.vm.tlb.flush_range("test", 6, 1)
+    machine.add_slot(32, 8, slot=1, max_level=2)
+    assert hwpt.io_fault(36, write=True)
+    device.transact(36, write=True)
+    machine.vm.tlb.flush_range("test", 6, 31)
     machine.discard(region, 0, 4)
     machine.run(vcpu, w(1))
     machine.delete_slot()
@@ -129,9 +132,9 @@ def test_an_invalidation_that_does_not_begin_stops_no_fault(make_machine: MakeMa
 class KeepsRanges(TranslationCache):
     """Forgets nothing when told of a range."""
 
-    def flush_range(self, gfn: int, pages: int) -> None:
+    def flush_range(self, gfn: int, pages: int, leaves_only: bool = False) -> None:
         if pages == WHOLE:
-            super().flush_range(gfn, pages)
+            super().flush_range(gfn, pages, leaves_only)
 
 
 def test_vcpus_and_devices_have_the_variants_translation_cache(make_machine: MakeMachine) -> None:

@@ -228,7 +228,7 @@ def a_full_life(machine: Machine) -> Recorder:
     machine.run(vcpu, w(9))
     machine.discard(region, 4, 8)
     machine.at("P1", lambda: machine.kvm.invalidation.seq.fetch_add(1))
-    hwpt.io_fault(2, write=True)
+    hwpt.handle(hwpt.request([(2, True)]))
     device.transact(2, write=True)
     vcpu.shadow(2)
     machine.delete_slot()

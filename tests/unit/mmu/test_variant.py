@@ -135,7 +135,13 @@ def test_every_part_of_a_vm_can_be_replaced(make_machine: MakeMachine) -> None:
     ]
     parts += [vm.yielding, vm.huge, vm.dirty, vm.ageing, vm.notifier, vm.nx]
     parts += [vm.faults, vm.exported_tdps, vm.exporter, device, hwpt, *vm.vcpus()]
-    parts += [hwpt.fd, hwpt.fd.exported, device.iotlb, *(vcpu.tlb for vcpu in vm.vcpus())]
+    parts += [
+        hwpt.fd,
+        hwpt.fd.exported,
+        hwpt.domain,
+        device.iotlb,
+        *(vcpu.tlb for vcpu in vm.vcpus()),
+    ]
     parts += [vm.kvm.invalidation, vm.kvm.possible_nx_huge_pages]
     assert {type(part) for part in parts} == set(replaced)
 

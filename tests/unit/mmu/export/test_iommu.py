@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from mmu.errors import KvmError
-from mmu.export.iommu import Device, Dma, KvmHwpt
+from mmu.export.device import Device, Dma
+from mmu.export.iommu import KvmHwpt
 from mmu.memory.memslots import KVM_MEM_READONLY
 from mmu.memory.tlb import WHOLE
 from mmu.paging.spte import PFN_SHIFT, REMOVED_SPTE, SPTE_W
@@ -143,14 +144,18 @@ def test_an_invalidation_of_the_range_is_felt_and_of_another_is_not(
     machine: Machine, device: Device
 ) -> None:
     device.transact(1, write=False)
-    device.invalidate(2, 4)
-    assert (list(device.iotlb.entries), list(device.iotlb.tables)) == ([1], []), (
-        "partial walks always go"
+    device.flush_iotlb(4, 4, leaves_only=False)
+    assert (list(device.iotlb.entries), len(device.iotlb.tables)) == ([1], 1)
+    device.flush_iotlb(2, 2, leaves_only=True)
+    assert (list(device.iotlb.entries), len(device.iotlb.tables)) == ([1], 1)
+    device.flush_iotlb(2, 2, leaves_only=False)
+    assert (list(device.iotlb.entries), len(device.iotlb.tables)) == ([1], 0), (
+        "the partial walk led to these pages, too"
     )
-    device.invalidate(1, 1)
+    device.flush_iotlb(1, 1, leaves_only=False)
     assert not device.iotlb.entries
     device.transact(1, write=False)
-    device.invalidate(0, WHOLE)
+    device.flush()
     assert not device.iotlb.entries
     assert device.hits == 0
 
@@ -179,7 +184,7 @@ def test_an_invalidation_waits_for_the_access_in_flight(machine: Machine, device
     invalidators: list[Any] = []
 
     def invalidate() -> None:
-        device.invalidate(0, WHOLE)
+        device.flush_iotlb(0, WHOLE, leaves_only=False)
         order.append("invalidated")
 
     def in_flight() -> None:
@@ -340,6 +345,60 @@ def test_after_the_first_failure_the_rest_of_a_group_is_not_handled(
     assert answers == [(2, True), (40, False)]
     assert sorted(machine.leaves(machine.root())) == [1, 2]
     assert hwpt.io_fault(4, write=True), "of that group only"
+
+
+def test_a_group_has_one_response(machine: Machine, hwpt: KvmHwpt) -> None:
+    events = machine.record("page_response")
+    good, bad = hwpt.request([(2, False), (3, True)]), hwpt.request([(4, True), (40, False)])
+    hwpt.handle(good)
+    hwpt.handle(bad)
+    assert (good.code.value, bad.code.value) == ("SUCCESS", "FAILURE")
+    assert events.args("page_response") == [
+        (hwpt.device, [(2, False), (3, True)], True),
+        (hwpt.device, [(4, True), (40, False)], False),
+    ]
+
+
+def test_a_second_response_is_reported_and_not_sent(machine: Machine, hwpt: KvmHwpt) -> None:
+    request = hwpt.request([(2, False)])
+    hwpt.handle(request)
+    hwpt.respond(request, ok=False)
+    machine.expect("O16 response-without-request")
+    assert request.code.value == "SUCCESS"
+
+
+def test_destroying_waits_for_the_page_requests_in_the_queue(
+    machine: Machine, hwpt: KvmHwpt
+) -> None:
+    """Defect R24: a request is for the domain that the device was attached to."""
+    request = hwpt.request([(2, True)])
+    closer = blocked(
+        machine.runtime, hwpt.destroy, lambda task: task.waiting_for == "page requests"
+    )
+    assert hwpt.live.value
+    assert hwpt.device.root.value is None, "it asks for nothing more"
+    hwpt.handle(request)
+    finish(machine.runtime, closer)
+    assert (request.code.value, hwpt.live.value) == ("SUCCESS", False)
+
+
+def test_a_page_request_in_a_freed_domain_is_reported(machine: Machine, hwpt: KvmHwpt) -> None:
+    request = hwpt.request([(2, True)])
+    hwpt.unbind()
+    hwpt.free_domain()
+    hwpt.handle(request)
+    machine.expect("O2 domain-used-after-free")
+    hwpt.fd.put()
+    machine._hwpts.clear()
+
+
+def test_a_device_that_is_unbound_is_not_attached_again(machine: Machine, hwpt: KvmHwpt) -> None:
+    request = hwpt.request([(2, True)])
+    hwpt.revoke()
+    hwpt.unbind()
+    hwpt.handle(request)
+    assert (request.code.value, hwpt.device.root.value) == ("FAILURE", None)
+    hwpt.drain()
 
 
 def test_an_empty_group_is_a_success(machine: Machine, hwpt: KvmHwpt) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from mmu.export.iommu import Dma
+from mmu.export.device import Dma
 from mmu.export.policies import INVALIDATE_IN_PLACE, KEEP_VALID, POLICIES
 from mmu.invariants import violations
 from mmu.numbers.oracles import RULES

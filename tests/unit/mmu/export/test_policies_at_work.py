@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from mmu.export.iommu import Device, Dma, KvmHwpt
+from mmu.export.device import Device, Dma
+from mmu.export.iommu import KvmHwpt
 from mmu.export.policies import (
     KEEP_VALID,
     KEEP_VALID_YIELDING,

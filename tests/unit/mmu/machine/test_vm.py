@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from mmu.export.iommu import Dma
+from mmu.export.device import Dma
 from mmu.kvm import VmConfig
 from mmu.machine.vcpu import Vcpu
 from mmu.machine.vm import VirtualMachine

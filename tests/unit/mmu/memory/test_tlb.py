@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from mmu.memory.requests import KVM_REQ_TLB_FLUSH
-from mmu.memory.tlb import WHOLE, HardwareWalker, TranslationCache
+from mmu.memory.tlb import WHOLE, HardwareWalker, TranslationCache, span_key, span_of
 from mmu.paging.geometry import Geometry
 from mmu.paging.spte import PFN_SHIFT, SPTE_A, SPTE_D, SPTE_MMIO, SPTE_RWX, SPTE_W
 from tests.model import Machine
@@ -29,7 +29,7 @@ def cache(machine: Machine) -> TranslationCache:
     """A cache of gfns 0..9 and of one partial walk."""
     cache = TranslationCache()
     cache.entries.update({gfn: gfn << 12 | 7 for gfn in range(10)})
-    cache.tables[0] = machine.root()
+    cache.tables[span_key(0, 2)] = machine.root()
     return cache
 
 
@@ -40,21 +40,51 @@ def test_a_whole_flush_leaves_nothing(cache: TranslationCache) -> None:
 
 
 @pytest.mark.parametrize(
-    ("gfn", "pages", "left"),
+    ("gfn", "pages", "left", "partial"),
     [
-        (3, 4, {0, 1, 2, 7, 8, 9}),
-        (0, 1000, set()),
-        (5, 10**9, {0, 1, 2, 3, 4}),
-        (20, 4, set(range(10))),
-        (3, 0, set(range(10))),
+        (3, 4, {0, 1, 2, 7, 8, 9}, False),
+        (4, 4, {0, 1, 2, 3, 8, 9}, True),
+        (0, 1000, set(), False),
+        (5, 10**9, {0, 1, 2, 3, 4}, True),
+        (20, 4, set(range(10)), True),
+        (3, 0, set(range(10)), True),
     ],
 )
-def test_a_range_flush_drops_the_leaves_of_the_range_and_every_partial_walk(
-    cache: TranslationCache, gfn: int, pages: int, left: set[int]
+def test_a_range_flush_drops_the_leaves_of_the_range_and_the_partial_walks_to_them(
+    cache: TranslationCache, gfn: int, pages: int, left: set[int], partial: bool
 ) -> None:
     cache.flush_range(gfn, pages)
     assert set(cache.entries) == left
-    assert not cache.tables
+    assert bool(cache.tables) == partial
+
+
+def test_a_range_flush_of_leaves_only_keeps_partial_walks(cache: TranslationCache) -> None:
+    cache.flush_range(0, 8, leaves_only=True)
+    assert set(cache.entries) == {8, 9}
+    assert cache.tables
+
+
+@pytest.mark.parametrize(
+    ("gfn", "pages", "kept"),
+    [(16, 4, False), (19, 1, False), (14, 3, False), (0, 100, False), (20, 4, True), (12, 4, True)],
+)
+def test_a_range_flush_drops_a_huge_leaf_if_it_touches_it(gfn: int, pages: int, kept: bool) -> None:
+    cache = TranslationCache()
+    cache.huge[span_key(18, 2)] = 7
+    assert span_of(span_key(18, 2)) == (16, 20)
+    cache.flush_range(gfn, pages)
+    assert bool(cache.huge) == kept
+
+
+def test_a_huge_leaf_translates_every_page_of_it() -> None:
+    cache = TranslationCache()
+    cache.huge[span_key(16, 2)] = 8 << PFN_SHIFT | 7
+    assert [cache.find_huge(gfn, (4, 2)) for gfn in (15, 16, 19, 20)] == [
+        0,
+        8 << PFN_SHIFT | 7,
+        11 << PFN_SHIFT | 7,
+        0,
+    ]
 
 
 def test_a_flush_asks_every_vcpu_and_then_tells_every_importer(machine: Machine) -> None:
@@ -136,12 +166,12 @@ def test_a_walk_ends_at_the_leaf_and_remembers_the_last_table(
     machine.plant(root, 21)
     table, index = machine.entry(root, 21)
     assert walker.walk(cache, root, 21) == table.spt[index] != 0
-    assert (cache.tables, cache.entries) == ({5: table}, {}), (
+    assert (cache.tables, cache.entries) == ({span_key(21, 2): table}, {}), (
         "whoever owns the cache decides on leaves"
     )
     assert walker.walk(cache, root, 22) == 0
     assert walker.walk(cache, root, 0) == 0
-    assert cache.tables == {5: table}, "what is not there is not remembered"
+    assert list(cache.tables.values()) == [table], "what is not there is not remembered"
 
 
 def test_a_remembered_table_is_used_without_looking_above_it(
@@ -158,8 +188,10 @@ def test_a_remembered_table_is_used_without_looking_above_it(
     root.spt.store(1, above)
 
 
-def test_a_large_leaf_ends_the_walk(machine: Machine, walker: HardwareWalker) -> None:
+@pytest.mark.parametrize("keeps_huge", [True, False])
+def test_a_large_leaf_ends_the_walk(machine: Machine, keeps_huge: bool) -> None:
     root, cache = machine.root(), TranslationCache()
+    walker = HardwareWalker(machine.kvm, keeps_huge=keeps_huge)
     large = machine.kvm.layout.leaf(16, 3, writable=True, host_writable=True)
     root.spt.store(2, large)
     assert [walker.walk(cache, root, gfn) for gfn in (32, 40, 47)] == [
@@ -167,6 +199,7 @@ def test_a_large_leaf_ends_the_walk(machine: Machine, walker: HardwareWalker) ->
     ]
     assert walker.walk(cache, root, 48) == 0
     assert not cache.tables
+    assert cache.huge == ({span_key(32, 4): large} if keeps_huge else {})
     root.spt.store(2, 0)
 
 

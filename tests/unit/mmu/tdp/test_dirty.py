@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from mmu.errors import KvmError
-from mmu.export.iommu import Dma
+from mmu.export.device import Dma
 from mmu.machine.vcpu import Vcpu
 from mmu.memory.memslots import KVM_MEM_LOG_DIRTY_PAGES, MemoryRegion
 from mmu.memory.requests import KVM_REQ_TLB_FLUSH

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from mmu.export.iommu import Dma
+from mmu.export.device import Dma
 from mmu.export.policies import SEPARATE_ROOT
 from mmu.invariants import CheckedTree
 from mmu.machine.vcpu import Exit, Vcpu

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mmu.errors import KvmError
-from mmu.export.iommu import Dma
+from mmu.export.device import Dma
 from mmu.machine.vcpu import Vcpu
 from mmu.memory.host import Region
 from mmu.memory.memslots import Change, MemoryRegion

@@ -39,6 +39,7 @@ NOBODY = {
 }
 ON = Flag(True)
 OFF = Flag(False)
+ON = Flag(True)
 
 
 def names(session: Session) -> list[str]:
@@ -249,6 +250,41 @@ def test_a_scatter_list_that_faults_is_one_request_and_is_tried_again(staged: Ma
     served(session, worker, lambda: device._dma([(3, True), (9, True)]))
     assert groups[1:] == [[(9, True)]], "only what is missing is asked for"
     assert (device.accesses, device.aborts) == (5, 0)
+    device._detach()
+
+
+def test_a_page_is_asked_for_ahead_and_not_waited_for(staged: MakeStage) -> None:
+    session, device, worker = consumer(staged)
+    device.prefetch(3, write=True)
+    assert len(worker.queue) == 0, "it is not attached"
+    device.begin()
+    device.prefetch(3, write=True)
+    assert len(worker.queue) == 1
+    worker.step()
+    served(session, worker, lambda: device._dma([(3, True)]))
+    totals = session.totals()
+    assert (totals["prefetches"], totals["io_faults"], totals["device_accesses"]) == (1, 1, 1)
+    device._detach()
+
+
+@pytest.mark.parametrize("group", [1, 2])
+def test_a_device_that_asks_ahead_asks_for_what_comes_next(staged: MakeStage, group: int) -> None:
+    _, device, _ = consumer(
+        staged, group=Positive(group), bursts=Positive(1), prefetch_share=Share(1.0)
+    )
+    device.begin()
+    ahead, burst = device.choose()
+    first = burst.pieces()[0]
+    assert ahead == Op(first.name.replace("dma", "prefetch"), first.args)
+    device._detach()
+
+
+def test_a_device_with_ats_has_a_tlb_of_its_own(staged: MakeStage) -> None:
+    session, device, worker = consumer(staged, ats=ON)
+    device.begin()
+    served(session, worker, lambda: device._dma([(3, True)]))
+    served(session, worker, lambda: device._dma([(3, True)]))
+    assert session.totals()["device_devtlb_hits"] == 1
     device._detach()
 
 

@@ -78,7 +78,7 @@ def test_of_the_posted_series_those_are_suspected_that_break_the_rule(find: Find
         for defect in (*CANDIDATES.values(), *POSTED.values())
         if "O1" in defect.expects
     )
-    assert [title.split()[0] for title in flush.suspects] == ["candidate:", "R5", "R12"]
+    assert [title.split()[0] for title in flush.suspects] == ["candidate:", "R5", "R12", "R23"]
     assert [title.split()[0] for title in mmio.suspects] == ["R9"]
     assert leak.suspects == ()
 

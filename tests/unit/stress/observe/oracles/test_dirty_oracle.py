@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from mmu.candidates import CANDIDATES
-from mmu.export.iommu import Dma
+from mmu.export.device import Dma
 from mmu.machine.vcpu import Vcpu
 from mmu.memory.host import tag_of
 from mmu.memory.memslots import KVM_MEM_LOG_DIRTY_PAGES, MemoryRegion, Memslot

@@ -7,9 +7,10 @@ import itertools
 
 import pytest
 
-from mmu.export.iommu import Device, Dma
+from mmu.export.device import Device, Dma
 from mmu.export.policies import KEEP_VALID_YIELDING, SEPARATE_ROOT, SLOT_LEAVES
-from mmu.memory.tlb import RemoteTlb
+from mmu.export.vtd import VtdDomain
+from mmu.memory.tlb import RemoteTlb, TranslationCache
 from mmu.paging.spte import REMOVED_SPTE
 from mmu.posted import POSTED
 from mmu.tdp.fault import RetPf
@@ -17,7 +18,7 @@ from mmu.tdp.huge import HugePages
 from mmu.tdp.iter import TdpIter
 from mmu.tdp.write import SpteWriter
 from mmu.tdp.yielding import Yielding
-from mmu.tdp.zap import EVERYTHING, Zapper
+from mmu.tdp.zap import Zapper
 from mmu.variant import Variant
 from tests.conftest import blocked, evidence, finish, writing
 from tests.model import Machine, w
@@ -114,24 +115,101 @@ def test_a_flush_before_the_removal_pays_nothing(watch: Watch) -> None:
     machine.expect("O1 missing-flush", "O16 importer-not-told")
 
 
-def test_a_huge_leaf_that_sticks_out_of_the_range_has_to_be_flushed_as_a_whole(
+def test_a_huge_leaf_that_sticks_out_of_the_range_is_flushed_by_what_touches_it(
     watch: Watch,
 ) -> None:
-    class RangeOnly(Zapper):
-        def zap_gfn_range(self, start: int, end: int) -> None:
-            self.kvm.mmu_lock.write_lock()
-            self.kvm.invalidation.begin(0, EVERYTHING)
-            self.zap_roots_leafs(0, start, end)
-            self.tlb.flush_range("gfn-range", start, end - start)
-            self.kvm.invalidation.end()
-            self.kvm.mmu_lock.write_unlock()
+    class Beside(RemoteTlb):
+        def flush_range(self, reason: str, gfn: int, pages: int) -> None:
+            super().flush_range(reason, 8, 4)
 
-    for parts, expected in (((RangeOnly,), ["O1 missing-flush"]), ((), [])):
+    for parts, expected in (((Beside,), ["O1 missing-flush"]), ((), [])):
         machine = watch(variant(*parts), huge_2m=8)
         machine.add_slot(0, 16, max_level=2)
         machine.run(machine.vcpu(), w(5))
         machine.vm.change_attributes(5, 6)
         machine.expect(*expected)
+
+
+# What the hardware still has.
+
+
+def kept(machine: Machine) -> list[str]:
+    """The headlines of what was kept behind an invalidation."""
+    return [r.headline for r in machine.reporter.reports if r.code == "kept-after-invalidation"]
+
+
+class IotlbForgotten(VtdDomain):
+    """Only the device is told."""
+
+    def flush_iotlb(self, pfn: int, mask: int, ih: bool) -> None:
+        pass
+
+
+class DeviceForgotten(VtdDomain):
+    """Only the IOMMU is told."""
+
+    def flush_dev_iotlb(self, pfn: int, pages: int) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("part", "cache"), [(IotlbForgotten, "IOTLB"), (DeviceForgotten, "device TLB")]
+)
+def test_a_cache_that_was_not_flushed_is_found_when_the_importers_return(
+    watch: Watch, part: type, cache: str
+) -> None:
+    machine = watch(variant(part))
+    machine.add_slot(8, 8)
+    device, hwpt = machine.attach(machine.export(), ats=True)
+    assert hwpt.io_fault(9, write=True)
+    assert device.transact(9, write=True) is Dma.DONE
+    machine.vm.change_attributes(8, 12)
+    (headline,) = kept(machine)
+    assert f"device0's {cache} still has frame" in headline
+    assert "gfn 0x9 " in headline
+    machine.expect("O1 kept-after-invalidation")
+    machine.abandon()
+
+
+def test_what_lies_beside_the_range_may_be_kept(watch: Watch) -> None:
+    machine = watch()
+    device = bound(machine, 8, 9, 12)
+    machine.vm.change_attributes(8, 10)
+    assert list(device.iotlb.entries) == [12]
+    machine.assert_sound()
+
+
+@pytest.mark.parametrize("hint", [True, False])
+def test_a_partial_walk_into_a_table_that_was_removed_is_found(watch: Watch, hint: bool) -> None:
+    """R23, where the hint reaches the hardware."""
+    machine = watch(POSTED["r23-range-flush-with-hint"], iommu_hint=hint, huge_2m=8)
+    machine.add_slot(0, 16, max_level=2)
+    machine.log_dirty_pages()
+    device, hwpt = machine.attach(machine.export())
+    assert hwpt.io_fault(5, write=True)
+    assert device.transact(5, write=True) is Dma.DONE
+    machine.set_flags(0)
+    machine.expect(*(["O1 kept-after-invalidation"] if hint else []))
+    assert [("a table that is not there" in line) for line in kept(machine)] == [True] * hint
+    assert bool(device.iotlb.tables) == hint
+    machine.abandon()
+
+
+def test_a_part_of_a_huge_leaf_that_was_split_may_not_be_kept(watch: Watch) -> None:
+    class KeepsHuge(TranslationCache):
+        def drops_huge(self, key: int, gfn: int, end: int) -> bool:
+            return False
+
+    machine = watch(variant(KeepsHuge), huge_2m=8)
+    machine.add_slot(0, 16, max_level=2)
+    device, hwpt = machine.attach(machine.export())
+    assert hwpt.io_fault(5, write=True)
+    assert device.transact(6, write=True) is Dma.DONE
+    machine.vm.change_attributes(5, 6)
+    (headline,) = kept(machine)
+    assert "by a huge leaf" in headline
+    machine.expect("O1 kept-after-invalidation")
+    machine.abandon()
 
 
 # Who is owed.

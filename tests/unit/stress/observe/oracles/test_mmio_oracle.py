@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from mmu.export.iommu import Dma
+from mmu.export.device import Dma
 from mmu.machine.vcpu import Exit
 from mmu.posted import POSTED
 from mmu.tdp.fault import RetPf
