@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Final
 
-from stress.trace.events import Event, FastFault, SetSpte, ShadowPageEvent, SpteChanged
+from stress.trace.events import NO_GFN, Event, FastFault, SetSpte, ShadowPageEvent, SpteChanged
 from stress.trace.facts import (
     BEGINNING,
     CHANGES,
@@ -290,8 +290,8 @@ class SptesPart(CheckPart):
         """An entry has let go of a table: was it announced as removed already?"""
         level, base = waiting.below[1:]
         mine = self._preparing.get(waiting.pid, [])
-        for preparing in mine:
-            if (preparing.level, preparing.gfn) == (level, base):
+        for preparing in reversed(mine):
+            if preparing.level == level and preparing.gfn in (base, NO_GFN):
                 mine.remove(preparing)
                 self.world.held("tables", "tables unlinked when they were removed")
                 task.emptying.pop((level, base), None)
@@ -372,12 +372,10 @@ class SptesPart(CheckPart):
     def prepare_zap(self, event: Event, task: TracedTask, page: ShadowPageEvent) -> None:
         """kvm_mmu_prepare_zap_page: in most kernels after the parent's event, in 7.x before it."""
         for item in task.unlinked:
-            if item[0] == page.level and page.gfn in (item[1], -1):
+            if item[0] == page.level and page.gfn in (item[1], NO_GFN):
                 task.unlinked.remove(item)
                 self.world.held("tables", "tables unlinked when they were removed")
                 return
-        if page.gfn < 0:
-            return  # trace-cmd does not say which table this is
         self._preparing.setdefault(event.pid, []).append(
             AnnouncedRemoval(event.line, name_of(event), page.level, page.gfn)
         )
@@ -504,11 +502,12 @@ class SptesPart(CheckPart):
 
     def _still_linked(self, preparing: AnnouncedRemoval, tree: TracedTree) -> None:
         if (tree.complete or any(root.sure for root in tree.roots)) and tree.untainted():
+            # trace-cmd's plugin does not say which table it is
+            which = "" if preparing.gfn == NO_GFN else f" for gfn {preparing.gfn:#x}"
             self.world.broken(
                 "tables",
                 "removed-while-linked",
-                f"the level {preparing.level} table for gfn {preparing.gfn:#x} was removed, but no "
-                "entry let go of it",
+                f"a level {preparing.level} table{which} was removed, but no entry let go of it",
                 [(preparing.line, "removed here")],
                 task=preparing.who,
                 absent=CHANGE,
