@@ -322,7 +322,7 @@ def _format(
 def _parse_spte_changed(text: str) -> Fields:
     """`as id 0 gfn 1 level 1 old_spte 0 new_spte 1`, where it is just that, without a pattern."""
     words = text.split(" ")
-    if words[1::2] == _SPTE_WORDS:
+    if words[1::2] == _SPTE_WORDS and len(words) == _SPTE_LENGTH and "-" not in text:
         try:
             return SpteChanged(
                 int(words[2]),
@@ -414,6 +414,7 @@ _PAGE = re.compile(
 )
 
 _SPTE_WORDS: Final = ["id", "gfn", "level", "old_spte", "new_spte"]
+_SPTE_LENGTH: Final = 11
 _parse_changed = _format(
     r"as id (\d{1,10}) gfn ([0-9a-f]{1,16}) level (\d{1,10}) old_spte ([0-9a-f]{1,16}) "
     r"new_spte ([0-9a-f]{1,16})(?!\S)",

@@ -28,6 +28,7 @@ from stress.trace.parts.placing import AMBIGUOUS, Placer, index_of, older_can_ex
 from stress.trace.tree import UNKNOWN, Root, TracedTable, TracedTree, agrees, kind, normal
 from stress.trace.world import FOREVER, TracedTask, TracedVm, TracedWorld, name_of, page_of
 
+MOST_LEVELS: Final = 5
 CHANGE: Final = frozenset({"kvm_tdp_mmu_spte_changed"})
 UNSEEN: Final = "whether other processes' invalidations were recorded"
 
@@ -165,6 +166,8 @@ class SptesPart(CheckPart):
         tree = vm.tree
         vm.alive = vm.alive or event.line
         level = change.level
+        if not 1 <= level <= MOST_LEVELS:
+            return  # an illegal value
         if level > tree.root_level:
             tree.roots = [root for root in tree.roots if root.level >= level]
             tree.root_level = level
