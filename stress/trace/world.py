@@ -147,6 +147,10 @@ class TracedTask:
     """Line of a flush of a range since then whose range is not recorded, or 0."""
     last_change: tuple[int, int, int, int] | None = None
     """gfn, level, new value, line of its last SPTE change."""
+    last_leaf: tuple[int, int, int, int] | None = None
+    """The same of the last leaf that it has set."""
+    leaf_table: TracedTable | None = None
+    """The table of that leaf, if it is known for certain."""
     fault: int = 0
     """Line at which its present fault began to map, or 0."""
     unlinked: deque[tuple[int, int, int]] = field(factory=lambda: deque(maxlen=64))

@@ -24,7 +24,7 @@ from stress.trace.facts import (
     Fact,
     either,
 )
-from stress.trace.layouts import PRESENT, WRITABLE, is_frozen, is_leaf, is_table, span
+from stress.trace.layouts import LEVELS, PRESENT, WRITABLE, is_frozen, is_leaf, is_table, span
 from stress.trace.parts.part import CheckPart, Handler
 from stress.trace.world import OwedFlush, TracedTask, TracedVm, TracedWorld, name_of
 
@@ -166,7 +166,7 @@ class FlushesPart(CheckPart):
     def changed(self, event: Event, task: TracedTask, change: SpteChanged) -> None:
         """An SPTE change: does it take a translation away that a vCPU may have cached?"""
         fresh, task.fresh_flush = task.fresh_flush, 0
-        if not change.old & PRESENT:
+        if not change.old & PRESENT or change.level not in LEVELS:
             return
         why = self._taken(task, change)
         if not why or task.on_valid is False or self.world.vm(task).ended:
@@ -233,10 +233,9 @@ class FlushesPart(CheckPart):
         """A remote flush, of everything or of a range."""
         task.fresh_flush = event.line
         if "range" in self.world.names.of(event):
-            args = said.args if isinstance(said, ProbeEvent) else {}
-            if "gfn" in args and "n" in args:
+            if isinstance(said, ProbeEvent) and "gfn" in said.args and "n" in said.args:
                 task.range_flush = 0
-                self._pay(task, int(args["gfn"]), int(args["n"]))
+                self._pay(task, said.number("gfn"), said.number("n"))
             else:
                 task.range_flush = event.line  # a probe that names the range may follow
             return

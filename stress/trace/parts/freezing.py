@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 from stress.trace.events import Event
+from stress.trace.layouts import LEVELS
 from stress.trace.tree import EMPTY
 from stress.trace.world import TracedTask, TracedWorld
 
@@ -40,7 +41,7 @@ class Freezing:
         if words[8] != self._usual[0] or words[10] != self._usual[1]:
             return False
         try:
-            gfn, level = int(words[4], 16), int(words[6])
+            gfn, level = int(words[4], 16), LEVELS.index(int(words[6])) + 1
         except ValueError:
             return False
         table = task.emptying.get((level, gfn >> 9 * level << 9 * level))

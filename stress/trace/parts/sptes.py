@@ -20,7 +20,16 @@ from stress.trace.facts import (
     CheckRule,
 )
 from stress.trace.frames import works_on
-from stress.trace.layouts import ADDRESS, PRESENT, WRITABLE, is_frozen, is_leaf, is_table, span
+from stress.trace.layouts import (
+    ADDRESS,
+    LEVELS,
+    PRESENT,
+    WRITABLE,
+    is_frozen,
+    is_leaf,
+    is_table,
+    span,
+)
 from stress.trace.parts.freezing import CONTINUED
 from stress.trace.parts.part import CheckPart, Handler
 from stress.trace.parts.pending import AnnouncedRemoval, UnexplainedChange
@@ -28,7 +37,6 @@ from stress.trace.parts.placing import AMBIGUOUS, Placer, index_of, older_can_ex
 from stress.trace.tree import UNKNOWN, Root, TracedTable, TracedTree, agrees, kind, normal
 from stress.trace.world import FOREVER, TracedTask, TracedVm, TracedWorld, name_of, page_of
 
-MOST_LEVELS: Final = 5
 CHANGE: Final = frozenset({"kvm_tdp_mmu_spte_changed"})
 UNSEEN: Final = "whether other processes' invalidations were recorded"
 
@@ -166,8 +174,8 @@ class SptesPart(CheckPart):
         tree = vm.tree
         vm.alive = vm.alive or event.line
         level = change.level
-        if not 1 <= level <= MOST_LEVELS:
-            return  # an illegal value
+        if level not in LEVELS:
+            return
         if level > tree.root_level:
             tree.roots = [root for root in tree.roots if root.level >= level]
             tree.root_level = level
@@ -182,12 +190,16 @@ class SptesPart(CheckPart):
                 # an address is another root's once the first one's last put is not recorded
                 waiting.hard = f"{named_by}_ret" in have and "put_root:ref" in have
         if task.emptying and is_frozen(change.new):
-            waiting.table = task.emptying.get(where[1:])
+            table = task.emptying.get(where[1:])
+            waiting.table = table if table is not None and table.as_id == change.as_id else None
         task.last_change = (change.gfn, level, change.new, event.line)
         if level > 1 and is_table(change.old, level) and not is_table(change.new, level):
             self._let_go(waiting, task)
         placed = self._place(waiting, task)
         task.on_valid = validity(waiting, placed)
+        if change.new & PRESENT and is_leaf(change.new, level):
+            task.last_leaf = task.last_change
+            task.leaf_table = placed[0] if len(placed) == 1 else None
         if not placed:
             self._placer.wait(waiting)
             self._waiting.append(waiting)
@@ -320,16 +332,12 @@ class SptesPart(CheckPart):
 
     def set_spte(self, event: Event, task: TracedTask, said: SetSpte) -> None:
         """kvm_mmu_set_spte names the table by its address."""
-        last = task.last_change
-        if last is None or last[:2] != (said.gfn, said.level) or last[3] < task.fault:
+        last, table = task.last_leaf, task.leaf_table
+        if last is None or last[:2] != (said.gfn, said.level) or not 0 < task.fault <= last[3]:
             return
         tree = self.world.vm(task).tree
-        base = said.gfn >> 9 * said.level << 9 * said.level
-        tables = [
-            table for as_id in (0, 1) for table in tree.live.get((as_id, said.level, base), ())
-        ]
-        if len(tables) == 1 and tree.knows(tables[0]):
-            self._judge_address(event, tree, tables[0], said)
+        if table is not None and tree.knows(table):
+            self._judge_address(event, tree, table, said)
 
     def _judge_address(
         self, event: Event, tree: TracedTree, table: TracedTable, said: SetSpte

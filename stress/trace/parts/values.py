@@ -175,10 +175,10 @@ class ValuesPart(CheckPart):
     def set_spte(self, event: Event, task: TracedTask, said: SetSpte) -> None:
         """kvm_mmu_set_spte: the fault reads its entry again, so this must be what it has
         written."""
-        last = task.last_change
-        if last is None or last[:2] != (said.gfn, said.level) or last[3] < task.fault:
+        last = task.last_leaf
+        if last is None or last[:2] != (said.gfn, said.level) or not 0 < task.fault <= last[3]:
             return
-        if not (last[2] & PRESENT and said.spte & PRESENT):
+        if not said.spte & PRESENT:
             return
         differs = (last[2] ^ said.spte) & ~self.world.volatile
         if differs & ~WRITABLE:
