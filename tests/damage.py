@@ -31,8 +31,8 @@ OVER = re.compile(
 
 @frozen
 class Damaged:
-    """A damaged copy, and the first and the last line (from 1) that a report of it may name. Without
-    them it only loses information."""
+    """A damaged copy, and the first and the last line (from 1) that a report of it may name.
+    Without them it only loses information."""
 
     lines: list[str]
     first: int = 0
@@ -184,13 +184,13 @@ def rights_widened(lines: list[str], chance: random.Random) -> Damaged | None:
     places = []
     for index in find(lines, r" map: .*\bmap_w=0"):
         set_at = next_of_task(lines, index, re.compile(r"spte_changed: |map_ret|kvm_entry: "))
-        if found := CHANGE.search(lines[set_at]):
-            if is_leaf(int(found[5], 16), int(found[3])) and not int(found[4], 16) & PRESENT:
-                places.append(set_at)
+        found = CHANGE.search(lines[set_at])
+        if found and is_leaf(int(found[5], 16), int(found[3])) and not int(found[4], 16) & PRESENT:
+            places.append(set_at)
     at = chosen(chance, places)
     if at is None:
         return None
-    (_, (_, gfn, level, _, new)) = next(changes(lines[at : at + 1]))
+    (_, (*_, new)) = next(changes(lines[at : at + 1]))
     wide = new | WRITABLE | HOST_WRITABLE | MMU_WRITABLE
     copy = replaced(lines, at, r"new_spte \w+", f"new_spte {wide:x}")
     said = next_of_task(lines, at, re.compile(r"kvm_mmu_set_spte: |map_ret|kvm_entry: "))
@@ -369,7 +369,7 @@ def thawed(lines: list[str], chance: random.Random) -> Damaged | None:
     )
     if at is None:
         return None
-    (_, (*_, old, new)) = next(changes(lines[at : at + 1]))
+    (_, (*_, new)) = next(changes(lines[at : at + 1]))
     none = new & 1 << 63
     text = re.sub(r"old_spte .*", f"old_spte {new:x} new_spte {none:x}", lines[at])
     return Damaged(header_for([*lines[: at + 1], text, *lines[at + 1 :]]), at + 2, at + 2)

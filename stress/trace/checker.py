@@ -251,7 +251,7 @@ class Checker:
             base = name[:-2]
             parse: Callable[[str], Any] = lambda text: Function(base, text)  # noqa: E731
         else:
-            parse = PARSERS.get(name) or (parse_probe if probe else Text)
+            parse = parse_probe if probe else PARSERS.get(name, Text)
         plan = EventPlan(
             canonical,
             parse,

@@ -152,8 +152,6 @@ class EventNames(dict[tuple[str, bool], str]):
             return f"{canonical}()" if canonical else name
         if not probe:
             return f"?{name}" if name.removesuffix("_ret") in _CANONICAL else name
-        if name in TRACEPOINTS:
-            return name
         where, _, function = text[1:].partition(")")[0].partition(" <- ")
         symbol = (function or where).split("+")[0].split(" ")[0]
         canonical = FUNCTIONS.get(symbol)
@@ -162,5 +160,5 @@ class EventNames(dict[tuple[str, bool], str]):
             base = _base_of(name)
             canonical = FUNCTIONS.get(base) or PROBE_NAMES.get(base)
         if canonical is None:
-            return name
+            return f"?{name}" if name in TRACEPOINTS else name
         return f"{canonical}_ret" if function else canonical
