@@ -284,8 +284,8 @@ _VCPUS: Final = (
         ret="called=$retval:u8",
     ),
     *_both("mmu_load", "kvm_mmu_load", VCPU, ret=RET, level=2),
-    *_entry("load_pgd", "svm_load_mmu_pgd", f"{VCPU} root=root_hpa:x64"),
-    *_entry("load_ept", "vmx_load_mmu_pgd", f"{VCPU} root=root_hpa:x64"),
+    *_entry("load_pgd", "svm_load_mmu_pgd", f"{VCPU} root=root_hpa:x64", "root=%si:x64"),
+    *_entry("load_ept", "vmx_load_mmu_pgd", f"{VCPU} root=root_hpa:x64", "root=%si:x64"),
     *_entry(
         "mmu_free_roots",
         "kvm_mmu_free_roots",

@@ -91,7 +91,7 @@ statistics() {{
 
 sample() {{
     trap - EXIT INT TERM
-    while sleep 0.5 2>/dev/null || sleep 1; do
+    while sleep 0.1 2>/dev/null || sleep 1; do
         statistics
     done
 }}

@@ -165,6 +165,8 @@ class TracedTask:
     """The root that it has made and not yet loaded."""
     got: int = 0
     """Pointer of the root that its last next_root returned, or 0."""
+    given: int = 0
+    """Address of the root that it has asked for and got, where the kernel returns it, else 0."""
     unseen_get: bool = False
     """It has found a root in a way that no event shows, and not yet loaded it."""
     loaded: int = 0

@@ -104,7 +104,7 @@ class StatisticsPart(CheckPart):
             )
 
     def marker(self, event: Event, task: TracedTask, _said: object) -> None:
-        """`statistics of PID begin`, then `statistics of PID end pages_4k=65 ...`; or `MK stats TAG`
+        """`statistics of PID begin`, then `statistics of PID end pages_4k=6 ...`; or `MK stats TAG`
         with the values in the workload's log.
 
         They are read between this marker and the task's next one, during which a running vCPU may
