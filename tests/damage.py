@@ -78,6 +78,20 @@ def altered(lines: list[str], at: int, old: str, new: str, last: int = 0) -> Dam
     return Damaged(replaced(lines, at, old, new), at + 1, last or len(lines))
 
 
+def read_only(lines: list[str]) -> list[str]:
+    """The same recording of a VM whose memory the host lets it only read."""
+    return [
+        re.sub(r"(?<=spte )[0-9a-f]{4,16}\b", _without_rights, line).replace("map_w=1", "map_w=0")
+        for line in lines
+    ]
+
+
+def _without_rights(found: re.Match[str]) -> str:
+    value = int(found[0], 16)
+    rights = HOST_WRITABLE | MMU_WRITABLE
+    return f"{value & ~(rights | WRITABLE):x}" if value & PRESENT and value & rights else found[0]
+
+
 def flush_dropped(lines: list[str], chance: random.Random) -> Damaged | None:
     """A flush that was due never happened."""
     flushes = [index for index in find(lines, "flush_remote") if _owed(lines, index)]
@@ -195,6 +209,20 @@ def rights_widened(lines: list[str], chance: random.Random) -> Damaged | None:
     copy = replaced(lines, at, r"new_spte \w+", f"new_spte {wide:x}")
     said = next_of_task(lines, at, re.compile(r"kvm_mmu_set_spte: |map_ret|kvm_entry: "))
     return Damaged(replaced(copy, said, rf" spte {new:x} ", f" spte {wide:x} "), at + 1, at + 1)
+
+
+def rights_denied(lines: list[str], chance: random.Random) -> Damaged | None:
+    """The same, where the host's answer is what is changed."""
+    places = []
+    for index in find(lines, r" map: .*\bmap_w=1"):
+        set_at = next_of_task(lines, index, re.compile(r"spte_changed: |map_ret|kvm_entry: "))
+        found = CHANGE.search(lines[set_at])
+        if found and is_leaf(int(found[5], 16), int(found[3])) and not int(found[4], 16) & PRESENT:
+            places.append((index, set_at))
+    if not places:
+        return None
+    at, set_at = chance.choice(places)
+    return altered(replaced(lines, at, "map_w=1", "map_w=0"), at, "map_w=1", "", set_at + 1)
 
 
 def writable_only(lines: list[str], chance: random.Random) -> Damaged | None:
@@ -417,8 +445,8 @@ BROKEN: dict[str, Draw] = {
     draw.__name__: draw
     for draw in (
         flush_dropped, put_doubled, last_put_dropped, leaf_revived, leaf_kept, rights_widened,
-        writable_only, zapped_to_garbage, value_changed, gfn_changed, level_changed, space_changed,
-        generation_changed, frame_changed, entry_elsewhere, confirmed_otherwise,
+        rights_denied, writable_only, zapped_to_garbage, value_changed, gfn_changed, level_changed,
+        space_changed, generation_changed, frame_changed, entry_elsewhere, confirmed_otherwise,
         freed_while_linked, reload_dropped, thawed,
     )
 }  # fmt: skip

@@ -52,8 +52,8 @@ class TraceFinding:
     task: str = ""
     rule: str = ""
     absent: frozenset[str] = frozenset()
-    """Events of which one is missing, according to this finding: lines that were lost may have been
-    just those."""
+    """The fewest events that are missing, according to this finding, one line each: if as many
+    lines were lost, they may have been these."""
     across: bool = False
     """Whether it rests on the order of events of different CPUs."""
     tables: bool = False

@@ -128,8 +128,9 @@ WALKED: Final = {
     "unmap_gfn_range": Fact("where the walk ends", {"unmap_gfn_range_ret"}, "probe on its return"),
 }
 REMOTE: Final = frozenset(either(*FLUSH_EVENTS))
+PLAIN_FLUSH: Final = frozenset(either("flush_remote"))
+"""The least that a flush leaves in a recording."""
 REQUESTS: Final = frozenset({*either("make_all_req"), "make_all_req_ret"})
-LOADING: Final = frozenset({*either("mmu_load", "load_pgd"), "mmu_load_ret"})
 
 
 class FlushesPart(CheckPart):
@@ -324,7 +325,7 @@ class FlushesPart(CheckPart):
             headline,
             lines[: 3 if count > 1 else 2],
             task=name_of(event),
-            absent=REMOTE | REQUESTS,
+            absent=PLAIN_FLUSH,
             given=owed.given,
         )
 
@@ -393,7 +394,7 @@ class FlushesPart(CheckPart):
             headline,
             lines,
             task=name_of(event),
-            absent=REMOTE | REQUESTS,
+            absent=PLAIN_FLUSH,
             across=True,
             given=(FLUSHED, *owed.given),
         )
@@ -429,7 +430,7 @@ class FlushesPart(CheckPart):
                 headline,
                 lines,
                 task=name_of(event),
-                absent=REMOTE | REQUESTS,
+                absent=PLAIN_FLUSH,
                 across=True,
                 given=(FLUSHED, WALKED[frame.name], *debts[0].given),
             )
@@ -484,6 +485,6 @@ class FlushesPart(CheckPart):
                 f"vCPU {vcpu} has loaded a root without flushing its TLB",
                 [(event.line, "here"), (begun, "it began")],
                 task=name_of(event),
-                absent=frozenset(either(*LOCAL_FLUSHES)),
+                absent=frozenset(either("flush_current")),
             )
         self.forget()

@@ -61,7 +61,6 @@ ROOTS: Final = Check(
         "I1-I4"
     ),
 )
-PUTS: Final = frozenset(either("put_root"))
 NO_ROOT: Final = (1 << 64) - 1
 LOWEST_PAGE: Final = 4096
 """What kvm_tdp_mmu_get_vcpu_root_hpa() returns is an address, what kvm_tdp_mmu_alloc_root() returns
@@ -76,12 +75,19 @@ same."""
 
 
 NOTHING: Final[frozenset[str]] = frozenset()
+BIRTH: Final = frozenset({"kvm_mmu_get_page"})
+PUT: Final = frozenset({"put_root"})
 ABSENT: Final = {
-    "count": PUTS | {"next_root_ret"},
+    "count": PUT,
     "put-again": frozenset({"next_root_ret"}),
-    "last-put-loaded": frozenset({"mmu_free_roots", "mmu_unload"}),
+    "put-twice": BIRTH,
+    "reused-dead": BIRTH,
+    "used-dead": BIRTH,
+    "valid-again": BIRTH,
+    "reused-invalid": BIRTH,
+    "last-put-loaded": frozenset({"mmu_free_roots"}),
     "last-put-valid": frozenset({"kvm_mmu_zap_all_fast", "invalidate_all_roots"}),
-    "freed-alive": PUTS,
+    "freed-alive": PUT,
 }
 """By code, what a finding says was missing."""
 GIVEN: Final[dict[str, tuple[Fact, ...]]] = {
@@ -507,7 +513,7 @@ class RootsPart(CheckPart):
                 f"{name} never had its last put",
                 lines,
                 rule="O11",
-                absent=PUTS,
+                absent=PUT,
                 given=(REFERENCES, PAGES),
             )
         if not alive:
@@ -544,7 +550,7 @@ class RootsPart(CheckPart):
                 "freed-linked",
                 headline,
                 [(event.line, "freed here")],
-                absent=PUTS | {"kvm_tdp_mmu_spte_changed"},
+                absent=frozenset({"kvm_tdp_mmu_spte_changed"}),
                 tables=True,
                 given=(REFERENCES, PAGES),
             )

@@ -206,6 +206,7 @@ class SlotsPart(CheckPart):
                 headline,
                 [(at, "the leaf"), (ret, "the call returned"), (call, "the call")],
                 task=who,
+                absent=frozenset({"set_memslot"}),
             )
 
     def forget(self) -> None:
