@@ -288,10 +288,7 @@ class Checker:
 
     def _quick(self, event: Event, task: TracedTask) -> bool:
         """The entries of a table that is emptied, most of which hold nothing."""
-        if not task.emptying or not self._freezing.empty_entry(event, task):
-            return False
-        self.summary.count("frozen")
-        return True
+        return bool(task.emptying) and self._freezing.empty_entry(event, task)
 
     def _new_task(self, event: Event) -> TracedTask:
         if event.task.startswith(OF_THE_MACHINE):
@@ -388,6 +385,8 @@ class Checker:
         """The recording is over: judge what waits, and put everything together."""
         world, ledger = self.world, self.world.ledger
         self._end_recording(whole=self._whole)
+        self._freezing.tally()
+        self.summary.count("frozen", self._freezing.count)
         findings = self._standing(reader.counts)
         ledger.count_broken(findings)
         wanted = [
