@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+from functools import partial
 from pathlib import Path
 
 import click
 
 from stress.commands.conform import conform_command
 from stress.commands.options import quiet_option
+from stress.commands.several import judged
 from stress.results.verdict import ExitCode, Verdict
 from stress.trace import record as recording
 from stress.trace import show
@@ -52,6 +55,13 @@ trace.add_command(conform_command)
     type=click.Choice(ORDER_OF_CHECKS),
     help="Judge by this check only. May be repeated.",
 )
+@click.option(
+    "--jobs",
+    "-j",
+    type=click.IntRange(0),
+    default=0,
+    help="Recordings to judge at the same time; by default as many as there are CPUs.",
+)
 @quiet_option()
 @click.option(
     "--json",
@@ -65,13 +75,14 @@ def check(
     vendor: str,
     log: Path | None,
     only: tuple[str, ...],
+    jobs: int,
     quiet: bool,
     as_json: bool,
 ) -> ExitCode:
-    """Apply the oracles to ftrace recordings of a running KVM (.xz, .gz or plain; - is stdin)."""
+    """Apply the oracles to ftrace recordings of a running KVM (plain or packed; - is stdin)."""
     worst = Verdict.PASS
-    for file in files:
-        result = check_recording(file, kernel=kernel, vendor=vendor, log=log, only=frozenset(only))
+    judge = partial(check_recording, kernel=kernel, vendor=vendor, log=log, only=frozenset(only))
+    for result in judged(files, judge, jobs or os.cpu_count() or 1):
         worst = max(worst, result.judgement.verdict)
         if as_json:
             click.echo(json.dumps(show.as_data(result), indent=None if len(files) > 1 else 1))

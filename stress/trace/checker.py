@@ -53,6 +53,7 @@ from stress.trace.world import FOREVER, TracedTask, TracedWorld
 
 INTERRUPTED: Final = frozenset("hHszZ")
 """Flags of hard and soft interrupts: the task is only the one that was interrupted."""
+ORDER_OF_EVENTS: Final = "the order of the events"
 TICK: Final = 256
 """Events between two looks at what has waited too long."""
 
@@ -182,9 +183,11 @@ class Checker:
         self._rare: dict[tuple[str, bool], EventPlan] = {}
         self._freezing = Freezing(world)
         self._quicks = {"kvm_tdp_mmu_spte_changed": self._quick}
-        self._line = 0
+        self._event = Event(0, -1, 0, "", 0, "", "", "")
+        world.ledger.clock = lambda: self._event.time
         self._whole = True
         self._blind = False
+        self._late = FOREVER
         self._until_tick = TICK
 
     def feed(self, event: Event) -> bool:
@@ -197,9 +200,10 @@ class Checker:
                 return True
             plan = self._plan(event)
         if self._blind:
+            self._retract(event)
             return True
         world = self.world
-        self._line = line
+        self._event = event
         if plan is IDLE:
             return False
         task = world.tasks.get(pid) or self._new_task(event)
@@ -247,7 +251,7 @@ class Checker:
             base = name[:-2]
             parse: Callable[[str], Any] = lambda text: Function(base, text)  # noqa: E731
         else:
-            parse = PARSERS.get(name) or (parse_probe if probe else Text)
+            parse = parse_probe if probe else PARSERS.get(name, Text)
         plan = EventPlan(
             canonical,
             parse,
@@ -284,10 +288,7 @@ class Checker:
 
     def _quick(self, event: Event, task: TracedTask) -> bool:
         """The entries of a table that is emptied, most of which hold nothing."""
-        if not task.emptying or not self._freezing.empty_entry(event, task):
-            return False
-        self.summary.count("frozen")
-        return True
+        return bool(task.emptying) and self._freezing.empty_entry(event, task)
 
     def _new_task(self, event: Event) -> TracedTask:
         if event.task.startswith(OF_THE_MACHINE):
@@ -357,10 +358,17 @@ class Checker:
             self.world.gaps.append((event.line, event.text))
             return
         self._blind = event.name == ORDER
+        self._late = FOREVER
         if event.name == ORDERED:
             self.world.forget()
         else:
             self._lose(event.line, event.text, whole=event.name != DAMAGE)
+
+    def _retract(self, late: Event) -> None:
+        """An event that comes after later ones: what was found at those may rest on its absence."""
+        if late.time < self._late:
+            self._late = late.time
+            self.world.ledger.retract(late.time, ORDER_OF_EVENTS)
 
     def _lose(self, line: int, why: str, *, whole: bool) -> None:
         self._whole = self._whole and whole
@@ -371,12 +379,14 @@ class Checker:
 
     def _end_recording(self, *, whole: bool) -> None:
         for part in self.parts:
-            part.finish(FOREVER if whole else self._line, whole=whole)
+            part.finish(FOREVER if whole else self._event.line, whole=whole)
 
     def result(self, reader: TraceReader, path: Path | None) -> CheckResult:
         """The recording is over: judge what waits, and put everything together."""
         world, ledger = self.world, self.world.ledger
         self._end_recording(whole=self._whole)
+        self._freezing.tally()
+        self.summary.count("frozen", self._freezing.count)
         findings = self._standing(reader.counts)
         ledger.count_broken(findings)
         wanted = [

@@ -42,7 +42,7 @@ MISSING: Final = "#missing"
 DAMAGE: Final = "#damage"
 """A line that is no line of a recording, or the file cannot be read on from here; `text` says what
 is wrong."""
-NO_GFN: Final = "-1"
+NO_GFN: Final = -1
 """The gfn of a page whose event does not name one."""
 MARKER: Final = "tracing_mark_write"
 """User space wrote `text` to `trace_marker`."""
@@ -285,15 +285,36 @@ def _probe_head(text: str, where: str) -> tuple[str, str]:
     return head
 
 
-def _format(pattern: str, make: Callable[..., Fields]) -> Callable[[str], Fields]:
-    """A parser for one format: the groups of `pattern` are the arguments of `make`."""
+_RAW_FIELD: Final = re.compile(r"(\w+)=(0x[0-9a-fA-F]{1,16}|-?\d{1,20})(?![\w.])", re.ASCII)
+"""trace-cmd and perf print fields where they cannot follow the kernel's format (`[FAILED TO PARSE]
+gfn=1 ...`: pages without the KVM plugin) or are told to (`trace-cmd report -R`), and tracefs with
+its option `fields`."""
+
+
+def _raw(text: str, names: tuple[str, ...]) -> Any:
+    """The values of a payload that is printed field by field; `FieldError` if one is missing."""
+    said = {name: int(value, 0) for name, value in _RAW_FIELD.findall(text)}
+    if not names or not said.keys() >= set(names):
+        raise FieldError(f"the payload is not of the event's format: {text[:80]!r}")
+    return [said[name] for name in names]
+
+
+def _format(
+    pattern: str,
+    make: Callable[..., Fields],
+    fields: str = "",
+    of_fields: Callable[..., Fields] | None = None,
+) -> Callable[[str], Fields]:
+    """A parser for one format: the groups of `pattern` are the arguments of `make`, and where the
+    payload is printed field by field, the values of `fields` those of `of_fields`."""
     match = re.compile(pattern, re.ASCII).match
+    names = tuple(fields.split())
 
     def parse(text: str) -> Fields:
         found = match(text)
-        if found is None:
-            raise FieldError(f"the payload is not of the event's format: {text[:80]!r}")
-        return make(*found.groups())
+        if found is not None:
+            return make(*found.groups())
+        return (of_fields or make)(*_raw(text, names))
 
     return parse
 
@@ -301,7 +322,7 @@ def _format(pattern: str, make: Callable[..., Fields]) -> Callable[[str], Fields
 def _parse_spte_changed(text: str) -> Fields:
     """`as id 0 gfn 1 level 1 old_spte 0 new_spte 1`, where it is just that, without a pattern."""
     words = text.split(" ")
-    if words[1::2] == _SPTE_WORDS:
+    if words[1::2] == _SPTE_WORDS and len(words) == _SPTE_LENGTH and "-" not in text:
         try:
             return SpteChanged(
                 int(words[2]),
@@ -372,9 +393,17 @@ def _parse_page(text: str) -> ShadowPageEvent:
         return _page(*found.groups())
     found = _PLUGIN_PAGE.match(text)
     if found is None:
-        raise FieldError(f"the payload is not of the event's format: {text[:80]!r}")
+        return _page_of_fields(text)
     created, gfn, level, direct, invalid, count = found.groups()
-    return _page(gfn or NO_GFN, level, direct, invalid, count, created)
+    return _page(gfn or str(NO_GFN), level, direct, invalid, count, created)
+
+
+def _page_of_fields(text: str) -> ShadowPageEvent:
+    """The role word holds the level in its lowest bits, and bit 7 says `direct`."""
+    gfn, role, count = _raw(text, ("gfn", "role", "root_count"))
+    return ShadowPageEvent(
+        gfn, role & 0xF, bool(role & 1 << 7), False, count, " created=1" in f" {text}"
+    )
 
 
 _PAGE = re.compile(
@@ -385,15 +414,22 @@ _PAGE = re.compile(
 )
 
 _SPTE_WORDS: Final = ["id", "gfn", "level", "old_spte", "new_spte"]
+_SPTE_LENGTH: Final = 11
 _parse_changed = _format(
     r"as id (\d{1,10}) gfn ([0-9a-f]{1,16}) level (\d{1,10}) old_spte ([0-9a-f]{1,16}) "
     r"new_spte ([0-9a-f]{1,16})(?!\S)",
     _spte_changed,
+    "as_id gfn level old_spte new_spte",
+    SpteChanged,
 )
-_parse_plain_entry = _format(r"vcpu (\d{1,10})\b", lambda vcpu: VcpuEvent(int(vcpu), "", 0, 0))
+_parse_plain_entry = _format(
+    r"vcpu (\d{1,10})\b", lambda vcpu: VcpuEvent(int(vcpu), "", 0, 0), "vcpu_id"
+)
 _parse_plain_exit = _format(
     r"(?:vcpu (\d{1,10}) )?reason (\S+)(?:.* vcpu (\d{1,10})\b)?",
     lambda vcpu, reason, last: VcpuEvent(int(vcpu or last or -1), reason, 0, 0),
+    "vcpu_id exit_reason",
+    lambda vcpu, reason: VcpuEvent(vcpu, f"{reason:#x}", 0, 0),
 )
 
 PARSERS: Final[dict[str, Callable[[str], Fields]]] = {
@@ -402,10 +438,14 @@ PARSERS: Final[dict[str, Callable[[str], Fields]]] = {
         r"gfn ([0-9a-f]{1,16}) spte ([0-9a-f]{1,16}) \(\S*\) level (\d{1,10}) at "
         r"([0-9a-f]{1,16})(?!\S)",
         lambda gfn, spte, level, at: SetSpte(int(gfn, 16), int(spte, 16), int(level), int(at, 16)),
+        "gfn spte level sptep",
+        SetSpte,
     ),
     "kvm_mmu_spte_requested": _format(
         r"gfn ([0-9a-f]{1,16}) pfn ([0-9a-f]{1,16}) level (\d{1,10})(?: access ([0-9a-f]{1,4}))?\b",
         _requested,
+        "gfn pfn level",
+        SpteRequested,
     ),
     "kvm_mmu_get_page": _parse_page,
     "kvm_mmu_prepare_zap_page": _parse_page,
@@ -418,19 +458,27 @@ PARSERS: Final[dict[str, Callable[[str], Fields]]] = {
     "mark_mmio_spte": _format(
         r"sptep: ?\S+ gfn ([0-9a-f]{1,16}) access (\w+) gen ([0-9a-f]{1,16})(?!\S)",
         lambda gfn, access, gen: MarkMmio(int(gfn, 16), int(access, 16), int(gen, 16)),
+        "gfn access gen",
+        MarkMmio,
     ),
     "check_mmio_spte": _format(
         r"spte ([0-9a-f]{1,16}) kvm_gen ([0-9a-f]{1,16}) spte-gen ([0-9a-f]{1,16}) valid "
         r"([01])(?!\S)",
         _check_mmio,
+        "spte kvm_gen spte_gen",
+        lambda spte, kvm_gen, spte_gen: CheckMmio(spte, kvm_gen, spte_gen, kvm_gen == spte_gen),
     ),
     "kvm_unmap_hva_range": _format(
         r"mmu notifier unmap range: 0x([0-9a-f]{1,16}) -- 0x([0-9a-f]{1,16})(?!\S)",
         lambda start, end: HvaRange(int(start, 16), int(end, 16)),
+        "start end",
+        HvaRange,
     ),
     "kvm_mmu_zap_all_fast": _format(
         r"kvm-mmu-valid-gen (\w+) used_pages ([0-9a-f]{1,16})(?!\S)",
         lambda gen, used: ZapAllFast(int(gen, 16), int(used, 16)),
+        "mmu_valid_gen mmu_used_pages",
+        ZapAllFast,
     ),
     "kvm_entry": _parse_entry,
     "kvm_exit": _parse_exit,
@@ -440,6 +488,8 @@ PARSERS: Final[dict[str, Callable[[str], Fields]]] = {
         lambda vcpu, address, error: VcpuEvent(
             int(vcpu or -1), "", int(address, 16), int(error, 16)
         ),
+        "vcpu_id fault_address error_code",
+        lambda vcpu, address, error: VcpuEvent(vcpu, "", address, error),
     ),
     "tracing_mark_write": Text,
     "print": Text,

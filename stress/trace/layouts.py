@@ -126,6 +126,10 @@ NONE_VALUES: Final = frozenset(layout.none for layout in LAYOUTS.values())
 FROZEN_VALUES: Final = frozenset(layout.frozen for layout in LAYOUTS.values())
 
 
+LEVELS: Final = range(1, 6)
+"""Levels of tables: an event that names another one is illegal, and can be in none."""
+
+
 def is_frozen(spte: int) -> bool:
     """The frozen value of any kernel; they are distinct from everything else that any kernel
     writes."""

@@ -8,6 +8,8 @@ judged at the end.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
+from itertools import compress
 from typing import Final
 
 from attrs import define, evolve, field, frozen
@@ -50,8 +52,8 @@ class TraceFinding:
     task: str = ""
     rule: str = ""
     absent: frozenset[str] = frozenset()
-    """Events of which one is missing, according to this finding: lines that were lost may have been
-    just those."""
+    """The fewest events that are missing, according to this finding, one line each: if as many
+    lines were lost, they may have been these."""
     across: bool = False
     """Whether it rests on the order of events of different CPUs."""
     tables: bool = False
@@ -70,6 +72,10 @@ class CheckLedger:
     tallies: dict[str, CheckTally] = field(factory=dict)
     findings: list[TraceFinding] = field(factory=list)
     kinds: Counter[tuple[str, str]] = field(factory=Counter)
+    times: list[int] = field(factory=list)
+    """The time of the recording at which each finding was made."""
+    clock: Callable[[], int] = int
+    """Returns the time of the present event."""
     dropped: int = 0
     """Findings beyond `MOST_REPORTS` of a kind."""
 
@@ -94,6 +100,16 @@ class CheckLedger:
             self.dropped += 1
         else:
             self.findings.append(finding)
+            self.times.append(self.clock())
+
+    def retract(self, time: int, fact: str) -> None:
+        """Events of this time come only now: what was found at later ones is not known."""
+        kept = [at <= time for at in self.times]
+        for finding in compress(self.findings, (not keep for keep in kept)):
+            self.kinds[finding.check, finding.code] -= 1
+            self.unknown(finding.check, fact, finding.lines[0][0])
+        self.findings[:] = compress(self.findings, kept)
+        self.times[:] = compress(self.times, kept)
 
     def count_broken(self, findings: list[TraceFinding]) -> None:
         """Put the figures of the findings that stand into the tallies."""

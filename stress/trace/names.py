@@ -8,6 +8,7 @@ changed their name between kernels share one.
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 from stress.trace.events import Event
@@ -91,6 +92,7 @@ PROBE_NAMES: Final = {
     "svm_flush_current": "flush_current",
     "svm_flush_asid": "flush_asid",
     "svm_flush_all": "flush_all",
+    **{canonical: canonical for canonical in FUNCTIONS.values()},
 }
 """Probes of `stress trace record` and of the kernel lab that are not named canonically."""
 
@@ -118,6 +120,16 @@ TRACEPOINTS: Final = frozenset(
 
 
 _CANONICAL: Final = frozenset(FUNCTIONS.values())
+_OWN_NAME: Final = re.compile(
+    r"(?:[pr]_(?=.*_\d+$))?(.+?)(?:_gen)?(?:_alt)?(?:_ret|__return|__entry|__exit|(?<=[a-z])_\d{1,4})?$"
+)
+"""The name of a probe event without what tracefs (`p_FUNCTION_0`, `FUNCTION__exit`) and scripts
+(`put_root_alt`, `put_root_ret`) add to it."""
+
+
+def _base_of(name: str) -> str:
+    found = _OWN_NAME.match(name)
+    return found[1] if found else name
 
 
 class EventNames(dict[tuple[str, bool], str]):
@@ -140,15 +152,13 @@ class EventNames(dict[tuple[str, bool], str]):
             return f"{canonical}()" if canonical else name
         if not probe:
             return f"?{name}" if name.removesuffix("_ret") in _CANONICAL else name
-        if name in TRACEPOINTS:
-            return name
         where, _, function = text[1:].partition(")")[0].partition(" <- ")
         symbol = (function or where).split("+")[0].split(" ")[0]
         canonical = FUNCTIONS.get(symbol)
         if canonical is None and symbol not in FUNCTIONS:
             # trace-cmd and perf print addresses: the event's own name is all there is
-            base = name.removesuffix("_ret")
+            base = _base_of(name)
             canonical = FUNCTIONS.get(base) or PROBE_NAMES.get(base)
         if canonical is None:
-            return name
+            return f"?{name}" if name in TRACEPOINTS else name
         return f"{canonical}_ret" if function else canonical

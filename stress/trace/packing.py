@@ -34,6 +34,13 @@ FOREIGN: Final = (
 )
 """First bytes, what they are, and the command whose output can be read."""
 ZSTD: Final = b"\x28\xb5\x2f\xfd"
+ZSTD_READERS: Final = (
+    ("compression.zstd", "ZstdFile"),
+    ("backports.zstd", "ZstdFile"),
+    ("pyzstd", "ZstdFile"),
+)
+"""Python's own reader since 3.14, and packages that bring it to older ones."""
+_CONTROLS: Final = bytes({*range(32), 127} - {*b"\t\n\r\f\x1b"})
 
 
 class _Stream(io.RawIOBase):
@@ -62,7 +69,14 @@ class _Stream(io.RawIOBase):
 def chunks_of(raw: IO[bytes], origin: str) -> Iterator[bytes]:
     """The bytes of a recording, unpacked. Raises `TraceError` for what it cannot unpack."""
     with raw:
-        yield from _decoded(_unpacked(_buffered(raw), origin, depth=0))
+        chunks = _decoded(_unpacked(_buffered(raw), origin, depth=0))
+        first = next(chunks, b"")
+        if not first:
+            raise TraceError(f"{origin}: the file is empty")
+        if is_binary(first):
+            raise TraceError(f"{origin}: binary data, no text of a recording")
+        yield first
+        yield from chunks
 
 
 def _buffered(raw: IO[bytes]) -> io.BufferedReader:
@@ -101,14 +115,15 @@ def _decompressor(stream: io.BufferedReader, magic: bytes, origin: str) -> IO[by
 
 
 def _zstd(stream: io.BufferedReader, origin: str) -> IO[bytes]:
-    try:
-        module = importlib.import_module("compression.zstd")
-    except ImportError:
-        raise TraceError(
-            f"{origin}: packed with zstd, which this Python cannot read (3.14 can); try: zstd -dc "
-            f"{origin} | stress trace check -"
-        ) from None
-    return cast(IO[bytes], module.ZstdFile(stream))
+    for module, reader in ZSTD_READERS:
+        try:
+            return cast(IO[bytes], getattr(importlib.import_module(module), reader)(stream))
+        except ImportError:
+            continue
+    raise TraceError(
+        f"{origin}: packed with zstd, which this Python cannot read (3.14 can, and others with "
+        f"backports.zstd); try: zstd -dc {origin} | stress trace check -"
+    )
 
 
 def _read(stream: IO[bytes]) -> Iterator[bytes]:
@@ -143,6 +158,12 @@ def is_recording(first: bytes) -> bool:
     """Whether a file begins like one."""
     head = first[:SNIFFED]
     return head.startswith((b"# tracer:", b"cpus=", b"\xef\xbb\xbf# tracer:")) or b": kvm_" in head
+
+
+def is_binary(first: bytes) -> bool:
+    """Whether too much of the beginning is no text."""
+    head = first[:SNIFFED]
+    return len(head) - len(head.translate(None, _CONTROLS)) > len(head) // 32
 
 
 def _decoded(chunks: Iterator[bytes]) -> Iterator[bytes]:

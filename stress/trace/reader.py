@@ -50,11 +50,14 @@ from stress.trace.events import (
 from stress.trace.grammar import (
     ASIDE,
     BEGINS,
+    LOG,
     NORMAL,
     REPORT,
     REPORT_SIGNS,
     TRACEFS,
     Grammar,
+    aside_in_log,
+    caller_of,
     find_grammar,
     without_log_prefix,
 )
@@ -222,6 +225,8 @@ class TraceReader:
         )
         who = (int(cpu), int(pid), task.strip(), flags or "")
         event = name if kind[:1] == ":" else f"{name}()"
+        if kind == "(":
+            text = caller_of(text)
         if event == MARKER:
             self._marker = number
             return who, self._stamp(time), MARKER, text
@@ -301,6 +306,7 @@ class TraceReader:
     def _odd(self, line: int, text: str) -> Iterator[Event]:
         """A line that is no event: a header, an annotation, what belongs to the line before, or
         damage."""
+        logged = text
         text = without_log_prefix(text)
         if text.startswith("#") or BEGINS.match(text):
             yield from self._comment(line, text)
@@ -317,11 +323,19 @@ class TraceReader:
             )
         elif self._marker == line - 1 and "]" not in text:
             self._marker = line
+        elif self._is_message(logged, text):
+            return
         elif text.strip() and not ASIDE.match(text):
             self.counts.damaged += 1
             if not self.counts.events and self.counts.damaged >= PATIENCE:
                 raise self._no_recording()
             yield _notice(line, -1, DAMAGE, f"not a line of a recording: {text[:100]!r}")
+
+    def _is_message(self, logged: str, text: str) -> bool:
+        """Whether a line of the kernel's log is another message than a dump of events."""
+        if self.grammar is LOG:
+            return aside_in_log(logged)
+        return not self.counts.events and logged != text
 
     def _comment(self, line: int, text: str) -> Iterator[Event]:
         """A line of the header, or the note that a CPU's events begin here only."""

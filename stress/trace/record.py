@@ -20,6 +20,7 @@ from stress.trace.parts.slots import SLOTS
 from stress.trace.parts.sptes import FROZEN, TABLES, TRANSITIONS
 from stress.trace.parts.statistics import STATISTICS
 from stress.trace.parts.vcpus import OBSOLETE
+from stress.trace.record_script import TEMPLATE
 
 EVENTS: Final = (
     "kvmmmu",
@@ -46,7 +47,8 @@ LEVELS: Final = {
 class ProbeSpec:
     """A probe: its event name, its function, and its arguments: the definitions are tried in turn,
     the most telling first. Those that name members need the kernel's BTF, those with registers do
-    not; without any the probe says that the function was called."""
+    not, and those that begin with `@VERSION` are for that kernel only, because they say where in
+    its structures a member lies; without any the probe says that the function was called."""
 
     name: str
     function: str
@@ -95,9 +97,18 @@ SLOT: Final = " ".join(
         ("hva", "userspace_addr", "x64"),
     )
 )
+OLDER_SLOT: Final = " ".join(
+    f"{which}_{short}=+{at:#x}({register}):x64"
+    for which, register in (("old", "%si"), ("new", "%dx"))
+    for short, at in (("gfn", 0xB0), ("n", 0xB8))
+)
+"""6.1 cannot give arguments by name; base_gfn and npages of struct kvm_memory_slot lie here. What a
+slot that does not exist would hold is printed as `(fault)`."""
 COUNT: Final = "ref=root->tdp_mmu_root_count.refs.counter:u32 role=root->role.word:x32"
 OLDER_COUNT: Final = "ref=root->tdp_mmu_root_count.counter:u32 role=root->role.word:x32"
 """Until 6.0 the count was a refcount_t of another shape."""
+OLDER_PAGE: Final = "spt=+0x30(%si):x64 ref=+0x40(%si):u32 role=+0x24(%si):x32"
+"""Of struct kvm_mmu_page in 6.1."""
 ROOT: Final = "root=root:x64 spt=root->spt:x64"
 RANGE: Final = "start=start:x64 end=end:x64"
 HOST_RANGE: Final = "start=range->start:x64 end=range->end:x64"
@@ -109,6 +120,7 @@ _SLOTS: Final = (
         "set_memslot",
         "kvm_set_memslot",
         f"{KVM} change=change:s32 {SLOT}",
+        f"@6.1 {BY_REGISTER} change=%cx:s32 {OLDER_SLOT}",
         f"{BY_REGISTER} change=%cx:s32",
         ret=RET,
         level=2,
@@ -173,6 +185,7 @@ _ROOTS: Final = (
         "kvm_tdp_mmu_put_root",
         f"{KVM} {ROOT} {COUNT}",
         f"{KVM} {ROOT} {OLDER_COUNT}",
+        f"@6.1 {BY_REGISTER} root=%si:x64 {OLDER_PAGE}",
         f"{BY_REGISTER} root=%si:x64",
     ),
     *_both(
@@ -271,8 +284,8 @@ _VCPUS: Final = (
         ret="called=$retval:u8",
     ),
     *_both("mmu_load", "kvm_mmu_load", VCPU, ret=RET, level=2),
-    *_entry("load_pgd", "svm_load_mmu_pgd", f"{VCPU} root=root_hpa:x64"),
-    *_entry("load_ept", "vmx_load_mmu_pgd", f"{VCPU} root=root_hpa:x64"),
+    *_entry("load_pgd", "svm_load_mmu_pgd", f"{VCPU} root=root_hpa:x64", "root=%si:x64"),
+    *_entry("load_ept", "vmx_load_mmu_pgd", f"{VCPU} root=root_hpa:x64", "root=%si:x64"),
     *_entry(
         "mmu_free_roots",
         "kvm_mmu_free_roots",
@@ -363,7 +376,7 @@ def script(level: int, buffer_mb: int, kernel: str = "") -> str:
     probes = [_probe_line(probe) for probe in PROBES if probe.level <= level]
     functions = " ".join(sorted([*FUNCTIONS, *MORE_FUNCTIONS])) if level >= 2 else ""
     made_for = f" (for kernel {kernel})" if kernel else ""
-    return _TEMPLATE.format(
+    return TEMPLATE.format(
         level=level,
         made_for=made_for,
         what=LEVELS[level],
@@ -378,163 +391,11 @@ def script(level: int, buffer_mb: int, kernel: str = "") -> str:
 
 def _probe_line(probe: ProbeSpec) -> str:
     """One call of the script's `probe`: the definitions in the order in which they are tried."""
-    tries = [f"{probe.definition} {each}" for each in probe.tries] + [probe.definition]
-    quoted = " \\\n        ".join(f"'{definition}'" for definition in tries)
+    tries = [
+        f"{each.split(' ', 1)[0]} {probe.definition} {each.split(' ', 1)[1]}"
+        if each.startswith("@")
+        else f"{probe.definition} {each}"
+        for each in (*probe.tries, "")
+    ]
+    quoted = " \\\n        ".join(f"'{definition.rstrip()}'" for definition in tries)
     return f"    probe {quoted}"
-
-
-_TEMPLATE: Final = r"""#!/bin/sh
-# Record what KVM's TDP MMU does, for `stress trace check`. Level {level}{made_for}: {what}.
-# With it `check` can judge: {judges}.
-#
-# Read it, then run it as root. It works in a trace instance of its own, changes no other
-# tracing, and takes everything
-# down again when it ends (Ctrl-C included).
-#
-#   sh record.sh -o vm.trace -- qemu-system-x86_64 ...     record a VM from its start (best)
-#   sh record.sh -o vm.trace -p PID -t 30                  record a running VM for 30 s
-#
-# Without -p and without a command it records every VM on the machine until Ctrl-C.
-# shellcheck disable=SC2016  # $retval is for the kernel, not for the shell
-set -eu
-
-with_statistics={statistics}
-out=vm.trace
-pid=
-seconds=
-while getopts o:p:t: option; do
-    case $option in
-    o) out=$OPTARG ;;
-    p) pid=$OPTARG ;;
-    t) seconds=$OPTARG ;;
-    *) echo "usage: $0 [-o FILE] [-p PID] [-t SECONDS] [-- COMMAND ...]" >&2; exit 4 ;;
-    esac
-done
-shift $((OPTIND - 1))
-
-[ "$(id -u)" = 0 ] || {{ echo "$0: must run as root" >&2; exit 4; }}
-tracing=/sys/kernel/tracing
-[ -e "$tracing/kprobe_events" ] || tracing=/sys/kernel/debug/tracing
-[ -e "$tracing/kprobe_events" ] || {{
-    echo "$0: no tracefs with kprobe events; try: mount -t tracefs nodev /sys/kernel/tracing" >&2
-    exit 4
-}}
-instance=$tracing/instances/tdp-stress
-
-probe() {{
-    # Try the definitions in turn: with the kernel's own types first, then with registers.
-    for definition in "$@"; do
-        if echo "$definition" >>"$tracing/kprobe_events" 2>/dev/null; then
-            return 0
-        fi
-    done
-    echo "left out (this kernel does not have it, or has inlined it): $1" >&2
-}}
-
-put() {{
-    # Write a setting that some kernels do not have.
-    if [ -e "$instance/$1" ]; then
-        echo "$2" >"$instance/$1" || echo "cannot set $1 to $2" >&2
-    fi
-}}
-
-statistics() {{
-    # KVM's own counts, as a marker that `check` compares with what it has counted.
-    for directory in /sys/kernel/debug/kvm/"${{pid:-*}}"-*; do
-        if [ -r "$directory/pages_4k" ]; then
-            values=
-            for name in pages_4k pages_2m pages_1g; do
-                values="$values $name=$(cat "$directory/$name")"
-            done
-            echo "statistics$values" >"$instance/trace_marker"
-            echo "statistics end" >"$instance/trace_marker"
-        fi
-    done
-}}
-
-teardown() {{
-    trap - EXIT INT TERM
-    if [ -d "$instance" ]; then
-        put tracing_on 0
-        put current_tracer nop
-        put events/enable 0
-        rmdir "$instance" || true
-    fi
-    # Only the probes made above; in reverse, as the kernel asks for.
-    grep -o 'tdp_stress/[^ ]*' "$tracing/kprobe_events" 2>/dev/null | while read -r name; do
-        echo "-:$name" >>"$tracing/kprobe_events" || true
-    done
-}}
-
-save() {{
-    put tracing_on 0
-    cat "$instance/trace" >"$out"
-    echo "recorded: $(grep -c '' "$out") lines in $out; now: stress trace check $out" >&2
-}}
-
-setup() {{
-    mkdir -p "$instance"
-    put tracing_on 0
-    put buffer_size_kb {buffer_kb}
-    put trace_clock counter            # one number per event: one order over all CPUs
-    put options/irq-info 1
-    put options/record-tgid 0
-    put trace ''
-{probes}
-    for event in {events}; do
-        put "events/$event/enable" 1
-    done
-    put events/tdp_stress/enable 1
-    functions='{functions}'
-    if [ -n "$functions" ]; then
-        # By their numbers in the list of all: each name costs the kernel a walk over the list.
-        numbers=$(awk -v wanted="$functions" '
-            BEGIN {{ split(wanted, names, " "); for (each in names) want[names[each]] = 1 }}
-            $1 in want {{ printf "%d ", NR }}' "$tracing/available_filter_functions")
-        echo "$numbers" >"$instance/set_ftrace_filter"
-        put current_tracer function
-    fi
-}}
-
-only() {{
-    # This process and its threads; what the kernel's own threads do for it (RCU, NX recovery)
-    # stays unrecorded.
-    put options/event-fork 1
-    put options/function-fork 1
-    for task in /proc/"$1"/task/*; do
-        echo "${{task##*/}}" >>"$instance/set_event_pid"
-        echo "${{task##*/}}" >>"$instance/set_ftrace_pid" 2>/dev/null || true
-    done
-}}
-
-code=0
-trap teardown EXIT
-trap 'exit 130' INT
-trap 'exit 143' TERM
-setup
-if [ -n "$pid" ]; then
-    only "$pid"
-fi
-put tracing_on 1
-if [ $# -gt 0 ]; then
-    "$@" || code=$?
-    sleep 1 # RCU callbacks free the last page tables after their VM is gone
-else
-    if [ "$with_statistics" = 1 ]; then
-        statistics
-    fi
-    if [ -n "$seconds" ]; then
-        sleep "$seconds"
-    else
-        echo "recording; Ctrl-C ends it" >&2
-        trap 'echo >&2' INT
-        sleep 2147483647 || true
-        trap 'exit 130' INT
-    fi
-    if [ "$with_statistics" = 1 ]; then
-        statistics
-    fi
-fi
-save
-exit "$code"
-"""

@@ -118,7 +118,7 @@ def _provable(result: CheckResult) -> Table:
         for rule in check.rules:
             cells = ["yes" if not rule.missing(have) else "-" for have in levels]
             lacks = rule.missing(set(result.have))
-            here = "yes" if not lacks else f"needs {', '.join(fact.name for fact in lacks)}"
+            here = "yes" if not lacks else f"not seen: {', '.join(fact.name for fact in lacks)}"
             table.add_row(f"{rule.oracle} {rule.title}", here, *cells)
     return table
 

@@ -79,9 +79,9 @@ class Summary:
         self._counts: Counter[str] = Counter()
         self._searching: set[int] = set()
 
-    def count(self, figure: str) -> None:
-        """Count one more of a figure."""
-        self._counts[figure] += 1
+    def count(self, figure: str, times: int) -> None:
+        """Count some more of a figure."""
+        self._counts[figure] += times
 
     def see(self, name: str, event: Event, fields: Any) -> None:
         """Count one event."""

@@ -147,6 +147,10 @@ class TracedTask:
     """Line of a flush of a range since then whose range is not recorded, or 0."""
     last_change: tuple[int, int, int, int] | None = None
     """gfn, level, new value, line of its last SPTE change."""
+    last_leaf: tuple[int, int, int, int] | None = None
+    """The same of the last leaf that it has set."""
+    leaf_table: TracedTable | None = None
+    """The table of that leaf, if it is known for certain."""
     fault: int = 0
     """Line at which its present fault began to map, or 0."""
     unlinked: deque[tuple[int, int, int]] = field(factory=lambda: deque(maxlen=64))
@@ -161,6 +165,8 @@ class TracedTask:
     """The root that it has made and not yet loaded."""
     got: int = 0
     """Pointer of the root that its last next_root returned, or 0."""
+    given: int = 0
+    """Address of the root that it has asked for and got, where the kernel returns it, else 0."""
     unseen_get: bool = False
     """It has found a root in a way that no event shows, and not yet loaded it."""
     loaded: int = 0

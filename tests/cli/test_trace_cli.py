@@ -46,6 +46,24 @@ def test_check_of_several_files_has_the_worst_verdict_and_a_line_each(
     )
 
 
+def test_several_recordings_are_judged_in_processes_with_the_same_answers(stress: Stress) -> None:
+    names = [f"tests/data/traces/{name}.trace.xz" for name in ("w6_close", "w8_roots", "w4_dirty")]
+    alone = stress("trace", "check", "--quiet", "--jobs", "1", *names)
+    together = stress("trace", "check", "--quiet", "--jobs", "2", *names)
+    assert together.out == alone.out
+    assert together.code == alone.code == 0
+    assert [line.split(":")[0] for line in alone.out.splitlines()] == [f"PASS  {n}" for n in names]
+
+
+def test_a_file_that_is_none_among_several_is_exit_code_4(stress: Stress, tmp_path: Path) -> None:
+    (tmp_path / "none").write_bytes(b"hello\n")
+    good = "tests/data/traces/w6_close.trace.xz"
+    done = stress("trace", "check", "--quiet", "--jobs", "2", good, str(tmp_path / "none"))
+    assert done.code == 4
+    assert "no line of the file is an ftrace event" in done.err
+    assert done.out.startswith("PASS  ")
+
+
 def test_a_violation_is_printed_like_a_splat(stress: Stress, tmp_path: Path) -> None:
     lines, entry = recordings.reload_dropped(recordings.lines_of("w1_delete_adj"), 0)
     bad = tmp_path / "bad.trace"

@@ -24,7 +24,7 @@ from stress.trace.facts import (
     Fact,
     either,
 )
-from stress.trace.layouts import PRESENT, WRITABLE, is_frozen, is_leaf, is_table, span
+from stress.trace.layouts import LEVELS, PRESENT, WRITABLE, is_frozen, is_leaf, is_table, span
 from stress.trace.parts.part import CheckPart, Handler
 from stress.trace.world import OwedFlush, TracedTask, TracedVm, TracedWorld, name_of
 
@@ -128,8 +128,9 @@ WALKED: Final = {
     "unmap_gfn_range": Fact("where the walk ends", {"unmap_gfn_range_ret"}, "probe on its return"),
 }
 REMOTE: Final = frozenset(either(*FLUSH_EVENTS))
+PLAIN_FLUSH: Final = frozenset(either("flush_remote"))
+"""The least that a flush leaves in a recording."""
 REQUESTS: Final = frozenset({*either("make_all_req"), "make_all_req_ret"})
-LOADING: Final = frozenset({*either("mmu_load", "load_pgd"), "mmu_load_ret"})
 
 
 class FlushesPart(CheckPart):
@@ -166,7 +167,7 @@ class FlushesPart(CheckPart):
     def changed(self, event: Event, task: TracedTask, change: SpteChanged) -> None:
         """An SPTE change: does it take a translation away that a vCPU may have cached?"""
         fresh, task.fresh_flush = task.fresh_flush, 0
-        if not change.old & PRESENT:
+        if not change.old & PRESENT or change.level not in LEVELS:
             return
         why = self._taken(task, change)
         if not why or task.on_valid is False or self.world.vm(task).ended:
@@ -233,10 +234,9 @@ class FlushesPart(CheckPart):
         """A remote flush, of everything or of a range."""
         task.fresh_flush = event.line
         if "range" in self.world.names.of(event):
-            args = said.args if isinstance(said, ProbeEvent) else {}
-            if "gfn" in args and "n" in args:
+            if isinstance(said, ProbeEvent) and "gfn" in said.args and "n" in said.args:
                 task.range_flush = 0
-                self._pay(task, int(args["gfn"]), int(args["n"]))
+                self._pay(task, said.number("gfn"), said.number("n"))
             else:
                 task.range_flush = event.line  # a probe that names the range may follow
             return
@@ -325,7 +325,7 @@ class FlushesPart(CheckPart):
             headline,
             lines[: 3 if count > 1 else 2],
             task=name_of(event),
-            absent=REMOTE | REQUESTS,
+            absent=PLAIN_FLUSH,
             given=owed.given,
         )
 
@@ -394,7 +394,7 @@ class FlushesPart(CheckPart):
             headline,
             lines,
             task=name_of(event),
-            absent=REMOTE | REQUESTS,
+            absent=PLAIN_FLUSH,
             across=True,
             given=(FLUSHED, *owed.given),
         )
@@ -430,7 +430,7 @@ class FlushesPart(CheckPart):
                 headline,
                 lines,
                 task=name_of(event),
-                absent=REMOTE | REQUESTS,
+                absent=PLAIN_FLUSH,
                 across=True,
                 given=(FLUSHED, WALKED[frame.name], *debts[0].given),
             )
@@ -485,6 +485,6 @@ class FlushesPart(CheckPart):
                 f"vCPU {vcpu} has loaded a root without flushing its TLB",
                 [(event.line, "here"), (begun, "it began")],
                 task=name_of(event),
-                absent=frozenset(either(*LOCAL_FLUSHES)),
+                absent=frozenset(either("flush_current")),
             )
         self.forget()

@@ -9,11 +9,13 @@ from __future__ import annotations
 from typing import Final
 
 from stress.trace.events import Event
+from stress.trace.layouts import LEVELS
 from stress.trace.tree import EMPTY
 from stress.trace.world import TracedTask, TracedWorld
 
-WORDS: Final = 11
-"""Words of `as id A gfn G level L old_spte O new_spte N`."""
+WORDS: Final = 7
+"""Words of `as id A gfn G level L`, before the values."""
+LEVEL_OF: Final = {str(level): level for level in LEVELS}
 
 
 class Freezing:
@@ -21,41 +23,59 @@ class Freezing:
 
     def __init__(self, world: TracedWorld) -> None:
         self._world = world
-        self._usual = ("", "")
-        held = world.ledger.tallies
-        self._frozen, self._transitions = held["frozen"].held, held["transitions"].held
+        self._values = ""
+        self._frozen = 0
+        self.count = 0
+        """Entries that were taken."""
 
     def _learn(self) -> bool:
-        """The texts of the two values, once the kernel is known."""
+        """The text of the two values, once the kernel is known."""
         world = self._world
-        if len(world.kernels) == 1:
-            self._usual = (f"{world.kernel.none:x}", f"{world.kernel.frozen:x}")
-        return bool(self._usual[0])
+        if len(world.kernels) != 1:
+            return False
+        kernel = world.kernel
+        self._frozen = kernel.frozen
+        self._values = f" old_spte {kernel.none:x} new_spte {kernel.frozen:x}"
+        return True
 
     def empty_entry(self, event: Event, task: TracedTask) -> bool:
         """Whether this is an empty entry of the table that its task is emptying. Notes it if so."""
-        words = event.text.split()
-        if len(words) != WORDS or not (self._usual[0] or self._learn()):
+        if not (self._values or self._learn()):
             return False
-        if words[8] != self._usual[0] or words[10] != self._usual[1]:
+        text = event.text
+        if not text.endswith(self._values):
+            return False
+        words = text[: -len(self._values)].split(" ")
+        level = LEVEL_OF.get(words[-1])
+        if len(words) != WORDS or level is None:
             return False
         try:
-            gfn, level = int(words[4], 16), int(words[6])
+            gfn = int(words[4], 16)
         except ValueError:
             return False
-        table = task.emptying.get((level, gfn >> 9 * level << 9 * level))
-        index = gfn >> 9 * (level - 1) & 511
-        if table is None or table.get(index)[0] != EMPTY or words[2] != str(table.as_id):
+        return self._take(event, task, words[2], gfn, level)
+
+    def _take(self, event: Event, task: TracedTask, space: str, gfn: int, level: int) -> bool:
+        shift = 9 * (level - 1)
+        table = task.emptying.get((level, gfn >> shift + 9 << shift + 9))
+        if table is None or space != str(table.as_id):
             return False
-        if gfn != table.base + (index << 9 * (level - 1)):
+        index = gfn >> shift & 511
+        if table.get(index)[0] != EMPTY or gfn != table.base + (index << shift):
             return False
-        table.entries[index] = (self._world.kernel.frozen, event.line)
-        task.last_change = (gfn, level, self._world.kernel.frozen, event.line)
+        table.entries[index] = (self._frozen, event.line)
+        task.last_change = (gfn, level, self._frozen, event.line)
         task.fresh_flush = 0
-        self._frozen[FROZEN] += 1
-        self._transitions[LEGAL] += 1
-        self._transitions[CONTINUED] += 1
+        self.count += 1
         return True
+
+    def tally(self) -> None:
+        """Add what was taken to the tallies."""
+        tallies, count = self._world.ledger.tallies, self.count
+        if count:
+            tallies["frozen"].held[FROZEN] += count
+            tallies["transitions"].held[LEGAL] += count
+            tallies["transitions"].held[CONTINUED] += count
 
 
 FROZEN: Final = "entries frozen that were not frozen before"

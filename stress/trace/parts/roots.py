@@ -61,8 +61,10 @@ ROOTS: Final = Check(
         "I1-I4"
     ),
 )
-PUTS: Final = frozenset(either("put_root"))
 NO_ROOT: Final = (1 << 64) - 1
+LOWEST_PAGE: Final = 4096
+"""What kvm_tdp_mmu_get_vcpu_root_hpa() returns is an address, what kvm_tdp_mmu_alloc_root() returns
+is none or an error."""
 MOST_DEAD: Final = 128
 """Roots that are remembered after their last put, to know who uses them still."""
 MOST_OFFSET: Final = 0x100
@@ -73,12 +75,19 @@ same."""
 
 
 NOTHING: Final[frozenset[str]] = frozenset()
+BIRTH: Final = frozenset({"kvm_mmu_get_page"})
+PUT: Final = frozenset({"put_root"})
 ABSENT: Final = {
-    "count": PUTS | {"next_root_ret"},
+    "count": PUT,
     "put-again": frozenset({"next_root_ret"}),
-    "last-put-loaded": frozenset({"mmu_free_roots", "mmu_unload"}),
+    "put-twice": BIRTH,
+    "reused-dead": BIRTH,
+    "used-dead": BIRTH,
+    "valid-again": BIRTH,
+    "reused-invalid": BIRTH,
+    "last-put-loaded": frozenset({"mmu_free_roots"}),
     "last-put-valid": frozenset({"kvm_mmu_zap_all_fast", "invalidate_all_roots"}),
-    "freed-alive": PUTS,
+    "freed-alive": PUT,
 }
 """By code, what a finding says was missing."""
 GIVEN: Final[dict[str, tuple[Fact, ...]]] = {
@@ -109,6 +118,7 @@ class RootsPart(CheckPart):
         super().__init__(world)
         self._puts: dict[Root, tuple[int, int, int, int]] = {}
         self._offsets: dict[int, int] = {}
+        self._uncounted: list[int] = []
 
     def handlers(self) -> dict[str, Handler]:
         """Probes on the functions that get, put, invalidate and free roots."""
@@ -252,15 +262,18 @@ class RootsPart(CheckPart):
         """A vCPU has its root; where neither the walk nor an allocation gave it, the second look
         took a reference unseen."""
         value = probe.number("ret", 0)
-        if task.new_root is not None and value > 4096:
+        if task.new_root is not None and value > LOWEST_PAGE:
             task.new_root.hpa = value
         task.unseen_get = task.new_root is None and not task.got and value != NO_ROOT
+        task.given = value & ADDRESS if value > LOWEST_PAGE else 0
 
     def load_pgd(self, event: Event, task: TracedTask, probe: ProbeEvent) -> None:
         """The vCPU uses a root now, so its address is known."""
-        hpa = probe.number("root", 0) & ADDRESS
+        hpa = probe.number("root", task.given) & ADDRESS
         vm = self.world.vm(task)
-        if task.new_root is not None:
+        if not hpa:
+            self._unnamed_get(vm, task)
+        elif task.new_root is not None:
             task.new_root.hpa = hpa
             vm.obsolete.pop(hpa, None)
             if task.new_root.invalid:
@@ -271,6 +284,12 @@ class RootsPart(CheckPart):
                 if root.hpa == hpa and not root.dead:
                     root.gets += 1
         task.unseen_get = False
+
+    @staticmethod
+    def _unnamed_get(vm: TracedVm, task: TracedTask) -> None:
+        """A vCPU may have taken a reference, and nothing says of which root."""
+        for root in vm.tree.roots if task.unseen_get else ():
+            root.counted = False
 
     def put_root(self, event: Event, task: TracedTask, probe: ProbeEvent) -> None:
         """kvm_tdp_mmu_put_root() is entered: `ref` is the count before the decrement."""
@@ -332,7 +351,7 @@ class RootsPart(CheckPart):
         if not (root.born and root.counted):
             return
         if "next_root_ret" not in self.world.have:
-            self.world.unknown("roots", WALKS, event.line)
+            self._uncounted.append(event.line)
             return
         unfinished = int(
             last is not None and last[1] != event.pid and self.world.task(last[1]).line == last[0]
@@ -494,7 +513,7 @@ class RootsPart(CheckPart):
                 f"{name} never had its last put",
                 lines,
                 rule="O11",
-                absent=PUTS,
+                absent=PUT,
                 given=(REFERENCES, PAGES),
             )
         if not alive:
@@ -531,7 +550,7 @@ class RootsPart(CheckPart):
                 "freed-linked",
                 headline,
                 [(event.line, "freed here")],
-                absent=PUTS | {"kvm_tdp_mmu_spte_changed"},
+                absent=frozenset({"kvm_tdp_mmu_spte_changed"}),
                 tables=True,
                 given=(REFERENCES, PAGES),
             )
@@ -553,7 +572,12 @@ class RootsPart(CheckPart):
     def forget(self) -> None:
         """Nothing is known any more."""
         self._puts.clear()
+        self._uncounted.clear()
 
     def finish(self, line: int, *, whole: bool) -> None:
-        """Another recording has roots of its own."""
+        """Whether walks are recorded at all is known in the end only; another recording has roots
+        of its own."""
+        if not WALKS.known_from(self.world.have):
+            for at in self._uncounted:
+                self.world.unknown("roots", WALKS, at)
         self.forget()

@@ -8,7 +8,7 @@ from typing import Final
 from stress.trace.events import Event, ProbeEvent, SpteChanged
 from stress.trace.facts import CHANGES, SLOT, SLOT_OVER, Check, CheckRule, Fact
 from stress.trace.frames import Frame
-from stress.trace.layouts import is_leaf, span
+from stress.trace.layouts import LEVELS, is_leaf, span
 from stress.trace.parts.part import CheckPart, Handler
 from stress.trace.parts.placing import AMBIGUOUS
 from stress.trace.tree import TracedTable
@@ -179,7 +179,7 @@ class SlotsPart(CheckPart):
     def changed(self, event: Event, task: TracedTask, change: SpteChanged) -> None:
         """A new leaf must not lie where a slot was."""
         vm = self.world.vm(task)
-        if not vm.dead:
+        if not vm.dead or change.level not in LEVELS:
             return
         if not is_leaf(change.new, change.level) or is_leaf(change.old, change.level):
             return
@@ -206,6 +206,7 @@ class SlotsPart(CheckPart):
                 headline,
                 [(at, "the leaf"), (ret, "the call returned"), (call, "the call")],
                 task=who,
+                absent=frozenset({"set_memslot"}),
             )
 
     def forget(self) -> None:

@@ -9,6 +9,7 @@ from attrs import frozen
 from stress.trace.events import SpteChanged
 from stress.trace.layouts import (
     ADDRESS,
+    LEVELS,
     PRESENT,
     VENDORS,
     WRITABLE,
@@ -38,7 +39,7 @@ class Illegal:
 def why_illegal(world: TracedWorld, change: SpteChanged) -> Illegal | None:
     """What is wrong with a change, None for a legal one."""
     old, new = change.old, change.new
-    if not 1 <= change.level <= 5:
+    if change.level not in LEVELS:
         return Illegal("bad-level", "there is no such level")
     if change.gfn & span(change.level) - 1:
         return Illegal("misaligned-gfn", "the gfn is not aligned to the level")

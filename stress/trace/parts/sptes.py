@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Final
 
-from stress.trace.events import Event, FastFault, SetSpte, ShadowPageEvent, SpteChanged
+from stress.trace.events import NO_GFN, Event, FastFault, SetSpte, ShadowPageEvent, SpteChanged
 from stress.trace.facts import (
     BEGINNING,
     CHANGES,
@@ -20,7 +20,16 @@ from stress.trace.facts import (
     CheckRule,
 )
 from stress.trace.frames import works_on
-from stress.trace.layouts import ADDRESS, PRESENT, WRITABLE, is_frozen, is_leaf, is_table, span
+from stress.trace.layouts import (
+    ADDRESS,
+    LEVELS,
+    PRESENT,
+    WRITABLE,
+    is_frozen,
+    is_leaf,
+    is_table,
+    span,
+)
 from stress.trace.parts.freezing import CONTINUED
 from stress.trace.parts.part import CheckPart, Handler
 from stress.trace.parts.pending import AnnouncedRemoval, UnexplainedChange
@@ -165,6 +174,8 @@ class SptesPart(CheckPart):
         tree = vm.tree
         vm.alive = vm.alive or event.line
         level = change.level
+        if level not in LEVELS:
+            return
         if level > tree.root_level:
             tree.roots = [root for root in tree.roots if root.level >= level]
             tree.root_level = level
@@ -179,12 +190,16 @@ class SptesPart(CheckPart):
                 # an address is another root's once the first one's last put is not recorded
                 waiting.hard = f"{named_by}_ret" in have and "put_root:ref" in have
         if task.emptying and is_frozen(change.new):
-            waiting.table = task.emptying.get(where[1:])
+            table = task.emptying.get(where[1:])
+            waiting.table = table if table is not None and table.as_id == change.as_id else None
         task.last_change = (change.gfn, level, change.new, event.line)
         if level > 1 and is_table(change.old, level) and not is_table(change.new, level):
             self._let_go(waiting, task)
         placed = self._place(waiting, task)
         task.on_valid = validity(waiting, placed)
+        if change.new & PRESENT and is_leaf(change.new, level):
+            task.last_leaf = task.last_change
+            task.leaf_table = placed[0] if len(placed) == 1 else None
         if not placed:
             self._placer.wait(waiting)
             self._waiting.append(waiting)
@@ -290,8 +305,8 @@ class SptesPart(CheckPart):
         """An entry has let go of a table: was it announced as removed already?"""
         level, base = waiting.below[1:]
         mine = self._preparing.get(waiting.pid, [])
-        for preparing in mine:
-            if (preparing.level, preparing.gfn) == (level, base):
+        for preparing in reversed(mine):
+            if preparing.level == level and preparing.gfn in (base, NO_GFN):
                 mine.remove(preparing)
                 self.world.held("tables", "tables unlinked when they were removed")
                 task.emptying.pop((level, base), None)
@@ -317,16 +332,12 @@ class SptesPart(CheckPart):
 
     def set_spte(self, event: Event, task: TracedTask, said: SetSpte) -> None:
         """kvm_mmu_set_spte names the table by its address."""
-        last = task.last_change
-        if last is None or last[:2] != (said.gfn, said.level) or last[3] < task.fault:
+        last, table = task.last_leaf, task.leaf_table
+        if last is None or last[:2] != (said.gfn, said.level) or not 0 < task.fault <= last[3]:
             return
         tree = self.world.vm(task).tree
-        base = said.gfn >> 9 * said.level << 9 * said.level
-        tables = [
-            table for as_id in (0, 1) for table in tree.live.get((as_id, said.level, base), ())
-        ]
-        if len(tables) == 1 and tree.knows(tables[0]):
-            self._judge_address(event, tree, tables[0], said)
+        if table is not None and tree.knows(table):
+            self._judge_address(event, tree, table, said)
 
     def _judge_address(
         self, event: Event, tree: TracedTree, table: TracedTable, said: SetSpte
@@ -372,12 +383,10 @@ class SptesPart(CheckPart):
     def prepare_zap(self, event: Event, task: TracedTask, page: ShadowPageEvent) -> None:
         """kvm_mmu_prepare_zap_page: in most kernels after the parent's event, in 7.x before it."""
         for item in task.unlinked:
-            if item[0] == page.level and page.gfn in (item[1], -1):
+            if item[0] == page.level and page.gfn in (item[1], NO_GFN):
                 task.unlinked.remove(item)
                 self.world.held("tables", "tables unlinked when they were removed")
                 return
-        if page.gfn < 0:
-            return  # trace-cmd does not say which table this is
         self._preparing.setdefault(event.pid, []).append(
             AnnouncedRemoval(event.line, name_of(event), page.level, page.gfn)
         )
@@ -504,11 +513,12 @@ class SptesPart(CheckPart):
 
     def _still_linked(self, preparing: AnnouncedRemoval, tree: TracedTree) -> None:
         if (tree.complete or any(root.sure for root in tree.roots)) and tree.untainted():
+            # trace-cmd's plugin does not say which table it is
+            which = "" if preparing.gfn == NO_GFN else f" for gfn {preparing.gfn:#x}"
             self.world.broken(
                 "tables",
                 "removed-while-linked",
-                f"the level {preparing.level} table for gfn {preparing.gfn:#x} was removed, but no "
-                "entry let go of it",
+                f"a level {preparing.level} table{which} was removed, but no entry let go of it",
                 [(preparing.line, "removed here")],
                 task=preparing.who,
                 absent=CHANGE,

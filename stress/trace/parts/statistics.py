@@ -11,7 +11,7 @@ from attrs import define
 from stress.trace.events import Event, ProbeEvent
 from stress.trace.facts import BEGINNING, CHANGES, COUNTS, Check, CheckRule
 from stress.trace.parts.part import CheckPart, Handler
-from stress.trace.world import TracedTask, TracedVm, TracedWorld, name_of
+from stress.trace.world import HORIZON, PATIENCE, TracedTask, TracedVm, TracedWorld, name_of
 
 STATISTICS: Final = Check(
     name="statistics",
@@ -34,6 +34,8 @@ STATISTICS: Final = Check(
     ),
 )
 PAGES: Final = re.compile(r"pages_(4k|2m|1g)=(\d{1,15})")
+READ: Final = re.compile(r"statistics of (\d{1,10}) ")
+"""What `stress trace record` writes before and after it reads the counts of a VM."""
 RECENT: Final = 50
 """Lines within which another task's table may not have been counted yet."""
 LEVELS: Final = {"4k": 1, "2m": 2, "1g": 3}
@@ -102,16 +104,21 @@ class StatisticsPart(CheckPart):
             )
 
     def marker(self, event: Event, task: TracedTask, _said: object) -> None:
-        """`... pages_4k=65 pages_2m=0 ...`, or `MK stats TAG` with the values in the workload's
-        log.
+        """`statistics of PID begin`, then `statistics of PID end pages_4k=6 ...`; or `MK stats TAG`
+        with the values in the workload's log.
 
         They are read between this marker and the task's next one, during which a running vCPU may
         change the counts.
         """
+        said = {LEVELS[name]: int(value) for name, value in PAGES.findall(event.text)}
         waiting = self._waiting.pop(event.pid, None)
         if waiting is not None:
+            waiting.said = waiting.said or said
             self._compare(waiting)
-        said = {LEVELS[name]: int(value) for name, value in PAGES.findall(event.text)}
+        if READ.match(event.text):
+            if not said:
+                self._wait(event, self._vm_of(task, event.text), said)
+            return
         if not said and " stats " in event.text:
             stored = self._stored.get(event.text.rpartition(" stats ")[2].strip(), {})
             said = {
@@ -119,14 +126,38 @@ class StatisticsPart(CheckPart):
                 for name, level in LEVELS.items()
                 if f"pages_{name}" in stored
             }
-        vm = self.world.vm(task)
-        if not said or vm.over:
+        if said:
+            self._wait(event, self.world.vm(task), said)
+
+    def _vm_of(self, task: TracedTask, text: str) -> TracedVm | None:
+        """The VM whose counts a task that does not work for it reads."""
+        vms, found = self.world.vms, READ.match(text)
+        owner = self.world.tasks.get(int(found[1])) if found else None
+        if owner is None:
+            return None
+        if owner.kvm:
+            return vms.get(owner.kvm)
+        return next(iter(vms.values())) if len(vms) == 1 else None
+
+    def _wait(self, event: Event, vm: TracedVm | None, said: dict[int, int]) -> None:
+        """Remember what the events add up to while the counts are read."""
+        if vm is None or vm.over:
             return
         self.world.have.add("statistics")
-        if vm.tree.complete:
-            self._waiting[event.pid] = StatisticsRead(event, vm, said, [dict(vm.tree.leaves)])
-        else:
+        if not vm.tree.complete:
             self.world.unknown("statistics", BEGINNING, event.line)
+        elif not self._underway(event):
+            self._waiting[event.pid] = StatisticsRead(event, vm, said, [dict(vm.tree.leaves)])
+
+    def _underway(self, event: Event) -> bool:
+        """Whether a change was reported that may not have been counted yet: its task has done
+        nothing since."""
+        return any(
+            pid != event.pid
+            and task.last_change is not None
+            and task.last_change[3] == task.line > event.line - PATIENCE * HORIZON
+            for pid, task in self.world.tasks.items()
+        )
 
     def changed(self, _event: Event, _task: TracedTask, _said: object) -> None:
         """The counts change while somebody reads them."""
@@ -134,6 +165,8 @@ class StatisticsPart(CheckPart):
             waiting.counted.append(dict(waiting.vm.tree.leaves))
 
     def _compare(self, waiting: StatisticsRead) -> None:
+        if not waiting.said:
+            return
         for level, value in waiting.said.items():
             counted = {leaves[level] for leaves in waiting.counted}
             if min(counted) <= value <= max(counted):

@@ -18,6 +18,7 @@ from stress.trace.parts.spte_rules import Illegal, why_illegal
 from stress.trace.tree import EMPTY, normal
 from stress.trace.world import TracedTask, TracedWorld, name_of
 
+CHANGE: Final = frozenset({"kvm_tdp_mmu_spte_changed"})
 FLAGS: Final = ~ADDRESS
 """All of an SPTE but the frame."""
 RECENT: Final = 4096
@@ -175,10 +176,10 @@ class ValuesPart(CheckPart):
     def set_spte(self, event: Event, task: TracedTask, said: SetSpte) -> None:
         """kvm_mmu_set_spte: the fault reads its entry again, so this must be what it has
         written."""
-        last = task.last_change
-        if last is None or last[:2] != (said.gfn, said.level) or last[3] < task.fault:
+        last = task.last_leaf
+        if last is None or last[:2] != (said.gfn, said.level) or not 0 < task.fault <= last[3]:
             return
-        if not (last[2] & PRESENT and said.spte & PRESENT):
+        if not said.spte & PRESENT:
             return
         differs = (last[2] ^ said.spte) & ~self.world.volatile
         if differs & ~WRITABLE:
@@ -194,7 +195,9 @@ class ValuesPart(CheckPart):
 
     def _other_value(self, event: Event, headline: str, change: int) -> None:
         lines = [(change, "the change"), (event.line, "what the fault has left")]
-        self.world.broken("transitions", "other-value", headline, lines, task=name_of(event))
+        self.world.broken(
+            "transitions", "other-value", headline, lines, task=name_of(event), absent=CHANGE
+        )
 
     def mark_mmio(self, event: Event, task: TracedTask, said: MarkMmio) -> None:
         """mark_mmio_spte: the entry must hold the generation that the event names; a fault that
@@ -218,7 +221,13 @@ class ValuesPart(CheckPart):
             )
             lines = [(last[3], "the change"), (event.line, "the generation that was meant")]
             world.broken(
-                "transitions", "mmio-gen", headline, lines, task=name_of(event), rule="O13"
+                "transitions",
+                "mmio-gen",
+                headline,
+                lines,
+                task=name_of(event),
+                rule="O13",
+                absent=CHANGE,
             )
 
     def _generation_fits(self, value: int, generation: int) -> bool:

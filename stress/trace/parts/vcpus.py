@@ -63,7 +63,7 @@ OBSOLETE: Final = Check(
         "2.7"
     ),
 )
-LOADING: Final = frozenset({*either("mmu_load", "load_pgd"), "mmu_load_ret"})
+LOADED_ROOT: Final = frozenset({"load_pgd"})
 ASKING: Final = frozenset({*either("make_all_req"), "make_all_req_ret"})
 UNSAID: Final = -2
 """A vCPU whose missing load was noted."""
@@ -184,7 +184,7 @@ class VcpusPart(CheckPart):
             headline,
             [(event.line, "here"), *lines],
             task=name_of(event),
-            absent=ASKING if code == "not-asked" else LOADING,
+            absent=ASKING if code == "not-asked" else LOADED_ROOT,
             given=(PAGES,) if code == "obsolete-root" else (),
             across=code == "obsolete-root",
         )

@@ -3,13 +3,14 @@ is INCONCLUSIVE."""
 
 from __future__ import annotations
 
+import random
 import re
 
 import pytest
 
 from stress.results.verdict import Verdict
 from stress.trace.checker import CheckResult
-from tests import recordings
+from tests import damage, recordings
 from tests.recordings import judge, lines_of
 
 SEEDS = range(3)
@@ -28,6 +29,69 @@ def evidence(result: CheckResult) -> set[int]:
 
 def codes(result: CheckResult) -> set[str]:
     return {report.code for report in result.reports}
+
+
+OF_THREE_KERNELS = ("6.1/w1_delete", "w1_delete_adj", "w4_dirty", "7.2/w1_delete")
+
+
+def base(name: str) -> list[str]:
+    return recordings.header_for(lines_of(name))
+
+
+@pytest.mark.parametrize("what", damage.BROKEN)
+@pytest.mark.parametrize("name", OF_THREE_KERNELS)
+def test_what_breaks_a_rule_is_found_at_its_operation(name: str, what: str) -> None:
+    damaged = damage.BROKEN[what](base(name), random.Random(what))
+    if damaged is None:
+        pytest.skip("the recording has nothing that could be damaged so")
+    result = judge(damaged.lines)
+    assert result.judgement.verdict is Verdict.FAIL
+    lines = evidence(result) | set(result.lines)
+    assert any(damaged.first <= line <= damaged.last for line in lines)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("what", damage.LOST)
+@pytest.mark.parametrize("name", OF_THREE_KERNELS)
+def test_what_only_loses_information_is_inconclusive(name: str, what: str, seed: int) -> None:
+    damaged = damage.LOST[what](base(name), random.Random(seed))
+    if damaged is None:
+        pytest.skip("the recording has nothing that could be lost so")
+    assert judge(damaged.lines).judgement.verdict is Verdict.INCONCLUSIVE
+
+
+def test_every_damage_can_be_drawn_somewhere() -> None:
+    names = (*OF_THREE_KERNELS, *recordings.NAMES)
+    drawn = {
+        what
+        for what, draw in damage.BROKEN.items()
+        if any(draw(base(name), random.Random(what)) for name in names)
+    }
+    assert set(damage.BROKEN) - drawn == {"writable_only", "rights_widened"}
+
+
+def test_a_leaf_is_no_more_writable_than_its_fault_was_allowed() -> None:
+    lines = damage.read_only(lines_of("w1_delete_adj"))
+    assert judge(lines).reports == ()
+    for draw, code in (
+        (damage.rights_widened, "writable-frame"),
+        (damage.writable_only, "writable"),
+    ):
+        damaged = draw(lines, random.Random(1))
+        assert damaged is not None
+        result = judge(damaged.lines)
+        assert result.lines[0] == damaged.first
+        assert result.reports[0].code == code
+
+
+def test_an_event_that_comes_late_takes_back_what_was_found_without_it() -> None:
+    """The lines of a load come after the entry to the guest that follows it."""
+    lines = base("7.2/w13_smm_delete")
+    damaged = damage.disordered(lines, random.Random("disordered/1"))
+    assert damaged is not None
+    result = judge(damaged.lines)
+    assert result.reports == ()
+    assert "the order of the events" in result.tallies["obsolete"].unsure
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -69,22 +69,3 @@ def test_an_invalidation_that_flushes_what_another_owes_is_right() -> None:
     flush = f"{stamp}: flush_remote: (kvm_flush_remote_tlbs+0x4/0x80 [kvm]) kvm=0x0"
     result = judge(recordings.header_for([*lines[: line - 1], flush, *lines[line - 1 :]]))
     assert "owed-by-another" not in {report.code for report in result.reports}
-
-
-FORMS = {
-    "trace-cmd report": recordings.as_trace_cmd,
-    "trace-cmd report without flags": lambda lines: recordings.as_trace_cmd(lines, flags=False),
-    "perf script": recordings.as_perf_script,
-    "kernel log": recordings.as_kernel_log,
-}
-
-
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("name", ["w1_delete_thp", "w3_move", "w8_roots"])
-def test_every_form_of_a_recording_gets_the_same_answer(name: str, form: str) -> None:
-    lines = lines_of(name)
-    expected, result = judge(lines), judge(FORMS[form](lines))
-    held = {check: tally.held for check, tally in expected.tallies.items()}
-    assert {check: tally.held for check, tally in result.tallies.items()} == held
-    assert result.judgement.verdict is expected.judgement.verdict
-    assert result.gaps == ()

@@ -214,7 +214,7 @@ def test_stdin(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("content", "what"),
     [
-        (b"", "no line of the file is an ftrace event"),
+        (b"", "the file is empty"),
         (b"hello\n" * 2000, "no line of the file is an ftrace event"),
         (b"x" * (LONGEST * 8), "a line of more than"),
         (b"\xfd7zXZ\x00garbage", "cannot be read on"),
