@@ -17,7 +17,6 @@ from stress.engines.steps import ADD, LOAD, RMW, STORE
 from stress.report.explanation import text
 from stress.results.schedule_file import EXPLANATION_FORMAT
 from stress.scenario.load import load
-from stress.search.bounded import PreemptionBounded
 from stress.search.explain import NothingToExplainError, explain
 from stress.search.explain_data import (
     NO_FAILURE,
@@ -32,6 +31,7 @@ from stress.search.explain_data import (
 from stress.search.exploration import named_steps
 from stress.search.random_walk import RandomWalk
 from stress.search.schedule import Divergence, Follow, Schedule
+from stress.search.strategies import strategy_for
 from tests.unit.stress.search.programs import (
     DEADLOCK,
     LOST_UPDATE,
@@ -196,11 +196,13 @@ def stale() -> Explanation:
 
 
 def _first(program: Program) -> Schedule:
-    executor, strategy = Executor(program), PreemptionBounded(1)
-    while True:
+    """The first schedule of a strategy for rare orders that fails."""
+    executor, strategy = Executor(program), strategy_for("pos", 1)
+    for _ in range(5000):
         run = executor.execute(strategy)
         if run.failed:
             return Schedule.of(run)
+    raise AssertionError("no schedule fails")
 
 
 def test_steps_have_the_kernels_words_functions_and_operations(stale: Explanation) -> None:
