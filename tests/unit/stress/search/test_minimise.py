@@ -141,7 +141,7 @@ def test_the_turns_of_a_task_are_brought_together() -> None:
 
 
 def test_a_schedule_of_many_switches_comes_down_to_the_few_that_it_takes() -> None:
-    scenario, failure = failing("same-page-twice", "lost-link-race-ignored")
+    scenario, failure = failing("same-page-twice", "lost-link-race-ignored", 5)
     result = Minimiser("small", (), failure.report.signature).simplify(scenario, failure.schedule)
     assert result is not None
     assert result.scenario == scenario, "the program stays"
