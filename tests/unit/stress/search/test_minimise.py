@@ -212,7 +212,7 @@ def test_a_race_that_did_no_harm_can_be_minimised_as_what_it_is() -> None:
 def endless() -> Case:
     """An SPTE that somebody else has frozen is overwritten, which leaves a fault that is retried
     until it gets fair turns."""
-    return failing("log-off-vs-fault", "frozen-entry-overwritten")
+    return failing("log-off-vs-fault", "frozen-entry-overwritten", 3)
 
 
 def test_what_goes_on_after_the_failure_is_not_waited_for(endless: Case) -> None:
