@@ -89,6 +89,21 @@ WORKLOADS: Final = _known(
         "the same, the second slot first in the guest",
     ),
     Workload(
+        "w12_hollow_par",
+        "w12",
+        {
+            "hollow": 1,
+            "pages": 16,
+            "pages2": 16384,
+            "vcpus": 3,
+            "iters": 12,
+            "wait": 3000,
+            "par": 1,
+            "par_us": 300,
+        },
+        "the same with a hardly touched slot, while another thread takes pages of the first",
+    ),
+    Workload(
         "w13_smm_delete",
         "w13",
         {"pages": 2, "vcpus": 2, "iters": 3, "seed": 5, "delay": 2000},

@@ -210,7 +210,7 @@ def _check(blocking: bool, timeout: float) -> None:
         raise ValueError("timeout value must be a non-negative number")
 
 
-class _Maker(type):
+class _LockMaker(type):
     """The type of what stands in for `threading.Lock` and `threading.RLock`."""
 
     kind: str
@@ -230,7 +230,7 @@ class _Maker(type):
         return cls.plain(name_at(cls.kind))
 
 
-class LockName(metaclass=_Maker):
+class LockName(metaclass=_LockMaker):
     """Stands in for `threading.Lock`."""
 
     kind = "lock"
@@ -238,7 +238,7 @@ class LockName(metaclass=_Maker):
     plain = PlainLock
 
 
-class RLockName(metaclass=_Maker):
+class RLockName(metaclass=_LockMaker):
     """Stands in for `threading.RLock`."""
 
     kind = "rlock"
