@@ -39,15 +39,16 @@ class Signal:
             # unlike eventfd_read it goes on after a signal, or raises what it means
             self.wait = functools.partial(os.read, fd, 8)
         else:  # pragma: no cover - not on Linux
-            self._fd, write_fd = os.pipe()
+            fd, write_fd = os.pipe()
             self.set = functools.partial(os.write, write_fd, b"x")
-            self.wait = functools.partial(os.read, self._fd, 1)
+            self.wait = functools.partial(os.read, fd, 1)
+        self._fd = fd
 
     def wait_for(self, seconds: float) -> bool:
         """Wait until it is set, for `seconds` at most, and return whether it was."""
-        poll = select.poll()
-        poll.register(self._fd, select.POLLIN)
-        if not poll.poll(seconds * 1000):
+        ready = select.poll()
+        ready.register(self._fd, select.POLLIN)
+        if not ready.poll(1000 * seconds):
             return False
         self.wait()
         return True
