@@ -26,6 +26,17 @@ AUTO: Final = "auto"
 THREADS: Final = "threads"
 GREENLETS: Final = "greenlets"
 CARRIERS: Final = (AUTO, THREADS, GREENLETS)
+SC: Final = "sc"
+TSO: Final = "tso"
+MEMORIES: Final = (SC, TSO)
+"""Memory orders: every operation at once and in order, or x86's."""
+
+_SCHEDULERS: Final = {
+    (THREADS, SC): ("scheduler", "Scheduler"),
+    (GREENLETS, SC): ("greenlets", "GreenletScheduler"),
+    (THREADS, TSO): ("store_buffers", "StoreBuffers"),
+    (GREENLETS, TSO): ("buffered_greenlets", "BufferedGreenlets"),
+}
 
 
 def carrier_for(wanted: str, granularity: str) -> str:
@@ -60,12 +71,10 @@ def missing() -> str | None:
     return None
 
 
-def scheduler_class(carrier: str) -> type[Scheduler]:
-    """The scheduler for tasks on such carriers; imported here, because of greenlets that need not
-    be installed, and because the command line asks which carriers there are before it knows what it
-    needs."""
-    name, kind = (
-        ("scheduler", "Scheduler") if carrier == THREADS else ("greenlets", "GreenletScheduler")
-    )
+def scheduler_class(carrier: str, memory: str) -> type[Scheduler]:
+    """The scheduler for tasks on such carriers, with store buffers if `memory` is `tso`; imported
+    here, because of greenlets that need not be installed, and because the command line asks which
+    carriers there are before it knows what it needs."""
+    name, kind = _SCHEDULERS[carrier, memory]
     found: type[Scheduler] = getattr(importlib.import_module(f"stress.engines.{name}"), kind)
     return found

@@ -15,7 +15,7 @@ from mmu.probe import ErrorSink, Listener, Probe, override
 from mmu.report import Report, Section, section
 from mmu.sync.lockdep import describe_held
 from mmu.task import Task, current
-from stress.engines.carrier_choice import AUTO, carrier_for, scheduler_class
+from stress.engines.carrier_choice import AUTO, SC, TSO, carrier_for, scheduler_class
 from stress.engines.controlled import ControlledRuntime
 from stress.engines.scheduler import Picker, Scheduler
 from stress.engines.steps import RELAX, Access, Event, Look, looked_at
@@ -72,7 +72,7 @@ class Instance(Protocol):
 
 class Program(Protocol):
     """Something that can be run again and again, always from the same start. It may say how its
-    schedules are run: `limit`, `granularity` and `carrier`, as `Executor` has them."""
+    schedules are run: `limit`, `granularity`, `memory` and `carrier`, as `Executor` has them."""
 
     name: str
 
@@ -113,13 +113,15 @@ class Blocked(NamedTuple):
 
 @define
 class Run:
-    """One schedule and what came of it. `trace`, `extras` and `looks` are the scheduler's, of the
-    explored phase; `cut` says that the strategy gave it up, because others like it were seen;
+    """One schedule and what came of it. `trace`, `extras`, `looks` and `follows` are the
+    scheduler's, of the explored phase, and `buffers`; `cut` says that the strategy gave it up, because others like it were seen;
     `limit_hit` that it was longer than allowed."""
 
     trace: list[Event] = field(factory=list)
     extras: dict[int, list[Access]] = field(factory=dict)
     looks: dict[int, list[Look]] = field(factory=dict)
+    follows: dict[int, int] = field(factory=dict)
+    buffers: dict[int, int] = field(factory=dict)
     names: list[str] = field(factory=list)
     reports: tuple[Report, ...] = ()
     errors: tuple[str, ...] = ()
@@ -154,7 +156,8 @@ class Run:
 
 class Executor:
     """Runs schedules of one program, one at a time: of `limit` steps at most, with rwlocks of this
-    `granularity` (see `ControlledRuntime`); what is not given is as the program says. A schedule
+    `granularity` (see `ControlledRuntime`), and with the memory order that `memory` names (`sc`, or
+    `tso` for x86's store buffers); what is not given is as the program says. A schedule
     that comes to the limit gets `fair_steps` more, to end or to be a livelock; with 0 it is given
     up there, and nothing is said of how it would have gone on. `carrier` is what its tasks run on
     (see `stress.engines.carrier_choice`), which nothing but time depends on."""
@@ -165,6 +168,7 @@ class Executor:
         *,
         limit: int | None = None,
         granularity: str | None = None,
+        memory: str | None = None,
         keep_extras: bool = False,
         fair_steps: int = FAIR_STEPS,
     ) -> None:
@@ -173,10 +177,11 @@ class Executor:
         self.granularity: str = (
             granularity if granularity is not None else getattr(program, "granularity", "atomic")
         )
+        self.memory: str = memory if memory is not None else getattr(program, "memory", SC)
         self.keep_extras = keep_extras
         self.fair_steps = fair_steps
         self.carrier = carrier_for(getattr(program, "carrier", AUTO), self.granularity)
-        self._scheduler_class = scheduler_class(self.carrier)
+        self._scheduler_class = scheduler_class(self.carrier, self.memory)
 
     def execute(self, strategy: Strategy, seed: int = 0) -> Run:
         """Build the program, explore one schedule of it with `strategy`, close it and judge."""
@@ -205,7 +210,7 @@ class Executor:
     def _run_parts(
         self, scheduler: Scheduler, strategy: Strategy, run: Run, found: list[Report]
     ) -> Instance:
-        runtime = ControlledRuntime(scheduler, self.granularity)
+        runtime = self._runtime(scheduler)
         instance = self.program.build(runtime, run.seed)
         for part in instance.parts:
             runtime.start(part.name, part.body, daemon=part.daemon)
@@ -214,6 +219,13 @@ class Executor:
         if run.completed:
             self._close(scheduler, runtime, instance, found)
         return instance
+
+    def _runtime(self, scheduler: Scheduler) -> ControlledRuntime:
+        if self.memory != TSO:
+            return ControlledRuntime(scheduler, self.granularity)
+        from stress.engines.tso import TsoRuntime  # noqa: PLC0415 - most programs do not need it
+
+        return TsoRuntime(scheduler, self.granularity)
 
     def _explore(
         self,
@@ -228,6 +240,7 @@ class Executor:
             instance.start()
         scheduler.run(strategy.begin(scheduler))
         run.trace, run.extras, run.looks = scheduler.trace, scheduler.extras, scheduler.looks
+        run.follows, run.buffers = scheduler.follows, scheduler.buffers
         run.blocked = [
             Blocked(task.index, task.kind, _announced(task), task.looks)
             for task in scheduler.waiting

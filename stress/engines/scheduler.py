@@ -47,39 +47,39 @@ class Scheduler:
         self.runnable: list[ControlledTask] = []
         self.trace: list[Event] = []
         self.extras: dict[int, list[Access]] = {}
-        """Further words that an event touched: what observers read while it was the last, what a
-        predicate read."""
+        """Further words that an event touched: what observers read after it, or a predicate."""
         self.looks: dict[int, list[Look]] = {}
         """How often a WAIT has looked before it went on: a write to what it saw in vain could have
-        ended it earlier. Of a latched one nothing is kept: it comes after all that it waits for,
-        whatever the schedule."""
+        ended it earlier. Of a latched one, which comes after all that it waits for, none."""
+        self.follows: dict[int, int] = {}
+        """Of events that could not come before a certain earlier one: which. That is no race."""
+        self.buffers: dict[int, int] = {}
+        """Each task that is a store buffer with the task whose it is, by number."""
         self.registry: list[tuple[int, Any]] = []
         """Every object with its first word, in the order in which they were made."""
         self.quiet = 1
-        """Not 0: operations are done at once, as part of the current step."""
+        """Not 0: operations are done at once, within the current step."""
         self.watched: dict[int, list[ControlledTask]] = {}
         self.serial = False
         """In a phase that is not explored: no steps, only waits count."""
         self.keep_extras = False
         self.unobserved: set[int] = set()
-        """Words whose loads by observers do not count: an observer's own read section is none of
-        the model's."""
+        """Words whose loads by observers do not count: their read sections are not the model's."""
         self.on_error: Callable[[ControlledTask, BaseException], None] | None = None
         self.exit_checks: list[Callable[[Task], None]] = []
         self.limit_hit = False
         self.progress: Callable[[], int] | None = None
-        """A number that changes as long as somebody gets anywhere; without it nobody's work counts
-        for anything."""
+        """A number that changes as long as somebody gets anywhere; without it no work counts."""
         self.moving = False
-        """The limit was hit and the fair turns did not end it, but somebody still got somewhere, or
-        nobody has looked."""
+        """The fair turns after the limit did not end it, but somebody got somewhere, or nobody
+        has looked."""
         self._reached = 0
         self.given_up = False
         self.task_errors: list[str] = []
         self.crash: Exception | None = None
         """What the strategy raised."""
         self.stuck = False
-        """The phase ended because nobody was runnable, although somebody was not done."""
+        """The phase ended with nobody runnable, although somebody was not done."""
         self.pick: Picker = self.first
         self.steps_before = 0
         self._noting: list[Access] | None = None
@@ -87,8 +87,8 @@ class Scheduler:
         self._outside.made = 2
         self._outside.enabled = False
         self.running = self._outside
-        """Whose turn it is. Whoever waits for a turn waits until this says so; a wake-up alone says
-        nothing, for an interrupt may swallow one, or leave one behind."""
+        """Whose turn it is. A wake-up alone says nothing: an interrupt may swallow one, or leave
+        one behind."""
         self._aborting = False
         self._halting = False
         """Interrupted: whoever runs stops at the next step."""
@@ -144,6 +144,7 @@ class Scheduler:
         self.trace = []
         self.extras = {}
         self.looks = {}
+        self.follows = {}
         for task in self.tasks:
             task.relaxed_at = 0
             task.looks = [(0, result, reads) for _, result, reads in task.looks[-1:]]

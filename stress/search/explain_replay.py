@@ -218,6 +218,7 @@ class Recording:
         self.pictures: list[Picture] = []
         as_ever = Executor(program)
         self.limit, self.granularity = as_ever.limit, as_ever.granularity
+        self.memory = as_ever.memory
         self._program = program
         self._follow = follow
         self._draw_after = frozenset(draw_after)

@@ -10,6 +10,7 @@ from typing import Final
 from attrs import frozen
 
 from stress.engines.carrier import POOL, pinned
+from stress.engines.carrier_choice import MEMORIES, SC
 from stress.scenario.errors import StressError
 from stress.search.exploration import Exploration, ExplorationTally, Failure, SearchBudget
 from stress.search.schedule import Divergence, Schedule
@@ -56,7 +57,9 @@ class Settings:
     """What to explore: `strategy` by name; at most so many `schedules` and `seconds` (None: the
     default, or no bound when the other is given); `exhaustive` demands that every schedule that the
     strategy stands for is run, which is all of them unless it has a bound of its own; `granularity`
-    is that of reader-writer locks; `limit` bounds the steps of one schedule."""
+    is that of reader-writer locks; `limit` bounds the steps of one schedule. `memory` is "sc"
+    (every operation at once and in order) or "tso", x86's order: a task's plain stores wait in a
+    buffer, and a release of a lock does, too."""
 
     strategy: str | None = None
     schedules: int | None = None
@@ -65,6 +68,7 @@ class Settings:
     granularity: str = "atomic"
     seed: int = 0
     limit: int = 20_000
+    memory: str = SC
 
     def checked(self) -> Settings:
         """The same; raises `StressError` for what makes no sense."""
@@ -78,6 +82,10 @@ class Settings:
             raise StressError(
                 f"there is no granularity {self.granularity!r}: there are "
                 f"{', '.join(GRANULARITIES)}"
+            )
+        if self.memory not in MEMORIES:
+            raise StressError(
+                f"there is no memory order {self.memory!r}: there are {', '.join(MEMORIES)}"
             )
         if (self.schedules is not None and self.schedules < 1) or (
             self.seconds is not None and self.seconds <= 0
@@ -130,7 +138,7 @@ def explore(
     to type to replay a schedule."""
     __tracebackhide__ = True
     settings = (settings or Settings()).checked()
-    program = FunctionProgram(function)
+    program = FunctionProgram(function, settings.memory)
     with _alone(), pinned(slot):
         exploration = Exploration(
             program,
@@ -168,7 +176,7 @@ def replay(
     schedule = Schedule.decode(string)
     with _alone(), pinned(slot):
         replayed = replay_located(
-            FunctionProgram(function),
+            FunctionProgram(function, settings.memory),
             schedule,
             steps=steps,
             limit=settings.limit,
