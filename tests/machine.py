@@ -86,9 +86,7 @@ def _done(state: State, task: int, op: Op, buffered: bool) -> Iterator[State]:
 def _stored(state: State, task: int, word: str, value: int, buffered: bool) -> State:
     if not buffered:
         return state._replace(memory=_written(state.memory, word, value))
-    return state._replace(
-        buffers=_with(state.buffers, task, (*state.buffers[task], (word, value)))
-    )
+    return state._replace(buffers=_with(state.buffers, task, (*state.buffers[task], (word, value))))
 
 
 def _read(state: State, task: int, value: int) -> State:

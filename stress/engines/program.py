@@ -114,8 +114,8 @@ class Blocked(NamedTuple):
 @define
 class Run:
     """One schedule and what came of it. `trace`, `extras`, `looks` and `follows` are the
-    scheduler's, of the explored phase, and `buffers`; `cut` says that the strategy gave it up, because others like it were seen;
-    `limit_hit` that it was longer than allowed."""
+    scheduler's, of the explored phase, as is `buffers`; `cut` says that the strategy gave it up,
+    because others like it were seen; `limit_hit` that it was longer than allowed."""
 
     trace: list[Event] = field(factory=list)
     extras: dict[int, list[Access]] = field(factory=dict)

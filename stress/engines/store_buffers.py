@@ -41,8 +41,8 @@ from stress.engines.tasks import Carries, ControlledTask, Gate, nothing
 EMPTYING: Final = frozenset({RMW, ADD, SPAWN, FREE, MB})
 """The kinds of steps that wait until the buffer of their task is empty; acquisitions do, too."""
 STORES_A_STEP: Final = 64
-"""After so many plain stores without a barrier a task takes a step, so that a loop that does nothing
-but store can be interrupted."""
+"""After so many plain stores without a barrier a task takes a step: a loop that does nothing but
+store has to be interruptible."""
 
 
 def carrier_number(index: int) -> int:

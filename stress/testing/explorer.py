@@ -226,7 +226,10 @@ def _explained(
 
 
 def _shown(replayed: LocatedReplay) -> text.Shown:
-    return text.Shown(replayed.steps, replayed.places, tuple(text.words_at_end(replayed.run)))
+    run = replayed.run
+    return text.Shown(
+        replayed.steps, replayed.places, tuple(text.words_at_end(run)), text.notes_on(run)
+    )
 
 
 def _preemptions(count: int) -> str:
