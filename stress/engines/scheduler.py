@@ -49,14 +49,13 @@ class Scheduler:
         self.extras: dict[int, list[Access]] = {}
         """Further words that an event touched: what observers read after it, or a predicate."""
         self.looks: dict[int, list[Look]] = {}
-        """How often a WAIT has looked before it went on: a write to what it saw in vain could have
-        ended it earlier. Of a latched one, which comes after all that it waits for, none."""
+        """How a WAIT has looked before it went on; a latched one, which is no race, has none."""
         self.follows: dict[int, int] = {}
         """Of events that could not come before a certain earlier one: which. That is no race."""
         self.buffers: dict[int, int] = {}
         """Each task that is a store buffer with the task whose it is, by number."""
         self.registry: list[tuple[int, Any]] = []
-        """Every object with its first word, in the order in which they were made."""
+        """Every object with its first word, oldest first."""
         self.quiet = 1
         """Not 0: operations are done at once, within the current step."""
         self.watched: dict[int, list[ControlledTask]] = {}

@@ -126,6 +126,7 @@ class StoreBuffers(Scheduler):
 
     @pick.setter
     def pick(self, strategy: Picker) -> None:
+        """Let a strategy choose from now on."""
         self._strategy = strategy
 
     def spawn(
