@@ -245,7 +245,6 @@ class Scheduler:
         task = self.running
         task.kind = kind
         task.word = word
-        task.gate = gate
         task.what = what
         gate.pending.append(task)
         if not gate.open_to(task):
@@ -253,6 +252,7 @@ class Scheduler:
         elif self.serial:
             gate.pending.remove(task)
             return
+        task.gate = gate
         self._hand_over(task)
         gate.pending.remove(task)
         task.gate = None

@@ -249,6 +249,41 @@ def test_a_critical_section_keeps_its_stores_together() -> None:
     }
 
 
+def test_a_lock_that_was_passed_before_the_start_is_not_waited_for() -> None:
+    class Started(Body):
+        def start(self) -> None:
+            go.store(True)
+
+    def build(runtime: ControlledRuntime) -> Body:
+        nonlocal go
+        go, x, y = runtime.cell("go", False), runtime.cell("x", 0), runtime.cell("y", 0)
+        lock = runtime.lock("lock")
+
+        def early() -> None:
+            lock.acquire()
+            lock.release()
+            runtime.wait_until("the start", lambda: go.value)
+            x.value = 1
+            _ = y.value, y.value
+
+        def holder() -> None:
+            runtime.wait_until("the start", lambda: go.value)
+            lock.acquire()
+            runtime.wait_until("x", lambda: x.value == 1)
+            lock.release()
+
+        return Started(
+            [ProgramTask("early", early), ProgramTask("holder", holder)], has_start=True
+        )
+
+    go: Cell[bool] = Cell("", False)
+    executor = Executor(Small("early", build), memory="tso")
+    turns = [Turn("holder", 2), Turn("early", 2), Turn("early's buffer", None)]
+    run = executor.execute(FollowTurns(turns))
+    assert run.completed
+    assert run.reports == ()
+
+
 def test_a_wait_sees_what_its_task_has_stored_and_keeps_it_in_the_buffer() -> None:
     def make(runtime: ControlledRuntime) -> Tasks:
         x, y = runtime.cell("x", 0), runtime.cell("y", 0)
