@@ -15,18 +15,17 @@ from typing import Any, NoReturn
 
 from mmu.task import Task, current
 from stress.engines.carrier import POOL
+from stress.engines.spins import read_since_relaxed
 from stress.engines.steps import (
     LOAD,
     NO_WORD,
     OWNER_SHIFT,
-    READS,
     RELAX,
     SPAWN,
     START,
     STORE,
     TASK_LIST,
     WAIT,
-    WRITES,
     Access,
     Event,
     Look,
@@ -295,7 +294,7 @@ class Scheduler:
         task = self.running
         task.kind = RELAX
         task.what = "spinning"
-        changed, task.reads = self._read_since_relaxed(task)
+        changed, task.reads = read_since_relaxed(task, self.trace)
         task.word = task.reads[0][1] if task.reads else NO_WORD
         if not changed:
             self._watch(task)
@@ -581,20 +580,3 @@ class Scheduler:
         task.reads = []
         if len(self.trace) >= self.limit:
             self._over()
-
-    def _read_since_relaxed(self, task: ControlledTask) -> tuple[bool, list[Access]]:
-        """Whether another task wrote something after it was read since then, and all reads."""
-        written: set[int] = set()
-        reads: dict[int, None] = {}
-        mine = task.index
-        changed = False
-        trace = self.trace
-        for position in range(len(trace) - 1, max(task.relaxed_at, len(trace) - 2000) - 1, -1):
-            index, kind, word = trace[position]
-            if index != mine:
-                if kind in WRITES:
-                    written.add(word)
-            elif kind in READS:
-                changed = changed or word in written
-                reads[word] = None
-        return changed, [(LOAD, word) for word in reads]

@@ -31,6 +31,7 @@ from stress.engines.steps import (
     LOAD,
     MB,
     NO_WORD,
+    RELAX,
     RMW,
     SPAWN,
     STORE,
@@ -254,15 +255,26 @@ class StoreBuffers(Scheduler):
         self.trace.append((buffer.index, store.kind, word))
         self.extras[position] = [(STORE, private)]
         self.follows[position] = store.after
-        running, self.running = self.running, buffer
+        owner = buffer.owner
+        spinning = owner.kind == RELAX and not owner.enabled
+        running, self.running = self.running, owner if spinning else buffer
         store.place.reach(store)
         if private in self.watched:
-            self.wrote(private)
+            self._left(owner, word, private)
         self.running = running
         buffer.next_up()
         if buffer.done:
             self._disable(buffer)
             self._unblock(buffer)
+
+    def _left(self, owner: ControlledTask, word: int, private: int) -> None:
+        """What a task waits on has left its buffer: from now on it is memory that counts. It has
+        not changed for the task, so that one that spins need not look again."""
+        if self.running is owner:
+            owner.reads.append((LOAD, word))
+            self._watch(owner)
+        else:
+            self.wrote(private)
 
     def _unblock(self, buffer: StoreBuffer) -> None:
         """Nothing is left in the buffer: its owner may be able to go on."""

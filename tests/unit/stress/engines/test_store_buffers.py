@@ -272,9 +272,7 @@ def test_a_lock_that_was_passed_before_the_start_is_not_waited_for() -> None:
             runtime.wait_until("x", lambda: x.value == 1)
             lock.release()
 
-        return Started(
-            [ProgramTask("early", early), ProgramTask("holder", holder)], has_start=True
-        )
+        return Started([ProgramTask("early", early), ProgramTask("holder", holder)], has_start=True)
 
     go: Cell[bool] = Cell("", False)
     executor = Executor(Small("early", build), memory="tso")
@@ -350,6 +348,48 @@ def test_a_spin_ends_when_a_store_is_drained() -> None:
         return [("spinner", spinner), ("other", lambda: setattr(x, "value", 1))]
 
     assert outcomes(make) == {(("other", None), ("spinner", 1))}
+
+
+@pytest.mark.parametrize("reads_back", [False, True])
+def test_a_spin_does_not_go_on_because_of_its_own_stores(reads_back: bool) -> None:
+    def make(runtime: ControlledRuntime) -> Tasks:
+        x, tries, more = runtime.cell("x", 0), runtime.cell("tries", 0), runtime.cell("more", 0)
+
+        def spinner() -> int:
+            rounds = 0
+            while not x.value and tries.value < 10:
+                rounds += 1
+                more.value = rounds
+                _ = more.value if reads_back else None
+                runtime.relax()
+            return rounds
+
+        def other() -> None:
+            x.value = 1
+
+        return [("spinner", spinner), ("other", other)]
+
+    run = turned(make, "spinner", "spinner's buffer", "spinner", "spinner's buffer", "spinner")
+    assert dict(run.outcome)["spinner"] == 1  # type: ignore[call-overload]
+
+
+def test_a_spin_on_its_own_store_sees_what_replaces_it() -> None:
+    def make(runtime: ControlledRuntime) -> Tasks:
+        x = runtime.cell("x", 0)
+
+        def spinner() -> int:
+            x.value = 1
+            while x.value == 1:
+                runtime.relax()
+            return x.value
+
+        def other() -> None:
+            runtime.wait_until("one", lambda: x.value == 1)
+            x.value = 2
+
+        return [("spinner", spinner), ("other", other)]
+
+    assert outcomes(make) == {(("other", None), ("spinner", 2))}
 
 
 def test_a_loop_of_stores_comes_to_its_limit() -> None:
