@@ -350,8 +350,8 @@ def test_a_spin_ends_when_a_store_is_drained() -> None:
     assert outcomes(make) == {(("other", None), ("spinner", 1))}
 
 
-@pytest.mark.parametrize("reads_back", [False, True])
-def test_a_spin_does_not_go_on_because_of_its_own_stores(reads_back: bool) -> None:
+@pytest.mark.parametrize("reads", ["before", "after", "never"])
+def test_a_spin_does_not_go_on_because_of_its_own_stores(reads: str) -> None:
     def make(runtime: ControlledRuntime) -> Tasks:
         x, tries, more = runtime.cell("x", 0), runtime.cell("tries", 0), runtime.cell("more", 0)
 
@@ -359,8 +359,9 @@ def test_a_spin_does_not_go_on_because_of_its_own_stores(reads_back: bool) -> No
             rounds = 0
             while not x.value and tries.value < 10:
                 rounds += 1
+                _ = more.value if reads == "before" else None
                 more.value = rounds
-                _ = more.value if reads_back else None
+                _ = more.value if reads == "after" else runtime.mb("so that it is drained")
                 runtime.relax()
             return rounds
 
@@ -369,7 +370,7 @@ def test_a_spin_does_not_go_on_because_of_its_own_stores(reads_back: bool) -> No
 
         return [("spinner", spinner), ("other", other)]
 
-    run = turned(make, "spinner", "spinner's buffer", "spinner", "spinner's buffer", "spinner")
+    run = turned(make, *["spinner", "spinner's buffer"] * 3, "other")
     assert dict(run.outcome)["spinner"] == 1  # type: ignore[call-overload]
 
 
@@ -390,6 +391,9 @@ def test_a_spin_on_its_own_store_sees_what_replaces_it() -> None:
         return [("spinner", spinner), ("other", other)]
 
     assert outcomes(make) == {(("other", None), ("spinner", 2))}
+    run = turned(make, "spinner", "spinner's buffer", "other", "other's buffer", "spinner")
+    kinds = [(run.names[task - 1], KINDS[kind]) for task, kind, _ in run.trace]
+    assert kinds.index(("spinner", "relax")) < kinds.index(("other", "mb"))
 
 
 def test_a_loop_of_stores_comes_to_its_limit() -> None:
