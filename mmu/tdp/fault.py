@@ -30,6 +30,7 @@ from mmu.paging.spte import (
 from mmu.paging.table import RootPage, ShadowPage
 from mmu.sync.locks import RwHold
 from mmu.sync.rcu import RcuReader
+from mmu.tdp.fault_rules import warn_level, warn_obsolete
 from mmu.tdp.huge import HugePages
 from mmu.tdp.write import SpteWriter
 
@@ -288,7 +289,7 @@ class FaultHandler:
         The walk is the iterator's walk over [gfn, gfn + 1): it only ever steps down.
         """
         if root.invalid.value:
-            self._warn_obsolete(root, fault)
+            warn_obsolete(self.kvm, root, fault)
         slot = fault.slot
         if slot is not None and slot.region.max_level > 1:
             self.hugepage_adjust(fault, slot)
@@ -324,6 +325,8 @@ class FaultHandler:
         """tdp_mmu_map_handle_target_level(): build the leaf and install it by compare-exchange."""
         if old == REMOVED_SPTE and self.leaves_frozen_alone(fault):
             return RETRY
+        if sp.level != fault.goal_level:
+            warn_level(self.kvm, sp, fault)
         if fault.pfn < 0:
             return self.map_mmio(sp, index, fault, old)
         new = self.make_leaf(fault, old)
@@ -572,16 +575,6 @@ class FaultHandler:
             with self.kvm.tdp_mmu_pages_lock:
                 self.kvm.possible_nx_huge_pages.track(child)
         return child
-
-    def _warn_obsolete(self, root: RootPage, fault: Fault) -> None:
-        self.kvm.warn(
-            "O12",
-            "map-in-obsolete-root",
-            f"BUG: a fault maps gfn {fault.gfn:#x} in obsolete {root.describe()}",
-            "after mmu_lock is taken, a fault whose root was invalidated must be repeated",
-            "is_page_fault_stale(), reference 2.8, B36 (a955cad84cda)",
-            gfn=fault.gfn,
-        )
 
     def leaves_frozen_alone(self, fault: Fault) -> bool:
         """is_removed_spte(): somebody is busy with the entry, so the access has to fault again

@@ -62,7 +62,7 @@ def minimised(case: Case) -> tuple[Minimiser, Minimised]:
 @pytest.fixture(scope="module")
 def stale() -> Case:
     """A vCPU maps a page in a root that was made obsolete meanwhile: it takes a preemption."""
-    return failing("fault-vs-delete", "stale-check-skipped", 4)
+    return failing("fault-vs-delete", "stale-check-skipped", 2)
 
 
 @pytest.fixture(scope="module")
@@ -212,7 +212,7 @@ def test_a_race_that_did_no_harm_can_be_minimised_as_what_it_is() -> None:
 def endless() -> Case:
     """An SPTE that somebody else has frozen is overwritten, which leaves a fault that is retried
     until it gets fair turns."""
-    return failing("log-off-vs-fault", "frozen-entry-overwritten")
+    return failing("log-off-vs-fault", "frozen-entry-overwritten", 2)
 
 
 def test_what_goes_on_after_the_failure_is_not_waited_for(endless: Case) -> None:
