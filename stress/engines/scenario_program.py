@@ -15,6 +15,7 @@ from stress.engines.carrier_choice import AUTO
 from stress.engines.controlled import STEP_NS, ControlledRuntime
 from stress.engines.program import Instance, ProgramTask, QuietProbe
 from stress.engines.session import World
+from stress.engines.tasks import Abandoned
 from stress.observe.close_calls import STEPS
 from stress.scenario.types import Scenario
 
@@ -71,9 +72,14 @@ class ScenarioInstance:
             window_ns=CLOSE_NS,
         )
         world.probe.attach(*program.observers)
-        world.set_up()
-        assert world.stage is not None
-        world.stage.record_ops = program.record_ops
+        try:
+            world.set_up()
+        except Abandoned:
+            self._errors.append("the scenario cannot be set up: that does not end")
+        except Exception as error:
+            self._failed("setup", error)
+        if world.stage is not None:
+            world.stage.record_ops = program.record_ops
         self.parts: Sequence[ProgramTask] = [
             ProgramTask(actor.name, self._body(actor)) for actor in world.actors
         ]
@@ -130,8 +136,11 @@ class ScenarioInstance:
         return tuple((actor.name, actor.progress) for actor in self.world.actors)
 
     def _task_failed(self, task: Task, error: BaseException) -> None:
+        self._failed(task.name, error)
+
+    def _failed(self, what: str, error: BaseException) -> None:
         self._errors.append(
-            f"{task.name} raised {error!r}\n" + "".join(traceback.format_exception(error))
+            f"{what} raised {error!r}\n" + "".join(traceback.format_exception(error))
         )
 
     def _observer_failed(self, hook: str, error: BaseException) -> None:

@@ -29,11 +29,14 @@ class RootOracle(Oracle):
         super().__init__(vm, limits)
         self._lock = threading.Lock()
         self._obsolete: frozenset[int] = frozenset()
+        self._invalidated: dict[int, None] = {}
+        """Roots that were walked when they were invalidated, which is reported once."""
 
     @override
     def root_invalidated(self, root: RootPage) -> None:
         self.judged["O12"].add(1)
         if root.exported.value or any(device.root.value is root for device in self.vm.devices()):
+            self._invalidated[root.address] = None
             self.kvm.warn(
                 "O12",
                 "exported-root-invalid",
@@ -59,7 +62,7 @@ class RootOracle(Oracle):
         self.kvm.rcu.read_lock()
         for root in self.vm.roots.each_rcu():
             if root.invalid.value:
-                if root.exported.value:
+                if root.exported.value and root.address not in self._invalidated:
                     self._exported_invalid(root)
                 continue
             first = valid.setdefault(root.role, root)
