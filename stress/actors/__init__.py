@@ -5,6 +5,7 @@ from __future__ import annotations
 from stress.actors.base import Actor, Stage
 from stress.actors.consumer import Consumer, IopfWorker, SharedTdpFd
 from stress.actors.dirty_logger import DirtyLogger
+from stress.actors.engine import DmaEngine
 from stress.actors.exporter import ExporterActor
 from stress.actors.host import HostActor, UserfaultHandler
 from stress.actors.memslot_worker import MemslotWorker
@@ -38,7 +39,9 @@ def cast_of(stage: Stage) -> list[Actor]:
         fds = SharedTdpFd(stage)
         for number in range(config.consumer.devices):
             worker = IopfWorker(stage, f"iopf{number}")
-            cast += [Consumer(stage, number, worker, fds), worker]
+            consumer = Consumer(stage, number, worker, fds)
+            engines = [DmaEngine(stage, number, consumer)] if config.consumer.engines else []
+            cast += [*engines, consumer, worker]
     if stage.scenario.memory.userfaults:
         cast.append(UserfaultHandler(stage, list(cast)))
     stage.cast[:] = cast

@@ -94,7 +94,7 @@ class Consumer(Actor):
         self._fds = fds
         config = stage.scenario.actors.consumer
         self._dice = stage.dice(self.name)
-        self._worker = worker
+        self.worker = worker
         habits = Habits(config.write_share, config.churn_share, 0.01, config.window_pages)
         self._programs: list[AccessProgram] = (
             [program(stage, self._dice, 0, habits)] if self.script is None else []
@@ -108,6 +108,7 @@ class Consumer(Actor):
         self._exported_at = 0
         self.device = stage.vm.create_device(self.name, ats=config.ats)
         self.hwpt: KvmHwpt | None = None
+        """The domain that the device is attached to; its engine looks at it, too."""
         self.accesses = 0
         self.aborts = 0
         self.verbs |= {
@@ -155,7 +156,7 @@ class Consumer(Actor):
         else:
             self.do(DETACH)  # not the end of everybody's: a script that does the same must say when
         self._detach()
-        self._worker.closed.store(True)
+        self.worker.closed.store(True)
 
     def _outlive_the_process(self) -> None:
         """DMA while exit_mmap is at work, and after it."""
@@ -230,7 +231,7 @@ class Consumer(Actor):
     def _request(self, hwpt: KvmHwpt, faults: list[tuple[int, bool]]) -> PageRequest:
         """Put a page request group into the queue."""
         request = hwpt.request(faults)
-        self._worker.queue.put(request)
+        self.worker.queue.put(request)
         return request
 
     def _attach(self) -> bool:
