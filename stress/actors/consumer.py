@@ -111,6 +111,7 @@ class Consumer(Actor):
         """The domain that the device is attached to; its engine looks at it, too."""
         self.accesses = 0
         self.aborts = 0
+        self._answers = 0
         self.verbs |= {
             "dma-read": lambda gfn: self.dma(gfn << 1),
             "dma-write": lambda gfn: self.dma(gfn << 1 | 1),
@@ -217,6 +218,7 @@ class Consumer(Actor):
                 return
             code = self._request(hwpt, missing).code
             runtime.wait_for_all("a page response", code)
+            self._answers += 1
             if code.value == "FAILURE":
                 break
             group = missing
@@ -256,6 +258,11 @@ class Consumer(Actor):
             hwpt, self.hwpt = self.hwpt, None
             hwpt.destroy()
             self._fds.close()
+
+    def moved(self) -> int:
+        """Steps, and what happens within one: each scatter list may wait for several answers,
+        behind those that others wait for."""
+        return self.progress + self.accesses + self.aborts + self._answers
 
     def figures(self) -> dict[str, int]:
         """The device's counters."""

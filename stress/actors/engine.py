@@ -10,11 +10,15 @@ from stress.actors.base import Actor, Stage
 from stress.actors.consumer import Consumer, Request
 from stress.scenario.operations import Op
 
+CREDITS = 4
+"""Page requests of one engine that may be without an answer; what faults beyond that is dropped
+(PCI PRI, Outstanding Page Request Allocation)."""
+
 
 class DmaEngine(Actor):
-    """Makes DMA of its own accord, also while the driver detaches the device, un-exports the root or
-    destroys the domain. What faults is requested from the domain that the device is attached to at
-    that moment; nothing waits for the answer."""
+    """Makes DMA of its own accord, also while the driver detaches the device, un-exports the root
+    or destroys the domain. What faults is requested from the domain that the device is attached to
+    at that moment; nothing waits for the answer."""
 
     def __init__(self, stage: Stage, number: int, consumer: Consumer) -> None:
         super().__init__(stage, f"engine{number}")
@@ -27,6 +31,7 @@ class DmaEngine(Actor):
         self._programs: list[AccessProgram] = (
             [program(stage, self._dice, 0, habits)] if self.script is None else []
         )
+        self._outstanding: list[Request] = []
         self.accesses = 0
         self.aborts = 0
         self.verbs |= {"post": self.post}
@@ -52,10 +57,17 @@ class DmaEngine(Actor):
             self.accesses += done is Dma.DONE
             if done is None:
                 missing.append((gfn, write))
-        hwpt = self._consumer.hwpt
-        if missing and hwpt is not None:
-            self._consumer.worker.queue.put(Request(self.stage, hwpt, missing))
+        if missing:
+            self._request(missing)
         self.aborts += len(missing)
+
+    def _request(self, missing: list[tuple[int, bool]]) -> None:
+        hwpt = self._consumer.hwpt
+        self._outstanding = [each for each in self._outstanding if not each.answer.value]
+        if hwpt is not None and len(self._outstanding) < CREDITS:
+            request = Request(self.stage, hwpt, missing)
+            self._outstanding.append(request)
+            self._consumer.worker.queue.put(request)
 
     def figures(self) -> dict[str, int]:
         """The engine's counters."""
