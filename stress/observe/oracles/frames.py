@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mmu.memory.host import MOVING, tag_of
+from mmu.memory.host import tag_of
 from mmu.paging.spte import PFN_SHIFT, describe, pfn_of
 from mmu.paging.table import RootPage, ShadowPage
 from mmu.probe import override
@@ -26,7 +26,7 @@ class FrameOracle(Oracle):
         host, pfn = self.vm.host, pfn_of(old)
         for offset in {0, self.kvm.geometry.pages(level) - 1}:
             tag = tag_of(root.role.as_id, gfn + offset)
-            if pfn + offset < host.frames and host.stamp[pfn + offset] not in (tag, MOVING):
+            if pfn + offset < host.frames and not host.is_at(pfn + offset, tag):
                 self._report(root, gfn + offset, level, old + (offset << PFN_SHIFT))
                 return
 
