@@ -30,7 +30,13 @@ from mmu.paging.spte import (
 from mmu.paging.table import RootPage, ShadowPage
 from mmu.sync.locks import RwHold
 from mmu.sync.rcu import RcuReader
-from mmu.tdp.fault_rules import warn_level, warn_obsolete
+from mmu.tdp.fault_rules import (
+    warn_cache_empty,
+    warn_huge_logged,
+    warn_level,
+    warn_obsolete,
+    warn_offset,
+)
 from mmu.tdp.huge import HugePages
 from mmu.tdp.write import SpteWriter
 
@@ -120,6 +126,9 @@ class PageCache:
     def take(self) -> ShadowPage:
         """kvm_mmu_memory_cache_alloc(): one page, without sleeping."""
         self.short = True
+        if not self.pages:
+            warn_cache_empty(self._kvm)
+            return self._kvm.tables.allocate()
         return self.pages.pop()
 
     def drain(self) -> None:
@@ -327,6 +336,7 @@ class FaultHandler:
             return RETRY
         if sp.level != fault.goal_level:
             warn_level(self.kvm, sp, fault)
+            return RETRY
         if fault.pfn < 0:
             return self.map_mmio(sp, index, fault, old)
         new = self.make_leaf(fault, old)
@@ -358,6 +368,8 @@ class FaultHandler:
                 self._leaf_writable if fault.host_writable else self._leaf_read_only
             ) | fault.pfn << PFN_SHIFT
         writable = fault.host_writable
+        if slot is not None and slot.dirty_bitmap is not None and writable:
+            warn_huge_logged(self.kvm, slot, fault)
         return self.layout.leaf(
             fault.pfn,
             fault.goal_level,
@@ -441,7 +453,10 @@ class FaultHandler:
         if level == PG_LEVEL_4K or fault.huge_page_disallowed:
             return
         fault.goal_level = level
-        fault.pfn &= -self.kvm.geometry.pages(level)
+        pages = self.kvm.geometry.pages(level)
+        if (fault.gfn ^ fault.pfn) & (pages - 1):
+            warn_offset(self.kvm, fault)
+        fault.pfn &= -pages
 
     def max_mapping_level(self, slot: Memslot, gfn: int) -> int:
         """kvm_mmu_max_mapping_level(): no larger than the host's own mapping, and within the
