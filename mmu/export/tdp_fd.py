@@ -275,9 +275,9 @@ class Exporter:
         with self.cache_lock:
             kvm.mmu_lock.write_lock()
             root = exported.root.value
-            if root is None or not root.exported.value:
+            if root is None:
                 self._warn_not_exported()
-            if root is not None:
+            else:
                 root.exported.value = False
                 self.zap_unexported(root)
                 self.roots.put_root(root, shared=False)
