@@ -35,7 +35,6 @@ MEETINGS = {
         "stale_faults",
         "stale_io_faults",
         "io_faults_retried",
-        "io_faults_refused",
         "rcu_waits_with_reader",
         "srcu_waits_with_reader",
         "yields",

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mmu.export.iommu import Dma
+from mmu.export.device import Dma
+from mmu.export.iommu import PageRequest
 from stress.actors.accesses import AccessProgram, Habits, program
 from stress.actors.base import Actor, Stage
-from stress.actors.consumer import Consumer, Request
+from stress.actors.consumer import Consumer
 from stress.scenario.operations import Op
 
 CREDITS = 4
@@ -31,7 +32,7 @@ class DmaEngine(Actor):
         self._programs: list[AccessProgram] = (
             [program(stage, self._dice, 0, habits)] if self.script is None else []
         )
-        self._outstanding: list[Request] = []
+        self._outstanding: list[PageRequest] = []
         self.accesses = 0
         self.aborts = 0
         self.verbs |= {"post": self.post}
@@ -63,9 +64,11 @@ class DmaEngine(Actor):
 
     def _request(self, missing: list[tuple[int, bool]]) -> None:
         hwpt = self._consumer.hwpt
-        self._outstanding = [each for each in self._outstanding if not each.answer.value]
-        if hwpt is not None and len(self._outstanding) < CREDITS:
-            request = Request(self.stage, hwpt, missing)
+        self._outstanding = [each for each in self._outstanding if not each.code.value]
+        if hwpt is None or len(self._outstanding) == CREDITS:
+            return
+        request = hwpt.request_of_its_own(missing)
+        if request is not None:
             self._outstanding.append(request)
             self._consumer.worker.queue.put(request)
 

@@ -143,10 +143,6 @@ class Counts(Instrument):
         self["host_ranges"].add(1)
 
     @override
-    def io_fault_refused(self, gfn: int) -> None:
-        self["io_faults_refused"].add(1)
-
-    @override
     def io_fault_retried(self, gfn: int) -> None:
         self["io_faults_retried"].add(1)
 

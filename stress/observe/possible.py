@@ -23,7 +23,6 @@ _NEEDS: dict[str, tuple[str, ...]] = {
             "io_faults",
             "io_faults_failed",
         ),
-        "io_faults_refused",
         *("io_faults_retried", "stale_io_faults", "uses_before_flush", "flushes_mid_dma"),
         *(
             "exported_zaps_mid_walk",

@@ -77,7 +77,6 @@ COUNTERS: dict[str, str] = {
     "prefetches": "page requests that a device did not wait for",
     "io_faults": "IO page faults answered",
     "io_faults_failed": "of those, answered with failure",
-    "io_faults_refused": "IO page faults that came from a domain that was being destroyed",
     "io_faults_retried": "IO page faults tried again",
     "importer_switches": "importers that switched to a republished root",
     "importer_switches_failed": "importers that did not, and were cut off",

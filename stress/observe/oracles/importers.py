@@ -87,8 +87,8 @@ class ImporterOracle(Oracle):
         self.kvm.warn(
             "O2",
             "response-through-freed-domain",
-            f"BUG: use-after-free: a page request group of {request.domain.device.name} is answered "
-            "through a domain that has been freed",
+            f"BUG: use-after-free: {request.domain.device.name} is answered through a domain that "
+            "has been freed",
             "a domain is freed when every page request that came from it has been answered",
             "iopf_queue_flush_dev(), intel_drain_pasid_prq(), c43e1ccdebf2; R24",
             subject="hwpt",

@@ -66,7 +66,6 @@ def test_a_flush_of_a_range_is_one_of_both() -> None:
         ("nx_toggle_end", (True,), "nx_toggles"),
         ("range_started", (None, 0, 1, 5), "host_ranges"),
         ("io_fault_retried", (4,), "io_faults_retried"),
-        ("io_fault_refused", (4,), "io_faults_refused"),
         ("importer_switched", (None, True, 5), "importer_switches"),
         ("importer_switched", (None, False, 5), "importer_switches_failed"),
         ("cmpxchg_lost", (4,), "cmpxchgs_lost"),

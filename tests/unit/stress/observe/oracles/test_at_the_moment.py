@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mmu.export.iommu import Device, KvmHwpt
+from mmu.export.device import Device
 from mmu.export.policies import REPUBLISH
 from mmu.memory.memslots import Memslot
 from mmu.paging.table import RootPage, RootRole
@@ -176,17 +176,10 @@ class StaysAttached(Device):
     """Flushes without detaching."""
 
     def detach(self) -> None:
-        self.invalidate(0, -1)
+        self.flush()
 
 
-class Undrained(KvmHwpt):
-    """Frees the domain under a fault."""
-
-    def drain(self) -> None:
-        pass
-
-
-@pytest.mark.parametrize(("part", "subject"), [(KeepsIotlb, "IOTLB"), (StaysAttached, "root")])
+@pytest.mark.parametrize(("part", "subject"), [(KeepsIotlb, "caches"), (StaysAttached, "root")])
 def test_a_device_that_was_detached_and_still_translates_is_reported(
     watch: Watch, part: type[Device], subject: str
 ) -> None:
@@ -221,53 +214,26 @@ def test_detaching_and_revoking_as_they_should_are_silent(watch: Watch) -> None:
     machine.expect()
 
 
-def test_a_fault_that_outlives_its_domain_is_reported(watch: Watch) -> None:
-    machine = watch(variant(Undrained))
-    machine.add_slot(8, 8)
-    _, hwpt = machine.attach(machine.export())
-    machine.at("P1", hwpt.free_domain)
-    assert hwpt.io_fault(9, write=True)
-    machine.expect("O2 domain-used-after-free")
-    hwpt.live.store(True)
-
-
-def test_a_fault_that_comes_after_its_domain_is_refused_in_silence(watch: Watch) -> None:
+def test_a_request_that_outlives_its_domain_is_reported(watch: Watch) -> None:
     machine = watch()
     machine.add_slot(8, 8)
     _, hwpt = machine.attach(machine.export())
-    hwpt.destroy()
-    assert not hwpt.io_fault(9, write=True)
-    machine.expect()
+    machine.at("P1", hwpt.free_domain)
+    hwpt.handle(hwpt.request([(9, True)]))
+    machine.expect("O2 response-through-freed-domain")
+    hwpt.live.store(True)
 
 
-class AnyWillDo(KvmHwpt):
-    """A group is served if anything of it was."""
-
-    def io_fault_group(self, group: list[tuple[int, bool]]) -> bool:
-        ok = max([self.io_fault(gfn, write) for gfn, write in group])
-        assert self.kvm.probe.io_group_answered is not None
-        self.kvm.probe.io_group_answered(len(group), ok)
-        return ok
-
-
-@pytest.mark.parametrize(
-    ("part", "group", "wrong"),
-    [
-        (KvmHwpt, (8, 9), False),
-        (KvmHwpt, (8, 40, 9), False),
-        (AnyWillDo, (8, 9), False),
-        (AnyWillDo, (8, 40), True),
-    ],
-)
-def test_the_answer_to_a_group_stands_for_all_of_it(
-    watch: Watch, part: type[KvmHwpt], group: tuple[int, ...], wrong: bool
-) -> None:
-    machine = watch(*([variant(part)] if part is not KvmHwpt else []))
+def test_a_device_that_was_detached_requests_nothing_of_its_own(watch: Watch) -> None:
+    machine = watch()
     machine.add_slot(8, 8)
     _, hwpt = machine.attach(machine.export())
-    for _ in range(2):
-        hwpt.io_fault_group([(gfn, True) for gfn in group])
-    machine.expect(*(["O16 io-group-answer"] if wrong else []))
+    request = hwpt.request_of_its_own([(9, True)])
+    assert request is not None
+    hwpt.handle(request)
+    hwpt.destroy()
+    assert hwpt.request_of_its_own([(9, True)]) is None
+    machine.expect()
 
 
 # Flushes (O1, O16).
