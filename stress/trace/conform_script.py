@@ -151,6 +151,8 @@ class _Task:
     """Whether the bottom operation ends with its marker."""
     faulting: bool = False
     """Whether a fault waits for the host."""
+    ranges: list[dict[str, Any]] = field(factory=list)
+    """The invalidations that it has begun and not ended, outermost first."""
 
 
 class Scribe:
@@ -278,6 +280,10 @@ class Scribe:
 
     def _begin_call(self, event: Event, task: _Task, kind: str) -> None:
         given = self._given(event, kind)
+        if kind == "range-start":
+            task.ranges.append(given)
+        elif kind == "range-end" and task.ranges:
+            given = {**task.ranges.pop(), **given}
         nested = (
             task.faulting
             and bool(task.stack)
@@ -427,15 +433,39 @@ def _protects(operation: Operation) -> bool:
 
 
 def _detect(lines: list[Event]) -> Detector:
+    """Which kernel made the recording, from all of it."""
     detector = Detector()
+    seen: set[str] = set()
     for event in lines:
-        if event.name == "kvm_tdp_mmu_spte_changed":
-            try:
-                change = event.fields()
-            except FieldError:
-                continue
-            for spte in (change.old, change.new):
-                wrong = detector.see(event.line, spte)
-                if wrong:
-                    raise TraceError(f"line {event.line}: {wrong}")
+        if event.name not in seen:
+            seen.add(event.name)
+            detector.see_event(event)
+        see = _SHOWING.get(event.name)
+        if see is None:
+            continue
+        try:
+            wrong = see(detector, event)
+        except FieldError:
+            continue
+        if wrong:
+            raise TraceError(f"line {event.line}: {wrong}")
     return detector
+
+
+def _see_change(detector: Detector, event: Event) -> str:
+    """A changed entry; returns what contradicts the lines before it, or ""."""
+    change = event.fields()
+    return detector.see(event.line, change.old) or detector.see(event.line, change.new)
+
+
+def _see_requested(detector: Detector, event: Event) -> str:
+    """Whether the event has the field that came with 7.x."""
+    if event.fields().access >= 0:
+        detector.see_access(event.line)
+    return ""
+
+
+_SHOWING: Final = {
+    "kvm_tdp_mmu_spte_changed": _see_change,
+    "kvm_mmu_spte_requested": _see_requested,
+}
