@@ -48,8 +48,6 @@ class OperationOutcome:
     """What both did last."""
     root: int = 0
     """The address of the root that the kernel is busy with, as far as it was named."""
-    in_leafs: bool = False
-    """Whether a leaf zap has begun and not ended."""
     explained: list[str] = field(factory=list)
     difference: OperationDifference | None = None
 
@@ -220,6 +218,7 @@ class Director:
                 and self._unblock(other)
             )
         before = len(other.emitted)
+        other.resched = worker.blocker is not None
         self._lockstep.resume(other)
         self.tally.ahead += len(other.emitted) - before
         return True

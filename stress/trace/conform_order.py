@@ -47,10 +47,10 @@ class RecordedOrder(Director):
         """Before the model is asked for the recording's next happening: let happen what it
         presupposes."""
         kind = happening.kind
-        if kind == "flush" and self.tally.outcomes[id(operation)].in_leafs:
-            # the scheduler wanted the CPU in the middle of a zap, which flushes before it yields
-            worker.resched = True
-        elif kind == "mmio_check" or (kind == "spte" and happening.values[4].kind == "mmio"):
+        # the scheduler may have wanted the CPU in the middle of a walk, which flushes before it
+        # yields
+        worker.resched = kind == "flush"
+        if kind == "mmio_check" or (kind == "spte" and happening.values[4].kind == "mmio"):
             self._store_generation(operation, happening)
         elif kind in ("put", "zap_root"):
             self._settle_references(worker, happening)
@@ -259,8 +259,16 @@ class RecordedOrder(Director):
         """Make a slot set visible that is just being swapped in; whether there was one."""
         publisher = self._publisher()
         if publisher is not None:
-            self._reach(publisher, PUBLISHED)
+            self._reach_publication(publisher)
         return publisher is not None
+
+    def _reach_publication(self, worker: Worker) -> None:
+        """A swap has made its slot set visible. It waits for all invalidations first: so those
+        that have nothing more to show are over."""
+        self._reach(worker, PUBLISHED)
+        if worker.ready is not None and not worker.ready():
+            self._end_invalidations()
+            self._reach(worker, PUBLISHED)
 
     def _publisher(self) -> Worker | None:
         """Who is between the begin of a swap and its publication."""

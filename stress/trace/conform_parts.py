@@ -141,7 +141,8 @@ class TellingRoots(Roots):
 
 
 class TellingZapper(Zapper):
-    """Zaps, pass by pass."""
+    """Zaps, pass by pass. The kernel looks at entries that map nothing, too, where the model passes
+    over them: so it may yield behind the last that does."""
 
     def memslots_updated(self, generation: int) -> None:
         """memslots_updated."""
@@ -186,6 +187,10 @@ class TellingZapper(Zapper):
     def _zap_root_pass(self, root: RootPage, shared: bool, zap_level: int, flush: bool) -> None:
         _runtime(self.kvm).tell("zap_pass", root, zap_level, shared)
         super()._zap_root_pass(root, shared, zap_level, flush)
+        kvm = self.kvm
+        kvm.rcu.read_unlock()
+        kvm.mmu_lock.cond_resched(shared)
+        kvm.rcu.read_lock()
 
     def zap_leafs(
         self, root: RootPage, start: int, end: int, *, can_yield: bool, flush: bool
@@ -193,6 +198,11 @@ class TellingZapper(Zapper):
         """zap_leafs and its return."""
         _runtime(self.kvm).tell("zap_leafs", root, start, end, flush)
         flush = super().zap_leafs(root, start, end, can_yield=can_yield, flush=flush)
+        if can_yield and self.kvm.mmu_lock.needbreak():
+            if flush:
+                self.tlb.flush("yield")
+            self.kvm.mmu_lock.cond_resched(shared=False)
+            flush = False
         _runtime(self.kvm).tell("leafs_zapped", flush)
         return flush
 

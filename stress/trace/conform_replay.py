@@ -194,7 +194,10 @@ class Replay(RecordedOrder):
                 self._end_invalidations()
         elif point == OVER:
             self._read_generation(operation)
-        self._reach(worker, point)
+        if point == PUBLISHED:
+            self._reach_publication(worker)
+        else:
+            self._reach(worker, point)
         if point in (PUBLISHED, OVER):
             self._coasting.append(worker)  # it may wait for readers from now on
 
@@ -217,15 +220,13 @@ class Replay(RecordedOrder):
         outcome.last = happening
         if happening.kind in ROOTED:
             outcome.root = happening.values[0] or 0
-        if happening.kind in ("zap_leafs", "leafs_zapped"):
-            outcome.in_leafs = happening.kind == "zap_leafs"
         self.tally.compared[happening.kind] += 1
         if (happening.kind, happening.values[1:2]) == ("fast", ("none",)) or (
             happening.kind == "mmio_check" and not happening.values[3]
         ):
             self._find_slot(worker, operation, False)
         if happening.kind == "swap" and not self.script.recorded[PUBLISHED]:
-            self._reach(worker, PUBLISHED)
+            self._reach_publication(worker)
         over = operation.did[-1] is happening and self._operations[worker][0] is operation
         if over and happening.kind not in IN_FLIGHT:
             self._coasting.append(worker)
@@ -278,6 +279,7 @@ class Replay(RecordedOrder):
         if doing is None:
             return
         outer = doing[0]
+        worker.resched = False
         while (mine := self._next(worker)) is not None:
             worker.emitted.popleft()
             if mine.kind in (BEGIN, SYNC):

@@ -18,6 +18,7 @@ from typing import Any, Final
 
 from attrs import define, field
 
+from mmu.memory.memslots import KVM_MEM_LOG_DIRTY_PAGES
 from stress.trace import events, layouts
 from stress.trace.conform_lines import read_lines
 from stress.trace.conform_translate import SYNCHRONISING, Translator
@@ -358,6 +359,7 @@ class Scribe:
             gfn=args.get(f"{which}_gfn", given.get("gfn", 0)),
             npages=0 if which == "old" else args.get("new_n", 0),
             flags=given.get("flags", 0) if which == "old" else args.get("new_fl", 0),
+            old_flags=args.get("old_fl", 0),
         )
         if which == "new" and isinstance(args.get("new_hva"), int):
             given["userspace_addr"] = args["new_hva"]
@@ -416,20 +418,39 @@ def write_script(script: ConformScript, lines: Iterable[Event]) -> None:
         except FieldError as error:
             script.damage = f"line {event.line}: {event.name}: {error}"
             break
-    script.manual_protect = any(operation.kind == "clear-log" for operation in script.operations)
-    script.initially_set = script.manual_protect and not any(
-        _protects(operation) for operation in script.operations
+    _find_log_mode(script)
+
+
+def _find_log_mode(script: ConformScript) -> None:
+    """Which of KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 was on, as far as it made a difference: with it
+    KVM_GET_DIRTY_LOG protects nothing, and if all is dirty initially, switching logging on does
+    nothing either."""
+    starts = [each for each in script.operations if _starts_log(each)]
+    gets = [each for each in script.operations if each.kind == "get-log"]
+    script.initially_set = bool(starts) and not any(map(_protects, starts))
+    script.manual_protect = (
+        any(each.kind == "clear-log" for each in script.operations)
+        or script.initially_set
+        or (bool(gets) and not any(map(_protects, gets)))
+    )
+
+
+def _starts_log(operation: Operation) -> bool:
+    """Whether a slot that did not log begins to."""
+    given = operation.given
+    return bool(
+        operation.kind == "set-region"
+        and given.get("change") == FLAGS
+        and given.get("flags", 0) & KVM_MEM_LOG_DIRTY_PAGES
+        and not given.get("old_flags", 0) & KVM_MEM_LOG_DIRTY_PAGES
+        and given.get("rc", 0) >= 0
     )
 
 
 def _protects(operation: Operation) -> bool:
-    """Whether switching logging on took rights away."""
-    on = (
-        operation.kind == "set-region"
-        and operation.given.get("change") == FLAGS
-        and operation.given.get("flags", 0) & 1
-    )
-    return bool(on) and any(done.kind in ("wrprot_slot", "flush") for done in operation.did)
+    """Whether it took rights away, or looked for whom to take them from."""
+    kinds = ("wrprot_slot", "wrprot", "protect", "spte", "walk", "flush")
+    return any(done.kind in kinds for done in operation.did)
 
 
 def _detect(lines: list[Event]) -> Detector:
