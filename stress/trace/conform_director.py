@@ -52,8 +52,8 @@ class OperationOutcome:
     difference: OperationDifference | None = None
 
     def following(self) -> Happening | None:
-        """What the kernel does next in it."""
-        done = self.operation.did
+        """What the kernel does next in it that is compared."""
+        done = [each for each in self.operation.did if each.kind != SYNC]
         index = next(
             (number + 1 for number in range(len(done) - 1, -1, -1) if done[number] is self.last), 0
         )

@@ -124,6 +124,7 @@ def find_inputs(script: ConformScript) -> None:
             operation.given["seq"] = next(
                 (done.values[1] for done in operation.did if done.kind == "stale"), None
             )
+            operation.given["unseen"] = operation.given["reserved"] and not operation.did
             operation.given["looks_early"] = not operation.given["reserved"] or (
                 "mmio_check" not in kinds and "fault_done" in kinds
             )

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from mmu.memory.memslots import GEN_UPDATE_IN_PROGRESS
+from mmu.paging.geometry import PG_LEVEL_4K
 from mmu.paging.table import RootPage
 from mmu.variant import Variant
 from stress.trace.conform_director import Director
@@ -20,6 +21,7 @@ from stress.trace.conform_lockstep import Worker
 from stress.trace.conform_script import ConformScript, Item, Operation
 from stress.trace.conform_values import (
     FAST,
+    FAULTED_IN,
     JUDGED,
     PUBLISHED,
     SLOT_FOUND,
@@ -58,6 +60,8 @@ class RecordedOrder(Director):
             self._race(*self._races[id(happening)])
         if kind == "spte" and happening.values[3].kind == "leaf" and not worker.emitted:
             self._prepare_leaf(worker, operation, happening)
+        elif kind == "mmio_check":
+            self._write_mmio_first(worker, operation, happening)
         elif kind == "fault_done" and operation.given.get("retried_early"):
             self._begin_invalidations()
             self._end_invalidations()
@@ -95,14 +99,29 @@ class RecordedOrder(Director):
         """The entry holds what another fault is about to write, whose line comes later: an event
         follows its write."""
         _, gfn, level, old, _ = happening.values
-        if self.machine.looks(root, gfn, level) == old:
+        self._write_entry_first(worker, root, (gfn, level), old)
+
+    def _write_mmio_first(
+        self, worker: Worker, operation: Operation, happening: Happening
+    ) -> None:
+        """The same for the MMIO SPTE that a fault judges."""
+        root = self.machine.vcpu(operation.vcpu).root
+        gfn, generation = happening.values[:2]
+        if root is not None:
+            seen = EntryValue("mmio", gfn, f"{generation:#x}")
+            self._write_entry_first(worker, root, (gfn, PG_LEVEL_4K), seen)
+
+    def _write_entry_first(
+        self, worker: Worker, root: RootPage, where: tuple[int, int], old: EntryValue
+    ) -> None:
+        if self.machine.looks(root, *where) == old:
             return
         for other, outcome in self._busy("fault"):
             following = outcome.following()
             if (
                 other is not worker
                 and following is not None
-                and _writes(following, gfn, level, old)
+                and _writes(following, *where, old)
             ):
                 self._next(other)
 
@@ -183,8 +202,20 @@ class RecordedOrder(Director):
     def _end_invalidations(self) -> None:
         """An invalidation's end has taken effect by now, although its call has not returned."""
         for worker, outcome in self._busy("range-end"):
-            if outcome.compared:
+            if outcome.following() is None:
                 self._reach(worker)
+
+    def _fault_in(self, worker: Worker, operation: Operation) -> None:
+        """A fault that goes on to mmu_lock has found nothing against that before it: if there is
+        nothing now, this is the moment."""
+        following = self.tally.outcomes[id(operation)].following()
+        if (
+            operation.kind == "fault"
+            and following is not None
+            and following.kind == "stale"
+            and not self.machine.looks_stale(operation)
+        ):
+            self._reach(worker, FAULTED_IN)
 
     # Memslots.
 
@@ -207,12 +238,25 @@ class RecordedOrder(Director):
             ):
                 self._reach(worker)
 
+    def _judge_earlier(self) -> None:
+        """Memslots are about to be in flux, or to have a new generation. Faults that judge an MMIO
+        SPTE by the generation now have done so."""
+        for worker, outcome in self._busy("fault"):
+            following = outcome.following()
+            if following is None or following.kind != "mmio_check":
+                continue
+            slots = self.machine.vm.memslots.peek(self.machine.vcpu(outcome.operation.vcpu).role.as_id)
+            if slots.generation.value & self.machine.generation_mask == following.values[2]:
+                self._write_mmio_first(worker, outcome.operation, following)
+                self._next(worker)
+
     def _read_generation(self, operation: Operation) -> None:
         """Memslots get a new generation now. Faults that are about to note the one before have read
         it already."""
         last = self.tally.outcomes[id(operation)].last
         if last is None or last.kind != "generation":
             return
+        self._judge_earlier()
         for worker, outcome in self._busy("fault"):
             following = outcome.following()
             if following is None or following.kind != "spte" or following.values[4].kind != "mmio":
@@ -265,6 +309,7 @@ class RecordedOrder(Director):
     def _reach_publication(self, worker: Worker) -> None:
         """A swap has made its slot set visible. It waits for all invalidations first: so those
         that have nothing more to show are over."""
+        self._judge_earlier()
         self._reach(worker, PUBLISHED)
         if worker.ready is not None and not worker.ready():
             self._end_invalidations()

@@ -22,6 +22,7 @@ from stress.trace.conform_rules import RULES, Rule, Side
 from stress.trace.conform_script import CREATE_VCPU, ENTER, ConformScript, Item, Operation
 from stress.trace.conform_values import (
     BEGIN,
+    JUDGED,
     OVER,
     PUBLISHED,
     ROOTED,
@@ -121,8 +122,12 @@ class Replay(RecordedOrder):
             self._let_request(operation)
         worker.start(lambda: self.machine.run(operation))
         self._expect(worker, operation, Happening(BEGIN, (operation,), operation.line))
-        if operation.kind == "fault" and operation.given["looks_early"]:
+        if operation.kind != "fault":
+            return
+        if operation.given["looks_early"]:
             self._look(worker, operation)
+        elif self.machine.is_mmio_cached(operation):
+            self._reach(worker, JUDGED)
 
     def _enter(self, item: Item) -> None:
         """A vCPU enters the guest: it may have nothing left to serve."""
@@ -198,6 +203,8 @@ class Replay(RecordedOrder):
             self._reach_publication(worker)
         else:
             self._reach(worker, point)
+        if point == SEQ_TAKEN:
+            self._fault_in(worker, operation)
         if point in (PUBLISHED, OVER):
             self._coasting.append(worker)  # it may wait for readers from now on
 
