@@ -4,7 +4,8 @@ lets one run at a time."""
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import islice
 
 from attrs import define, field
 
@@ -53,11 +54,23 @@ class OperationOutcome:
 
     def following(self) -> Happening | None:
         """What the kernel does next in it that is compared."""
-        done = [each for each in self.operation.did if each.kind != SYNC]
+        return next(self._rest(), None)
+
+    def walks_to(self) -> int:
+        """The root to which a walk is just going, whose reference it takes before it puts the one
+        that it comes from; 0 if none."""
+        rest = [each for each in islice(self._rest(), 2)]
+        if rest and rest[0].kind == "put":
+            rest.pop(0)
+        return rest[0].values[0] or 0 if rest and rest[0].kind == "walk" else 0
+
+    def _rest(self) -> Iterator[Happening]:
+        """What the kernel still does in it."""
+        done = self.operation.did
         index = next(
             (number + 1 for number in range(len(done) - 1, -1, -1) if done[number] is self.last), 0
         )
-        return done[index] if index < len(done) else None
+        return (each for each in islice(done, index, None) if each.kind != SYNC)
 
 
 @define

@@ -11,11 +11,12 @@ from typing import Any
 from attrs import define, field
 
 from stress.trace.conform_script import DELETE, MOVE, PAGE, ConformScript, Item, Operation
-from stress.trace.conform_values import Happening
+from stress.trace.conform_values import BEGIN, Happening
 from stress.trace.layouts import span
 
 NEAR = 60
-"""How many happenings of the recording two faults can lie apart that race for an entry."""
+"""How many happenings of the recording the winner's line can come after the end of the loser's
+fault."""
 UNKNOWN_HVA = 1 << 40
 """Where memory is put that no notifier has ever named, in pages; far from everything real."""
 _ALIGNED = 1 << 18
@@ -136,6 +137,7 @@ def find_inputs(script: ConformScript) -> None:
     for number, slot in enumerate(slots.all):
         slot.made_by.given["hva"] = _hva(slot, number)
     _find_reset_vcpus(script)
+    _find_services(script)
     _find_races(script)
 
 
@@ -146,6 +148,25 @@ def _sees(operation: Operation, kinds: set[str], retried: bool) -> str:
         frame = operation.given.get("pfn")
         return "" if frame is None else "none" if frame >> 52 else "valid"
     return "invalid" if retried and not kinds & {"stale", "fast"} else ""
+
+
+def _find_services(script: ConformScript) -> None:
+    """Which service of a request is followed by another one that no newer request explains."""
+    last: dict[tuple[int, str], Operation] = {}
+    for item in script.items:
+        done, operation = item.what, item.operation
+        if not isinstance(done, Happening) or operation is None:
+            continue
+        if done.kind == "request":
+            for vcpu, name in list(last):
+                if name == done.values[0]:
+                    del last[vcpu, name]
+        elif done.kind == "served":
+            before = last.get((operation.vcpu, done.values[0]))
+            if before is not None:
+                before.given["served_again"] = True
+            operation.given["served_again"] = False
+            last[operation.vcpu, done.values[0]] = operation
 
 
 def _find_races(script: ConformScript) -> None:
@@ -163,12 +184,16 @@ def _find_races(script: ConformScript) -> None:
 
 
 def _winner(script: ConformScript, position: int, loser: Operation) -> Item | None:
-    """The entry on the loser's way that another fault has changed at about the same time; the
-    nearest in the recording."""
+    """The entry on the loser's way that another fault has changed while it was under way, or a
+    little later (an event follows its write); the nearest in the recording."""
     gfn = loser.given["gfn"]
     near: list[tuple[int, Item]] = []
-    for other in range(max(0, position - NEAR), min(len(script.items), position + NEAR)):
+    for other in range(position + NEAR, -1, -1):
+        if other >= len(script.items):
+            continue
         item = script.items[other]
+        if item.operation is loser and item.what == BEGIN:
+            break
         done = item.what
         if (
             item.operation is None

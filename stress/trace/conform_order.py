@@ -56,12 +56,14 @@ class RecordedOrder(Director):
             self._store_generation(operation, happening)
         elif kind in ("put", "zap_root"):
             self._settle_references(worker, happening)
-        elif id(happening) in self._races:
+        if id(happening) in self._races:
             self._race(*self._races[id(happening)])
         if kind == "spte" and happening.values[3].kind == "leaf" and not worker.emitted:
             self._prepare_leaf(worker, operation, happening)
         elif kind == "mmio_check":
             self._write_mmio_first(worker, operation, happening)
+        elif kind == "spte" and happening.values[3].kind == "mmio":
+            self._judge_before(worker, happening)
         elif kind == "fault_done" and operation.given.get("retried_early"):
             self._begin_invalidations()
             self._end_invalidations()
@@ -125,6 +127,19 @@ class RecordedOrder(Director):
             ):
                 self._next(other)
 
+    def _judge_before(self, worker: Worker, happening: Happening) -> None:
+        """An MMIO SPTE is replaced. Faults that judge it, as a later line shows, have read it."""
+        _, gfn, _, old, _ = happening.values
+        for other, outcome in self._busy("fault"):
+            following = outcome.following()
+            if (
+                other is not worker
+                and following is not None
+                and following.kind == "mmio_check"
+                and (following.values[0], f"{following.values[1]:#x}") == (gfn, old.rights)
+            ):
+                self._next(other)
+
     def _race(self, loser: Operation, winner: Item) -> None:
         """Two faults go for one entry: both have read it, then the winner replaces it, then the
         loser tries to."""
@@ -171,23 +186,22 @@ class RecordedOrder(Director):
                 "put",
                 (address,),
             )
-            following = outcome.following()
-            walks = following is not None and (following.kind, following.values) == (
-                "walk",
-                (address,),
-            )
+            walks = outcome.walks_to() == address
             if (surplus > 0 and dropped) or (surplus < 0 and walks):
                 self._reach(other)
 
     def _let_request(self, operation: Operation) -> None:
-        """A request is served that somebody is just making: its bit was set before the recording
-        shows that it is."""
+        """A request is served that another task is just making: its bit was set before the
+        recording shows that it is. Where an older request is pending it may have been served for
+        that one only, but then it is served again later."""
         state = self.machine.vcpu(operation.vcpu).state
         for other in self._workers.values():
             if (
                 other.requesting
                 and not other.emitted
-                and not state.requests.value & other.requesting
+                and not (
+                    state.requests.value & other.requesting and operation.given["served_again"]
+                )
                 and other.ready is None
             ):
                 self._lockstep.resume(other)

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
+from itertools import islice
 
 from mmu.memory.requests import IN_GUEST_MODE, OUTSIDE_GUEST_MODE
 from mmu.paging.geometry import PG_LEVEL_4K
+from mmu.paging.table import RootPage
 from mmu.variant import Variant
 from stress.trace.conform_director import OperationDifference, OperationOutcome, ReplayTally, Stuck
 from stress.trace.conform_lockstep import Worker
@@ -35,6 +37,13 @@ from stress.trace.conform_values import (
 IN_FLIGHT = frozenset({"put", "invalidated"})
 """What is recorded before it takes effect, and is seen by others a little later: a reference
 dropped, an invalidation over (and a generation, which is never the last that a call does)."""
+COUNTED = frozenset({"put", "zap_root"})
+"""What shows a root's references, which others may change while the task has stopped there."""
+
+
+def _recounted(happening: Happening) -> Happening:
+    root, _, _, *rest = happening.values
+    return happening._replace(values=(root, root.refcount.read(), root.invalid.value, *rest))
 
 
 class Replay(RecordedOrder):
@@ -43,6 +52,7 @@ class Replay(RecordedOrder):
     def __init__(self, script: ConformScript, variants: Iterable[Variant] = ()) -> None:
         super().__init__(script, variants)
         self._reports = 0
+        self._position = 0
         self._parted: set[int] = set()
         self._coasting: list[Worker] = []
         """Workers whose operation has nothing more to show: they end it as soon as they can."""
@@ -57,7 +67,7 @@ class Replay(RecordedOrder):
     def run(self) -> ReplayTally:
         """All of it, or as far as it goes."""
         try:
-            for item in self.script.items:
+            for self._position, item in enumerate(self.script.items):
                 self._item(item)
                 if self._coasting:
                     self._coast()
@@ -161,22 +171,29 @@ class Replay(RecordedOrder):
             self._synchronise(worker, operation, happening.values[0])
             return
         outer = self._current(worker)
+        last = happening.kind == "put" and happening.values[1] == 1
         self._prepare(worker, operation, happening)
         if id(operation) in self._parted or (outer is not None and id(outer) in self._parted):
             self._collect(worker, operation, happening)
         else:
+            if happening.kind in COUNTED and self._is_read_late(happening):
+                happening = happening._replace(
+                    values=(happening.values[0], None, *happening.values[2:])
+                )
             while not self._compare(worker, operation, happening):
                 pass
         if operation.kind == "fault" and id(operation) in self._parted:
             self._adopt(operation, happening)
         # the last one: the root's addresses are free for another
-        if happening.kind == "put" and happening.values[1] == 1:
+        if last:
             self._physical.forget_root(self._pointers.forget(happening.values[0]))
 
     def _compare(self, worker: Worker, operation: Operation, happening: Happening) -> bool:
         """Hold the model's next happening against the recording's; whether the recording's is dealt
         with."""
         mine = self._next(worker)
+        if mine is not None and mine.kind in COUNTED and len(worker.emitted) == 1:
+            mine = worker.emitted[0] = _recounted(mine)
         if mine is not None and fits(happening, mine, self._pointers, self._physical):
             worker.emitted.popleft()
             self._matched(worker, operation, happening)
@@ -189,6 +206,21 @@ class Replay(RecordedOrder):
             return True
         self._note(operation, rule)
         return rule.side is not Side.MODEL
+
+    def _is_read_late(self, happening: Happening) -> bool:
+        """A probe reads a count of references only after its line has got its place in the
+        recording: others may have changed it until the task's next line, as later lines show."""
+        address, count = happening.values[:2]
+        root = self._pointers.root(address)
+        if not isinstance(root, RootPage) or count is None:
+            return False
+        mine, pid = root.refcount.read(), self.script.items[self._position].pid
+        for item in islice(self.script.items, self._position + 1, None):
+            if mine == count or item.pid == pid:
+                break
+            if isinstance(item.what, Happening) and item.what.values[:1] == (address,):
+                mine += {"put": -1, "walk": 1}.get(item.what.kind, 0)
+        return bool(mine == count)
 
     def _synchronise(self, worker: Worker, operation: Operation, point: str) -> None:
         """The recording tells that a task is at a point, or has just passed it."""
