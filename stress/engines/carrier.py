@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import os
+import select
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ class Signal:
     know: an interrupt may come when a wait has ended and before it has returned, so a wake-up can
     get lost in the main thread."""
 
-    __slots__ = ("set", "wait")
+    __slots__ = ("_fd", "set", "wait")
 
     set: Callable[[], object]
     """Let the waiting thread go on."""
@@ -33,14 +34,23 @@ class Signal:
 
     def __init__(self) -> None:
         if hasattr(os, "eventfd"):
-            fd = os.eventfd(0, os.EFD_CLOEXEC)
+            self._fd = fd = os.eventfd(0, os.EFD_CLOEXEC)
             self.set = functools.partial(os.eventfd_write, fd, 1)
             # unlike eventfd_read it goes on after a signal, or raises what it means
             self.wait = functools.partial(os.read, fd, 8)
         else:  # pragma: no cover - not on Linux
-            read_fd, write_fd = os.pipe()
+            self._fd, write_fd = os.pipe()
             self.set = functools.partial(os.write, write_fd, b"x")
-            self.wait = functools.partial(os.read, read_fd, 1)
+            self.wait = functools.partial(os.read, self._fd, 1)
+
+    def wait_for(self, seconds: float) -> bool:
+        """Wait until it is set, for `seconds` at most, and return whether it was."""
+        poll = select.poll()
+        poll.register(self._fd, select.POLLIN)
+        if not poll.poll(seconds * 1000):
+            return False
+        self.wait()
+        return True
 
 
 class Carrier:
