@@ -60,6 +60,12 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(Thrift(config))
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Bytes are named by their argument, not by what is in them: a gzip header has the time in it,
+    and every worker has to collect the same names."""
+    return argname if isinstance(val, bytes) else None
+
+
 class Thrift:
     """Keeps the process small. A VM is few objects and much memory, so that garbage is looked for
     among what the tests make, without all that was collected, and after every test that has made
