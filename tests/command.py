@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from stress.cli import invoke
+from stress.commands.command_line import invoke
 from tests.patience import PATIENCE
 
 ROOT = Path(__file__).parents[1]

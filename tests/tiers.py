@@ -13,7 +13,7 @@ import pytest
 SLOW = (
     "hypothesis",  # a hundred examples each
     "subprocess",
-    "stress.cli",
+    "stress.commands.command_line",
     "stress.engines",
     "stress.runs",
     "stress.search",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from stress.actors.base import Actor, Stage
 from stress.actors.consumer import Consumer, IopfWorker, SharedTdpFd
 from stress.actors.dirty_logger import DirtyLogger
@@ -16,33 +18,38 @@ from stress.scenario.operations import Op
 
 
 def cast_of(stage: Stage) -> list[Actor]:
-    """Everybody who takes part in the scenario. The memslots are what its script's setup says when
-    they come."""
+    """Everybody who takes part in the scenario; whoever is there already is on the stage. The
+    memslots are what its script's setup says when they come."""
     prepare_slots(stage)
+    for actor in _members(stage):
+        stage.cast.append(actor)
+    return stage.cast
+
+
+def _members(stage: Stage) -> Iterator[Actor]:
     config = stage.scenario.actors
-    cast: list[Actor] = [VcpuActor(stage, number) for number in range(stage.scenario.vm.vcpus)]
+    yield from (VcpuActor(stage, number) for number in range(stage.scenario.vm.vcpus))
     if config.memslot_worker.enabled and stage.layout.churn:
-        cast.append(MemslotWorker(stage))
-    cast += [HostActor(stage, number) for number in range(config.host.threads)]
+        yield MemslotWorker(stage)
+    yield from (HostActor(stage, number) for number in range(config.host.threads))
     if config.dirty_log.enabled:
-        cast.append(DirtyLogger(stage))
+        yield DirtyLogger(stage)
     if config.nx.enabled and config.nx.toggles:
-        cast.append(NxAdmin(stage))
+        yield NxAdmin(stage)
     if config.nx.enabled and config.nx.recovers:
-        cast.append(NxRecovery(stage))
+        yield NxRecovery(stage)
     if stage.scenario.vm.have_exported_tdp:
-        cast += [ExporterActor(stage, number) for number in range(config.exporter.threads)]
+        yield from (ExporterActor(stage, number) for number in range(config.exporter.threads))
     if config.exit.enabled:
-        cast.append(ProcessExit(stage, list(cast)))
+        yield ProcessExit(stage, list(stage.cast))
     if stage.scenario.vm.have_exported_tdp:
         fds = SharedTdpFd(stage)
         for number in range(config.consumer.devices):
             worker = IopfWorker(stage, f"iopf{number}")
-            cast += [Consumer(stage, number, worker, fds), worker]
+            yield Consumer(stage, number, worker, fds)
+            yield worker
     if stage.scenario.memory.userfaults:
-        cast.append(UserfaultHandler(stage, list(cast)))
-    stage.cast[:] = cast
-    return cast
+        yield UserfaultHandler(stage, list(stage.cast))
 
 
 def performed(stage: Stage) -> dict[str, list[Op]]:

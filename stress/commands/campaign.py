@@ -8,6 +8,8 @@ import click
 
 from stress.commands import perform
 from stress.commands.options import (
+    SEED,
+    Seconds,
     config_option,
     json_option,
     mended_option,
@@ -34,7 +36,7 @@ from stress.runs.fanout.spread import Workers, scheduler_option
 )
 @click.option(
     "--first-seed",
-    type=click.IntRange(0),
+    type=SEED,
     default=1,
     show_default=True,
     help="Seed of the first run; the others count on.",
@@ -49,8 +51,8 @@ from stress.runs.fanout.spread import Workers, scheduler_option
 @scheduler_option
 @click.option(
     "--duration",
-    type=click.FloatRange(0, min_open=True),
-    help="Seconds a run, instead of the scenario's.",
+    type=Seconds(),
+    help="Seconds a run, whatever the scenario says.",
 )
 @set_option("vm.vcpus=4")
 @mended_option("Run")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-from rich.console import Console
 
+from stress.commands.console import console
 from stress.commands.options import json_option
 from stress.results.verdict import ExitCode
 from stress.runs.compare.comparison import compare
@@ -66,7 +66,7 @@ def command(
     if as_json:
         click.echo(COMPARISON_FORMAT.text(record_of(comparison)), nl=False)
     else:
-        print_comparison(comparison, Console(width=None if Console().is_terminal else WIDTH), limit)
+        print_comparison(comparison, console(width=WIDTH), limit)
     return ExitCode.REGRESSION if baseline and comparison.regressions(threshold) else ExitCode.PASS
 
 

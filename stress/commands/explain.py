@@ -8,8 +8,8 @@ from pathlib import Path
 import click
 
 from stress.commands.options import json_option
+from stress.commands.scenarios import read_schedule
 from stress.report import explanation as explain_text
-from stress.results import schedule_file
 from stress.results.schedule_file import EXPLANATION_FORMAT
 from stress.results.verdict import ExitCode
 from stress.runs.replay import explain_stored
@@ -30,7 +30,7 @@ def explain(what: str, as_json: bool) -> ExitCode:
         for piece in variant_page.page(what):
             click.echo(piece)
         return ExitCode.PASS
-    explanation = explain_stored(schedule_file.read(Path(what)))
+    explanation = explain_stored(read_schedule(Path(what)))
     if as_json:
         click.echo(EXPLANATION_FORMAT.text(explanation), nl=False)
     else:

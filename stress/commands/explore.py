@@ -9,6 +9,8 @@ import click
 
 from stress.commands import perform
 from stress.commands.options import (
+    SEED,
+    Seconds,
     config_option,
     json_option,
     mended_option,
@@ -38,7 +40,7 @@ from stress.search.strategies import EVERYTHING, is_exhaustive, strategy_for
 @click.option("--schedules", "-n", type=click.IntRange(1), help="How many schedules to run.")
 @click.option(
     "--duration",
-    type=click.FloatRange(0, min_open=True),
+    type=Seconds(),
     help="How many seconds to explore; 10 without --schedules.",
 )
 @click.option(
@@ -48,7 +50,7 @@ from stress.search.strategies import EVERYTHING, is_exhaustive, strategy_for
 )
 @click.option(
     "--seed",
-    type=click.IntRange(0),
+    type=SEED,
     help="Seed of every random choice; by default the scenario's, else a new one.",
 )
 @click.option(

@@ -12,7 +12,7 @@ from pathlib import Path
 import attrs
 import click
 
-from stress.commands.options import RESULTS, json_option
+from stress.commands.options import RESULTS, Seconds, json_option
 from stress.lab import session as sessions
 from stress.lab.emulator import EmulatedMachine
 from stress.lab.initramfs import LEVELS
@@ -55,7 +55,7 @@ def _boot_options(command: Callable[..., ExitCode]) -> Callable[..., ExitCode]:
         ),
         click.option(
             "--limit",
-            type=click.FloatRange(30),
+            type=Seconds(30.0, min_open=False),
             default=900,
             show_default=True,
             help="Seconds that a boot with all its workloads may take.",

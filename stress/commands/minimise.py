@@ -6,10 +6,10 @@ import contextlib
 from pathlib import Path
 
 import click
-from rich.console import Console
 
+from stress.commands.console import console
 from stress.commands.options import quiet_option
-from stress.results import schedule_file
+from stress.commands.scenarios import read_schedule
 from stress.results.verdict import ExitCode
 from stress.runs.replay import minimise_stored, minimised_text, write_minimised
 
@@ -26,8 +26,8 @@ from stress.runs.replay import minimise_stored, minimised_text, write_minimised
 def minimise(file: Path, output: Path | None, quiet: bool) -> ExitCode:
     """Make a failing schedule as small as it gets: fewer actors, operations, memory and context
     switches."""
-    with Console(stderr=True).status("minimising") if not quiet else contextlib.nullcontext():
-        result = minimise_stored(schedule_file.read(file))
+    with console(stderr=True).status("minimising") if not quiet else contextlib.nullcontext():
+        result = minimise_stored(read_schedule(file))
     target = output or file.with_name(file.stem.removesuffix(".json") + ".min.json")
     write_minimised(target, result)
     click.echo(minimised_text(result, target, quiet=quiet))

@@ -2,15 +2,36 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
 import click
 
+from stress.scenario.load import MOST_SECONDS
+
 Option = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 RESULTS: Final = Path("results")
+SEED: Final = click.IntRange(0, 1 << 64)
+"""A seed, as large as a scenario's may be."""
+
+
+class Seconds(click.FloatRange):
+    """A time in seconds that is one: neither nan nor without end."""
+
+    def __init__(self, least: float = 0.0, *, min_open: bool = True) -> None:
+        super().__init__(least, MOST_SECONDS, min_open=min_open)
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """The number of seconds in a text."""
+        seconds: float = super().convert(value, param, ctx)
+        if not math.isfinite(seconds):
+            self.fail(f"{value!r} is no time", param, ctx)
+        return seconds
 
 
 def config_option(does: str) -> Option:
@@ -50,7 +71,7 @@ variant_option: Option = click.option(
     "files",
     multiple=True,
     type=click.Path(path_type=Path),
-    help="Python file with a Variant. May be repeated.",
+    help="Python file with a Variant: code, which is run. May be repeated.",
 )
 
 

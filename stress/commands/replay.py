@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 from attrs import evolve
 
-from stress.commands.options import quiet_option, variant_option
-from stress.commands.scenarios import load_all
+from stress.commands.options import SEED, quiet_option, variant_option
+from stress.commands.scenarios import load_all, read_schedule
 from stress.results import schedule_file
 from stress.results.verdict import ExitCode
 from stress.runs.replay import replay_stored, replay_text
@@ -34,7 +34,7 @@ from stress.search.strategies import strategy_for
 @click.option("--then", "then", metavar="STRATEGY", help="... and go on with this strategy.")
 @click.option(
     "--seed",
-    type=click.IntRange(0),
+    type=SEED,
     default=0,
     show_default=True,
     help="Seed of the strategy after --then.",
@@ -61,7 +61,7 @@ def replay(
     """Run a recorded schedule again, step by step: a schedule file, or a schedule string with
     --config."""
     if config is None:
-        recorded = schedule_file.read(Path(schedule))
+        recorded = read_schedule(Path(schedule))
         if overrides:
             raise StressError("--set goes with --config: a schedule file has its scenario in it")
         recorded = evolve(recorded, variant_files=(*recorded.variant_files, *map(str, files)))

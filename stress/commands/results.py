@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from stress.commands.console import console
 from stress.commands.loaded import load
 from stress.commands.options import json_option, results_option
 from stress.results import index, listing, prune
@@ -103,10 +103,10 @@ def list_results(
     if as_json:
         click.echo(LISTING_FORMAT.text(Listing(str(results), shown)), nl=False)
         return ExitCode.PASS
-    console = Console(width=None if Console().is_terminal else WIDTH)
-    console.print(table(shown))
+    screen = console(width=WIDTH)
+    screen.print(table(shown))
     older = len(found) - len(shown)
-    console.print(
+    screen.print(
         f"{len(found):,} results"
         + (f", {older:,} older ones not shown (-n 0 shows all)" if older else ""),
         highlight=False,
@@ -187,7 +187,7 @@ def prune_results(
 
 def _entries(results: Path) -> list[ListedResult]:
     """Every result. The first time that may take a few seconds for thousands of them."""
-    with Console(stderr=True).status(f"reading {results}"):
+    with console(stderr=True).status(f"reading {results}"):
         return index.entries(results)
 
 

@@ -9,6 +9,8 @@ from attrs import evolve
 
 from stress.commands import perform
 from stress.commands.options import (
+    SEED,
+    Seconds,
     config_option,
     json_option,
     mended_option,
@@ -27,13 +29,13 @@ from stress.scenario.types import Seed
 @config_option("run")
 @click.option(
     "--seed",
-    type=click.IntRange(0),
+    type=SEED,
     help="Seed of every random choice; by default the scenario's, else a new one.",
 )
 @click.option(
     "--duration",
-    type=click.FloatRange(0, min_open=True),
-    help="Seconds to run, instead of the scenario's.",
+    type=Seconds(),
+    help="Seconds to run, whatever the scenario says.",
 )
 @set_option("vm.vcpus=4")
 @mended_option("Run it on")

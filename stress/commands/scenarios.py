@@ -6,9 +6,12 @@ from __future__ import annotations
 import secrets
 from pathlib import Path
 
+import click
 from attrs import evolve
 
 from mmu.variant import Variant
+from stress.results import schedule_file
+from stress.results.schedule_file import StoredSchedule
 from stress.scenario.errors import ConfigError, Problem, VariantError
 from stress.scenario.load import load
 from stress.scenario.types import Scenario
@@ -37,9 +40,11 @@ KEPT = (
 def changed(
     overrides: tuple[str, ...], *, mended: bool, duration: float | None = None
 ) -> tuple[str, ...]:
-    """What --set says, and after it what --duration (of a run) and --mended stand for."""
-    budget = () if duration is None else (f"budget.duration_s={duration}",)
-    return (*overrides, *budget, *(MENDED if mended else ()))
+    """What --duration (of a run) stands for, after it what --set says, then --mended. A duration
+    is the whole of it: a run that goes on until its obligations are met needs --set to say so."""
+    timed = (f"budget.duration_s={duration}", "budget.until_met=false")
+    budget = () if duration is None else timed
+    return (*budget, *overrides, *(MENDED if mended else ()))
 
 
 def load_all(
@@ -73,6 +78,15 @@ def load_all(
     if problems or scenario is None:
         raise ConfigError(problems)
     return scenario, tuple(variants)
+
+
+def read_schedule(path: Path) -> StoredSchedule:
+    """The schedule in a file. The variant files that it names are code, which is said on
+    stderr."""
+    recorded = schedule_file.read(path)
+    for file in recorded.variant_files:
+        click.echo(f"stress: runs the code in {file}, which {path} names", err=True)
+    return recorded
 
 
 def seed_for(scenario: Scenario, given: int | None) -> int:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 from pathlib import Path
 
 import click
 from rich.console import Console
 
-from stress.commands.options import json_option, quiet_option, results_option
+from stress.commands.console import console
+from stress.commands.options import SEED, Seconds, json_option, quiet_option, results_option
 from stress.report import junit
 from stress.report.publish import JUNIT_XML
-from stress.results.store import CONSOLE_TXT, REPORT_HTML, RunDirectory
+from stress.results.store import CONSOLE_TXT, REPORT_HTML, RunDirectory, keep
 from stress.results.verdict import ExitCode
 from stress.runs.fanout.spread import scheduler_option
+from stress.scenario.errors import ResultError
 from stress.selftest import matrix, matrix_page, selftest
 from stress.selftest.attempt import ENGINES, Attempt, Engine
 from stress.selftest.cases import of_selftest
@@ -59,7 +62,7 @@ WIDTH = 180
 )
 @click.option(
     "--first-seed",
-    type=click.IntRange(0),
+    type=SEED,
     default=1,
     show_default=True,
     help="Seed of the first attempt; the others count on.",
@@ -74,28 +77,28 @@ WIDTH = 180
 @scheduler_option
 @click.option(
     "--controlled-limit",
-    type=click.FloatRange(0, min_open=True),
+    type=Seconds(),
     default=10.0,
     show_default=True,
     help="Seconds an exploration may take.",
 )
 @click.option(
     "--threads-limit",
-    type=click.FloatRange(0, min_open=True),
+    type=Seconds(),
     default=20.0,
     show_default=True,
     help="Seconds a run on threads may take.",
 )
 @click.option(
     "--correct",
-    type=click.FloatRange(0),
+    type=Seconds(min_open=False),
     default=60.0,
     show_default=True,
     help="CPU seconds for the correct model, on which nothing may fire.",
 )
 @click.option(
     "--budget",
-    type=click.FloatRange(0, min_open=True),
+    type=Seconds(),
     help="Seconds for everything; what is left then is INCONCLUSIVE.",
 )
 @click.option(
@@ -176,25 +179,34 @@ def command(
         detectors=detectors,
         agreement=agreement,
     )
-    console = Console(width=None if Console().is_terminal else WIDTH)
-    progress = Console(stderr=True, quiet=quiet or as_json)
-    test = selftest.run(
-        options,
-        lambda row, attempt: progress.print(
-            progress_line(row, attempt), highlight=False, markup=False, soft_wrap=True
-        ),
-    )
+    screen = console(width=WIDTH)
+    progress = console(stderr=True, quiet=quiet or as_json)
     directory = RunDirectory.create(results, "selftest", first_seed)
+
+    def made(test: Selftest, row: MatrixRow, attempt: Attempt) -> None:
+        with contextlib.suppress(ResultError):  # a full disk must not end the selftest
+            directory.write_text(SELFTEST_JSON, SELFTEST_FORMAT.text(record_of(test)))
+        line = progress_line(row, attempt)
+        progress.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    test = selftest.run(options, made)
     record = record_of(test)
-    keep(directory, record)
+    verdict, trouble = keep(
+        directory,
+        selftest.judgement_of(test).verdict,
+        (SELFTEST_JSON, SELFTEST_FORMAT.text(record)),
+        lambda: publish(directory, record),
+    )
     if as_json:
         click.echo(SELFTEST_FORMAT.text(record), nl=False)
     elif quiet:
         click.echo(matrix.verdict_line(test))
     else:
-        matrix.console_tables(test, console)
+        matrix.console_tables(test, screen)
         click.echo(f"results: {directory.path}")
-    return selftest.judgement_of(test).verdict.exit_code
+    if trouble:
+        click.echo(f"stress: {trouble}", err=True)
+    return verdict.exit_code
 
 
 def progress_line(row: MatrixRow, attempt: Attempt) -> str:
@@ -210,12 +222,6 @@ def progress_line(row: MatrixRow, attempt: Attempt) -> str:
         f": {attempt.errors[0].splitlines()[0]}" if attempt.errors and not attempt.killed else ""
     )
     return f"{row.name}, {row.engine}, seed {attempt.seed}: {end}{rules}{trouble}"
-
-
-def keep(directory: RunDirectory, record: SelftestRecord) -> None:
-    """Store the result as JSON, and publish it."""
-    directory.write_text(SELFTEST_JSON, SELFTEST_FORMAT.text(record))
-    publish(directory, record)
 
 
 def publish(directory: RunDirectory, record: SelftestRecord) -> None:

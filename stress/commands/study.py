@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 
-from stress.commands.options import json_option, quiet_option, results_option
-from stress.results.store import REPORT_HTML, RunDirectory
-from stress.results.verdict import ExitCode
+from stress.commands.console import console
+from stress.commands.options import Seconds, json_option, quiet_option, results_option
+from stress.results.store import REPORT_HTML, RunDirectory, keep
+from stress.results.verdict import ExitCode, Verdict
 from stress.runs.fanout.spread import Workers, scheduler_option
 from stress.runs.study import runs
 from stress.runs.study.answer import Answer, answer
@@ -42,7 +42,7 @@ STUDY_TOML = "study.toml"
 )
 @click.option(
     "--duration",
-    type=click.FloatRange(0, min_open=True),
+    type=Seconds(),
     help="Seconds a run, instead of the study's.",
 )
 @click.option(
@@ -84,7 +84,8 @@ def command(
         if resume is not None
         else RunDirectory.create(results, f"study-{study.name}", 0)
     )
-    progress = Console(stderr=True, quiet=quiet or as_json)
+    directory.write_text(STUDY_JSON, STUDY_FORMAT.text(record_of(so_far(study, directory))))
+    progress = console(stderr=True, quiet=quiet or as_json)
     where = Workers(jobs if jobs is not None else 0 if scheduler else 1, scheduler)
     failed, stopped = runs.make(
         study,
@@ -92,7 +93,8 @@ def command(
         where,
         lambda step: progress.print(line_of(step), highlight=False, markup=False, soft_wrap=True),
     )
-    found = conclude(study, directory)
+    found = so_far(study, directory)
+    verdict, trouble = conclude(found, directory, failed)
     if as_json:
         click.echo(STUDY_FORMAT.text(record_of(found)), nl=False)
     else:
@@ -102,36 +104,44 @@ def command(
             else f"Safe. {' '.join(safe(found))}\nEfficient. {' '.join(efficient(found))}"
         )
         click.echo(f"results: {directory.path}")
+    if trouble:
+        click.echo(f"stress: {trouble}", err=True)
     if stopped:
         click.echo(
             f"stress: {stopped} after {found.made} of {found.planned} runs; go on with --resume "
             f"{directory.path}",
             err=True,
         )
-    return exit_code(found, failed)
+    return verdict.exit_code
 
 
-def conclude(study: Study, directory: RunDirectory) -> Answer:
-    """What the runs in a directory say, written down beside them."""
-    found = answer(study, runs.records(study, directory.path), sum(1 for _ in planned(study)))
+def so_far(study: Study, directory: RunDirectory) -> Answer:
+    """What the runs in a directory say."""
+    return answer(study, runs.records(study, directory.path), sum(1 for _ in planned(study)))
+
+
+def conclude(found: Answer, directory: RunDirectory, failed: int) -> tuple[Verdict, str]:
+    """Store what a study has found, with its reports, as `stress.results.store.keep` does."""
     record = record_of(found)
-    directory.write_text(STUDY_JSON, STUDY_FORMAT.text(record))
-    directory.write_text(REPORT_HTML, page(record))
-    directory.write_text(STUDY_MD, markdown(found))
-    directory.write_text(STUDY_TOML, study.path.read_text(encoding="utf-8"))
-    return found
+
+    def reports() -> None:
+        directory.write_text(REPORT_HTML, page(record))
+        directory.write_text(STUDY_MD, markdown(found))
+        directory.write_text(STUDY_TOML, found.study.path.read_text(encoding="utf-8"))
+
+    text = (STUDY_JSON, STUDY_FORMAT.text(record))
+    return keep(directory, verdict_of(found, failed), text, reports)
 
 
-def exit_code(found: Answer, failed: int) -> ExitCode:
+def verdict_of(found: Answer, failed: int) -> Verdict:
     """A finding fails the study; runs that are missing, or in which nothing was deleted, leave it
     open."""
     if any(cell.findings for cell in found.cells.values()):
-        return ExitCode.FAIL
+        return Verdict.FAIL
     if failed:
-        return ExitCode.HARNESS_ERROR
-    return (
-        ExitCode.PASS if found.made == found.planned and not found.idle() else ExitCode.INCONCLUSIVE
-    )
+        return Verdict.HARNESS_ERROR
+    whole = found.made == found.planned and not found.idle()
+    return Verdict.PASS if whole else Verdict.INCONCLUSIVE
 
 
 def line_of(step: runs.StudyProgress) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import os
+import select
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ class Signal:
     know: an interrupt may come when a wait has ended and before it has returned, so a wake-up can
     get lost in the main thread."""
 
-    __slots__ = ("set", "wait")
+    __slots__ = ("_fd", "set", "wait")
 
     set: Callable[[], object]
     """Let the waiting thread go on."""
@@ -38,9 +39,19 @@ class Signal:
             # unlike eventfd_read it goes on after a signal, or raises what it means
             self.wait = functools.partial(os.read, fd, 8)
         else:  # pragma: no cover - not on Linux
-            read_fd, write_fd = os.pipe()
+            fd, write_fd = os.pipe()
             self.set = functools.partial(os.write, write_fd, b"x")
-            self.wait = functools.partial(os.read, read_fd, 1)
+            self.wait = functools.partial(os.read, fd, 1)
+        self._fd = fd
+
+    def wait_for(self, seconds: float) -> bool:
+        """Wait until it is set, for so long at most; whether it was."""
+        ready = select.poll()
+        ready.register(self._fd, select.POLLIN)
+        if not ready.poll(1000 * seconds):
+            return False
+        self.wait()
+        return True
 
 
 class Carrier:

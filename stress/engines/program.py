@@ -235,6 +235,8 @@ class Executor:
         run.limit_hit = scheduler.limit_hit
         run.cut = scheduler.given_up
         run.completed = not (scheduler.unfinished or run.cut)
+        if scheduler.task_errors:
+            return  # a task that has died in the middle of its work lets others wait for ever
         if run.limit_hit and scheduler.unfinished:
             if not scheduler.moving:
                 found.append(livelock(scheduler))
@@ -251,7 +253,7 @@ class Executor:
         for part in instance.closing():
             runtime.start(part.name, part.body)
             scheduler.run()
-            if scheduler.unfinished:
+            if scheduler.unfinished and not scheduler.task_errors:
                 found.append(deadlock(scheduler))
                 return
 

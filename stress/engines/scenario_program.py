@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable, Hashable, Mapping, Sequence
 
 from mmu import invariants
 from mmu.probe import Instrument
 from mmu.report import Report
-from mmu.task import Task
 from mmu.variant import Variant
 from stress.actors.base import Actor
 from stress.engines.carrier_choice import AUTO
@@ -58,8 +56,6 @@ class ScenarioInstance:
     def __init__(self, program: ScenarioProgram, runtime: ControlledRuntime, seed: int) -> None:
         scenario = program.scenario
         self._runtime = runtime
-        self._errors: list[str] = []
-        runtime.on_task_error = self._task_failed
         probe = QuietProbe(runtime.scheduler, self._observer_failed)
         self.world = world = World(
             scenario,
@@ -70,6 +66,7 @@ class ScenarioInstance:
             rounds=scenario.explore.rounds,
             window_ns=CLOSE_NS,
         )
+        runtime.on_task_error = world.task_failed
         world.probe.attach(*program.observers)
         world.set_up()
         assert world.stage is not None
@@ -94,7 +91,7 @@ class ScenarioInstance:
     def closing(self) -> Sequence[ProgramTask]:
         """Check the invariants, then destroy the VM."""
         world = self.world
-        if self._errors:
+        if world.errors():
             return ()
         if not world.vm.destroyed.value:
             invariants.check(world.vm, invariants.ENDED)
@@ -107,7 +104,7 @@ class ScenarioInstance:
 
     def errors(self) -> Sequence[str]:
         """What went wrong with the harness; beside a finding that is a consequence."""
-        return [*self._errors, *self.world.errors()]
+        return self.world.errors()
 
     def progress(self) -> int:
         """A number that changes as long as any actor gets anywhere."""
@@ -129,13 +126,5 @@ class ScenarioInstance:
         """What the guests and devices have seen."""
         return tuple((actor.name, actor.progress) for actor in self.world.actors)
 
-    def _task_failed(self, task: Task, error: BaseException) -> None:
-        self._errors.append(
-            f"{task.name} raised {error!r}\n" + "".join(traceback.format_exception(error))
-        )
-
     def _observer_failed(self, hook: str, error: BaseException) -> None:
-        self._errors.append(
-            f"an observer raised in {hook}: {error!r}\n"
-            + "".join(traceback.format_exception(error))
-        )
+        self.world.observer_failed(hook, error)

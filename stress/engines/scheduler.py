@@ -31,6 +31,7 @@ from stress.engines.steps import (
     Event,
     Look,
 )
+from stress.engines.stuck import await_turn
 from stress.engines.tasks import Abandoned, Carries, ControlledTask, Gate, nobody, nothing
 
 Picker = Callable[[], ControlledTask]
@@ -339,8 +340,7 @@ class Scheduler:
         self._await_turn()
 
     def _await_turn(self) -> None:
-        while self.running is not self._outside:
-            self._outside.sleep()
+        await_turn(self, lambda: self.running is self._outside)
 
     def _halt(self, first: ControlledTask) -> None:
         """For the main thread, interrupted anywhere in `_run_alone(first)`: wait until whoever runs

@@ -19,7 +19,7 @@ from mmu.posted import PROFILES
 from mmu.probe import Probe
 from mmu.report import Report, Reporter
 from mmu.runtime import Runtime
-from mmu.task import current
+from mmu.task import Task, current
 from mmu.variant import Variant
 from stress.actors import cast_of
 from stress.actors.base import Actor, Stage
@@ -72,6 +72,7 @@ class World:
         self.runtime = runtime
         self._began = runtime.now()
         self._lock = threading.Lock()
+        self._torn = False
         self._findings: list[Finding] = []
         self._errors: list[str] = []
         self.reporter = Reporter(self._found)
@@ -186,12 +187,17 @@ class World:
     def _found(self, report: Report) -> None:
         if report.rule in self.scenario.oracles.off:
             return
-        if current.task.error is not None:
-            # the thread has died of an exception, which is the harness error; what it still holds
-            # is no finding
+        if self._torn or current.task.error is not None:
             return
         with self._lock:
             self._findings.append(Finding(report, round(self.elapsed(), 3)))
+
+    def task_failed(self, task: Task, error: BaseException) -> None:
+        """A task raised, which is a harness error. What was found before still weighs more; from
+        now on nothing is a finding, as the task has left things half done."""
+        self._torn = True
+        trace = "".join(traceback.format_exception(error))
+        self.fail(f"task {task} raised {error!r}\n{trace}")
 
     def observer_failed(self, hook: str, error: BaseException) -> None:
         """An observer raised: the harness has failed."""

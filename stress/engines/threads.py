@@ -5,20 +5,22 @@ from __future__ import annotations
 
 import sys
 import time
-import traceback
 from collections.abc import Callable
 
 from attrs import define
 
 from mmu import invariants
-from mmu.pulse import Stopwatch
 from mmu.runtime import Runtime
 from mmu.task import Task
 from stress.engines.session import Session
-from stress.engines.watchdog import Watchdog
+from stress.engines.watchdog import StallClock, Watchdog
 from stress.observe.resources import Resources
 
 TICK_S = 0.05
+JOIN_S = 0.1
+"""How often a wait for a thread looks whether anything has moved."""
+READY_S = 60.0
+"""How long no actor may get ready."""
 
 
 @define
@@ -51,7 +53,7 @@ class ThreadEngine:
     def run(self) -> RunOutcome:
         """The whole run: set up, start, watch, stop, check, take down."""
         session = self.session
-        self.runtime.on_task_error = self._task_failed
+        self.runtime.on_task_error = session.task_failed
         interval = sys.getswitchinterval()
         sys.setswitchinterval(session.scenario.disturbances.switch_interval_s)
         try:
@@ -63,7 +65,7 @@ class ThreadEngine:
         return self.outcome
 
     def _first_half(self) -> None:
-        if self._in_task("setup", self.session.set_up):
+        if self._in_task("setup", self.session.set_up, self._built):
             self._start()
             self._watch()
             self.outcome.completed = True
@@ -81,7 +83,8 @@ class ThreadEngine:
         self._tasks = [self.runtime.spawn(actor.name, actor.body) for actor in session.actors]
         flags = session.run_flags
         expected = len(session.actors)
-        self._wait(lambda: flags.ready.value >= expected or bool(session.errors()))
+        clock = self._stall_clock(READY_S, lambda: flags.ready.value)
+        self._wait(lambda: flags.ready.value >= expected or bool(session.errors()), clock)
         self.outcome.setup_s = session.elapsed()
         flags.started.store(True)
 
@@ -137,26 +140,26 @@ class ThreadEngine:
         flags.pausing.store(True)
         session.interrupt_vcpus(True)
         session.counts["stutters"].add(1)
-        if self._wait(lambda: flags.parked.value >= parking, self._limits.stall_s):
+        clock = self._stall_clock(self._limits.stall_s, lambda: flags.parked.value)
+        if self._wait(lambda: flags.parked.value >= parking, clock):
             invariants.check(session.vm)
             session.gauges.at_rest()
             session.counts["standstills"].add(1)
             session.counts["quiescent_checks"].add(1)
         session.interrupt_vcpus(False)
         flags.pausing.store(False)
-        self._wait(lambda: flags.parked.value == 0, self._limits.stall_s)
+        clock = self._stall_clock(self._limits.stall_s, lambda: flags.parked.value)
+        self._wait(lambda: flags.parked.value == 0, clock)
 
     def _finish(self) -> None:
         """Stop everybody, check the invariants at rest, destroy the VM."""
         session = self.session
         session.run_flags.stopping.store(True)
         session.interrupt_vcpus(True)
-        watch, patience = (
-            Stopwatch(self.runtime),
-            self._limits.stall_s if not session.errors() else 1.0,
-        )
+        limit = self._limits.stall_s if not session.errors() else 1.0
+        clock = self._stall_clock(limit, self._living)
         for task in self._tasks:
-            self._join(task, watch, patience)
+            self._join(task, clock)
         left = [task for task in self._tasks if not self.runtime.join(task, 0)]
         if left and not session.errors():
             watchdog = Watchdog(session.vm.kvm, self._limits.stall_s)
@@ -167,40 +170,47 @@ class ThreadEngine:
         if not session.vm.destroyed.value:
             invariants.check(session.vm, invariants.ENDED)
         session.counts["quiescent_checks"].add(1)
-        if self._in_task("teardown", session.take_down):
+        if self._in_task("teardown", session.take_down, self._counted):
             self.outcome.clean_end = session.vm.destroyed.value
 
-    def _in_task(self, name: str, body: Callable[[], None]) -> bool:
+    def _in_task(self, name: str, body: Callable[[], None], progress: Callable[[], int]) -> bool:
         """Run `body` in a thread of its own, so that the main thread never blocks in a lock;
-        whether it ended well."""
+        whether it ended well. It hangs when `progress` stands still, not when it takes long."""
         task = self.runtime.spawn(name, body)
-        if not self._join(task, Stopwatch(self.runtime), max(self._limits.stall_s, 30.0)):
+        limit = max(self._limits.stall_s, 30.0)
+        if not self._join(task, self._stall_clock(limit, progress)):
             self.session.reporter.emit(
-                Watchdog(self.session.vm.kvm, self._limits.stall_s).report(
-                    name, self._limits.stall_s
-                )
+                Watchdog(self.session.vm.kvm, self._limits.stall_s).report(name, limit)
             )
             return False
         return task.error is None
 
-    def _join(self, task: Task, watch: Stopwatch, patience: float) -> bool:
-        """Wait until `watch` says that the process was served for `patience` seconds; whether the
-        task has ended."""
-        while not self.runtime.join(task, max(0.1, patience - watch.seconds())):
-            if watch.seconds() >= patience:
+    def _built(self) -> int:
+        """How far setting up is."""
+        stage = self.session.stage
+        return len(stage.cast) if stage is not None else 0
+
+    def _counted(self) -> int:
+        """How much the model has done."""
+        return sum(self.session.totals().values())
+
+    def _living(self) -> int:
+        """How many actors have not ended."""
+        return sum(task.thread.is_alive() for task in self._tasks)
+
+    def _stall_clock(self, limit_s: float, progress: Callable[[], int]) -> StallClock:
+        return StallClock(self.runtime, limit_s, progress)
+
+    def _join(self, task: Task, clock: StallClock) -> bool:
+        """Wait until the task has ended, or nothing moves any more; whether it has ended."""
+        while not self.runtime.join(task, JOIN_S):
+            if clock.has_stalled():
                 return False
         return True
 
-    def _wait(self, predicate: Callable[[], bool], timeout: float = 60.0) -> bool:
-        watch = Stopwatch(self.runtime)
+    def _wait(self, predicate: Callable[[], bool], clock: StallClock) -> bool:
         while not predicate():
-            if watch.seconds() > timeout:
+            if clock.has_stalled():
                 return False
             time.sleep(0.001)
         return True
-
-    def _task_failed(self, task: Task, error: BaseException) -> None:
-        """A thread raised: its part is over, so the run is not what was asked for. A finding still
-        weighs more."""
-        trace = "".join(traceback.format_exception(error))
-        self.session.fail(f"task {task} raised {error!r}\n{trace}")

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from mmu import stack as stacks
 from mmu.kvm import Kvm
+from mmu.pulse import Stopwatch, TwoClocks
 from mmu.report import Report, section
 from mmu.runtime import Cell
 from mmu.sync.lockdep import describe_held, holds_class
@@ -24,6 +25,26 @@ class WatchedTask(Protocol):
     def moved(self) -> int:
         """Grows whenever the actor gets somewhere."""
         ...
+
+
+class StallClock:
+    """Tells a stall from slow work: `progress` does not change for `limit_s` seconds, of those in
+    which the process was served."""
+
+    def __init__(self, clocks: TwoClocks, limit_s: float, progress: Callable[[], int]) -> None:
+        self._clocks = clocks
+        self._limit_s = limit_s
+        self._progress = progress
+        self._seen = progress()
+        self._since = Stopwatch(clocks)
+
+    def has_stalled(self) -> bool:
+        """Look at the progress, and return whether it has stood still for so long."""
+        seen = self._progress()
+        if seen != self._seen:
+            self._seen = seen
+            self._since = Stopwatch(self._clocks)
+        return self._since.seconds() >= self._limit_s
 
 
 class Watchdog:

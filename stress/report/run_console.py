@@ -117,7 +117,7 @@ def verdict_line(record: RunRecord) -> str:
     """The verdict in one line."""
     verdict = record.verdict
     if was_killed(record):
-        verdict = "INCONCLUSIVE (killed)"
+        verdict = f"{verdict} (killed)"
     expected = ""
     if record.expected_rules:
         seen = record.expected_seen

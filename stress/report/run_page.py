@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from importlib import resources
+from typing import Any, Final
 
 import jinja2
+import markupsafe
 from attrs import frozen
 
 from mmu.numbers.oracles import RULES
@@ -46,7 +50,19 @@ _environment = jinja2.Environment(
 _environment.filters.update(
     us=_microseconds, mib=_mebibytes, thousands=lambda number: f"{number:,}"
 )
-_environment.globals.update(shade=run_charts.shade, highest=run_charts.highest)
+_script: Final = (resources.files("stress.report") / "templates" / "report.js").read_text("utf-8")
+_digest: Final = base64.b64encode(hashlib.sha256(_script.encode()).digest()).decode()
+POLICY: Final = (
+    f"default-src 'none'; script-src 'sha256-{_digest}'; style-src 'unsafe-inline'; "
+    "base-uri 'none'; form-action 'none'"
+)
+"""What a page may do: run its own script and nothing else, load nothing, send nothing."""
+_environment.globals.update(
+    shade=run_charts.shade,
+    highest=run_charts.highest,
+    script=markupsafe.Markup(_script),  # noqa: S704 - a file of ours
+    policy=markupsafe.Markup(POLICY),  # noqa: S704 - made of that file
+)
 
 
 @frozen

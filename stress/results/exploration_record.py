@@ -63,7 +63,8 @@ class ExplorationRecord:
     hit the limit of steps, `remaining` the estimated number of schedules that an exhaustive search
     has left. `members` are the parts of a portfolio, `counters` what all schedules together did,
     `judged` how often each rule had something to decide, `points` the preemption points that were
-    reached, `harness_errors` what went wrong with the harness.
+    reached, `harness_errors` what went wrong with the harness. `status` is running, finished,
+    interrupted or crashed, `pid` and `pid_started` identify the process that wrote it.
     """
 
     id: str
@@ -104,6 +105,9 @@ class ExplorationRecord:
     harness_errors: tuple[str, ...] = field(default=())
     states: int = 0
     states_full: bool = False
+    status: str = "finished"
+    pid: int = 0
+    pid_started: float = 0.0
 
 
 EXPLORATION_FORMAT = Format(ExplorationRecord, 2, "stress-exploration")

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import stat
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -150,7 +151,7 @@ def _known(connection: sqlite3.Connection) -> dict[str, tuple[Stamp, ListedResul
     rows = connection.execute("SELECT directory, stamp, entry FROM results")
     return {
         name: (Stamp(*json.loads(stamp)), ListedResult(*json.loads(entry)))
-        for name, stamp, entry in rows
+        for name, stamp, entry in ((json.loads(name), *rest) for name, *rest in rows)
     }
 
 
@@ -158,12 +159,13 @@ def _store(
     connection: sqlite3.Connection, read: dict[str, tuple[Stamp, ListedResult]], gone: list[str]
 ) -> None:
     rows = [
-        (name, *(json.dumps(attrs.astuple(part)) for part in pair)) for name, pair in read.items()
-    ]
+        (json.dumps(name), *(json.dumps(attrs.astuple(part)) for part in pair))
+        for name, pair in read.items()
+    ]  # as JSON, for a name need not be UTF-8
     with _transaction(connection):
         connection.executemany("INSERT OR REPLACE INTO results VALUES (?, ?, ?)", rows)
         connection.executemany(
-            "DELETE FROM results WHERE directory = ?", [(name,) for name in gone]
+            "DELETE FROM results WHERE directory = ?", [(json.dumps(name),) for name in gone]
         )
 
 
@@ -186,7 +188,8 @@ def _stamp(directory: str) -> Stamp | None:
             status = os.stat(f"{directory}/{name}")
         except OSError:
             continue
-        return _stamp_of(kind, status)
+        if stat.S_ISREG(status.st_mode):  # reading from anything else may never end
+            return _stamp_of(kind, status)
     return None
 
 

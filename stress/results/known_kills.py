@@ -59,7 +59,7 @@ def known_kills(results: Path, engine: str, scenario: str, seconds: float) -> Kn
     """What the newest selftest below `results` says about a run of this length; None when there is
     none to be read."""
     for path in sorted(results.glob(f"*/{SELFTEST_JSON}"), key=_written, reverse=True):
-        data = None if path.parent.is_symlink() else _read(path)
+        data = None if path.parent.is_symlink() or not path.is_file() else _read(path)
         if data is not None:
             return _seen_from(data, path, engine, scenario, seconds)
     return None
@@ -115,5 +115,5 @@ def _kills(data: dict[str, Any]) -> Iterator[Kill]:
                 of=int(entry["of"]),
                 median_s=None if median is None else float(median),
             )
-        except (AttributeError, KeyError, TypeError, ValueError):
+        except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError):
             continue

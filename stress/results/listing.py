@@ -107,7 +107,10 @@ def entry_of(directory: Path, kind: Kind, text: str, written: float) -> ListedRe
     try:
         data = json.loads(text)
         return _READERS[kind](directory, data)
-    except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
+    except (
+        *(LookupError, TypeError, ValueError, ArithmeticError, AttributeError),
+        RecursionError,
+    ) as error:
         return _damaged(directory, kind, f"{FILES[kind]} is damaged: {error!r}", written)
 
 
@@ -148,9 +151,11 @@ def _of_exploration(directory: Path, data: dict[str, Any]) -> ListedResult:
         directory,
         "exploration",
         data,
-        status="finished",
+        status=str(data.get("status", "finished")),
         wall_s=float(data["wall_s"]),
         findings=len(data["failures"]),
+        pid=int(data.get("pid", 0)),
+        pid_started=float(data.get("pid_started", 0.0)),
     )
 
 
@@ -165,9 +170,11 @@ def _of_selftest(directory: Path, data: dict[str, Any]) -> ListedResult:
         directory,
         "selftest",
         whole,
-        status="finished",
+        status=str(data.get("status", "finished")),
         wall_s=float(data["wall_s"]),
         findings=findings,
+        pid=int(data.get("pid", 0)),
+        pid_started=float(data.get("pid_started", 0.0)),
     )
 
 
@@ -185,6 +192,8 @@ def _of_study(directory: Path, data: dict[str, Any]) -> ListedResult:
         status="unfinished" if missing else "finished",
         wall_s=0.0,
         findings=findings,
+        pid=int(data.get("pid", 0)),
+        pid_started=float(data.get("pid_started", 0.0)),
     )
 
 

@@ -16,6 +16,7 @@ from attrs import frozen
 
 from stress.results.kinds import FILES, LATEST
 from stress.results.listing import NAME, ListedResult
+from stress.results.store import NEW, is_gone
 from stress.scenario.errors import ResultError
 
 GOING: Final = ".pruned-"
@@ -85,6 +86,10 @@ def sweep(results: Path) -> None:
     """Delete what a prune that was killed has left behind."""
     for left in results.glob(f"{GOING}*"):
         shutil.rmtree(left, ignore_errors=True)
+    for left in results.glob(f"{NEW}*"):  # a result that was killed before it had a record
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > STILL_WRITING_S:
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def size_of(directory: Path) -> int:
@@ -98,13 +103,20 @@ def size_of(directory: Path) -> int:
 
 
 def _going_on(results: Path, entry: ListedResult, now: float) -> bool:
-    if entry.status == "running":
+    if entry.status == "running" or _is_being_written(entry):
         return True
     try:
         written = (results / entry.directory / FILES[entry.kind]).stat().st_mtime
     except OSError:
         return False
     return entry.status == "killed" and now - written < STILL_WRITING_S
+
+
+def _is_being_written(entry: ListedResult) -> bool:
+    """Whether the process that made a result is still there: its reports come after its record."""
+    if not entry.pid or entry.pid == os.getpid():
+        return False
+    return not is_gone(entry.pid, entry.pid_started or 0.0)
 
 
 def _relink(results: Path) -> None:

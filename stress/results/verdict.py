@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from enum import IntEnum
 
 from attrs import field, frozen
@@ -22,6 +23,8 @@ class ExitCode(IntEnum):
     """The command line or the configuration is wrong."""
     REGRESSION = 5
     """Worse than the baseline."""
+    INTERNAL = 6
+    """A bug: the command failed, and there was nothing that it could have judged."""
 
 
 class Verdict(IntEnum):
@@ -64,6 +67,12 @@ class Evidence:
     completed: bool
     clean_end: bool
     quiescent_checks: int
+    judged: Mapping[str, int]
+    """How often each rule had something to decide, of those whose findings count."""
+    accesses: int | None = None
+    """Accesses to guest memory; None where a script says what is done."""
+    off: tuple[str, ...] = ()
+    """The rules whose findings do not count."""
 
 
 @frozen
@@ -117,6 +126,10 @@ def judge(evidence: Evidence) -> Judgement:
         (Verdict.INCONCLUSIVE, f"{item.counter}: {item.reached}, at least {item.needed} needed")
         for item in unmet
     ]
+    if not evidence.findings and not any(evidence.judged.values()):
+        reasons.append((Verdict.INCONCLUSIVE, "no rule that is on had anything to decide"))
+    if not evidence.findings and evidence.accesses == 0:
+        reasons.append((Verdict.INCONCLUSIVE, "neither a vCPU nor a device accessed memory"))
     if not evidence.obligations:
         reasons.append(
             (
@@ -124,4 +137,15 @@ def judge(evidence: Evidence) -> Judgement:
                 "the scenario has no obligations, so nothing says that anything happened",
             )
         )
-    return conclude(reasons, f"all {len(evidence.obligations)} obligations met, no finding")
+    off = f"; switched off: {', '.join(evidence.off)}" if evidence.off else ""
+    return conclude(reasons, f"all {len(evidence.obligations)} obligations met, no finding{off}")
+
+
+def judged_rules(off: Collection[str], judged: Mapping[str, int]) -> dict[str, int]:
+    """How often each rule that is not `off` had something to decide."""
+    return {rule: count for rule, count in judged.items() if rule not in off}
+
+
+def accesses_in(counters: Mapping[str, int]) -> int:
+    """How often a vCPU or a device accessed memory."""
+    return counters.get("vcpu_accesses", 0) + counters.get("device_accesses", 0)

@@ -87,14 +87,15 @@ def record_of(
 
 def run_of(made: SeedOutcome) -> CampaignRun:
     """One run in short."""
-    record = made.record
+    record, trouble = made.record, made.trouble
     if record is None:
-        return CampaignRun(
-            made.seed, Verdict.HARNESS_ERROR.name, 0.0, 0, made.trouble, made.directory
-        )
-    told = "; ".join(record.reasons)
+        return CampaignRun(made.seed, Verdict.HARNESS_ERROR.name, 0.0, 0, trouble, made.directory)
+    verdict = Verdict[record.verdict]
+    if trouble:
+        verdict = max(verdict, Verdict.HARNESS_ERROR)
+    told = "; ".join([*filter(None, [trouble]), *record.reasons])
     return CampaignRun(
-        made.seed, record.verdict, record.run_s, len(record.findings), told, made.directory
+        made.seed, verdict.name, record.run_s, len(record.findings), told, made.directory
     )
 
 

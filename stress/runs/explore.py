@@ -41,10 +41,25 @@ def explore(
     if request.processes > 1 or request.scheduler is not None:
         tally = _shared(request, on_progress)
     else:
-        with pinned():
-            tally = exploration_for(request, request.seed).run(_budget(request), on_progress)
+        tally = _alone(request, on_progress)
     wall_s = time.perf_counter() - start
-    return ExplorationResult(request, tally, judgement_of(request, tally), started, wall_s)
+    judgement = judgement_of(request, tally)
+    status = "interrupted" if tally.interrupted else "finished"
+    return ExplorationResult(request, tally, judgement, started, wall_s, status)
+
+
+def _alone(
+    request: ExploreRequest, on_progress: Callable[[ExplorationTally], None]
+) -> ExplorationTally:
+    """Search in this process. Ctrl-C ends the search, and no more: what was found so far is judged
+    and kept."""
+    exploration = exploration_for(request, request.seed)
+    with pinned():
+        try:
+            exploration.run(_budget(request), on_progress)
+        except KeyboardInterrupt:
+            exploration.tally.interrupted = True
+    return exploration.tally
 
 
 def exploration_for(request: ExploreRequest, seed: int) -> Exploration:
@@ -98,6 +113,7 @@ def _shared(
     pieces = shares(evolve(request, variant_files=files), lambda: time.perf_counter() - start)
     with contextlib.suppress(_Enough):
         why = spread(pieces, Workers(request.jobs, request.scheduler, files), done)
+        total.interrupted = why == INTERRUPTED
         total.errors += [why] if why and why != INTERRUPTED else []
     total.curve.append((total.schedules, total.classes))
     return total

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from attrs import frozen
 
-from stress.results.verdict import Evidence, Judgement, Obligation, Verdict, judge
+from stress.results.verdict import (
+    Evidence,
+    Judgement,
+    Obligation,
+    Verdict,
+    accesses_in,
+    judge,
+    judged_rules,
+)
 from stress.scenario.types import Scenario
 from stress.search.exploration import ExplorationTally
 from stress.search.strategies import EVERYTHING, is_exhaustive
@@ -42,13 +50,15 @@ class ExploreRequest:
 
 @frozen
 class ExplorationResult:
-    """What the search did, the verdict, when it began (UTC), and how many seconds it took."""
+    """What the search did, the verdict, when it began (UTC), how many seconds it took, and whether
+    it has finished (status)."""
 
     request: ExploreRequest
     tally: ExplorationTally
     judgement: Judgement
     started: str
     wall_s: float
+    status: str = "finished"
 
 
 def obligations_of(scenario: Scenario, tally: ExplorationTally) -> tuple[Obligation, ...]:
@@ -57,6 +67,14 @@ def obligations_of(scenario: Scenario, tally: ExplorationTally) -> tuple[Obligat
         Obligation(name, needed, tally.counters.get(name, 0))
         for name, needed in scenario.obligations.items()
     )
+
+
+def judgement_so_far(tally: ExplorationTally) -> Judgement:
+    """The verdict on a search that goes on: a failure is one, however it ends."""
+    found = len(tally.failures)
+    if found:
+        return Judgement(Verdict.FAIL, (f"{found} found so far",))
+    return Judgement(Verdict.INCONCLUSIVE, ("the search has not finished",))
 
 
 def judgement_of(request: ExploreRequest, tally: ExplorationTally) -> Judgement:
@@ -74,6 +92,9 @@ def judgement_of(request: ExploreRequest, tally: ExplorationTally) -> Judgement:
             completed=_completed(request, tally),
             clean_end=not tally.unfinished or bool(tally.failures),
             quiescent_checks=finished,
+            judged=judged_rules(scenario.oracles.off, tally.judged),
+            accesses=None if scenario.script else accesses_in(tally.counters),
+            off=scenario.oracles.off,
         )
     )
     wants_all = request.exhaustive or request.strategy in EVERYTHING
@@ -88,6 +109,8 @@ def judgement_of(request: ExploreRequest, tally: ExplorationTally) -> Judgement:
 
 def _completed(request: ExploreRequest, tally: ExplorationTally) -> bool:
     """Whether the budget was used, or the space exhausted, or a failure ended it."""
+    if tally.interrupted:
+        return bool(tally.failures)
     used = request.schedules is not None and tally.schedules >= request.schedules
     timed = request.seconds is not None and tally.seconds >= request.seconds * ENOUGH
     return used or timed or tally.exhausted or bool(tally.failures)

@@ -21,6 +21,7 @@ from stress.results.exploration_record import (
     StoredFailure,
 )
 from stress.results.inputs import fingerprints
+from stress.results.known import KNOWN
 from stress.results.known_kills import KnownKills, known_kills
 from stress.results.schedule_file import (
     EXPLANATION_FORMAT,
@@ -29,40 +30,109 @@ from stress.results.schedule_file import (
     StoredSchedule,
     stored,
 )
-from stress.results.store import RunDirectory, command_line
+from stress.results.store import RunDirectory, command_line, keep, now, owner
+from stress.results.verdict import Verdict
 from stress.runs.explore import PROGRAMS
-from stress.runs.explore_request import ExplorationResult, ExploreRequest, obligations_of
+from stress.runs.explore_request import (
+    ExplorationResult,
+    ExploreRequest,
+    judgement_so_far,
+    obligations_of,
+)
 from stress.runs.replay import explain_stored
-from stress.scenario.errors import StressError
+from stress.scenario.errors import ResultError, StressError
 from stress.scenario.load import unstructure
 from stress.scenario.variant_files import variants_from
 from stress.search.explain_data import Explanation
 from stress.search.exploration import ExplorationTally
 
+KILLS_WITHIN_S = 10.0
+"""Seconds of an exploration that only schedules bound, to tell which mutants would have died in
+it while it goes on."""
 EXPLAINED = 2
 """The first failing schedules, which are explained when they are stored."""
 EXPLAINING_TRIES = 3
 """Random continuations of each prefix for such an explanation; `stress explain` tries more."""
 
 
-def keep(explored: ExplorationResult, results: Path) -> tuple[ExplorationRecord, RunDirectory]:
-    """Store the result in a new directory below `results`; returns its record and the directory."""
-    request = explored.request
-    directory = RunDirectory.create(results, f"explore-{request.name}", request.seed)
-    kills = known_kills(results, "controlled", request.name, explored.wall_s)
-    schedules = [
-        stored(request.name, request.scenario, request.variant_files, failure)
-        for failure in explored.tally.failures.values()
-    ]
-    for number, schedule in enumerate(schedules, 1):
-        directory.write_text(SCHEDULE_JSON.format(number), schedule.text())
-    stories = _stories(schedules)
-    for number, story in stories.items():
-        directory.write_text(EXPLANATION_JSON.format(number), EXPLANATION_FORMAT.text(story))
-    record = record_of(explored, directory.path.name, kills)
-    directory.write_text(EXPLORE_JSON, EXPLORATION_FORMAT.text(record))
-    publish_exploration(directory, record, stories)
-    return record, directory
+class ExplorationKeeper:
+    """Keeps the record of an exploration up to date in a directory below `results`, from the first
+    look on."""
+
+    SAVE_EVERY_S = 2.0
+
+    def __init__(self, request: ExploreRequest, results: Path) -> None:
+        self.directory = RunDirectory.create(results, f"explore-{request.name}", request.seed)
+        self._request = request
+        self._kills = known_kills(
+            results, "controlled", request.name, request.seconds or KILLS_WITHIN_S
+        )
+        self._started = now()
+        self._next_save = 0.0
+        self._schedules: list[StoredSchedule] = []
+
+    def look(self, tally: ExplorationTally) -> None:
+        """Called often: saves now and then, and at once when something was found. Raises
+        `ResultError` if nothing can ever be kept."""
+        found = len(tally.failures) > len(self._schedules)
+        if found:
+            KNOWN.judged(Verdict.FAIL)
+        if not found and tally.seconds < self._next_save:
+            return
+        first = self._next_save == 0.0
+        self._next_save = tally.seconds + self.SAVE_EVERY_S
+        try:
+            self._save(tally)
+        except ResultError:  # a full disk must not end the search
+            if first and not found:
+                raise
+
+    def finish(self, explored: ExplorationResult) -> tuple[ExplorationRecord, Verdict, str]:
+        """Store the result, as `stress.results.store.keep` does; returns the record, too."""
+        KNOWN.judged(explored.judgement.verdict)
+        kills = known_kills(
+            self.directory.path.parent, "controlled", self._request.name, explored.wall_s
+        )
+        record = record_of(explored, self.directory.path.name, kills)
+        self._learn(explored.tally)
+
+        def reports() -> None:
+            stories = _stories(self._schedules)
+            for number, story in stories.items():
+                text = EXPLANATION_FORMAT.text(story)
+                self.directory.write_text(EXPLANATION_JSON.format(number), text)
+            publish_exploration(self.directory, record, stories)
+
+        verdict, trouble = keep(
+            self.directory,
+            explored.judgement.verdict,
+            (EXPLORE_JSON, EXPLORATION_FORMAT.text(record)),
+            reports,
+            {
+                SCHEDULE_JSON.format(number): schedule.text().encode()
+                for number, schedule in enumerate(self._schedules, 1)
+            },
+        )
+        return record, verdict, trouble
+
+    def _save(self, tally: ExplorationTally) -> None:
+        so_far = ExplorationResult(
+            self._request, tally, judgement_so_far(tally), self._started, tally.seconds, "running"
+        )
+        record = record_of(so_far, self.directory.path.name, self._kills)
+        KNOWN.keeps_in(self.directory.path)
+        self.directory.write_text(EXPLORE_JSON, EXPLORATION_FORMAT.text(record))
+        for number, schedule in self._learn(tally):
+            self.directory.write_text(SCHEDULE_JSON.format(number), schedule.text())
+
+    def _learn(self, tally: ExplorationTally) -> list[tuple[int, StoredSchedule]]:
+        """The schedules that have failed since the last time, numbered from 1 on over all."""
+        request, known = self._request, len(self._schedules)
+        self._schedules += [
+            stored(request.name, request.scenario, request.variant_files, failure)
+            for failure in list(tally.failures.values())[known:]
+        ]
+        return list(enumerate(self._schedules, 1))[known:]
 
 
 def _stories(schedules: Sequence[StoredSchedule]) -> dict[int, Explanation]:
@@ -80,6 +150,7 @@ def record_of(
     """The record of a result that goes into the directory of this name, with its certificate;
     `selftest` is what the newest selftest has shown."""
     request, tally, judgement = explored.request, explored.tally, explored.judgement
+    pid, pid_started = owner()
     scenario = request.scenario
     expected = scenario.expect.names
     fired = tally.fired()
@@ -124,6 +195,9 @@ def record_of(
         environment=environment.observe(),
         scenario=unstructure(scenario),
         harness_errors=tuple(tally.errors),
+        status=explored.status,
+        pid=pid,
+        pid_started=pid_started,
     )
 
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import psutil
-from attrs import evolve, frozen
+from attrs import evolve, field, frozen
 
 from mmu.runtime import Runtime
 from mmu.task import living_tasks
@@ -19,10 +17,19 @@ from stress.observe.resources import Resources
 from stress.results import environment, trace_events
 from stress.results.figures import figures_of
 from stress.results.inputs import fingerprints
+from stress.results.known import KNOWN
 from stress.results.known_kills import known_kills
 from stress.results.run_record import RunRecord, StoredFinding, certificate_of_run
-from stress.results.store import RunDirectory, command_line, now
-from stress.results.verdict import Evidence, Judgement, Obligation, Verdict, judge
+from stress.results.store import RunDirectory, command_line, now, owner
+from stress.results.verdict import (
+    Evidence,
+    Judgement,
+    Obligation,
+    Verdict,
+    accesses_in,
+    judge,
+    judged_rules,
+)
 from stress.scenario.errors import ResultError
 from stress.scenario.load import unstructure
 from stress.scenario.types import Budget, Scenario
@@ -35,7 +42,7 @@ GONE = ("stale-tlb", "stale-map", "write-after-release", "mmio-spte-walked")
 @frozen
 class RunRequest:
     """What to run: the scenario and its short name, the seed, variants from files, where results
-    go, and which files those are."""
+    go, which files those are, and the command that asked for it (None: this process's)."""
 
     scenario: Scenario
     name: str
@@ -43,6 +50,7 @@ class RunRequest:
     variants: tuple[Variant, ...]
     results: Path
     variant_files: tuple[str, ...] = ()
+    command: str | None = None
 
 
 @frozen
@@ -56,26 +64,36 @@ class RunProgress:
     findings: int
 
 
+@frozen
+class FinishedRun:
+    """A run that has ended: its record, and by name the other files that belong beside it, all
+    still to be written to the directory, which was kept up to date so far."""
+
+    record: RunRecord
+    directory: RunDirectory
+    files: Mapping[str, bytes] = field(factory=dict)
+
+
 def execute(
-    request: RunRequest, on_progress: Callable[[RunProgress], None]
-) -> tuple[RunRecord, RunDirectory]:
-    """Run the scenario; returns the finished record, still to be written, and the directory kept up
-    to date so far."""
+    request: RunRequest,
+    on_progress: Callable[[RunProgress], None],
+    directory: RunDirectory | None = None,
+) -> FinishedRun:
+    """Run the scenario, and keep its record in `directory` up to date; without one, in a new
+    directory below the request's results. Raises `ResultError` if there can be none."""
     session = Session(request.scenario, request.seed, Runtime(), request.variants)
-    directory = RunDirectory.create(request.results, request.name, request.seed)
+    directory = directory or RunDirectory.create(request.results, request.name, request.seed)
     keeper = _Keeper(request, session, directory, on_progress)
-    keeper.save()
+    keeper.begin()
     engine = ThreadEngine(session, keeper.resources, keeper.tick)
     outcome = engine.run()
     record = keeper.final(outcome)
+    files = {}
     if request.scenario.observe.timeline:
-        directory.write_bytes(
-            trace_events.TIMELINE,
-            trace_events.packed(
-                trace_events.trace(record.id, session.timeline.tracks(), record.findings)
-            ),
+        files[trace_events.TIMELINE] = trace_events.packed(
+            trace_events.trace(record.id, session.timeline.tracks(), record.findings)
         )
-    return record, directory
+    return FinishedRun(record, directory, files)
 
 
 class _Keeper:
@@ -95,6 +113,7 @@ class _Keeper:
         self._on_progress = on_progress
         self._next_save = SAVE_EVERY_S
         self._known_findings = 0
+        pid, pid_started = owner()
         self._base = RunRecord(
             id=directory.path.name,
             status="running",
@@ -108,12 +127,12 @@ class _Keeper:
                 *(variant.name for variant in request.variants),
             ),
             expected_rules=request.scenario.expect.names,
-            command=command_line(),
+            command=request.command or command_line(),
             started=now(),
             setup_s=0.0,
             run_s=0.0,
-            pid=os.getpid(),
-            pid_started=psutil.Process().create_time(),
+            pid=pid,
+            pid_started=pid_started,
             environment=environment.observe(),
             variant_files=fingerprints(request.variant_files),
             selftest=known_kills(
@@ -121,19 +140,26 @@ class _Keeper:
             ),
         )
 
+    def begin(self) -> None:
+        """Keep the record for the first time."""
+        KNOWN.keeps_in(self._directory.path)
+        self._directory.write(self._snapshot(0.0))
+
     def tick(self, elapsed: float) -> None:
-        """Called often: shows progress; saves now and then, and at once when something was
-        found."""
+        """Called often: saves now and then, and at once when something was found; then shows
+        progress, so that what was seen is kept."""
         found = len(self._session.findings())
         totals = self._session.totals()
-        self._on_progress(RunProgress(elapsed, self._request.scenario.budget, totals, found))
         self._session.series.look(self._session.elapsed(), totals, living_tasks())
+        if found > self._known_findings:
+            KNOWN.judged(Verdict.FAIL)
         if elapsed >= self._next_save or found > self._known_findings:
             self._next_save = elapsed + SAVE_EVERY_S
             self._known_findings = found
             self.save(elapsed)
+        self._on_progress(RunProgress(elapsed, self._request.scenario.budget, totals, found))
 
-    def save(self, elapsed: float = 0.0) -> None:
+    def save(self, elapsed: float) -> None:
         """Write what is known now; a full disk must not end the run."""
         with contextlib.suppress(ResultError):
             self._directory.write(self._snapshot(elapsed))
@@ -165,6 +191,9 @@ class _Keeper:
                 completed=outcome.completed and not outcome.interrupted,
                 clean_end=outcome.clean_end,
                 quiescent_checks=totals["quiescent_checks"],
+                judged=judged_rules(self._request.scenario.oracles.off, session.judged(totals)),
+                accesses=None if self._request.scenario.script else accesses_in(totals),
+                off=self._request.scenario.oracles.off,
             )
         )
 
@@ -190,6 +219,7 @@ class _Keeper:
         bad = sum(finding.count for finding in found if finding.code in GONE)
         return evolve(
             self._base,
+            verdict=(Verdict.FAIL if found else Verdict.INCONCLUSIVE).name,
             run_s=round(elapsed, 3),
             counters=totals,
             obligations=self._obligations(totals),

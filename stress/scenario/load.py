@@ -39,10 +39,17 @@ MOST = 1 << 24
 MOST_ENTRIES = 1 << 16
 MOST_FIXED_SLOTS = 8
 """The slots that come and go have the numbers from 10 on."""
+MOST_SECONDS = 1e8
+"""Three years: more would not fit into the clocks of some platforms."""
+TURNS = 4
+"""How often every other thread may run, with the GIL, before one that holds a lock is called
+stuck."""
 SPARE_FRAMES = 8
 """Frames beside twice the guest's pages: frame 0 is never used, and each migration in progress
 holds one more. Twice the pages, because a freed frame shall stay recognisable for a while before it
 is used again."""
+
+SECONDS = f"a number of seconds above 0, up to {MOST_SECONDS:,.0f}"
 
 _folder: ContextVar[Path] = ContextVar("folder")
 """What names of files are relative to, while a scenario is structured."""
@@ -293,8 +300,8 @@ def _layout_checks(scenario: Scenario, at: Callable[[str], str]) -> Iterable[Pro
 
 
 def _limit_checks(scenario: Scenario, at: Callable[[str], str]) -> Iterable[Problem]:
-    """A bound must leave room for the sleeps that the scenario itself asks for, or it calls them a
-    hang."""
+    """A bound must leave room for the sleeps that the scenario itself asks for, and for the turns
+    of all its threads, or it calls them a hang."""
     disturbances, actors, limits = scenario.disturbances, scenario.actors, scenario.limits
     delays = 60 * disturbances.delay_share * disturbances.delay_s if disturbances.points else 0
     sleeps = (
@@ -305,7 +312,11 @@ def _limit_checks(scenario: Scenario, at: Callable[[str], str]) -> Iterable[Prob
         actors.nx.pause_s if actors.nx.enabled else 0.0,
         2 * actors.exporter.hold_s if actors.exporter.threads else 0.0,
     )
-    longest = round(delays + 2 * max(sleeps), 3)
+    threads = (
+        scenario.vm.vcpus + actors.host.threads + actors.exporter.threads
+    ) + 2 * actors.consumer.devices
+    turns = TURNS * threads * disturbances.switch_interval_s
+    longest = round(max(delays + 2 * max(sleeps), turns), 3)
     for key in ("stall_s", "rcu_stall_s", "write_hold_s"):
         value = getattr(limits, key)
         if value < longest:
@@ -314,7 +325,7 @@ def _limit_checks(scenario: Scenario, at: Callable[[str], str]) -> Iterable[Prob
                 f"limits.{key}",
                 f"{value:g}",
                 f"at least {longest:g}",
-                "longer than the scenario's own sleeps",
+                "longer than the scenario's own sleeps, and than its threads wait for their turns",
             )
 
 
@@ -351,7 +362,7 @@ def _converter() -> Converter:
         (types.Positive, lambda value, _: _whole(value, 1)),
         (types.Share, lambda value, _: _number(value, 0, 1, "a number from 0 to 1")),
         (types.Rate, lambda value, _: _rate(value)),
-        (types.Seconds, lambda value, _: _number(value, 1e-9, None, "a number of seconds above 0")),
+        (types.Seconds, lambda value, _: _number(value, 1e-9, MOST_SECONDS, SECONDS)),
         (types.Lines, lambda value, _: _lines(value)),
         (types.FileName, lambda value, _: _file(value, _folder.get())),
         (types.PolicyName, lambda value, _: _name(value, POLICIES, "a policy")),

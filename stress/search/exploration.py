@@ -11,6 +11,7 @@ from attrs import define, evolve, field, frozen
 
 from mmu.report import Report
 from stress.engines.program import Executor, Program, Run, Strategy
+from stress.engines.stuck import StuckTask
 from stress.search import garbage
 from stress.search.bounded import Systematic
 from stress.search.dpor import Dpor
@@ -85,6 +86,7 @@ class ExplorationTally:
     states_full: bool = False
     exhausted: bool = False
     remaining: float | None = None
+    interrupted: bool = False
     members: dict[str, dict[str, int]] = field(factory=dict)
     _next_point: int = 1
 
@@ -209,27 +211,39 @@ class Exploration:
     ) -> ExplorationTally:
         """Go on until the budget is used, the space is exhausted, the harness fails, or a failure
         ends it."""
-        tally, strategy = self.tally, self.strategy
+        try:
+            with garbage.by_hand():
+                self._search(budget, on_progress)
+        finally:  # an interrupt leaves a tally of what was done
+            self._complete()
+        return self.tally
+
+    def _search(
+        self, budget: SearchBudget, on_progress: Callable[[ExplorationTally], None]
+    ) -> None:
+        tally = self.tally
         start = time.perf_counter()
         before = tally.seconds
         until = tally.schedules + budget.schedules if budget.schedules is not None else None
         next_look = start + 0.2
-        with garbage.by_hand():
-            while not strategy.exhausted:
-                self._one()
-                now = time.perf_counter()
-                tally.seconds = before + now - start
-                if tally.errors or (tally.failures and budget.is_met(tally.failures.values())):
-                    break
-                if until is not None and tally.schedules >= until:
-                    break
-                if budget.seconds is not None and now - start >= budget.seconds:
-                    break
-                if now >= next_look:
-                    next_look = now + 0.2
-                    self._estimate()
-                    on_progress(tally)
-                garbage.tidy()
+        while not self.strategy.exhausted:
+            self._one()
+            now = time.perf_counter()
+            tally.seconds = before + now - start
+            if tally.errors or (tally.failures and budget.is_met(tally.failures.values())):
+                break
+            if until is not None and tally.schedules >= until:
+                break
+            if budget.seconds is not None and now - start >= budget.seconds:
+                break
+            if now >= next_look:
+                next_look = now + 0.2
+                self._estimate()
+                on_progress(tally)
+            garbage.tidy()
+
+    def _complete(self) -> None:
+        tally, strategy = self.tally, self.strategy
         tally.exhausted = strategy.exhausted
         if isinstance(strategy, Portfolio):
             self._note_members(strategy.report())
@@ -237,7 +251,6 @@ class Exploration:
             tally.states, tally.states_full = len(strategy.states), strategy.states.full
         self._estimate()
         tally.curve.append((tally.schedules, tally.classes))
-        return tally
 
     def _note_members(self, shares: list[Share]) -> None:
         """What the members of a portfolio have added to this tally."""
@@ -252,7 +265,11 @@ class Exploration:
         tally = self.tally
         seed = self._seeds(self._begun)
         self._begun += 1
-        run = self._executor.execute(self.strategy, seed)
+        try:
+            run = self._executor.execute(self.strategy, seed)
+        except StuckTask as error:
+            tally.errors.append(str(error))
+            return
         tally.schedules += 1
         tally.steps += len(run.trace)
         tally.longest = max(tally.longest, len(run.trace))

@@ -35,6 +35,12 @@ from stress.engines.steps import (
 from stress.engines.tasks import ControlledTask
 from stress.scenario.errors import StressError
 
+MOST_STEPS: Final = 10_000_000
+"""Steps of a schedule that is read."""
+MOST_BYTES: Final = 1 << 25
+"""What such a schedule may unpack to."""
+MOST_BITS: Final = 70
+"""Of a number in a schedule: seeds have 64."""
 PREFIX: Final = "tdp1-"
 _INLINE: Final = 31
 _SERIAL: Final = (1 << OWNER_SHIFT) - 1
@@ -85,12 +91,19 @@ class Schedule:
                 altchars=b"-_",
                 validate=True,
             )
-            data = zlib.decompress(body[1:]) if body[:1] == b"z" else body[1:]
-            return _read(data)
+            return _read(_unpacked(body[1:]) if body[:1] == b"z" else body[1:])
         except (binascii.Error, zlib.error, IndexError, ValueError) as error:
             raise ScheduleError(
                 f"the schedule string is damaged ({error}): copy all of it"
             ) from None
+
+
+def _unpacked(body: bytes) -> bytes:
+    unpack = zlib.decompressobj()
+    data = unpack.decompress(body, MOST_BYTES)
+    if not unpack.eof:
+        raise ValueError("it is cut off, or far too long")
+    return data
 
 
 def _number(value: int) -> bytes:
@@ -114,6 +127,8 @@ def _read(data: bytes) -> Schedule:
             position += 1
             value |= (byte & 127) << shift
             shift += 7
+            if shift > MOST_BITS:
+                raise ValueError("a number that is too large")
             if byte < 128:
                 return value
 
@@ -123,7 +138,7 @@ def _read(data: bytes) -> Schedule:
         byte = data[position]
         position += 1
         task, steps = (byte >> 5, byte & _INLINE) if byte >> 5 < 7 else (number(), number())
-        if not task or not steps or len(choices) + steps > 10_000_000:
+        if not task or not steps or len(choices) + steps > MOST_STEPS:
             raise ValueError("a turn without a task or steps")
         choices += [task] * steps
     if len(choices) != length or not choices:

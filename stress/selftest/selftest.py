@@ -11,6 +11,7 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Final
 
 from attrs import define, evolve, field, frozen
 
@@ -47,6 +48,10 @@ CORRECT_CASES = (
     "move",
 )
 """Small scenarios of which every policy is explored without any variant."""
+
+
+UNFINISHED: Final = "the selftest has not finished"
+"""Why attempts are left, while it goes on or after it was killed."""
 
 
 @frozen
@@ -123,6 +128,12 @@ class MatrixRow:
         """Schedules or steps to the kill, sorted."""
         return tuple(sorted(attempt.work for attempt in self.attempts if attempt.work is not None))
 
+    @property
+    def whole(self) -> bool:
+        """Whether every attempt was made that was wanted: only then a mutant that has not died
+        lives."""
+        return bool(self.attempts) and len(self.attempts) >= self.wanted
+
     def fired(self) -> Counter[str]:
         """By rule: in how many attempts it fired."""
         return Counter(rule for attempt in self.attempts for rule in attempt.rules())
@@ -139,7 +150,7 @@ class MatrixRow:
     @property
     def state(self) -> str:
         """In a word: killed, other oracle, alive, silent, fired, error, idle (it did nothing at
-        all), not tried."""
+        all), not tried (or not as often as it takes to call it alive)."""
         if not self.attempts:
             return "not tried"
         if self.kind != "mutant":
@@ -149,6 +160,8 @@ class MatrixRow:
             )
         if self.killed:
             return "killed"
+        if not self.whole:
+            return "not tried"
         return "other oracle" if self.by_others else "error" if self.errors else "ALIVE"
 
 
@@ -211,9 +224,10 @@ def chosen(options: Options) -> list[Mutant]:
 
 
 def run(
-    options: Options, on_row: Callable[[MatrixRow, Attempt], None] = lambda *_: None
+    options: Options, on_attempt: Callable[[Selftest, MatrixRow, Attempt], None] = lambda *_: None
 ) -> Selftest:
-    """Make every attempt, in parallel processes."""
+    """Make every attempt, in parallel processes. `on_attempt` is called after each, with what there
+    is so far."""
     start = time.monotonic()
     mutants = chosen(options)
     everything = not (options.names or options.oracles or options.tags)
@@ -235,14 +249,18 @@ def run(
         rows,
         cannot,
         time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        left=len(jobs) + len(agreeing),
         detectors=detectors,
+        stopped=UNFINISHED,
     )
     owners = {id(job): row for job, row in jobs}
 
     def done(job: Job, attempt: Attempt) -> None:
         row = owners[id(job)]
         row.attempts.append(attempt)
-        on_row(row, attempt)
+        test.left -= 1
+        test.wall_s = time.monotonic() - start
+        on_attempt(test, row, attempt)
 
     until = start + options.budget_s if options.budget_s is not None else None
     where = Workers(options.jobs, options.scheduler)
@@ -394,7 +412,7 @@ def judgement_of(test: Selftest) -> Judgement:
             )
             reasons.append((Verdict.FAIL, f"{where}: {what}"))
     reasons += [reason for each in test.agreements for reason in _disagreement(each)]
-    threads = [row for row in test.of_kind("mutant", "threads") if row.attempts]
+    threads = [row for row in test.of_kind("mutant", "threads") if row.whole]
     dead = sum(row.state == "killed" for row in threads)
     if dead < THREADS_SHARE * len(threads):
         reasons.append(

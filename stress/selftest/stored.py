@@ -9,10 +9,11 @@ from attrs import asdict, evolve, fields_dict, frozen
 
 from stress.results.run_record import Environment
 from stress.results.serialise import Format
+from stress.results.store import owner
 from stress.selftest.agreement import Agreement, State
 from stress.selftest.attempt import Attempt, Engine
 from stress.selftest.detectors.detectors import SelfTest, SelfTestResult
-from stress.selftest.selftest import MatrixRow, Options, Selftest, judgement_of
+from stress.selftest.selftest import UNFINISHED, MatrixRow, Options, Selftest, judgement_of
 
 SELFTEST_JSON: Final = "selftest.json"
 
@@ -69,7 +70,8 @@ class StoredAgreement:
 class SelftestRecord:
     """Everything known about a selftest: when and where, the verdict, how long an attempt may take
     by engine, rules that were off, what was tried, why real threads cannot show some mutants, how
-    many attempts were not made (`left`; `stopped` says why), and whether the engines agree."""
+    many attempts were not made (`left`; `stopped` says why), and whether the engines agree.
+    `status` is running or finished, `pid` and `pid_started` identify the process that wrote it."""
 
     date: str
     version: str
@@ -87,15 +89,19 @@ class SelftestRecord:
     threads_cannot: dict[str, str]
     stopped: str = ""
     agreements: tuple[StoredAgreement, ...] = ()
+    status: str = "finished"
+    pid: int = 0
+    pid_started: float = 0.0
 
 
 SELFTEST_FORMAT: Final = Format(SelftestRecord, 1, "stress-selftest")
 
 
 def record_of(test: Selftest) -> SelftestRecord:
-    """A finished selftest as it is stored."""
+    """A selftest as it is stored; one that goes on is running."""
     judgement = judgement_of(test)
     options = test.options
+    pid, pid_started = owner()
     return SelftestRecord(
         date=test.date,
         version=test.environment.version,
@@ -118,6 +124,9 @@ def record_of(test: Selftest) -> SelftestRecord:
         controls=tuple(_stored(row) for row in test.of_kind("control")),
         correct=tuple(_stored(row) for row in test.of_kind("correct")),
         threads_cannot=test.cannot,
+        status="running" if test.stopped == UNFINISHED else "finished",
+        pid=pid,
+        pid_started=pid_started,
         stopped=test.stopped,
         agreements=tuple(
             StoredAgreement(state=each.state, **asdict(each)) for each in test.agreements

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from mmu.runtime import Runtime
-from stress.cli import VERBS
+from stress.commands.command_line import VERBS
 from stress.engines.session import Session
 from stress.results.run_record import RUN_FORMAT
 from tests.command import ROOT, UNTIL_MET, Stress, python, real, start, until
@@ -252,8 +252,8 @@ def test_every_verb_can_be_loaded_and_helps(stress: Stress, name: str) -> None:
 def test_nothing_is_imported_for_a_verb_that_was_not_asked_for() -> None:
     modules = {verb.module for verb in VERBS.values()}
     asked = (
-        "import sys; from stress.cli import invoke; invoke(sys.argv[1:]); print(*sys.modules, "
-        "sep='\\n')"
+        "import sys; from stress.commands.command_line import invoke; invoke(sys.argv[1:]); "
+        "print(*sys.modules, sep='\\n')"
     )
     assert modules & set(python("-c", asked, "--help").out.split()) == set()
     assert modules & set(python("-c", asked, "list").out.split()) == {VERBS["list"].module}

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from stress.cli import invoke
+from stress.commands.command_line import invoke
 from stress.selftest.litmus.registry import LITMUS
 from tests.command import ROOT, Done, Stress, real
 

@@ -13,7 +13,7 @@ import pytest
 from attrs import evolve
 from rich.console import Console
 
-from stress.cli import invoke
+from stress.commands.command_line import invoke
 from stress.commands.live import run_line
 from stress.observe import series
 from stress.results import certificate

@@ -21,7 +21,10 @@ INTERRUPTED: Final = "interrupted"
 scheduler_option: Callable[[Callable[..., Any]], Callable[..., Any]] = click.option(
     "--scheduler",
     metavar="ADDRESS",
-    help="Use the workers of the Dask scheduler there (tcp://host:8786), not processes here.",
+    help=(
+        "Use the workers of the Dask scheduler there (tcp://host:8786), not processes here; "
+        "whoever controls it can run code here."
+    ),
 )
 
 

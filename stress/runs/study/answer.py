@@ -149,6 +149,16 @@ def answer(study: Study, found: Iterable[tuple[PlannedRun, RunRecord]], total: i
     )
 
 
+def can_be_counted(record: RunRecord) -> bool:
+    """Whether the figures of a run make sense."""
+    try:
+        amounts_of(record)
+        _times([record])
+    except (LookupError, TypeError, ValueError, ArithmeticError):
+        return False
+    return True
+
+
 def _cell(runs: Sequence[tuple[PlannedRun, RunRecord]]) -> StudyCell:
     """The runs of one policy at one place."""
     records = [record for _, record in runs]

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import re
 import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from attrs import field, frozen
 
 from mmu.export.policies import POLICIES
 from stress.runs.study.costs import PRICES, Costs
 from stress.scenario.errors import ConfigError, Problem
-from stress.scenario.load import key_lines, load
+from stress.scenario.load import MOST_SECONDS, SECONDS, key_lines, load
 from stress.scenario.names import nearest
 from stress.scenario.types import Scenario
 
@@ -28,6 +31,9 @@ KEYS = (
     "costs",
 )
 Values = dict[str, Any]
+MOST_SEEDS: Final = 100_000
+MOST_US: Final = 1e12
+"""The highest price, in microseconds: some days."""
 
 
 @frozen
@@ -57,7 +63,8 @@ class GridPoint:
     @property
     def name(self) -> str:
         """A name for directories: the last part of each key with its value."""
-        return "-".join(f"{key.rpartition('.')[2]}{value}" for key, value in self.values)
+        parts = ((key.rpartition(".")[2], value) for key, value in self.values)
+        return "-".join(f"{_plain(key)}{_plain(value)}" for key, value in parts)
 
 
 @frozen
@@ -73,6 +80,16 @@ class PlannedRun:
     def folder(self) -> str:
         """Where it is kept, below the study's directory."""
         return f"{self.place.name}/{self.policy}/s{self.seed}"
+
+
+def _plain(value: object) -> str:
+    """The text of a key or value as a part of a file's name; another one where it cannot be that as
+    it is."""
+    text = str(value)
+    plain = re.sub(r"[^A-Za-z0-9_.+-]", "_", text).lstrip(".")
+    if plain == text:
+        return text
+    return f"{plain}~{hashlib.sha256(text.encode(errors='surrogatepass')).hexdigest()[:6]}"
 
 
 def places(study: Study) -> list[GridPoint]:
@@ -178,11 +195,16 @@ def _problems(data: Values, path: Path, places_of: dict[str, str]) -> Iterator[P
             "the path of a scenario, relative to the study",
         ),
         ("policies", lambda value: isinstance(value, list) and value, "a list of policies"),
-        ("seeds", lambda value: type(value) is int and value >= 1, "a whole number from 1 on"),
+        ("title", lambda value: isinstance(value, str | None), "a text"),
+        (
+            "seeds",
+            lambda value: type(value) is int and 1 <= value <= MOST_SEEDS,
+            f"a whole number from 1 to {MOST_SEEDS:,}",
+        ),
         (
             "duration_s",
-            lambda value: type(value) in (int, float) and value > 0,
-            "seconds, more than 0",
+            lambda value: type(value) in (int, float) and 0 < value <= MOST_SECONDS,
+            SECONDS,
         ),
         *(
             (key, lambda value: isinstance(value, dict), "a table")
@@ -204,10 +226,14 @@ def _grid_problems(data: Values, at: Any) -> Iterator[Problem]:
         {} if not isinstance(data.get(key, {}), dict) else data.get(key, {})
         for key in ("axes", "point", "costs")
     )
+    for key, value in point.items():
+        if not _is_scalar(value):
+            yield at(f"point.{key}", value, "a number, a text, true or false")
     for key, values in axes.items():
         if (
             not isinstance(values, list)
             or len(values) < 2
+            or not all(map(_is_scalar, values))
             or len(set(map(str, values))) < len(values)
         ):
             yield at(f"axes.{key}", values, "a list of two or more different values")
@@ -216,11 +242,15 @@ def _grid_problems(data: Values, at: Any) -> Iterator[Problem]:
     for name, value in costs.items():
         if name not in PRICES:
             yield at(f"costs.{name}", name, f"one of {', '.join(PRICES)}", nearest(name, PRICES))
-        elif type(value) not in (int, float) or value < 0:
-            yield at(f"costs.{name}", value, "microseconds, from 0 on")
+        elif type(value) not in (int, float) or not 0 <= value <= MOST_US:
+            yield at(f"costs.{name}", value, f"microseconds, from 0 to {MOST_US:g}")
+
+
+def _is_scalar(value: object) -> bool:
+    return isinstance(value, bool | int | float | str)
 
 
 def _toml(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
-    return f'"{value}"' if isinstance(value, str) else str(value)
+    return json.dumps(value) if isinstance(value, str) else str(value)

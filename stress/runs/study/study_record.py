@@ -7,6 +7,7 @@ from typing import Any, Final
 from attrs import frozen
 
 from stress.results.serialise import Format
+from stress.results.store import owner
 from stress.runs.study.answer import Answer, Crossover, StudyCell
 from stress.runs.study.costs import PRICES, Costs
 from stress.runs.study.render import efficient, safe
@@ -94,6 +95,8 @@ class StudyRecord:
     crossovers: tuple[Crossover, ...]
     sensitivities: tuple[StoredSensitivity, ...]
     claims: StoredClaims
+    pid: int = 0
+    pid_started: float = 0.0
 
 
 STUDY_FORMAT: Final = Format(StudyRecord, 1, "stress-study")
@@ -102,7 +105,10 @@ STUDY_FORMAT: Final = Format(StudyRecord, 1, "stress-study")
 def record_of(answer: Answer) -> StudyRecord:
     """The answer as it is stored."""
     study = answer.study
+    pid, pid_started = owner()
     return StudyRecord(
+        pid=pid,
+        pid_started=pid_started,
         name=study.name,
         title=study.title,
         planned=answer.planned,

@@ -11,7 +11,7 @@ from typing import Any
 
 from attrs import evolve
 
-from stress.cli import invoke
+from stress.commands.command_line import invoke
 from stress.results.certificate import certify
 from stress.results.run_record import RUN_FORMAT, Uncertified
 from stress.results.schedule_file import EXPLANATION_FORMAT, read

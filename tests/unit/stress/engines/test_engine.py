@@ -14,9 +14,11 @@ from mmu.probe import Instrument, override
 from mmu.report import Report, Reporter
 from mmu.runtime import Runtime
 from mmu.sync import Mutex
+from mmu.task import Task
 from stress.actors.base import Actor, Stage
+from stress.actors.vcpu import VcpuActor
 from stress.engines.session import Session
-from stress.engines.watchdog import Watchdog
+from stress.engines.watchdog import StallClock, Watchdog
 from stress.scenario.types import Budget, Disturbances, Limits, Positive, Seconds
 from tests.engine import Watchful, counted, run_scenario, small
 from tests.patience import PATIENCE
@@ -209,3 +211,56 @@ def test_a_deadlock_is_shown_with_who_holds_what() -> None:
     assert ("O5", "circular-dependency") in {
         (finding.report.rule, finding.report.code) for finding in session.findings()
     }
+
+
+class Clocks:
+    """Two clocks that say what they are told, in seconds."""
+
+    def __init__(self) -> None:
+        self.seconds = 0
+
+    def now(self) -> int:
+        return self.seconds * 10**9
+
+    served = now
+
+
+def test_what_gets_on_is_not_stuck_however_long_it_takes() -> None:
+    clocks, done = Clocks(), [0]
+    clock = StallClock(clocks, 30.0, lambda: done[0])
+    for _ in range(10):
+        clocks.seconds += 20
+        done[0] += 1
+        assert not clock.has_stalled()
+    clocks.seconds += 29
+    assert not clock.has_stalled()
+    clocks.seconds += 1
+    assert clock.has_stalled()
+
+
+def test_setting_up_can_be_seen_to_get_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two thousand vCPUs take minutes; each of them counts."""
+    seen: list[int] = []
+    made = VcpuActor.__init__
+
+    def counting(self: VcpuActor, stage: Stage, number: int) -> None:
+        seen.append(len(stage.cast))
+        made(self, stage, number)
+
+    monkeypatch.setattr(VcpuActor, "__init__", counting)
+    session, _ = run_scenario(small(vm=evolve(small().vm, vcpus=Positive(5))), until=counted())
+    assert seen == [0, 1, 2, 3, 4]
+    assert session.findings() == []
+
+
+def test_what_follows_from_a_dead_task_is_no_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was found before is."""
+    session = Session(small(), 1, Runtime())
+    report = Report("O1", "stale-tlb", "one", "", "", "", "")
+    session.reporter.emit(report)
+    session.task_failed(Task("vcpu0"), ValueError("oops"))
+    session.reporter.emit(evolve(report, code="other"))
+    assert [each.report.code for each in session.findings()] == ["stale-tlb"]
+    (error,) = session.errors()
+    assert "ValueError('oops')" in error
+    session.vm.kvm.rcu.shutdown()

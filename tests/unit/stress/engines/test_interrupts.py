@@ -41,6 +41,10 @@ class Interrupted:
         self.waiting.set()
         self._do(self._take)
 
+    def wait_for(self, seconds: float) -> bool:
+        self.wait()
+        return True
+
     def set(self) -> None:
         self._tokens.release()
 

@@ -169,7 +169,7 @@ def test_an_actor_that_raises_is_an_error_of_the_harness(monkeypatch: pytest.Mon
     monkeypatch.setattr(VcpuActor, "run", fails)
     run = once(SCRIPTED)
     assert run.reports == ()
-    assert run.errors[0].startswith("vcpu0 raised KvmError")
+    assert run.errors[0].startswith("task vcpu0/1 raised KvmError")
     assert "Traceback" in run.errors[0]
 
 

@@ -133,7 +133,7 @@ def test_a_run_without_a_verdict_has_none_until_it_is_read_back() -> None:
 def test_a_run_in_which_nothing_happened_says_so_and_is_no_pass() -> None:
     demanded = tuple(Obligation(name, needed, 0) for name, needed in QUICK.obligations.items())
     judgement = judge(
-        Evidence(0, (), demanded, (), completed=True, clean_end=True, quiescent_checks=1)
+        Evidence(0, (), demanded, (), completed=True, clean_end=True, quiescent_checks=1, judged={})
     )
     assert judgement.verdict is Verdict.INCONCLUSIVE
     empty = passed(

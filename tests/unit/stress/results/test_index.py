@@ -18,6 +18,7 @@ from attrs import evolve
 
 from stress.results import index
 from stress.results.index import INDEX
+from stress.results.known_kills import known_kills
 from stress.results.listing import ListedResult
 from stress.results.run_record import RUN_FORMAT
 from stress.scenario.errors import ResultError
@@ -227,5 +228,53 @@ def test_processes_that_write_list_and_delete_at_once_lose_nothing(tmp_path: Pat
     assert listed(tmp_path).keys() == there
     connection = sqlite3.connect(tmp_path / INDEX)
     assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-    assert {name for (name,) in connection.execute("SELECT directory FROM results")} == there
+    rows = connection.execute("SELECT directory FROM results")
+    assert {json.loads(name) for (name,) in rows} == there
     connection.close()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '"run_s": 1' + "0" * 400,
+        '"run_s": Infinity',
+        '"seed": Infinity',
+        '"seed": NaN',
+        '"pid": -1',
+        '"pid": 1' + "0" * 400,
+        '"findings": 7',
+        '"environment": []',
+    ],
+)
+def test_one_bad_result_hides_no_other(tmp_path: Path, text: str) -> None:
+    good, bad = keep_run(tmp_path), keep_run(tmp_path)
+    content = (bad / "run.json").read_text()
+    key = text.partition(":")[0]
+    (bad / "run.json").write_text(content.replace(key + ":", text + ', "unused":', 1))
+    for _ in range(2):
+        found = listed(tmp_path)
+        assert found.keys() == {good.name, bad.name}
+        assert found[good.name].verdict == "PASS"
+
+
+def test_a_pipe_in_the_place_of_a_result_is_none(tmp_path: Path) -> None:
+    """Nobody writes to it: reading it would never end."""
+    good = keep_run(tmp_path)
+    for name in ("run.json", "selftest.json"):
+        (tmp_path / f"pipe-{name}").mkdir()
+        os.mkfifo(tmp_path / f"pipe-{name}" / name)
+    assert listed(tmp_path).keys() == {good.name}
+    assert known_kills(tmp_path, "threads", "quick", 1.0) is None
+
+
+def test_a_directory_whose_name_is_no_utf_8_is_listed_and_remembered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = keep_run(tmp_path)
+    odd = path.rename(path.with_name(path.name + os.fsdecode(b"\xff")))
+    assert listed(tmp_path).keys() == {odd.name}
+    monkeypatch.setattr(index, "_read", None)
+    assert listed(tmp_path).keys() == {odd.name}
+    monkeypatch.undo()
+    shutil.rmtree(odd)
+    assert listed(tmp_path) == {}

@@ -3,7 +3,9 @@ not make."""
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
 from pathlib import Path
 
 import psutil
@@ -12,6 +14,7 @@ from attrs import evolve
 
 from stress.results import index, prune
 from stress.results.listing import Filter, ListedResult, chosen
+from stress.results.store import NEW
 from stress.scenario.errors import ResultError
 from tests.records import record
 from tests.stored import keep_run
@@ -103,3 +106,26 @@ def test_what_may_not_be_deleted_is_named(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(ResultError, match=f"{run.name}: Permission denied; 0 were deleted"):
         prune.carry_out(tmp_path, planned)
     assert run.exists()
+
+
+def test_a_result_whose_process_is_there_stays(tmp_path: Path) -> None:
+    """Its reports come after its last record."""
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as other:
+        started = psutil.Process(other.pid).create_time()
+        made = dated(tmp_path, 1, status="finished", pid=other.pid, pid_started=started)
+        planned = prune.plan(tmp_path, everything(tmp_path), keep=0)
+        assert planned.spared == (("going on", 1),)
+        other.kill()
+    planned = prune.plan(tmp_path, everything(tmp_path), keep=0)
+    assert [entry.directory for entry in planned.going] == [made.name]
+
+
+def test_what_was_killed_before_its_first_record_is_swept(tmp_path: Path) -> None:
+    old, new = tmp_path / f"{NEW}1", tmp_path / f"{NEW}2"
+    old.mkdir()
+    new.mkdir()
+    os.utime(old, (1, 1))
+    assert everything(tmp_path) == ()
+    prune.sweep(tmp_path)
+    assert not old.exists()
+    assert new.exists()

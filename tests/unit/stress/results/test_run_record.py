@@ -16,6 +16,8 @@ from mmu.runtime import Runtime
 from stress.engines.session import Session, variants_of
 from stress.mutants import MUTANTS
 from stress.results.run_record import RUN_FORMAT, RunRecord
+from stress.results.verdict import Verdict
+from stress.runs.fanout.single_run import keep_run
 from stress.runs.run import GONE, RunRequest, execute, stored_findings
 from stress.scenario.types import (
     Budget,
@@ -160,10 +162,10 @@ def test_a_record_says_which_of_the_expected_were_seen(
 
 def run(tmp_path: Path, **changes: Any) -> RunRecord:
     scenario = small(**({"obligations": {"vcpu_accesses": 1}} | changes))
-    stored, directory = execute(RunRequest(scenario, "test", 1, (), tmp_path), lambda _: None)
-    directory.write(stored)
-    assert directory.read() == stored
-    return stored
+    done = execute(RunRequest(scenario, "test", 1, (), tmp_path), lambda _: None)
+    assert keep_run(done) == (Verdict[done.record.verdict], "")
+    assert done.directory.read() == done.record
+    return done.record
 
 
 NO_FLUSH = evolve(small().vm, variants=(VariantName("no-flush-after-exported-zap"),))

@@ -7,7 +7,7 @@ import itertools
 import pytest
 from attrs import evolve
 
-from stress.results.verdict import Evidence, ExitCode, Obligation, Verdict, judge
+from stress.results.verdict import Evidence, ExitCode, Obligation, Verdict, judge, judged_rules
 
 GOOD = Evidence(
     findings=0,
@@ -17,6 +17,8 @@ GOOD = Evidence(
     completed=True,
     clean_end=True,
     quiescent_checks=1,
+    judged={"O1": 3, "O2": 0},
+    accesses=7,
 )
 
 
@@ -43,6 +45,9 @@ def test_good_evidence_passes() -> None:
         ({"completed": False}, Verdict.INCONCLUSIVE, "interrupted"),
         ({"clean_end": False}, Verdict.INCONCLUSIVE, "not every actor"),
         ({"quiescent_checks": 0}, Verdict.INCONCLUSIVE, "never checked"),
+        ({"judged": {"O1": 0}}, Verdict.INCONCLUSIVE, "no rule that is on had anything to decide"),
+        ({"judged": {}}, Verdict.INCONCLUSIVE, "no rule that is on had anything to decide"),
+        ({"accesses": 0}, Verdict.INCONCLUSIVE, "neither a vCPU nor a device accessed memory"),
     ],
 )
 def test_each_lack_of_evidence_has_its_verdict(
@@ -51,6 +56,13 @@ def test_each_lack_of_evidence_has_its_verdict(
     judgement = judge(evolve(GOOD, **change))
     assert judgement.verdict is verdict
     assert any(reason in text for text in judgement.reasons)
+
+
+def test_a_pass_says_which_rules_were_off() -> None:
+    judgement = judge(evolve(GOOD, off=("O4", "O7")))
+    assert judgement.verdict is Verdict.PASS
+    assert judgement.reasons == ("all 1 obligations met, no finding; switched off: O4, O7",)
+    assert judged_rules(("O1",), GOOD.judged) == {"O2": 0}
 
 
 def test_a_finding_is_never_masked_and_every_reason_is_kept() -> None:
@@ -73,4 +85,4 @@ def test_exit_codes_are_the_public_contract() -> None:
         "INCONCLUSIVE": 2,
         "HARNESS_ERROR": 3,
     }
-    assert (int(ExitCode.USAGE), int(ExitCode.REGRESSION)) == (4, 5)
+    assert (ExitCode.USAGE, ExitCode.REGRESSION, ExitCode.INTERNAL) == (4, 5, 6)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,12 @@ import pytest
 from attrs import evolve
 from rich.console import Console
 
-from stress.results.run_record import RunRecord
+from stress.results.run_record import RunRecord, Uncertified
 from stress.results.store import RunDirectory
 from stress.runs import campaign as runs
 from stress.runs.campaign import CampaignRequest, SeedOutcome, run_campaign
 from stress.runs.campaign_summary import CampaignRecord, lines, print_campaign, record_of
-from stress.runs.fanout.single_run import FetchedRun
+from stress.runs.fanout.single_run import FetchedRun, Place
 from stress.runs.fanout.spread import INTERRUPTED, Workers
 from stress.runs.fanout.task import FanoutTask, Trouble
 from tests.records import record
@@ -43,8 +44,8 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     made: dict[str, Any] = {"by seed": {}, "why": ""}
 
     def spread(tasks: list[FanoutTask], where: Workers, on_done: Any) -> str:
-        made["tasks"], made["where"] = tasks, where
-        numbers = {task.args[2]: number for number, task in enumerate(tasks)}
+        made["tasks"], made["where"] = list(tasks), where
+        numbers = {task.args[-2]: number for number, task in enumerate(made["tasks"])}
         for seed, result in made["by seed"].items():
             on_done(numbers[seed], result)
         return str(made["why"])
@@ -85,13 +86,56 @@ def test_every_run_is_stored_like_any_other_as_soon_as_it_ends(
 def test_a_result_that_cannot_be_stored_is_trouble_and_the_next_is_tried(
     tmp_path: Path, answers: dict[str, Any]
 ) -> None:
-    (tmp_path / ran(4).record.id).mkdir()
+    (tmp_path / ran(4).record.id).write_text("in the way")
     answers["by seed"] = {4: ran(4), 5: ran(5)}
     made, _ = run_campaign(asked(tmp_path, (4, 5)))
-    assert made[0].trouble.startswith(
-        "the result could not be kept: cannot create a result directory"
-    )
-    assert made[1].record is not None
+    assert made[0].trouble.startswith("the results could not all be kept: cannot write")
+    assert made[1].trouble == ""
+    summary = record_of("quick", (4, 5), made, "")
+    assert [run.verdict for run in summary.runs] == ["HARNESS_ERROR", "PASS"]
+
+
+def test_a_run_whose_process_dies_is_judged_by_what_it_has_kept(
+    tmp_path: Path, answers: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers["by seed"] = dict.fromkeys((4, 5, 6), Trouble("the process ended with exit code -9"))
+
+    def begun(place: Place, **changes: Any) -> None:
+        kept = evolve(record(**changes), status="running", certificate=Uncertified())
+        RunDirectory(place.directory, new=True).write(kept)
+
+    tasks = runs._Runs.tasks
+
+    def started(self: runs._Runs) -> Iterator[FanoutTask]:
+        every = list(tasks(self))
+        begun(every[0].args[0], findings=2)
+        begun(every[1].args[0])
+        return iter(every)
+
+    monkeypatch.setattr(runs._Runs, "tasks", started)
+    made, _ = run_campaign(asked(tmp_path))
+    first, second, third = record_of("quick", (4, 5, 6), made, "").runs
+    assert (first.verdict, first.findings) == ("FAIL", 2)
+    assert (second.verdict, second.findings) == ("HARNESS_ERROR", 0)
+    assert "exit code -9" in second.told
+    assert (third.verdict, third.directory) == ("HARNESS_ERROR", "")
+    kept = RunDirectory(Path(first.directory)).read()
+    assert (kept.status, kept.verdict) == ("crashed", "FAIL")
+    assert (Path(first.directory) / "report.html").is_file()
+
+
+def test_runs_that_an_interrupt_ends_are_kept_as_interrupted(
+    tmp_path: Path, answers: dict[str, Any]
+) -> None:
+    answers["why"] = INTERRUPTED
+    begun = evolve(record(findings=1), status="running", certificate=Uncertified())
+    going_on = runs._Runs(asked(tmp_path, (4,)))
+    (task,) = going_on.tasks()
+    directory = RunDirectory(task.args[0].directory, new=True)
+    directory.write(begun)
+    going_on.give_up(INTERRUPTED)
+    kept = directory.read()
+    assert (kept.status, kept.verdict) == ("interrupted", "FAIL")
 
 
 def test_seeds_and_variant_files_reach_every_run(
@@ -99,7 +143,7 @@ def test_seeds_and_variant_files_reach_every_run(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     run_campaign(asked(tmp_path, variant_files=("idea.py",)))
-    assert [task.args for task in answers["tasks"]] == [
+    assert [task.args[1:] for task in answers["tasks"]] == [
         (SCENARIO, "quick", seed, ("idea.py",)) for seed in (4, 5, 6)
     ]
     assert {task.limit_s for task in answers["tasks"]} == {SCENARIO.budget.duration_s}

@@ -3,6 +3,8 @@ up."""
 
 from __future__ import annotations
 
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,10 +18,12 @@ from stress.report import certificate_text
 from stress.report.exploration_console import verdict_line
 from stress.results import schedule_file
 from stress.results.exploration_record import EXPLORATION_FORMAT
+from stress.results.index import entries
 from stress.results.verdict import Judgement, Verdict
+from stress.runs.ends import crashed, ended_exploration, interrupted
 from stress.runs.explore import exploration_for, explore, explore_share, shares
 from stress.runs.explore_request import ExplorationResult, ExploreRequest, judgement_of
-from stress.runs.explore_store import keep, record_of
+from stress.runs.explore_store import ExplorationKeeper, record_of
 from stress.runs.fanout.spread import INTERRUPTED, Workers
 from stress.runs.fanout.task import Trouble
 from stress.scenario.counters import COUNTERS
@@ -45,7 +49,12 @@ def asked(**changes: Any) -> ExploreRequest:
 
 
 def tallied(**changes: Any) -> ExplorationTally:
-    tally = ExplorationTally(schedules=10, steps=100, counters=dict.fromkeys(SMALL.obligations, 10))
+    tally = ExplorationTally(
+        schedules=10,
+        steps=100,
+        counters=dict.fromkeys(SMALL.obligations, 10),
+        judged={"O5": 10},
+    )
     for name, value in changes.items():
         setattr(tally, name, value)
     return tally
@@ -349,7 +358,10 @@ def test_several_processes_say_how_many_they_are() -> None:
 def test_the_result_is_kept_with_a_file_for_each_failure(
     tmp_path: Path, failed: ExplorationResult
 ) -> None:
-    record, directory = keep(failed, tmp_path)
+    keeper = ExplorationKeeper(failed.request, tmp_path)
+    record, verdict, trouble = keeper.finish(failed)
+    directory = keeper.directory
+    assert (verdict, trouble) == (Verdict.FAIL, "")
     assert {path.name for path in directory.path.iterdir()} == {
         "explore.json",
         "console.txt",
@@ -373,10 +385,58 @@ def test_the_result_is_kept_with_a_file_for_each_failure(
 
 
 def test_results_that_cannot_be_kept_say_so(tmp_path: Path, failed: ExplorationResult) -> None:
+    keeper = ExplorationKeeper(failed.request, tmp_path / "file")
+    (tmp_path / "file").rmdir()
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(ResultError, match="--results"):
-        keep(failed, tmp_path / "file")
+        keeper.look(ExplorationTally())
+    keeper.look(failed.tally)
+    _, verdict, trouble = keeper.finish(failed)
+    assert verdict is Verdict.FAIL
+    assert "explore.json: File exists; choose another place with --results" in trouble
     assert (tmp_path / "file").read_text() == "in the way"
+    (saved,) = re.findall(r"explore.json is in (\S+);", trouble)
+    record = EXPLORATION_FORMAT.load(Path(saved) / "explore.json")
+    assert record.verdict == "FAIL"
+    shutil.rmtree(saved)
+
+
+def test_a_search_is_kept_from_the_first_look_on(tmp_path: Path, failed: ExplorationResult) -> None:
+    """A kill at any time leaves a result that is listed, with every failure that was shown."""
+    keeper = ExplorationKeeper(failed.request, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    keeper.look(tallied(seconds=0.2))
+    (entry,) = entries(tmp_path)
+    assert (entry.verdict, entry.status, entry.findings) == ("INCONCLUSIVE", "running", 0)
+    keeper.look(tallied(seconds=0.3))
+    found = evolve(failed.tally, seconds=0.4)
+    keeper.look(found)
+    (entry,) = entries(tmp_path)
+    assert (entry.verdict, entry.findings) == ("FAIL", 1)
+    path = keeper.directory.path
+    assert schedule_file.read(path / "schedule-1.json").scenario == BROKEN
+    record = EXPLORATION_FORMAT.load(path / "explore.json")
+    ended = ended_exploration(record, crashed("its process was ended by SIGKILL"))
+    assert (ended.verdict, ended.status) == ("FAIL", "crashed")
+    assert ended.reasons == ("1 finding", "its process was ended by SIGKILL")
+    silent = evolve(record, failures=())
+    assert ended_exploration(silent, crashed("x")).verdict == "HARNESS_ERROR"
+    assert ended_exploration(silent, interrupted("x")).verdict == "INCONCLUSIVE"
+
+
+def test_an_interrupt_keeps_what_was_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one process, as in many."""
+    looks = iter(range(3))
+
+    def impatient(_: ExplorationTally) -> None:
+        if next(looks) == 1:
+            raise KeyboardInterrupt
+
+    explored = explore(asked(schedules=10**9), impatient)
+    assert explored.status == "interrupted"
+    assert explored.tally.schedules > 0
+    assert explored.judgement.verdict is Verdict.INCONCLUSIVE
+    assert "interrupted" in explored.judgement.reasons[0]
 
 
 def test_the_console_tells_coverage_and_failures(failed: ExplorationResult) -> None:

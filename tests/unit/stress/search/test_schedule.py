@@ -256,3 +256,24 @@ def test_every_step_has_a_task_and_an_operation() -> None:
     assert len(steps) == len(run.trace)
     assert {task for task, _ in steps} == {"one", "two"}
     assert {"load counter", "store counter"} <= {operation for _, operation in steps}
+
+
+def packed(data: bytes) -> str:
+    return "tdp1-" + base64.urlsafe_b64encode(b"z" + zlib.compress(data, 9)).decode().rstrip("=")
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [(bytes(1 << 28), "far too long"), (b"\xff" * (1 << 20), "a number that is too large")],
+    ids=["a bomb", "a number without end"],
+)
+def test_a_small_string_does_not_fill_the_memory(data: bytes, reason: str) -> None:
+    with pytest.raises(ScheduleError, match=reason):
+        Schedule.decode(packed(data))
+
+
+def test_what_is_left_out_of_a_packed_schedule_is_missed() -> None:
+    text = packed(b"\1\1\1\x20")
+    body = base64.urlsafe_b64decode(text[5:] + "==")[:-3]
+    with pytest.raises(ScheduleError, match="cut off"):
+        Schedule.decode("tdp1-" + base64.urlsafe_b64encode(body).decode().rstrip("="))

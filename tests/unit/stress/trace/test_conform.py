@@ -18,7 +18,7 @@ from mmu.tdp.fault import Fault, FaultHandler
 from mmu.tdp.notifier import MmuNotifier
 from mmu.tdp.zap import Zapper
 from mmu.variant import Variant
-from stress.cli import cli
+from stress.commands.command_line import cli
 from stress.mutants import MUTANTS
 from stress.results.verdict import Verdict
 from stress.trace import conform_replay, conform_report

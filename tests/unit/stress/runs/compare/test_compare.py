@@ -10,8 +10,8 @@ import jsonschema
 import pytest
 from attrs import evolve
 
-from stress.cli import invoke
 from stress.commands import schema
+from stress.commands.command_line import invoke
 from stress.observe.histograms import Latency
 from stress.results.run_record import RUN_FORMAT, RunRecord
 from stress.results.store import RUN_JSON

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +13,24 @@ import jsonschema
 import pytest
 from attrs import evolve
 
-from stress.cli import invoke
 from stress.commands import schema
-from stress.commands.study import exit_code
+from stress.commands.command_line import invoke
+from stress.commands.study import verdict_of
 from stress.observe.histograms import Latency
+from stress.results.inputs import VariantFile
 from stress.results.run_record import RUN_FORMAT, RunRecord
 from stress.results.store import RUN_JSON
-from stress.results.verdict import ExitCode
+from stress.results.verdict import Verdict
 from stress.runs.compare.statistics import ratio_of_medians
 from stress.runs.study.answer import Answer, answer, ratio_to
 from stress.runs.study.costs import PRICES, Costs, amounts_of, call_us, total_us
-from stress.runs.study.plan import Study, along, places, planned, read_study
+from stress.runs.study.plan import GridPoint, Study, along, places, planned, read_study, scenario_of
 from stress.runs.study.render import crossovers, markdown
+from stress.runs.study.runs import finished, folder_of
 from stress.runs.study.study_record import STUDY_FORMAT, record_of
-from stress.scenario.errors import ConfigError
+from stress.scenario.errors import ConfigError, ResultError
+from stress.scenario.load import unstructure
+from stress.scenario.types import Seed
 from tests.records import finding, record
 
 SHIPPED = Path(__file__).parents[5] / "configs" / "studies" / "keep-valid.toml"
@@ -229,7 +234,7 @@ def test_runs_without_a_delete_are_told_and_leave_it_open(tmp_path: Path) -> Non
     assert found.idle() == {("keep-valid", lazy.place.name): 2}
     assert "**Too short**: 2 runs came to no delete" in markdown(found)
     assert "**Safe.** NOT shown: 1 findings" in markdown(found)
-    assert exit_code(found, 0) == ExitCode.FAIL
+    assert verdict_of(found, 0) is Verdict.FAIL
     data = json.loads(STUDY_FORMAT.text(record_of(found)))
     assert [
         (each["policy"], each["idle_runs"], each["runs"], each["findings"]) for each in data["idle"]
@@ -238,11 +243,10 @@ def test_runs_without_a_delete_are_told_and_leave_it_open(tmp_path: Path) -> Non
     quiet = [
         (run, evolve(counted(100), counters={}) if run is lazy else counted(100)) for run in every
     ]
-    assert exit_code(answer(study, quiet, len(every)), 0) == ExitCode.INCONCLUSIVE
-    assert (
-        exit_code(answer(study, [(run, counted(100)) for run in every], len(every)), 0)
-        == ExitCode.PASS
-    )
+    assert verdict_of(answer(study, quiet, len(every)), 0) is Verdict.INCONCLUSIVE
+    whole = answer(study, [(run, counted(100)) for run in every], len(every))
+    assert verdict_of(whole, 0) is Verdict.PASS
+    assert verdict_of(whole, 1) is Verdict.HARNESS_ERROR
 
 
 def test_only_runs_of_the_same_seeds_are_pairs(tmp_path: Path) -> None:
@@ -291,3 +295,62 @@ def test_a_study_runs_stops_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFi
     resumed = {each.parent: each.stat().st_mtime_ns for each in directory.rglob(RUN_JSON)}
     assert {folder for folder in stored if stored[folder] != resumed[folder]} == {damaged, killed}
     assert (directory / "study.md").read_text().startswith("# A small study\n")
+
+
+@pytest.mark.parametrize(
+    ("was", "now", "expected"),
+    [
+        ('"vm.vcpus" = 1', '"vm.vcpus" = [1]', "point.vm.vcpus: found [1]; expected a number"),
+        ("io_fault_us = 40", "io_fault_us = 1" + "0" * 400, "expected microseconds, from 0 to"),
+        ("io_fault_us = 40", "io_fault_us = nan", "expected microseconds, from 0 to"),
+        ("duration_s = 0.3", "duration_s = inf", "up to 100,000,000"),
+        ("[64, 256, 1024]", "[[64], [256]]", "a list of two or more different values"),
+        ("seeds = {seeds}", "seeds = 1000000000000", "a whole number from 1 to 100,000"),
+        ('title = "A small study"', "title = 7", "title: found 7; expected a text"),
+    ],
+)
+def test_what_a_study_cannot_mean_is_refused(
+    tmp_path: Path, was: str, now: str, expected: str
+) -> None:
+    assert was in SMALL
+    with pytest.raises(ConfigError, match=re.escape(expected)):
+        study_at(tmp_path, SMALL.replace(was, now))
+
+
+def test_the_folders_of_places_stay_in_the_study() -> None:
+    names = [
+        GridPoint((("a.b", value),)).name
+        for value in ("../../x", "..", "a/b", "a_b", "a\x1b", "", 0.5, True)
+    ]
+    assert len(set(names)) == len(names)
+    assert all(re.fullmatch(r"[A-Za-z0-9_.+~-]+", name) for name in names)
+    assert names[3] == "ba_b"
+    assert names[-2:] == ["b0.5", "bTrue"]
+
+
+def test_runs_of_another_study_are_not_taken_for_this_one(tmp_path: Path) -> None:
+    study = study_at(tmp_path, seeds=1)
+    run = next(planned(study))
+    scenario = evolve(scenario_of(study, run), seed=Seed(1))
+    folder = folder_of(tmp_path, run)
+    folder.mkdir(parents=True)
+    made = evolve(record(), scenario=unstructure(scenario), seed=1)
+
+    def stored(**changes: Any) -> RunRecord | None:
+        (folder / RUN_JSON).write_text(RUN_FORMAT.text(evolve(made, **changes)))
+        return finished(study, tmp_path, run)
+
+    assert stored() == made
+    assert stored(status="running") is None
+    for key, value in (("profile", "rfc-v1"), ("kernel", "6.12")):
+        other = evolve(scenario, vm=evolve(scenario.vm, **{key: value}))
+        with pytest.raises(ResultError, match=f"another study: vm.{key} is '{value}' there"):
+            stored(scenario=unstructure(other))
+    with pytest.raises(ResultError, match="no scenario of this version"):
+        stored(scenario={"vm": {"entries": 512}, "other": 1})
+    with pytest.raises(ResultError, match="another variant file"):
+        stored(variant_files=(VariantFile("x.py", "0"),))
+    (folder / RUN_JSON).write_text("{")
+    assert finished(study, tmp_path, run) is None
+    huge = {**made.counters, "memslot_deletes": 1, "remote_flushes": 10**400}
+    assert stored(counters=huge) is None, "made again"
