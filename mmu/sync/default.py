@@ -51,12 +51,24 @@ def _make() -> ThreadSync:
 
 
 _default = _make()
+_instead: Callable[[], Sync | None] = lambda: None  # noqa: E731 - replaced by `serve_instead`
 
 
 def default_sync() -> Sync:
     """The process's own: what `Lock()` and its relatives belong to when they are not told
-    otherwise."""
-    return _default
+    otherwise. A task of an engine may have another."""
+    return _instead() or _default
+
+
+@contextmanager
+def serve_instead(by: Callable[[], Sync | None]) -> Iterator[None]:
+    """While the block runs, `default_sync()` is what `by()` returns, unless that is None."""
+    global _instead  # noqa: PLW0603 - one engine at a time
+    before, _instead = _instead, by
+    try:
+        yield
+    finally:
+        _instead = before
 
 
 def sink_of(handler: Handler) -> Callable[[Report], object]:
@@ -79,12 +91,12 @@ def on_report(handler: Handler) -> None:
     not done so today. In tests use "raise". What can never be granted raises `SelfDeadlock` in any
     case, after its report.
     """
-    _default.reporter.redirect(sink_of(handler))
+    default_sync().reporter.redirect(sink_of(handler))
 
 
 def reports() -> tuple[Report, ...]:
     """What the default `Sync` has reported so far; equal reports are one, with a count."""
-    return _default.reporter.reports
+    return default_sync().reporter.reports
 
 
 @contextmanager
@@ -92,11 +104,11 @@ def collect() -> Iterator[list[Report]]:
     """While the block runs, reports go into the list it is given, from whatever thread, and nowhere
     else."""
     found: list[Report] = []
-    before = _default.reporter.redirect(found.append)
+    before = default_sync().reporter.redirect(found.append)
     try:
         yield found
     finally:
-        _default.reporter.redirect(before)
+        default_sync().reporter.redirect(before)
 
 
 def show_locks() -> str:
@@ -114,4 +126,4 @@ def show_locks() -> str:
 def might_sleep(doing: str) -> None:
     """Declare that the caller may block now: a report in atomic context or inside an RCU read
     section."""
-    _default.might_sleep(doing)
+    default_sync().might_sleep(doing)

@@ -4,6 +4,7 @@ them."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import ClassVar
 
 from mmu.report import Reporter
 from mmu.runtime import Runtime
@@ -22,6 +23,9 @@ class Sync:
     reader-writer lock of this package that takes longer than `hung_seconds`, are reports.
     """
 
+    make_runtime: ClassVar[Callable[[], Runtime]] = Runtime
+    """Makes the runtime of a `Sync` that is given none; an engine may serve its own tasks."""
+
     def __init__(
         self,
         runtime: Runtime | None = None,
@@ -32,7 +36,7 @@ class Sync:
         srcu_class: type[Srcu] = Srcu,
         hung_seconds: float = 30.0,
     ) -> None:
-        self.runtime = runtime or Runtime()
+        self.runtime = runtime or type(self).make_runtime()
         self.reporter = reporter or Reporter()
         self.probe = probe or SyncProbe()
         self.lockdep = LockDep(self.reporter)

@@ -45,7 +45,7 @@ class Signal:
         self._fd = fd
 
     def wait_for(self, seconds: float) -> bool:
-        """Wait until it is set, for so long at most; whether it was."""
+        """Wait until it is set, for `seconds` at most, and return whether it was."""
         ready = select.poll()
         ready.register(self._fd, select.POLLIN)
         if not ready.poll(1000 * seconds):

@@ -20,6 +20,8 @@ from stress.engines.controlled import ControlledRuntime
 from stress.engines.scheduler import Picker, Scheduler
 from stress.engines.steps import RELAX, Access, Event, Look, looked_at
 from stress.engines.tasks import ControlledTask
+from stress.engines.timed import timed
+from stress.engines.timed_runtime import TimedRuntime
 
 LIMIT = 20_000
 """How many steps a schedule of a program may have that does not say."""
@@ -72,7 +74,8 @@ class Instance(Protocol):
 
 class Program(Protocol):
     """Something that can be run again and again, always from the same start. It may say how its
-    schedules are run: `limit`, `granularity` and `carrier`, as `Executor` has them."""
+    schedules are run: `limit`, `granularity` and `carrier`, as `Executor` has them, and with
+    `timed` that time-outs are virtual and blocked tasks are noticed (`stress.engines.timed`)."""
 
     name: str
 
@@ -176,7 +179,10 @@ class Executor:
         self.keep_extras = keep_extras
         self.fair_steps = fair_steps
         self.carrier = carrier_for(getattr(program, "carrier", AUTO), self.granularity)
-        self._scheduler_class = scheduler_class(self.carrier)
+        kind = scheduler_class(self.carrier)
+        is_timed: bool = getattr(program, "timed", False)
+        self._scheduler_class = timed(kind) if is_timed else kind
+        self._runtime_class = TimedRuntime if is_timed else ControlledRuntime
 
     def execute(self, strategy: Strategy, seed: int = 0) -> Run:
         """Build the program, explore one schedule of it with `strategy`, close it and judge."""
@@ -205,7 +211,7 @@ class Executor:
     def _run_parts(
         self, scheduler: Scheduler, strategy: Strategy, run: Run, found: list[Report]
     ) -> Instance:
-        runtime = ControlledRuntime(scheduler, self.granularity)
+        runtime = self._runtime_class(scheduler, self.granularity)
         instance = self.program.build(runtime, run.seed)
         for part in instance.parts:
             runtime.start(part.name, part.body, daemon=part.daemon)
@@ -307,7 +313,7 @@ def _where(tasks: Iterable[ControlledTask]) -> Iterator[Section]:
 def deadlock(scheduler: Scheduler) -> Report:
     """Nobody can run, and somebody is not done."""
     lines = waits_for(scheduler)
-    spinning = [task for task in scheduler.waiting if task.kind == RELAX]
+    spinning = [task for task in scheduler.waiting if task.kind == RELAX and not task.daemon]
     code = "livelock" if spinning else "deadlock"
     waiting = sorted(f"{task.name}: {task.what}" for task in scheduler.waiting if not task.daemon)
     return Report(

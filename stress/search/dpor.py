@@ -134,7 +134,9 @@ class Dpor:
             looks = run.looks.get(position)
             races: list[int] = []
             if looks:
-                waits.append(_wait(order, position, looks, task, kind, touched + looked_at(looks)))
+                # a wait that has timed out touches more, but nothing that it could have come before
+                seen = [*(touched if looks[-1][1] else ()), *looked_at(looks)]
+                waits.append(_wait(order, position, looks, task, kind, seen))
             elif (
                 looks is None and position >= first_new and kind != START
             ):  # nothing starts before it is spawned

@@ -276,12 +276,16 @@ class Exploration:
         tally.tasks = max(tally.tasks, len(run.names))
         tally.cut += run.cut
         tally.unfinished += run.limit_hit
+        self._look_at(run)
         if not run.cut:
             self._learn(run, tally)
         if run.errors and not run.reports and not tally.failures:
             tally.errors += run.errors
         tally.note_point()
         run.release()
+
+    def _look_at(self, run: Run) -> None:
+        """Called for every run, also for those that were cut."""
 
     def _learn(self, run: Run, tally: ExplorationTally) -> None:
         key = hash((run.seed, class_of(run)))

@@ -25,10 +25,12 @@ from stress.testing.explorer import (
     ReplayDiverged,
     ScheduleFailed,
     Settings,
+    TaskBlocked,
     explore,
     replay,
 )
 from stress.testing.program import CheckFailed, ExploredSync, NothingExplored
+from stress.testing.steady import Unsteady
 
 __all__ = [
     "CheckFailed",
@@ -39,6 +41,8 @@ __all__ = [
     "ReplayDiverged",
     "ScheduleFailed",
     "Settings",
+    "TaskBlocked",
+    "Unsteady",
     "explore",
     "replay",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import linecache
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,13 +11,16 @@ from typing import Final
 from attrs import frozen
 
 from stress.engines.carrier import POOL, pinned
+from stress.engines.timed import BlockedOutside
 from stress.scenario.errors import StressError
-from stress.search.exploration import Exploration, ExplorationTally, Failure, SearchBudget
+from stress.search.exploration import ExplorationTally, Failure, SearchBudget
 from stress.search.schedule import Divergence, Schedule
 from stress.search.strategies import EXHAUSTIVE, is_exhaustive, strategy_for
 from stress.testing import text
+from stress.testing.plain.session import inside
 from stress.testing.program import FunctionProgram, NothingExplored, ProgramFunction
-from stress.testing.replay import LocatedReplay, replay_located, simpler
+from stress.testing.replay import LocatedReplay, place_of_thread, replay_located, simpler
+from stress.testing.steady import FunctionExploration, Unsteady
 
 SCHEDULES: Final = 1_000
 EXHAUSTIVE_SCHEDULES: Final = 100_000
@@ -45,6 +49,10 @@ class ScheduleFailed(AssertionError):
 class Inconclusive(StressError):
     """An exhaustive search has met its bound before its end: nothing was found, and nothing was
     proved."""
+
+
+class TaskBlocked(StressError):
+    """A task waits for something that is not under control of the scheduler."""
 
 
 class ReplayDiverged(StressError):
@@ -112,9 +120,14 @@ class Explored:
     classes: int
     exhausted: bool
     seconds: float
+    unfinished: int = 0
+    """How many schedules reached the limit of steps."""
 
     def __str__(self) -> str:
-        end = "all there are" if self.exhausted else "not all there are"
+        proved = self.exhausted and not self.unfinished
+        end = "all there are" if proved else "not all there are"
+        if self.unfinished:
+            end += f", {self.unfinished:,} longer than the limit of steps"
         return f"{self.schedules:,} schedules by {self.strategy}, {self.classes:,} different, {end}"
 
 
@@ -131,25 +144,54 @@ def explore(
     __tracebackhide__ = True
     settings = (settings or Settings()).checked()
     program = FunctionProgram(function)
-    with _alone(), pinned(slot):
-        exploration = Exploration(
-            program,
-            strategy_for(settings.name, settings.seed),
-            limit=settings.limit,
-            granularity=settings.granularity,
-        )
-        tally = exploration.run(settings.budget)
+    with _under_control(program, slot):
+        exploration = program.settled(lambda: _explored(program, settings))
+        tally = exploration.tally
         failures = list(tally.failures.values())
         failed = _explained(program, failures[0], settings, command) if failures else None
     if failed is not None:
         raise failed
+    _checked(exploration, settings)
+    return Explored(
+        settings.name,
+        tally.schedules,
+        tally.steps,
+        tally.classes,
+        tally.exhausted and not tally.unfinished,
+        tally.seconds,
+        tally.unfinished,
+    )
+
+
+def _explored(program: FunctionProgram, settings: Settings) -> FunctionExploration:
+    """Run the schedules."""
+    exploration = FunctionExploration(
+        program,
+        strategy_for(settings.name, settings.seed),
+        limit=settings.limit,
+        granularity=settings.granularity,
+    )
+    exploration.run(settings.budget)
+    return exploration
+
+
+def _checked(exploration: FunctionExploration, settings: Settings) -> None:
+    """Raise what keeps schedules without a failure from meaning anything."""
+    tally = exploration.tally
     if not tally.schedules:
         raise NothingExplored("no schedule was run")
-    if settings.exhaustive and (not tally.exhausted or tally.unfinished):
+    if exploration.unsteady is not None:
+        raise Unsteady(exploration.unsteady)
+    if tally.unfinished == tally.schedules or (
+        settings.exhaustive and (not tally.exhausted or tally.unfinished)
+    ):
         raise Inconclusive(_how_far(tally))
-    return Explored(
-        settings.name, tally.schedules, tally.steps, tally.classes, tally.exhausted, tally.seconds
-    )
+    if not exploration.shared:
+        raise NothingExplored(
+            "no two tasks touched anything that they share, so there was nothing to explore: "
+            "everything that is shared must be made by `sync` or by the standard library's "
+            "threading and queue"
+        )
 
 
 def replay(
@@ -166,13 +208,16 @@ def replay(
     __tracebackhide__ = True
     settings = (settings or Settings()).checked()
     schedule = Schedule.decode(string)
-    with _alone(), pinned(slot):
-        replayed = replay_located(
-            FunctionProgram(function),
-            schedule,
-            steps=steps,
-            limit=settings.limit,
-            granularity=settings.granularity,
+    program = FunctionProgram(function)
+    with _under_control(program, slot):
+        replayed = program.settled(
+            lambda: replay_located(
+                program,
+                schedule,
+                steps=steps,
+                limit=settings.limit,
+                granularity=settings.granularity,
+            )
         )
     if replayed.divergence is not None:
         raise ReplayDiverged(_diverged(replayed, replayed.divergence))
@@ -229,7 +274,7 @@ def _preemptions(count: int) -> str:
 
 def _how_far(tally: ExplorationTally) -> str:
     """Why a search that was to be exhaustive proves nothing."""
-    if tally.exhausted:
+    if tally.exhausted or tally.unfinished == tally.schedules:
         return (
             f"inconclusive: {tally.unfinished:,} of {tally.schedules:,} schedules were cut off "
             "because they were too long (limit=)"
@@ -259,9 +304,30 @@ _exploring = threading.local()
 
 
 @contextmanager
+def _under_control(program: FunctionProgram, slot: int) -> Iterator[None]:
+    """Run schedules of the program in the block, and say of a task that blocks where it does."""
+    with _alone(), pinned(slot), program.under_control():
+        try:
+            yield
+        except BlockedOutside as error:
+            raise TaskBlocked(_where_blocked(error)) from None
+
+
+def _where_blocked(error: BlockedOutside) -> str:
+    """The line of a task that blocks outside the scheduler's sight."""
+    place = place_of_thread(error.task)
+    where = f"in {place[0]}, line {place[1]}" if place else "outside the test"
+    line = linecache.getline(*place).strip() if place else ""
+    return (
+        f"{error.task.name} blocks {where}" + (f": {line}" if line else "") + "; what it waits for "
+        "is not under control: make it inside the program, from `sync`, threading or queue"
+    )
+
+
+@contextmanager
 def _alone() -> Iterator[None]:
     """Schedules run one after another in a process."""
-    if getattr(_exploring, "now", False) or threading.current_thread() in POOL.threads():
+    if getattr(_exploring, "now", False) or inside() is not None:
         raise StressError(
             "explore() was called by a program that is being explored: explore one program after "
             "another"

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import inspect
 import linecache
-import os
 import traceback
-from collections.abc import Callable, Hashable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from mmu.report import Report, Reporter, section
@@ -17,20 +16,27 @@ from mmu.task import Task
 from stress.engines.carrier_choice import THREADS
 from stress.engines.controlled import ControlledRuntime
 from stress.engines.program import ProgramTask
+from stress.engines.timed import BodyWaits
+from stress.engines.timed_runtime import TimedRuntime
 from stress.scenario.errors import StressError
+from stress.testing.plain.before import Before
+from stress.testing.plain.checked import make_again, served
+from stress.testing.plain.patches import patched
+from stress.testing.plain.session import PACKAGE, PlainSession, activate
+from stress.testing.plain.threads import Crew, crew_of
 
 T = TypeVar("T")
 
-PACKAGE = str(Path(__file__).resolve().parent.parent) + os.sep
-"""Frames in here are the harness's, not the test's."""
 RULE = "TEST"
 """The rule of reports that come from the test's own assertions and exceptions."""
 THE_CHECK = "the check at the end"
+MAIN = "main"
+"""The program's own function, where it is a task."""
 
 
 class NothingExplored(StressError):
-    """A test that looks green and has tested nothing: no schedule was run, or the program has no
-    task."""
+    """A test that looks green and has tested nothing: no schedule was run, the program has no task,
+    or no two of its tasks touch anything that they share."""
 
 
 class ExploredSync(Sync):
@@ -38,11 +44,10 @@ class ExploredSync(Sync):
     `mmu.sync.Sync` makes them, shared words and queues, and tasks; all under control of the
     scheduler. `runtime` has the rest."""
 
-    def __init__(self, runtime: ControlledRuntime, reporter: Reporter) -> None:
+    def __init__(self, runtime: TimedRuntime, reporter: Reporter, crew: Crew) -> None:
         super().__init__(runtime, reporter, rcu_class=Rcu)
         self._runtime = runtime
-        self._counts: dict[str, int] = {}
-        self._names: set[str] = set()
+        self._crew = crew
         self.own = len(runtime.scheduler.registry)
         """How many of the scheduler's words were there before the program made any."""
 
@@ -86,25 +91,27 @@ class ExploredSync(Sync):
             raise TypeError(
                 f"{name_of(function, 'task')} is a coroutine function: tasks are plain functions"
             )
+        crew = self._crew
         if name is None:
-            base = name_of(function, "task")
-            self._counts[base] = number = self._counts.get(base, 0) + 1
-            name = f"{base}{number}"
-        if name in self._names:
+            name = crew.name_for(name_of(function, "task"), numbered=True)
+        elif name in crew.names:
             raise ValueError(
                 f"there are two tasks called {name!r}: names tell them apart in schedules and "
                 "reports"
             )
-        self._names.add(name)
-        return self._runtime.start(name, lambda: _call(function, args), daemon=daemon)
+        else:
+            name = crew.name_for(name, numbered=False)
+        thread = crew.dummy(name)
+
+        def body() -> None:
+            with crew.as_thread(thread):
+                function(*args)
+
+        return self._runtime.start(name, body, daemon=daemon)
 
     def join(self, task: Task) -> None:
         """Wait until a spawned task has ended."""
         self.runtime.join(task)
-
-
-def _call(function: Callable[..., object], args: tuple[Any, ...]) -> None:
-    function(*args)
 
 
 def name_of(function: Callable[..., object], otherwise: str) -> str:
@@ -113,8 +120,11 @@ def name_of(function: Callable[..., object], otherwise: str) -> str:
     return otherwise if name.startswith("<") else name
 
 
-ProgramFunction = Callable[[ExploredSync], "Callable[[], object] | None"]
-"""Makes everything shared and spawns the tasks; may return a check for the end: an assertion, or a
+ProgramFunction = (
+    Callable[[ExploredSync], "Callable[[], object] | None"]
+    | Callable[[], "Callable[[], object] | None"]
+)
+"""Makes everything shared and starts the tasks; may return a check for the end: an assertion, or a
 condition."""
 
 
@@ -124,13 +134,37 @@ class FunctionInstance:
     parts: Sequence[ProgramTask] = ()
     has_start = False
 
-    def __init__(self, function: ProgramFunction, runtime: ControlledRuntime) -> None:
+    def __init__(
+        self,
+        program: FunctionProgram,
+        runtime: TimedRuntime,
+        session: PlainSession,
+        checked: Sequence[Any],
+    ) -> None:
         self._reporter = Reporter(sink=None)
+        self._crew = crew = crew_of(session)
+        self._check: Callable[[], object] | None = None
+        self._program = program
         runtime.on_task_error = self._failed
-        self.sync = ExploredSync(runtime, self._reporter)
-        self._check = function(self.sync)
+        self.sync = ExploredSync(runtime, self._reporter, crew)
+        session.sync = self.sync
+        make_again(checked, session)
+        if program.body_is_task:
+            crew.name_for(MAIN, numbered=False)
+            self.parts = [ProgramTask(MAIN, self._as_main(self._body))]
+            return
+        try:
+            with crew.as_main():
+                self._body()
+        finally:
+            # whatever the function has made of the refusal
+            if runtime.scheduler.body_waits:
+                raise BodyWaits
         if not runtime.scheduler.unfinished:
-            raise NothingExplored("the program has no task: spawn some with sync.spawn(function)")
+            raise NothingExplored(
+                "the program has no task: start some with sync.spawn(function) or "
+                "threading.Thread(...).start()"
+            )
 
     def start(self) -> None:
         """Nobody waits for it."""
@@ -138,7 +172,9 @@ class FunctionInstance:
     def closing(self) -> Sequence[ProgramTask]:
         """The check at the end, if there is one."""
         check = self._check
-        return [] if check is None else [ProgramTask(THE_CHECK, lambda: judge(check))]
+        if check is None:
+            return []
+        return [ProgramTask(THE_CHECK, self._as_main(lambda: judge(check)))]
 
     def reports(self) -> Sequence[Report]:
         """Exceptions of tasks, and the rules of `mmu.sync` that were broken."""
@@ -152,23 +188,80 @@ class FunctionInstance:
         """Programs are compared by what they assert."""
         return None
 
+    def _body(self) -> None:
+        self._check = self._program.call(self.sync)
+
+    def _as_main(self, body: Callable[[], object]) -> Callable[[], None]:
+        def run() -> None:
+            with self._crew.as_main():
+                body()
+
+        return run
+
     def _failed(self, task: Task, error: BaseException) -> None:
         self._reporter.emit(report_of(task.name, error))
 
 
 class FunctionProgram:
-    """A test's function as a program that can be run again and again."""
+    """A test's function as a program that can be run again and again.
+
+    The function makes what tasks share and starts them. If it waits for something, or starts
+    threads of its own, then `body_is_task`: it is a task like any other.
+    """
 
     carrier = THREADS
     """The function, and what it calls, may keep things by thread."""
+    timed = True
 
     def __init__(self, function: ProgramFunction) -> None:
         self.name = name_of(function, "program")
-        self._function = function
+        self.body_is_task = False
+        self._function: Any = function
+        self._takes_sync = _takes_an_argument(function)
+        self._before = Before({})
+
+    @contextmanager
+    def under_control(self) -> Iterator[None]:
+        """While the block runs, the standard library serves this program's tasks."""
+        with served(), patched() as by_name:
+            self._before = before = Before(by_name)
+            try:
+                before.search(self._function)
+                yield
+            finally:
+                activate(None)
+                before.put_back()
+                self._before = Before({})
+
+    def settled(self, run: Callable[[], T]) -> T:
+        """The result of `run`, which runs schedules of this program: begun anew if it turns out
+        that the function has to be a task."""
+        try:
+            return run()
+        except BodyWaits:
+            self.body_is_task = True
+            return run()
 
     def build(self, runtime: ControlledRuntime, seed: int) -> FunctionInstance:  # noqa: ARG002 - nothing here is left to chance
-        """Call the function."""
-        return FunctionInstance(self._function, runtime)
+        """Call the function, or make a task that does."""
+        assert isinstance(runtime, TimedRuntime)
+        session = PlainSession(runtime, self._before.paths)
+        activate(session)
+        return FunctionInstance(self, runtime, session, self._before.checked)
+
+    def call(self, sync: ExploredSync) -> Callable[[], object] | None:
+        """Call the function; its check, if it returns one."""
+        check = self._function(sync) if self._takes_sync else self._function()
+        return check if callable(check) else None
+
+
+def _takes_an_argument(function: Callable[..., object]) -> bool:
+    """Whether a program wants its `sync`; one whose signature is not known does."""
+    try:
+        inspect.signature(function).bind()
+    except (TypeError, ValueError):
+        return True
+    return False
 
 
 class CheckFailed(AssertionError):

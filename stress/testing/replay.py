@@ -3,11 +3,9 @@ simpler schedule with the same failure."""
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from types import FrameType
 from typing import Final
 
@@ -21,9 +19,9 @@ from stress.search.bounded import PreemptionBounded
 from stress.search.exploration import named_steps
 from stress.search.races import races_of
 from stress.search.schedule import Divergence, Follow, Schedule, difference_at_end
-from stress.testing.program import PACKAGE
+from stress.testing.plain.names import is_stdlib
+from stress.testing.plain.session import is_harness
 
-MODEL: Final = str(Path(PACKAGE).parent / "mmu") + os.sep
 MOST_PREEMPTIONS: Final = 2
 SIMPLER_SCHEDULES: Final = 2_000
 SIMPLER_SECONDS: Final = 3.0
@@ -65,11 +63,20 @@ class Located:
 
 def _place() -> Place | None:
     """The innermost line outside the harness and the model, in the calling thread."""
-    frame: FrameType | None = sys._getframe(2)
+    return _place_from(sys._getframe(2))
+
+
+def place_of_thread(task: ControlledTask) -> Place | None:
+    """The innermost line of the test that a task is in."""
+    thread = task.carrier.thread if task.carrier is not None else None
+    return _place_from(sys._current_frames().get(thread.ident or 0) if thread else None)
+
+
+def _place_from(frame: FrameType | None) -> Place | None:
     while frame is not None:
-        name = frame.f_code.co_filename
-        if not name.startswith((PACKAGE, MODEL)):
-            return None if name.endswith("threading.py") else (name, frame.f_lineno)
+        code = frame.f_code
+        if not is_harness(code) and not is_stdlib(code.co_filename):
+            return code.co_filename, frame.f_lineno
         frame = frame.f_back
     return None
 

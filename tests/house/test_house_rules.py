@@ -98,6 +98,7 @@ def test_what_each_task_has_of_its_own_comes_from_the_runtime() -> None:
         "mmu/runtime.py",  # where tasks are threads
         "mmu/task.py",  # `current`, for threads that nobody has made a task of
         "stress/testing/explorer.py",  # about the thread that explores, which is no task
+        "stress/testing/plain/before.py",  # finds those of the code under test
     }
     uses = {
         str(path.relative_to(ROOT))

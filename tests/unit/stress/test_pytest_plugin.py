@@ -202,8 +202,13 @@ class TestFindings:
         assert explore(program, Settings(exhaustive=True)).exhausted
 
     def test_tasks_that_do_not_use_rcu_take_no_steps_for_it(self):
-        explored = explore(lambda sync: sync.spawn(sync.counter("count").add, 1) and None)
-        assert explored.steps == 2 * explored.schedules  # start, add
+        def program(sync):
+            count = sync.counter("count")
+            sync.spawn(count.add, 1)
+            sync.spawn(count.add, 1)
+
+        explored = explore(program)
+        assert explored.steps == 4 * explored.schedules  # start, add
 
     def test_a_program_that_is_not_deterministic_is_called_that(self):
         runs = []
@@ -247,7 +252,9 @@ class TestPrograms:
 
     def test_the_check_may_be_an_assertion_or_missing(self):
         def program(sync, check):
-            sync.spawn(sync.counter("count").add, 1)
+            count = sync.counter("count")
+            sync.spawn(count.add, 1)
+            sync.spawn(count.add, 1)
             return check
 
         def wrong():
@@ -335,7 +342,8 @@ class TestPrograms:
 
     def test_the_process_gets_its_cpus_back(self):
         before = os.sched_getaffinity(0)
-        explore(lambda sync: sync.spawn(idle) and None, slot=3)
+        with pytest.raises(ScheduleFailed):
+            explore(lost_update, slot=3)
         assert os.sched_getaffinity(0) == before
 
     @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
@@ -458,8 +466,15 @@ class TestReplay:
         result.stdout.fnmatch_lines(["*ReplayDiverged: the replay diverges at step*"])
 
     def test_a_schedule_of_the_second_exploration(self, pytester):
-        clean = "explore(lambda sync: sync.spawn(lambda: 0) and None)"
-        pytester.makepyfile(LOST_UPDATE.replace("explore(program)", f"{clean}; explore(program)"))
+        clean = "explore(shared)"
+        shared = """
+    def shared(sync):
+        word = sync.cell("word", 0)
+        for number in range(2):
+            sync.spawn(setattr, word, "value", number)
+"""
+        test = LOST_UPDATE.replace("explore(program)", f"{clean}; explore(program)")
+        pytester.makepyfile(shared + test)
         first = run(pytester)
         assert replay_line(first).startswith("2:tdp1-")
         replayed = run(pytester, "--replay", replay_line(first))
