@@ -14,7 +14,7 @@ from mmu.paging.shadow import ShadowPages
 from mmu.paging.spte import MMIO_GEN_BITS, PRESENT_HIGH, UPSTREAM, SpteLayout
 from mmu.paging.table import PageTableMemory
 from mmu.probe import Probe
-from mmu.report import Report, Reporter, section
+from mmu.report import Report, Reporter, section, signature_of
 from mmu.runtime import Cell, Runtime
 from mmu.stack import capture, innermost, render
 from mmu.sync import Sync
@@ -238,6 +238,9 @@ class Kvm:
     ) -> None:
         """WARN_ON: report a broken rule with the caller's stack and go on."""
         here = capture(2)
+        about = subject or innermost(here)
+        if self.reporter.repeats(signature_of(rule, code, about)):
+            return
         parts = [
             section("call trace", render(here)),
             *(section(title, lines) for title, lines in extra),
@@ -251,7 +254,7 @@ class Kvm:
                 sentence,
                 source,
                 str(current.task),
-                subject or innermost(here),
+                about,
                 tuple(parts),
                 gfn,
             )

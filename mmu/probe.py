@@ -36,6 +36,7 @@ from mmu.sync.probe import (
 if TYPE_CHECKING:
     from mmu.export.device import Device
     from mmu.export.importer import ExportedTdp, ImporterOps
+    from mmu.export.iommu import PageRequest
     from mmu.machine.vcpu import Vcpu
     from mmu.memory.host import Region
     from mmu.memory.memslots import Change, Memslot, MemslotSet
@@ -297,9 +298,13 @@ class Hooks(SyncHooks):
         """The response to an IO page fault was sent, after `ns`."""
 
     @hook
-    def page_response(self, device: Device, faults: list[tuple[int, bool]], ok: bool) -> None:
-        """A page request group of `faults`, as (gfn, write), is about to be answered SUCCESS or
-        FAILURE."""
+    def page_response(self, request: PageRequest, ok: bool) -> None:
+        """A page request group is about to be answered SUCCESS or FAILURE."""
+
+    @hook
+    def device_blocked(self, device: Device) -> None:
+        """A device was detached from its root: no access of it reaches memory through that root any
+        more. No root can be attached meanwhile."""
 
     @hook
     def dma_begin(self, device: Device, gfn: int) -> None:

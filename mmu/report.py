@@ -29,6 +29,11 @@ class Section:
     lines: tuple[str, ...]
 
 
+def signature_of(rule: str, code: str, subject: str) -> str:
+    """What makes two reports the same finding."""
+    return f"{rule}/{code}/{subject}"
+
+
 @frozen
 class Report:
     """One broken rule with its evidence.
@@ -56,7 +61,7 @@ class Report:
     @property
     def signature(self) -> str:
         """What makes two reports the same finding."""
-        return f"{self.rule}/{self.code}/{self.subject}"
+        return signature_of(self.rule, self.code, self.subject)
 
     def names(self) -> set[str]:
         """Every name that the report answers to: its rule, its code, and the rule that it stands
@@ -121,6 +126,15 @@ class Reporter:
             report = self._enriched(report)
         if self._sink is not None:
             self._sink(report)
+
+    def repeats(self, signature: str) -> bool:
+        """Count a report that an equal one was recorded before, so that nothing has to be made of
+        it; returns whether there was one (WARN_ON_ONCE)."""
+        with self._lock:
+            known = self._found.get(signature)
+            if known is not None:
+                self._found[signature] = evolve(known, count=known.count + 1)
+        return known is not None
 
     def redirect(self, sink: Sink | None) -> Sink | None:
         """Send new reports to `sink` from now on; returns where they went before."""

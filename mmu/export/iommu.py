@@ -44,8 +44,7 @@ class KvmHwpt:
         """Whether the IOMMU domain behind it exists."""
         self.revoked: Cell[bool] = kvm.runtime.cell("hwpt.revoked", False)
         self.domain = kvm.parts[VtdDomain](kvm, device)
-        self.bound: Cell[bool] = kvm.runtime.cell("hwpt.bound", True)
-        """Whether the device may ask this domain for pages."""
+        self._draining: Cell[bool] = kvm.runtime.cell("hwpt.draining", False)
         self._pending = kvm.runtime.counter("hwpt.pending_requests")
         self.fd = fd.get()
         try:
@@ -65,6 +64,11 @@ class KvmHwpt:
         self.fd.unregister_importer(self)
         self.live.store(False)
         self.fd.put()
+
+    @property
+    def bound(self) -> bool:
+        """Whether the device may ask this domain for pages."""
+        return not self._draining.value
 
     # What KVM calls.
 
@@ -89,6 +93,8 @@ class KvmHwpt:
         """The hardware is blocked: no access reaches memory until the next `reattach`."""
         self.device.detach()
         self.revoked.store(True)
+        if self.kvm.probe.device_blocked is not None:
+            self.kvm.probe.device_blocked(self.device)
 
     def reattach(self) -> bool:
         """After a revocation: program the current root again; whether there is one. Never once the
@@ -96,7 +102,7 @@ class KvmHwpt:
         with self.fd.exported.bind_lock:
             if not self.revoked.value:
                 return True
-            if not self.bound.value:
+            if not self.bound:
                 return False
             root = self.fd.exported.root.value
             if root is None:
@@ -113,6 +119,15 @@ class KvmHwpt:
         self._pending.add(1)
         return PageRequest(self, faults)
 
+    def request_of_its_own(self, faults: list[tuple[int, bool]]) -> PageRequest | None:
+        """A page request group of a device that acts by itself. None once it is detached: from then
+        on the hardware sends none."""
+        hardware = self.device.hardware
+        hardware.acquire()
+        request = self.request(faults) if self.bound else None
+        hardware.release()
+        return request
+
     def handle(self, request: PageRequest) -> None:
         """iommufd_kvmtdp_handle_iopf(): the worker's side of a group, with one response for all of
         it."""
@@ -122,7 +137,7 @@ class KvmHwpt:
         """iommu_page_response(): the device may go on, or must give up. A group is answered
         once."""
         if self.kvm.probe.page_response is not None:
-            self.kvm.probe.page_response(self.device, request.faults, ok)
+            self.kvm.probe.page_response(request, ok)
         if request.code.value:
             self._warn_no_request()
             return
@@ -158,9 +173,11 @@ class KvmHwpt:
         """Block the hardware and unregister: on return no callback runs, none will, no root is
         walked, and no page is requested."""
         with self.fd.exported.bind_lock:
-            self.bound.store(False)
+            self._draining.store(True)
             self.device.detach()
             self.fd.unregister_importer(self)
+            if self.kvm.probe.device_blocked is not None:
+                self.kvm.probe.device_blocked(self.device)
 
     def drain(self) -> None:
         """intel_drain_pasid_prq(), iopf_queue_flush_dev(): every page request of the device has

@@ -275,13 +275,24 @@ class Exporter:
         with self.cache_lock:
             kvm.mmu_lock.write_lock()
             root = exported.root.value
-            assert root is not None
-            root.exported.value = False
-            self.zap_unexported(root)
-            self.roots.put_root(root, shared=False)
-            exported.root.value = None
+            if root is None:
+                self._warn_not_exported()
+            else:
+                root.exported.value = False
+                self.zap_unexported(root)
+                self.roots.put_root(root, shared=False)
+                exported.root.value = None
             kvm.mmu_lock.write_unlock()
             self._cache.drain()
+
+    def _warn_not_exported(self) -> None:
+        self.kvm.warn(
+            "O12",
+            "not-exported",
+            "WARNING: a root is un-exported that is not exported",
+            "one flag stands for one exporter, who clears it once",
+            "kvm_mmu_put_exported_tdp() WARN; reference 1.5, 1.6, invariant I5",
+        )
 
     def zap_unexported(self, root: RootPage) -> None:
         """Zap the leaves and flush. The root stays valid and loaded, so a zap of its tables without

@@ -38,6 +38,7 @@ from mmu.tdp.fault import (
     PageCache,
     RetPf,
 )
+from mmu.tdp.fault_rules import warn_invalid, warn_without_root
 from mmu.tdp.roots import Roots
 
 NO_ACCESS = -1
@@ -357,6 +358,8 @@ class Vcpu:
         result = self.handle_mmio_page_fault(gfn) if spte & SPTE_MMIO else INVALID
         if result is INVALID:
             result = self.page_fault(gfn, bool(wanted & 1), bool(spte & SPTE_R), fetch)
+            if result is INVALID:
+                warn_invalid(self.kvm, gfn)
         if timed and probe.fault_done is not None:
             probe.fault_done(self, result, self.kvm.runtime.now() - start)
         if result is EMULATE:
@@ -375,7 +378,9 @@ class Vcpu:
         The entry is read again (get_mmio_spte): what the walk has met was read outside SRCU, and
         the generation may have gone all the way round since.
         """
-        assert self.root is not None
+        if self.root is None:
+            warn_without_root(self.kvm, gfn)
+            return RETRY
         spte = self._faults.get_mmio_spte(self.root, gfn)
         if not spte & SPTE_MMIO:
             return RETRY
@@ -392,7 +397,9 @@ class Vcpu:
         stat = self.stat
         stat.pf_taken += 1
         root = self.root
-        assert root is not None
+        if root is None:
+            warn_without_root(self.kvm, gfn)
+            return RETRY
         fault = self._fault
         fault.gfn = gfn
         fault.write = write

@@ -270,6 +270,8 @@ class VirtualMachine:
         pages = kvm.stat.tdp_mmu_pages.value
         if pages:
             self._leak("tdp-mmu-pages", f"{pages} linked page-table pages left at VM destroy")
+        if kvm.invalidation.in_progress.value and not kvm.mn_active_invalidate_count.value:
+            self._leak("invalidation", "an invalidation is still in progress at VM destroy")
         if not self.roots.empty():
             names = ", ".join(root.describe() for root in self.roots.snapshot())
             self._leak(

@@ -432,6 +432,8 @@ class Memslots:
         kvm.slots_arch_lock.assert_held()
         new = self._inactive(as_id)
         generation = self._active[as_id].value.generation.value
+        if generation & GEN_UPDATE_IN_PROGRESS:
+            self._warn_in_progress("swap_active_memslots()")
         new.generation.value = generation | GEN_UPDATE_IN_PROGRESS
         self.wait_for_invalidations(lambda: self._publish(as_id, new))
         kvm.slots_arch_lock.release()
@@ -445,10 +447,24 @@ class Memslots:
     def advance_generation(self, new: MemslotSet, generation: int) -> None:
         """The architecture drops what could match the new generation *before* it becomes current
         (152482580a1b)."""
+        if generation & GEN_UPDATE_IN_PROGRESS:
+            self._warn_in_progress("kvm_mmu_invalidate_mmio_sptes()")
         self.listener.memslots_updated(generation)
         if self.kvm.probe.point is not None:
             self.kvm.probe.point("P13")
         new.generation.value = generation
+
+    def _warn_in_progress(self, where: str) -> None:
+        self.kvm.warn(
+            "O13",
+            "update-in-progress",
+            "WARNING: a memslot update begins or ends with a generation that says that one is "
+            "under way",
+            "the bit is set from the swap of the slots until the new generation is stored, once an "
+            "update",
+            f"{where} WARN_ON(gen & KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS); reference 2.9",
+            subject=where,
+        )
 
     def wait_for_invalidations(self, then: Callable[[], None]) -> None:
         """Wait until no mmu_notifier invalidation is between its start and its end, and do `then`

@@ -30,6 +30,13 @@ from mmu.paging.spte import (
 from mmu.paging.table import RootPage, ShadowPage
 from mmu.sync.locks import RwHold
 from mmu.sync.rcu import RcuReader
+from mmu.tdp.fault_rules import (
+    warn_cache_empty,
+    warn_huge_logged,
+    warn_level,
+    warn_obsolete,
+    warn_offset,
+)
 from mmu.tdp.huge import HugePages
 from mmu.tdp.write import SpteWriter
 
@@ -119,6 +126,9 @@ class PageCache:
     def take(self) -> ShadowPage:
         """kvm_mmu_memory_cache_alloc(): one page, without sleeping."""
         self.short = True
+        if not self.pages:
+            warn_cache_empty(self._kvm)
+            return self._kvm.tables.allocate()
         return self.pages.pop()
 
     def drain(self) -> None:
@@ -288,7 +298,7 @@ class FaultHandler:
         The walk is the iterator's walk over [gfn, gfn + 1): it only ever steps down.
         """
         if root.invalid.value:
-            self._warn_obsolete(root, fault)
+            warn_obsolete(self.kvm, root, fault)
         slot = fault.slot
         if slot is not None and slot.region.max_level > 1:
             self.hugepage_adjust(fault, slot)
@@ -324,6 +334,9 @@ class FaultHandler:
         """tdp_mmu_map_handle_target_level(): build the leaf and install it by compare-exchange."""
         if old == REMOVED_SPTE and self.leaves_frozen_alone(fault):
             return RETRY
+        if sp.level != fault.goal_level:
+            warn_level(self.kvm, sp, fault)
+            return RETRY
         if fault.pfn < 0:
             return self.map_mmio(sp, index, fault, old)
         new = self.make_leaf(fault, old)
@@ -355,6 +368,8 @@ class FaultHandler:
                 self._leaf_writable if fault.host_writable else self._leaf_read_only
             ) | fault.pfn << PFN_SHIFT
         writable = fault.host_writable
+        if slot is not None and slot.dirty_bitmap is not None and writable:
+            warn_huge_logged(self.kvm, slot, fault)
         return self.layout.leaf(
             fault.pfn,
             fault.goal_level,
@@ -438,7 +453,10 @@ class FaultHandler:
         if level == PG_LEVEL_4K or fault.huge_page_disallowed:
             return
         fault.goal_level = level
-        fault.pfn &= -self.kvm.geometry.pages(level)
+        pages = self.kvm.geometry.pages(level)
+        if (fault.gfn ^ fault.pfn) & (pages - 1):
+            warn_offset(self.kvm, fault)
+        fault.pfn &= -pages
 
     def max_mapping_level(self, slot: Memslot, gfn: int) -> int:
         """kvm_mmu_max_mapping_level(): no larger than the host's own mapping, and within the
@@ -572,16 +590,6 @@ class FaultHandler:
             with self.kvm.tdp_mmu_pages_lock:
                 self.kvm.possible_nx_huge_pages.track(child)
         return child
-
-    def _warn_obsolete(self, root: RootPage, fault: Fault) -> None:
-        self.kvm.warn(
-            "O12",
-            "map-in-obsolete-root",
-            f"BUG: a fault maps gfn {fault.gfn:#x} in obsolete {root.describe()}",
-            "after mmu_lock is taken, a fault whose root was invalidated must be repeated",
-            "is_page_fault_stale(), reference 2.8, B36 (a955cad84cda)",
-            gfn=fault.gfn,
-        )
 
     def leaves_frozen_alone(self, fault: Fault) -> bool:
         """is_removed_spte(): somebody is busy with the entry, so the access has to fault again

@@ -72,7 +72,15 @@ class MmuNotifier:
             kvm.mmu_lock.write_unlock()
         kvm.srcu.read_unlock(token)
         with kvm.mn_invalidate_lock:
-            kvm.mn_active_invalidate_count.add(-1)
+            if kvm.mn_active_invalidate_count.fetch_add(-1) < 1:
+                kvm.warn(
+                    "O9",
+                    "active-invalidate-underflow",
+                    "BUG: a range ends that never began (mn_active_invalidate_count < 0)",
+                    "each range_end belongs to one range_start",
+                    "kvm_mmu_notifier_invalidate_range_end() "
+                    "WARN_ON_ONCE(!mn_active_invalidate_count)",
+                )
 
     def clear_flush_young(self, region: Region, first: int, last: int) -> bool:
         """Make the pages old and flush, so that the next use is seen; whether they were young."""

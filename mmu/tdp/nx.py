@@ -68,12 +68,15 @@ class NxHugePages:
     def recover_page(self, sp: ShadowPage) -> bool:
         """One page: zap it, or only unaccount it where dirty logging needs it small; whether a
         flush is owed."""
+        self._check_disallowed(sp, True)
         slot = self.slot_of(sp) if self.is_any_slot_logging() else None
         if slot is not None and slot.dirty_bitmap is not None:
             with self.kvm.tdp_mmu_pages_lock:
                 self.kvm.possible_nx_huge_pages.remove(sp)
+            self._check_disallowed(sp, False)
             return False
         if self.zapper.zap_sp(sp):
+            self._check_disallowed(sp, False)
             return True
         self.kvm.warn(
             "O9",
@@ -86,6 +89,23 @@ class NxHugePages:
         with self.kvm.tdp_mmu_pages_lock:
             self.kvm.possible_nx_huge_pages.untrack(sp)
         return False
+
+    def _check_disallowed(self, sp: ShadowPage, wanted: bool) -> None:
+        """nx_huge_page_disallowed is set while a page is on the list, and cleared when it is dealt
+        with."""
+        flag = sp.nx_disallowed
+        if (flag is not None and flag.value) == wanted:
+            return
+        self.kvm.warn(
+            "O9",
+            "nx-page-flag",
+            f"WARNING: {sp.describe()} is {'on' if wanted else 'dealt with by'} the NX recovery's "
+            f"list, and its nx_huge_page_disallowed is {'clear' if wanted else 'set'}",
+            "the list holds the pages whose flag is set, and the flag goes with the page",
+            "kvm_recover_nx_huge_pages() WARN_ON_ONCE(!sp->nx_huge_page_disallowed); reference "
+            "2.12, invariant I14",
+            subject="set" if wanted else "clear",
+        )
 
     def settle(self, flush: bool) -> bool:
         """The flush that is owed, inside the RCU section that keeps the removed tables alive (B03);

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from stress.actors.base import Actor, Stage
 from stress.actors.consumer import Consumer, IopfWorker, SharedTdpFd
 from stress.actors.dirty_logger import DirtyLogger
+from stress.actors.engine import DmaEngine
 from stress.actors.exporter import ExporterActor
 from stress.actors.host import HostActor, UserfaultHandler
 from stress.actors.memslot_worker import MemslotWorker
@@ -43,13 +44,21 @@ def _members(stage: Stage) -> Iterator[Actor]:
     if config.exit.enabled:
         yield ProcessExit(stage, list(stage.cast))
     if stage.scenario.vm.have_exported_tdp:
-        fds = SharedTdpFd(stage)
-        for number in range(config.consumer.devices):
-            worker = IopfWorker(stage, f"iopf{number}")
-            yield Consumer(stage, number, worker, fds)
-            yield worker
+        yield from _devices(stage)
     if stage.scenario.memory.userfaults:
         yield UserfaultHandler(stage, list(stage.cast))
+
+
+def _devices(stage: Stage) -> Iterator[Actor]:
+    config = stage.scenario.actors.consumer
+    fds = SharedTdpFd(stage)
+    for number in range(config.devices):
+        worker = IopfWorker(stage, f"iopf{number}")
+        consumer = Consumer(stage, number, worker, fds)
+        if config.engines:
+            yield DmaEngine(stage, number, consumer)
+        yield consumer
+        yield worker
 
 
 def performed(stage: Stage) -> dict[str, list[Op]]:

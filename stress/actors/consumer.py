@@ -94,7 +94,7 @@ class Consumer(Actor):
         self._fds = fds
         config = stage.scenario.actors.consumer
         self._dice = stage.dice(self.name)
-        self._worker = worker
+        self.worker = worker
         habits = Habits(config.write_share, config.churn_share, 0.01, config.window_pages)
         self._programs: list[AccessProgram] = (
             [program(stage, self._dice, 0, habits)] if self.script is None else []
@@ -108,8 +108,10 @@ class Consumer(Actor):
         self._exported_at = 0
         self.device = stage.vm.create_device(self.name, ats=config.ats)
         self.hwpt: KvmHwpt | None = None
+        """The domain that the device is attached to; its engine looks at it, too."""
         self.accesses = 0
         self.aborts = 0
+        self._answers = 0
         self.verbs |= {
             "dma-read": lambda gfn: self.dma(gfn << 1),
             "dma-write": lambda gfn: self.dma(gfn << 1 | 1),
@@ -155,7 +157,7 @@ class Consumer(Actor):
         else:
             self.do(DETACH)  # not the end of everybody's: a script that does the same must say when
         self._detach()
-        self._worker.closed.store(True)
+        self.worker.closed.store(True)
 
     def _outlive_the_process(self) -> None:
         """DMA while exit_mmap is at work, and after it."""
@@ -216,6 +218,7 @@ class Consumer(Actor):
                 return
             code = self._request(hwpt, missing).code
             runtime.wait_for_all("a page response", code)
+            self._answers += 1
             if code.value == "FAILURE":
                 break
             group = missing
@@ -230,7 +233,7 @@ class Consumer(Actor):
     def _request(self, hwpt: KvmHwpt, faults: list[tuple[int, bool]]) -> PageRequest:
         """Put a page request group into the queue."""
         request = hwpt.request(faults)
-        self._worker.queue.put(request)
+        self.worker.queue.put(request)
         return request
 
     def _attach(self) -> bool:
@@ -255,6 +258,11 @@ class Consumer(Actor):
             hwpt, self.hwpt = self.hwpt, None
             hwpt.destroy()
             self._fds.close()
+
+    def moved(self) -> int:
+        """Steps, and what happens within one: each scatter list may wait for several answers,
+        behind those that others wait for."""
+        return self.progress + self.accesses + self.aborts + self._answers
 
     def figures(self) -> dict[str, int]:
         """The device's counters."""

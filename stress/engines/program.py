@@ -19,7 +19,7 @@ from stress.engines.carrier_choice import AUTO, carrier_for, scheduler_class
 from stress.engines.controlled import ControlledRuntime
 from stress.engines.scheduler import Picker, Scheduler
 from stress.engines.steps import RELAX, Access, Event, Look, looked_at
-from stress.engines.tasks import ControlledTask
+from stress.engines.tasks import Abandoned, ControlledTask
 from stress.engines.timed import timed
 from stress.engines.timed_runtime import TimedRuntime
 
@@ -196,11 +196,12 @@ class Executor:
         found: list[Report] = []
         try:
             run.instance = instance = self._run_parts(scheduler, strategy, run, found)
+            # before tasks are unwound: what they break on their way out is no finding
+            run.reports = (*instance.reports(), *found)
         finally:
             if any(not task.done for task in scheduler.tasks):
                 scheduler.abandon()
         run.names = [task.name for task in scheduler.tasks]
-        run.reports = (*instance.reports(), *found)
         run.errors = tuple(instance.errors()) or (
             () if run.reports else tuple(scheduler.task_errors)
         )
@@ -218,7 +219,10 @@ class Executor:
         scheduler.progress = getattr(instance, "progress", None)
         self._explore(scheduler, instance, strategy, run, found)
         if run.completed:
-            self._close(scheduler, runtime, instance, found)
+            try:
+                self._close(scheduler, runtime, instance, found)
+            except Abandoned:  # the look at the state that was left did not end
+                found.append(unending(scheduler, "closing"))
         return instance
 
     def _explore(
@@ -231,6 +235,10 @@ class Executor:
     ) -> None:
         if instance.has_start:
             scheduler.run()
+            if scheduler.unending:
+                run.limit_hit = True
+                found.append(unending(scheduler, "setup"))
+                return
             instance.start()
         scheduler.run(strategy.begin(scheduler))
         run.trace, run.extras, run.looks = scheduler.trace, scheduler.extras, scheduler.looks
@@ -243,7 +251,9 @@ class Executor:
         run.completed = not (scheduler.unfinished or run.cut)
         if scheduler.task_errors:
             return  # a task that has died in the middle of its work lets others wait for ever
-        if run.limit_hit and scheduler.unfinished:
+        if scheduler.unending:
+            found.append(unending(scheduler, "observer"))
+        elif run.limit_hit and scheduler.unfinished:
             if not scheduler.moving:
                 found.append(livelock(scheduler))
         elif scheduler.stuck:
@@ -260,7 +270,8 @@ class Executor:
             runtime.start(part.name, part.body)
             scheduler.run()
             if scheduler.unfinished and not scheduler.task_errors:
-                found.append(deadlock(scheduler))
+                ended = not scheduler.unending
+                found.append(deadlock(scheduler) if ended else unending(scheduler, part.name))
                 return
 
 
@@ -348,6 +359,20 @@ def livelock(scheduler: Scheduler) -> Report:
             section("waits for", waits_for(scheduler) or ["nobody waits"]),
             *_where(task for task in scheduler.tasks if not task.done),
         ),
+    )
+
+
+def unending(scheduler: Scheduler, where: str) -> Report:
+    """What is not explored went on and on: alone with its task, nothing can end it."""
+    busy = [task for task in scheduler.tasks if not task.done and task.enabled]
+    return Report(
+        "O10",
+        "livelock",
+        f"BUG: livelock: what is done without interruption ({where}) does not end",
+        "every loop ends: no other task is needed for it where none may run",
+        "reference O10",
+        subject=where,
+        sections=tuple(_where(busy)),
     )
 
 

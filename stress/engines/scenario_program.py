@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Hashable, Mapping, Sequence
 
 from mmu import invariants
@@ -13,6 +14,7 @@ from stress.engines.carrier_choice import AUTO
 from stress.engines.controlled import STEP_NS, ControlledRuntime
 from stress.engines.program import Instance, ProgramTask, QuietProbe
 from stress.engines.session import World
+from stress.engines.tasks import Abandoned
 from stress.observe.close_calls import STEPS
 from stress.scenario.types import Scenario
 
@@ -68,9 +70,14 @@ class ScenarioInstance:
         )
         runtime.on_task_error = world.task_failed
         world.probe.attach(*program.observers)
-        world.set_up()
-        assert world.stage is not None
-        world.stage.record_ops = program.record_ops
+        try:
+            world.set_up()
+        except Abandoned:
+            world.fail("the scenario cannot be set up: that does not end")
+        except Exception as error:
+            world.fail("".join(traceback.format_exception(error)))
+        if world.stage is not None:
+            world.stage.record_ops = program.record_ops
         self.parts: Sequence[ProgramTask] = [
             ProgramTask(actor.name, self._body(actor)) for actor in world.actors
         ]

@@ -19,22 +19,23 @@ from stress.engines.steps import (
     LOAD,
     NO_WORD,
     OWNER_SHIFT,
-    READS,
     RELAX,
     SPAWN,
     START,
     STORE,
     TASK_LIST,
     WAIT,
-    WRITES,
     Access,
     Event,
     Look,
+    read_since,
 )
 from stress.engines.stuck import await_turn
 from stress.engines.tasks import Abandoned, Carries, ControlledTask, Gate, nobody, nothing
 
 Picker = Callable[[], ControlledTask]
+MOST_UNEXPLORED = 1_000_000
+"""Operations of one schedule that are no steps; the largest shipped scenario has 150,000."""
 
 
 class Scheduler:
@@ -72,9 +73,13 @@ class Scheduler:
         """A number that changes as long as somebody gets anywhere; without it nobody's work counts
         for anything."""
         self.moving = False
-        """The limit was hit and the fair turns did not end it, but somebody still got somewhere, or
-        nobody has looked."""
+        """The limit was hit and the fair turns did not end it, but a task still got somewhere, or
+        at least did what it had not done before, or nobody has looked."""
         self._reached = 0
+        self.unexplored = 0
+        """Operations so far that were no steps: of what is not explored, and of observers."""
+        self.unending = False
+        """They went on and on, so the schedule was given up."""
         self.given_up = False
         self.task_errors: list[str] = []
         self.crash: Exception | None = None
@@ -178,7 +183,8 @@ class Scheduler:
             return
         self._aborting = True
         self.serial = False
-        self.quiet = 1
+        self.quiet = MOST_UNEXPLORED  # observers may be unwound, too, each with its share
+        self.unexplored = 0
         for task in self.tasks:
             if not task.done:
                 self._run_alone(task)
@@ -213,6 +219,9 @@ class Scheduler:
     def step(self, kind: int, word: int) -> None:
         """The running task is about to do `kind` on `word`: the strategy says who goes first."""
         if self.quiet:
+            self.unexplored += 1
+            if self.unexplored > MOST_UNEXPLORED:
+                self._unending()
             if self._noting is not None:
                 self._noting.append((kind, word))
             elif (
@@ -296,7 +305,7 @@ class Scheduler:
         task = self.running
         task.kind = RELAX
         task.what = "spinning"
-        changed, task.reads = self._read_since_relaxed(task)
+        changed, task.reads = read_since(self.trace, task.relaxed_at, task.index)
         task.word = task.reads[0][1] if task.reads else NO_WORD
         if not changed:
             self._watch(task)
@@ -410,8 +419,15 @@ class Scheduler:
             return
         lately = self.trace[-self.fair_steps :]
         spinning = {task for task, kind, _ in lately if kind == RELAX}
-        working = {task for task, _, _ in lately} - spinning
+        before = set(lately[: len(lately) // 2])
+        working = {event[0] for event in lately if event not in before} - spinning
         self.moving = self.progress is not None and (reached != self._reached or bool(working))
+        self._leave(self.running)
+
+    def _unending(self) -> NoReturn:
+        """What is not explored does not end: the schedule is given up."""
+        self.unexplored = 0
+        self.limit_hit = self.unending = True
         self._leave(self.running)
 
     def dispose(self) -> None:
@@ -581,20 +597,3 @@ class Scheduler:
         task.reads = []
         if len(self.trace) >= self.limit:
             self._over()
-
-    def _read_since_relaxed(self, task: ControlledTask) -> tuple[bool, list[Access]]:
-        """Whether another task wrote something after it was read since then, and all reads."""
-        written: set[int] = set()
-        reads: dict[int, None] = {}
-        mine = task.index
-        changed = False
-        trace = self.trace
-        for position in range(len(trace) - 1, max(task.relaxed_at, len(trace) - 2000) - 1, -1):
-            index, kind, word = trace[position]
-            if index != mine:
-                if kind in WRITES:
-                    written.add(word)
-            elif kind in READS:
-                changed = changed or word in written
-                reads[word] = None
-        return changed, [(LOAD, word) for word in reads]

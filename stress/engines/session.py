@@ -19,6 +19,7 @@ from mmu.posted import PROFILES
 from mmu.probe import Probe
 from mmu.report import Report, Reporter
 from mmu.runtime import Runtime
+from mmu.sync.refcount import Refcount
 from mmu.task import Task, current
 from mmu.variant import Variant
 from stress.actors import cast_of
@@ -121,10 +122,30 @@ class World:
 
     def take_down(self) -> None:
         """Close the VM fd: with every TDP FD closed before, this destroys the VM and checks that
-        nothing is left."""
+        nothing is left; a VM that is left is a finding."""
         assert self.stage is not None
         self.stage.close_vm()
-        self.counts["teardowns"].add(self.vm.destroyed.value)
+        destroyed = self.vm.destroyed.value
+        self.counts["teardowns"].add(destroyed)
+        kvm = self.vm.kvm
+        if not destroyed:
+            self._left("vm", "the VM is not destroyed", "kvm_put_kvm()", kvm.users_count)
+        elif kvm.mm_users.read() != (not kvm.mm_gone.value):
+            self._left("mm", "the address space has users", "mmput()", kvm.mm_users)
+
+    def _left(self, what: str, headline: str, source: str, users: Refcount) -> None:
+        """Something is left of a VM whose file descriptors are all closed."""
+        self.vm.kvm.warn(
+            "O11",
+            f"leak-{what}",
+            f"WARNING: every file descriptor is closed and no task is inside KVM, but {headline}: "
+            f"{users.read()} references",
+            "the last file of a VM, its own fd or a TDP FD, drops the last reference and destroys "
+            "it; whoever works on an address space gives it back",
+            f"{source}; reference 1.3, 2.13",
+            subject=what,
+            extra=tuple(users.history()),
+        )
 
     def findings(self) -> list[Finding]:
         """What was found so far, each with its current count, first seen first."""

@@ -66,3 +66,20 @@ it has read for that."""
 def looked_at(looks: list[Look]) -> list[Access]:
     """Everything that was read, each once."""
     return list(dict.fromkeys(access for _, _, reads in looks for access in reads))
+
+
+def read_since(trace: list[Event], start: int, task: int) -> tuple[bool, list[Access]]:
+    """What a task has read from event number `start` on, of the last 2,000 at most; and whether
+    another task wrote any of it after it was read."""
+    written: set[int] = set()
+    reads: dict[int, None] = {}
+    changed = False
+    for position in range(len(trace) - 1, max(start, len(trace) - 2000) - 1, -1):
+        index, kind, word = trace[position]
+        if index != task:
+            if kind in WRITES:
+                written.add(word)
+        elif kind in READS:
+            changed = changed or word in written
+            reads[word] = None
+    return changed, [(LOAD, word) for word in reads]

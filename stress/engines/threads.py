@@ -13,7 +13,7 @@ from mmu import invariants
 from mmu.runtime import Runtime
 from mmu.task import Task
 from stress.engines.session import Session
-from stress.engines.watchdog import StallClock, Watchdog
+from stress.engines.watchdog import Movement, StallClock, Watchdog
 from stress.observe.resources import Resources
 
 TICK_S = 0.05
@@ -49,6 +49,7 @@ class ThreadEngine:
         self._on_tick = on_tick
         self._limits = session.scenario.limits
         self._tasks: list[Task] = []
+        self._watchdog = Watchdog(session.vm.kvm, self._limits.stall_s)
 
     def run(self) -> RunOutcome:
         """The whole run: set up, start, watch, stop, check, take down."""
@@ -91,16 +92,15 @@ class ThreadEngine:
     def _watch(self) -> None:
         """Until the budget is used, enough was found, or the harness failed."""
         session = self.session
-        watchdog = Watchdog(session.vm.kvm, self._limits.stall_s)
         start = time.monotonic()
         stutter = session.scenario.disturbances.stutter_every_s
         next_stutter: float = stutter
+        movement: Movement | None = None
         while True:
             time.sleep(TICK_S)
             elapsed = time.monotonic() - start
             self.outcome.run_s = elapsed
-            for report in watchdog.tick(session.actors):
-                session.reporter.emit(report)
+            self._look_for_hangs()
             if self.resources.due(elapsed):
                 self.resources.sample(elapsed)
             session.gauges.sample()
@@ -109,8 +109,18 @@ class ThreadEngine:
             if broken or self._budget_used(elapsed) or self._found_enough():
                 return
             if elapsed >= next_stutter:
-                self._stand_still()
-                next_stutter = time.monotonic() - start + stutter
+                movement = movement or Movement(session.actors)
+                if movement.by_all():
+                    self._stand_still()
+                    movement = None
+                    next_stutter = time.monotonic() - start + stutter
+
+    def _look_for_hangs(self) -> bool:
+        """Report every actor that has stood still for too long; returns whether there was one."""
+        reports = self._watchdog.tick(self.session.actors)
+        for report in reports:
+            self.session.reporter.emit(report)
+        return bool(reports)
 
     def _budget_used(self, elapsed: float) -> bool:
         """Whether the time is up: `duration_s`, or with `until_met` as long as it takes."""
@@ -134,7 +144,7 @@ class ThreadEngine:
 
     def _stand_still(self) -> None:
         """Stutter: everybody stops between two steps, the invariants are checked, everybody goes
-        on."""
+        on. Every actor has just moved: interrupting a vCPU that hangs would cure it unseen."""
         session, flags = self.session, self.session.run_flags
         parking = sum(1 for actor in session.actors if actor.parks)
         flags.pausing.store(True)
@@ -154,6 +164,8 @@ class ThreadEngine:
     def _finish(self) -> None:
         """Stop everybody, check the invariants at rest, destroy the VM."""
         session = self.session
+        if self.outcome.completed and not (session.findings() or session.errors()):
+            self._await_movement()
         session.run_flags.stopping.store(True)
         session.interrupt_vcpus(True)
         limit = self._limits.stall_s if not session.errors() else 1.0
@@ -162,9 +174,8 @@ class ThreadEngine:
             self._join(task, clock)
         left = [task for task in self._tasks if not self.runtime.join(task, 0)]
         if left and not session.errors():
-            watchdog = Watchdog(session.vm.kvm, self._limits.stall_s)
             for task in left:
-                session.reporter.emit(watchdog.report(task.name, self._limits.stall_s))
+                session.reporter.emit(self._watchdog.report(task.name, self._limits.stall_s))
         if left or session.errors():
             return
         if not session.vm.destroyed.value:
@@ -173,15 +184,20 @@ class ThreadEngine:
         if self._in_task("teardown", session.take_down, self._counted):
             self.outcome.clean_end = session.vm.destroyed.value
 
+    def _await_movement(self) -> None:
+        """Before every vCPU is interrupted: let each actor get somewhere, or report that it
+        hangs."""
+        movement = Movement(self.session.actors)
+        while not (movement.by_all() or self._look_for_hangs()):
+            time.sleep(TICK_S)
+
     def _in_task(self, name: str, body: Callable[[], None], progress: Callable[[], int]) -> bool:
         """Run `body` in a thread of its own, so that the main thread never blocks in a lock;
         whether it ended well. It hangs when `progress` stands still, not when it takes long."""
         task = self.runtime.spawn(name, body)
         limit = max(self._limits.stall_s, 30.0)
         if not self._join(task, self._stall_clock(limit, progress)):
-            self.session.reporter.emit(
-                Watchdog(self.session.vm.kvm, self._limits.stall_s).report(name, limit)
-            )
+            self.session.reporter.emit(self._watchdog.report(name, limit))
             return False
         return task.error is None
 

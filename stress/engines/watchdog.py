@@ -47,6 +47,22 @@ class StallClock:
         return self._since.seconds() >= self._limit_s
 
 
+class Movement:
+    """Whether every actor that can stand still has moved, or ended, since this was made."""
+
+    def __init__(self, actors: Sequence[WatchedTask]) -> None:
+        self._marks = [(actor, actor.moved()) for actor in actors if actor.parks]
+
+    def by_all(self) -> bool:
+        """Whether each of them has."""
+        self._marks = [
+            (actor, mark)
+            for actor, mark in self._marks
+            if actor.moved() == mark and not actor.done.value
+        ]
+        return not self._marks
+
+
 class Watchdog:
     """Looks at each actor's progress from time to time.
 

@@ -46,6 +46,7 @@ OPERATIONS: Final[dict[str, str]] = {
     "nx-recovery": "NX recovery",
     "exporter": "export, un-export",
     "device": "device",
+    "engine": "device",
     "exit": "end of the process",
     "setup": "set-up, end",
     "teardown": "set-up, end",

@@ -70,7 +70,7 @@ def exploration_for(request: ExploreRequest, seed: int) -> Exploration:
     base = seed if drawn else 0
     return Exploration(
         ScenarioProgram(request.name, scenario, variants_from(request.variant_files)),
-        strategy_for(request.strategy, seed, scenario.explore.states),
+        strategy_for(request.strategy, seed, scenario.explore.states, drawn=drawn),
         seeds=(lambda number: base + number // PROGRAMS)
         if drawn and not exhaustive
         else (lambda _: base),

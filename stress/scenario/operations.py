@@ -148,6 +148,13 @@ VOCABULARY: Final[dict[str, dict[str, ScriptVerb]]] = {
         "attach": ScriptVerb((), "open the TDP FD and bind the device to it, unless it is bound"),
         "detach": ScriptVerb((), "unbind the device and close its TDP FD, if it is bound"),
     },
+    "engine": {
+        "post": ScriptVerb(
+            (ACCESSES,),
+            "DMA that the device makes by itself, such as post r0x4 w0x5, attached or not: what "
+            "faults is requested, and no answer is waited for",
+        ),
+    },
     "host": {
         "discard": ScriptVerb((REGION, FIRST, LAST), "reclaim pages FIRST to LAST - 1 of region R"),
         "migrate": ScriptVerb((REGION, FIRST, LAST), "move these pages to other frames"),
@@ -228,7 +235,7 @@ def kind_of(actor: str) -> str:
 
 
 def _numbered(kind: str) -> bool:
-    return kind in ("vcpu", "device", "host", "exporter")
+    return kind in ("vcpu", "device", "engine", "host", "exporter")
 
 
 @functools.lru_cache(maxsize=4096)
@@ -251,7 +258,7 @@ def parse(text: str, kind: str = "") -> Op:
         name,
         tuple(_argument(verb.arguments, index).value(word) for index, word in enumerate(words)),
     )
-    if name == "dma" and any(access >= FETCH for access in op.args):
+    if name in ("dma", "post") and any(access >= FETCH for access in op.args):
         raise OpError("a device that fetches instructions", "accesses such as r0x4 or w0x4")
     return op
 

@@ -92,8 +92,9 @@ def players(scenario: Scenario) -> list[str]:
     names += ["nx-admin"] if actors.nx.enabled and actors.nx.toggles else []
     names += ["nx-recovery"] if actors.nx.enabled and actors.nx.recovers else []
     names += [f"exporter{number}" for number in range(actors.exporter.threads if exported else 0)]
-    names += [f"device{number}" for number in range(actors.consumer.devices if exported else 0)]
-    return names
+    kinds = ("engine", "device") if actors.consumer.engines else ("device",)
+    devices = range(actors.consumer.devices if exported else 0)
+    return [*names, *(f"{kind}{number}" for number in devices for kind in kinds)]
 
 
 # What is wrong with it.

@@ -222,7 +222,9 @@ class ConsumerSettings:
     reopens the TDP FD; a device posts `group` accesses at a time, whose IO page faults are answered
     together, `bursts` times a step. With `ats` a device has a TLB of its own in front of the
     IOMMU's; before `prefetch_share` of its bursts it requests a page and does not wait for the
-    response."""
+    response. With `engines` each device has a DMA engine of its own, too, which accesses memory at
+    any time, also while its driver detaches it, and waits for no answer.
+    """
 
     devices: Count = Count(1)
     write_share: Share = Share(0.5)
@@ -233,6 +235,7 @@ class ConsumerSettings:
     bursts: Positive = Positive(16)
     ats: Flag = Flag(False)
     prefetch_share: Share = Share(0.0)
+    engines: Flag = Flag(False)
 
 
 @frozen

@@ -60,8 +60,16 @@ class Systematic:
     on from twice."""
 
     def __init__(
-        self, name: str, bound: int, costs: Costs, turn: Turn, states: StateCache | None = None
+        self,
+        name: str,
+        bound: int,
+        costs: Costs,
+        turn: Turn,
+        states: StateCache | None = None,
+        *,
+        free_start: bool = False,
     ) -> None:
+        """With `free_start` it costs nothing to begin with any task."""
         self.name = name
         self.bound = bound
         self.level = 0
@@ -70,6 +78,7 @@ class Systematic:
         self.states = states
         self._costs = costs
         self._turn = turn
+        self._free_start = free_start
         self._run: list[list[BoundedSchedule]] = [[] for _ in range(bound)]
         self._widths = bytearray()
         self._search = self._levels()
@@ -171,7 +180,8 @@ class Systematic:
         start = last.position + 1 if last else 0
         for offset in range(len(widths) - 1, -1, -1):
             if widths[offset] & _MASK > 1:
-                for rank in self._costs(widths[offset], cost):
+                free = self._free_start and start + offset == 0
+                for rank in (_all_alike if free else self._costs)(widths[offset], cost):
                     yield Deviation(last, start + offset, rank)
 
 
@@ -224,6 +234,13 @@ class DelayBounded(Systematic):
 
     def __init__(self, bound: int, states: StateCache | None = None) -> None:
         super().__init__(f"delay:{bound}", bound, _by_delay, _who_is_next, states)
+
+
+class Sweep(Systematic):
+    """Every schedule that begins with any task and has at most `bound` delays."""
+
+    def __init__(self, bound: int, states: StateCache | None = None) -> None:
+        super().__init__(f"sweep:{bound}", bound, _by_delay, _who_is_next, states, free_start=True)
 
 
 class DepthFirst(Systematic):

@@ -23,7 +23,7 @@ from stress.engines.program import Executor, Run, Strategy
 from stress.engines.scenario_program import ScenarioInstance, ScenarioProgram
 from stress.scenario.load import structure, unstructure
 from stress.scenario.scripts import SETUP
-from stress.scenario.types import Count, Lines, Positive, Scenario
+from stress.scenario.types import Count, Flag, Lines, Positive, Scenario
 from stress.search.bounded import PreemptionBounded
 from stress.search.exploration import Failure, named_steps
 from stress.search.happens_before import class_of
@@ -471,6 +471,9 @@ def _fewer_tasks(scenario: Scenario) -> Iterator[tuple[str, Scenario]]:
     if actors.consumer.devices:
         devices = evolve(actors.consumer, devices=Count(actors.consumer.devices - 1))
         yield "a device", evolve(scenario, actors=evolve(actors, consumer=devices))
+    if actors.consumer.engines:
+        consumer = evolve(actors.consumer, engines=Flag(False))
+        yield "the DMA engines", evolve(scenario, actors=evolve(actors, consumer=consumer))
     if actors.exporter.threads:
         threads = evolve(actors.exporter, threads=Count(actors.exporter.threads - 1))
         yield "an exporter", evolve(scenario, actors=evolve(actors, exporter=threads))

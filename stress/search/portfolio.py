@@ -2,7 +2,9 @@
 
 A multi-armed bandit whose arms wear out: the estimates forget (Garivier and Moulines, "On
 Upper-Confidence Bound Policies for Switching Bandit Problems", ALT 2011), and a fixed share of the
-budget is dealt evenly, so that no member starves.
+budget is dealt evenly, so that no member starves. If it sweeps, then until every schedule with one
+delay was run, whichever task begins, every fourth schedule is one of those: what one switch of
+tasks at the right step can break is found in each seed alike.
 """
 
 from __future__ import annotations
@@ -14,12 +16,14 @@ from attrs import define, frozen
 
 from stress.engines.program import Run, Strategy
 from stress.engines.scheduler import Picker, Scheduler
+from stress.search.bounded import Sweep
 from stress.search.pct import Pct
 from stress.search.pos import Pos
 from stress.search.random_walk import RandomWalk
 from stress.search.surw import Surw
 
 _EVEN_SHARE = 0.5
+_SWEEP_EVERY = 4
 _MEMORY = 1 / 32
 _NEW_CLASS = 1.0
 _NEW_FAILURE = 10.0
@@ -69,16 +73,21 @@ class Portfolio:
         seed: int,
         classify: Callable[[Run], int],
         strategies: Sequence[Strategy] | None = None,
+        *,
+        sweeps: bool = False,
     ) -> None:
+        """With `sweeps` the program must be the same in every schedule."""
         self._dice = random.Random(seed)
         self._classify = classify
         chosen = (
             default_strategies(self._dice.getrandbits(64)) if strategies is None else strategies
         )
-        self._members = [_Member(strategy) for strategy in chosen]
+        self._sweep = [_Member(Sweep(1))] if sweeps else []
+        self._members = [*self._sweep, *(_Member(strategy) for strategy in chosen)]
         self._classes: set[int] = set()
         self._failures: set[str] = set()
         self._turn = self._members[0]
+        self._begun = 0
 
     @property
     def member(self) -> str:
@@ -92,7 +101,12 @@ class Portfolio:
 
     def begin(self, scheduler: Scheduler) -> Picker:
         """Choose the member whose turn it is."""
-        self._turn = self._choose(self._open() or self._members)
+        members = self._open() or self._members
+        sweep = [member for member in self._sweep if not member.strategy.exhausted]
+        self._turn = (
+            sweep[0] if sweep and self._begun % _SWEEP_EVERY == 0 else self._choose(members)
+        )
+        self._begun += 1
         return self._turn.strategy.begin(scheduler)
 
     def end(self, run: Run) -> None:

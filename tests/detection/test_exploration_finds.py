@@ -30,7 +30,7 @@ MOST = 400
 LUCKY = {
     "mmio-cached-in-flux": 5,
     "put-before-zap": 6,
-    "pml-flushed-after-exit": 2,
+    "pml-flushed-after-exit": 12,
     "pml-request-not-awaited": 4,
     "request-check-skipped": 2,
     "stale-check-skipped": 3,

@@ -116,3 +116,23 @@ def test_what_is_said_of_a_number_names_functions_that_exist() -> None:
     assert len(named) > 10
     quoted = " ".join(f"`{name}`" for name in named if not name.startswith(kernel))
     assert list(missing(quoted)) == []
+
+
+MADE_UP = {"assert-": '"assert-" +', "leak-": 'f"leak-{'}
+"""Beginnings of codes that are put together where they are reported."""
+
+
+def test_the_page_of_warnings_names_codes_that_are_reported() -> None:
+    page = (ROOT / "docs" / "warnings.md").read_text(encoding="utf-8")
+    codes = set(re.findall(r"\| O\d+ ([a-z0-9-]+) \|", page))
+    assert len(codes) > 25
+    source = "\n".join(
+        path.read_text(encoding="utf-8")
+        for room in ("mmu", "stress")
+        for path in (ROOT / room).rglob("*.py")
+    )
+    made = {
+        code: next((how for start, how in MADE_UP.items() if code.startswith(start)), f'"{code}"')
+        for code in codes
+    }
+    assert [code for code, written in made.items() if written not in source] == []

@@ -163,7 +163,7 @@ def dma(device: Any, hwpt: Any, gfn: int, write: bool = False) -> bool:
     for _ in range(3):
         if device.transact(gfn, write) is not None:
             return True
-        if not hwpt.bound.value:
+        if not hwpt.bound:
             return False
         request = hwpt.request([(gfn, write)])
         hwpt.handle(request)

@@ -7,11 +7,13 @@ from mmu.machine.vm import VirtualMachine
 from stress.observe.oracles.base import Oracle
 from stress.observe.oracles.dirty import DirtyOracle
 from stress.observe.oracles.flush import FlushOracle
+from stress.observe.oracles.frames import FrameOracle
 from stress.observe.oracles.importers import ImporterOracle
 from stress.observe.oracles.lifetime import LifetimeOracle
 from stress.observe.oracles.liveness import LivenessOracle
 from stress.observe.oracles.mmio import MmioOracle
 from stress.observe.oracles.nx import NxOracle
+from stress.observe.oracles.ranges import RangeOracle
 from stress.observe.oracles.roots import RootOracle
 from stress.observe.oracles.slots import SlotOracle
 from stress.observe.oracles.translation import TranslationOracle
@@ -23,6 +25,8 @@ ORACLES: tuple[type[Oracle], ...] = (
     TranslationOracle,
     FlushOracle,
     SlotOracle,
+    RangeOracle,
+    FrameOracle,
     RootOracle,
     ImporterOracle,
     DirtyOracle,

@@ -45,9 +45,11 @@ class _Span:
 class _Debts:
     """What a task owes: the span of gfns removed from each valid root, for vCPUs and importers."""
 
-    __slots__ = ("importers", "vcpus")
+    __slots__ = ("importers", "section", "vcpus")
 
     def __init__(self) -> None:
+        self.section: int | None = None
+        """The RCU read section in which the first table was removed since the last flush."""
         self.vcpus: dict[RootPage, _Span] = {}
         self.importers: dict[RootPage, _Span] = {}
 
@@ -84,10 +86,18 @@ class FlushOracle(Oracle):
         end = gfn + self._pages[level - 1]
         whole = level > 1 and not old & SPTE_PS
         latest, earliest = (gfn, end) if whole else (end - 1, gfn + 1)
-        if not root.role.iommu and not self.kvm.mm_gone.value:
+        to_vcpus = not root.role.iommu and not self.kvm.mm_gone.value
+        to_importers = root.exported.value or self._is_walked(root)
+        if to_vcpus:
             _owe(debts.vcpus, root, gfn, end, latest, earliest)
-        if root.exported.value:
+        if to_importers:
             _owe(debts.importers, root, gfn, end, latest, earliest)
+        if debts.section is None and whole and (to_vcpus or to_importers):
+            debts.section = self.kvm.rcu.local.mine.sections
+
+    def _is_walked(self, root: RootPage) -> bool:
+        """Whether a device walks the root, whoever knows of it."""
+        return any(device.root.value is root for device in self.vm.devices())
 
     def _not_frozen(self, root: RootPage, gfn: int, level: int, old: int, new: int) -> None:
         """Others hold mmu_lock for read, too: they could map another frame before anybody has
@@ -108,6 +118,23 @@ class FlushOracle(Oracle):
                 ),
             ),
             gfn=gfn,
+        )
+
+    @override
+    def flush_begin(self, reason: str, gfn: int, pages: int) -> None:
+        debts, reader = self._debts.mine, self.kvm.rcu.local.mine
+        section, debts.section = debts.section, None
+        if section is None or (reader.depth and reader.sections == section):
+            return
+        self.kvm.warn(
+            "O1",
+            "flush-after-rcu-section",
+            f"WARNING: the flush for {reason} comes after the RCU section in which tables of a "
+            "valid root were removed",
+            "tables that were removed are flushed from every paging-structure cache inside the RCU "
+            "section that keeps them from being freed: a hardware walker takes no RCU lock",
+            "kvm_recover_nx_huge_pages(), tdp_mmu_iter_cond_resched(); reference 2.12, B03",
+            subject=reason,
         )
 
     @override
@@ -171,17 +198,8 @@ class FlushOracle(Oracle):
                 extra=(_owing(span),),
                 gfn=span.first,
             )
-        bound = (
-            [
-                exported.root.value
-                for exported in self.vm.exported_tdps.all()
-                if exported.importers()
-            ]
-            if debts.importers
-            else []
-        )
         for root, span in debts.importers.items():
-            if root not in bound:
+            if not self._is_walked(root):
                 continue
             self.kvm.warn(
                 "O16",
@@ -196,6 +214,7 @@ class FlushOracle(Oracle):
             )
         debts.vcpus.clear()
         debts.importers.clear()
+        debts.section = None
 
 
 def _owing(span: _Span) -> tuple[str, list[str]]:

@@ -7,32 +7,36 @@ import threading
 
 from mmu.machine.vcpu import Vcpu
 from mmu.machine.vm import VirtualMachine
-from mmu.paging.table import RootPage
+from mmu.paging.table import RootPage, RootRole
 from mmu.probe import override
+from mmu.sync.lockdep import WRITE
 from mmu.sync.poison import is_poisoned
 from stress.observe.oracles.base import Oracle
 from stress.scenario.types import Limits
 
 
 class RootOracle(Oracle):
-    """Watches invalidation and guest entry; the model itself refuses to map into an invalid root
-    unseen."""
+    """Watches invalidation, guest entry, and the list of roots whenever it may have changed; the
+    model itself refuses to map into an invalid root unseen."""
 
     rules = ("O12", "O4")
     title = (
-        "no vCPU runs on, or keeps, an obsolete root; an exported root never becomes invalid; "
-        "walks hold their root"
+        "no vCPU runs on, or keeps, an obsolete root; an exported root never becomes invalid; a "
+        "role has one valid root; walks hold their root"
     )
 
     def __init__(self, vm: VirtualMachine, limits: Limits) -> None:
         super().__init__(vm, limits)
         self._lock = threading.Lock()
         self._obsolete: frozenset[int] = frozenset()
+        self._invalidated: dict[int, None] = {}
+        """Roots that were walked when they were invalidated, which is reported once."""
 
     @override
     def root_invalidated(self, root: RootPage) -> None:
         self.judged["O12"].add(1)
-        if root.exported.value:
+        if root.exported.value or any(device.root.value is root for device in self.vm.devices()):
+            self._invalidated[root.address] = None
             self.kvm.warn(
                 "O12",
                 "exported-root-invalid",
@@ -41,6 +45,52 @@ class RootOracle(Oracle):
                 "un-exported",
                 "RFC PATCH 36/42, invariant I5; reference 1.10",
             )
+
+    @override
+    def root_allocated(self, root: RootPage) -> None:
+        # Under mmu_lock held for write the section may go on to export the root: judged at its end.
+        if self.kvm.mmu_lock.held_mode() != WRITE:
+            self._judge_roles()
+
+    @override
+    def mmu_write_unlocking(self) -> None:
+        self._judge_roles()
+
+    def _judge_roles(self) -> None:
+        """Every root as it is now. mmu_lock is held, so none becomes valid, invalid or exported."""
+        valid: dict[RootRole, RootPage] = {}
+        self.kvm.rcu.read_lock()
+        for root in self.vm.roots.each_rcu():
+            if root.invalid.value:
+                if root.exported.value and root.address not in self._invalidated:
+                    self._exported_invalid(root)
+                continue
+            first = valid.setdefault(root.role, root)
+            # a republish has two for a while: every importer switches from one to the other
+            if first is not root and not (root.exported.value and first.exported.value):
+                self._two_of_a_role(first, root)
+        self.kvm.rcu.read_unlock()
+
+    def _exported_invalid(self, root: RootPage) -> None:
+        self.kvm.warn(
+            "O12",
+            "invalid-root-exported",
+            f"BUG: {root.describe()} is exported although it was invalidated",
+            "a root is found and marked exported in one section of mmu_lock(write): in between it "
+            "could be invalidated, and would be zapped without a flush under the importer",
+            "kvm_mmu_get_exported_tdp(), invariant I5; reference 1.5",
+        )
+
+    def _two_of_a_role(self, first: RootPage, second: RootPage) -> None:
+        self.kvm.warn(
+            "O12",
+            "two-roots-of-one-role",
+            f"BUG: {first.describe()} and {second.describe()} are both valid",
+            "a role has one valid root, which every vCPU of that role shares: who makes one has "
+            "looked for it under the lock that adds it to the list",
+            "kvm_tdp_mmu_get_vcpu_root_hpa(); reference 2.2",
+            subject=str(first.role),
+        )
 
     @override
     def roots_kicked(self, roots: list[RootPage]) -> None:

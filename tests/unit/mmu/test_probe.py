@@ -233,6 +233,7 @@ def a_full_life(machine: Machine) -> Recorder:
     vcpu.shadow(2)
     machine.delete_slot()
     machine.add_slot(0, 8)
+    hwpt.destroy()
     machine.kvm.rcu.barrier()
     return events
 

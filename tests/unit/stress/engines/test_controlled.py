@@ -9,14 +9,16 @@ from collections.abc import Callable, Hashable, Sequence
 
 import pytest
 
+from mmu.probe import Instrument, override
 from mmu.report import Report, Reporter
 from mmu.sync import Sync
 from mmu.sync.poison import Obituary, poison_table
 from mmu.task import current
+from stress.engines import scheduler
 from stress.engines.carrier import POOL
 from stress.engines.carrier_choice import THREADS
 from stress.engines.controlled import ControlledRuntime
-from stress.engines.program import Executor, ProgramTask, Run, Strategy
+from stress.engines.program import Executor, ProgramTask, QuietProbe, Run, Strategy
 from stress.engines.scheduler import Picker, Scheduler
 from stress.engines.tasks import ControlledTask
 from stress.search.bounded import DepthFirst
@@ -64,12 +66,26 @@ class Making:
     name = "given"
 
     def __init__(
-        self, make: Callable[[ControlledRuntime, Given], list[Callable[[], None]]]
+        self,
+        make: Callable[[ControlledRuntime, Given], list[Callable[[], None]]],
+        *,
+        progress: int | None = None,
+        has_start: bool = False,
+        closing: Callable[[], Sequence[ProgramTask]] | None = None,
     ) -> None:
         self._make = make
+        self._progress = progress
+        self._has_start = has_start
+        self._closing = closing
 
     def build(self, runtime: ControlledRuntime, seed: int) -> Given:
-        return Given(runtime, self._make)
+        given = Given(runtime, self._make)
+        given.has_start = self._has_start
+        if self._progress is not None:
+            given.progress = lambda: self._progress  # type: ignore[attr-defined]
+        if self._closing is not None:
+            given.closing = self._closing  # type: ignore[method-assign]
+        return given
 
 
 def every(
@@ -180,6 +196,120 @@ def test_two_that_keep_each_other_from_going_on_are_a_livelock_by_the_bound() ->
     run = executor.execute(RandomWalk(1))
     assert run.limit_hit
     assert [report.code for report in run.reports] == ["livelock"]
+
+
+def test_to_do_the_same_again_and_again_is_a_livelock_even_without_a_pause() -> None:
+    """A vCPU that faults for ever neither spins nor gets anywhere."""
+
+    def make(runtime: ControlledRuntime, given: Given) -> list[Callable[[], None]]:
+        words = runtime.table(4, "words")
+
+        def body() -> None:
+            while words[0] == 0:
+                words.store(1, words[2] + 1)
+
+        return [body]
+
+    run = Executor(Making(make, progress=0), limit=300, fair_steps=400).execute(RandomWalk(1))
+    assert [report.code for report in run.reports] == ["livelock"]
+
+
+def test_a_long_walk_over_words_that_were_not_visited_before_is_no_livelock() -> None:
+    def make(runtime: ControlledRuntime, given: Given) -> list[Callable[[], None]]:
+        words = runtime.table(1_000, "words")
+        return [lambda: [words.store(index, 1) for index in range(1_000)]]  # type: ignore[list-item, return-value]
+
+    run = Executor(Making(make, progress=0), limit=300, fair_steps=400).execute(RandomWalk(1))
+    assert run.limit_hit
+    assert not run.completed
+    assert run.reports == ()
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is not explored may take a thousand operations."""
+    monkeypatch.setattr(scheduler, "MOST_UNEXPLORED", 1_000)
+
+
+def forever(runtime: ControlledRuntime) -> Callable[[], None]:
+    """Reads a word again and again."""
+    word = runtime.cell("word", 0)
+
+    def body() -> None:
+        while word.value == 0:
+            pass
+
+    return body
+
+
+@pytest.mark.usefixtures("impatient")
+def test_getting_ready_that_does_not_end_is_a_livelock() -> None:
+    run = Executor(Making(lambda runtime, given: [forever(runtime)], has_start=True)).execute(
+        RandomWalk(1)
+    )
+    assert [report.code for report in run.reports] == ["livelock"]
+    assert "setup" in run.reports[0].headline
+    assert run.trace == []
+
+
+@pytest.mark.usefixtures("impatient")
+def test_an_observer_that_does_not_end_is_a_livelock() -> None:
+    def make(runtime: ControlledRuntime, given: Given) -> list[Callable[[], None]]:
+        look = forever(runtime)
+        probe = QuietProbe(runtime.scheduler)
+
+        class Looks(Instrument):
+            @override
+            def root_zapped(self, root: object) -> None:
+                look()
+
+        probe.attach(Looks())
+
+        def body() -> None:
+            assert probe.root_zapped is not None
+            probe.root_zapped(None)  # type: ignore[arg-type]
+
+        return [body, lambda: None]
+
+    run = Executor(Making(make)).execute(RandomWalk(1))
+    assert [report.code for report in run.reports] == ["livelock"]
+    assert "observer" in run.reports[0].headline
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("in_a_task", [False, True])
+def test_closing_that_does_not_end_is_a_livelock(in_a_task: bool) -> None:
+    ends: list[Callable[[], None]] = []
+
+    def make(runtime: ControlledRuntime, given: Given) -> list[Callable[[], None]]:
+        ends.append(forever(runtime))
+        return [lambda: None]
+
+    def close() -> Sequence[ProgramTask]:
+        if in_a_task:
+            return [ProgramTask("teardown", ends[0])]
+        ends[0]()
+        return ()
+
+    run = Executor(Making(make, closing=close)).execute(RandomWalk(1))
+    assert [report.code for report in run.reports] == ["livelock"]
+    assert ("teardown" if in_a_task else "closing") in run.reports[0].headline
+
+
+def test_what_breaks_while_tasks_are_unwound_is_no_finding() -> None:
+    def make(runtime: ControlledRuntime, given: Given) -> list[Callable[[], None]]:
+        word = runtime.cell("word", 0)
+
+        def body() -> None:
+            try:
+                runtime.wait_until("Godot", lambda: word.value == 1)
+            finally:
+                given.found.append(Report("O3", "late", "BUG: late", "", ""))
+
+        return [body]
+
+    run = Executor(Making(make)).execute(RandomWalk(1))
+    assert [report.code for report in run.reports] == ["deadlock"]
 
 
 def two_counters(runtime: ControlledRuntime, given: Given) -> list[Callable[[], None]]:

@@ -9,16 +9,21 @@ from types import SimpleNamespace
 import pytest
 from attrs import evolve
 
+from mmu.machine.vcpu import Vcpu
 from mmu.machine.vm import VirtualMachine
 from mmu.probe import Instrument, override
 from mmu.report import Report, Reporter
 from mmu.runtime import Runtime
 from mmu.sync import Mutex
 from mmu.task import Task
+from mmu.tdp.fault import RetPf
+from mmu.variant import Variant
 from stress.actors.base import Actor, Stage
 from stress.actors.vcpu import VcpuActor
 from stress.engines.session import Session
-from stress.engines.watchdog import StallClock, Watchdog
+from stress.engines.threads import ThreadEngine
+from stress.engines.watchdog import Movement, StallClock, Watchdog
+from stress.observe.resources import Resources
 from stress.scenario.types import Budget, Disturbances, Limits, Positive, Seconds
 from tests.engine import Watchful, counted, run_scenario, small
 from tests.patience import PATIENCE
@@ -264,3 +269,63 @@ def test_what_follows_from_a_dead_task_is_no_finding(monkeypatch: pytest.MonkeyP
     (error,) = session.errors()
     assert "ValueError('oops')" in error
     session.vm.kvm.rcu.shutdown()
+
+
+class Pacing:
+    """Of an actor, what is asked for its movement."""
+
+    def __init__(self, parks: bool = True) -> None:
+        self.name, self.parks = "pacing0", parks
+        self.done = Runtime().cell("done", False)
+        self.paces = 0
+
+    def moved(self) -> int:
+        return self.paces
+
+
+def test_all_have_moved_once_each_has_or_has_ended_or_stands_still_for_nobody() -> None:
+    first, second, server = Pacing(), Pacing(), Pacing(parks=False)
+    movement = Movement([first, second, server])
+    assert not movement.by_all()
+    first.paces += 1
+    assert not movement.by_all()
+    first.paces -= 1
+    second.done.value = True
+    assert movement.by_all(), "the first has moved, wherever it is now"
+
+
+def test_a_vcpu_that_hangs_is_found_although_a_standstill_would_interrupt_it() -> None:
+    """A fault that is retried inside one SRCU section looks at immediate_exit, as KVM_RUN does."""
+
+    class Endless(Vcpu):
+        def page_fault(
+            self, gfn: int, write: bool, present: bool = False, fetch: bool = False
+        ) -> RetPf:
+            while not self.immediate_exit.value:
+                self.kvm.runtime.relax()
+            return RetPf.RETRY
+
+    scenario = small(budget=Budget(duration_s=Seconds(0.2)), limits=Limits(stall_s=Seconds(0.5)))
+    stuttering = evolve(scenario.disturbances, stutter_every_s=Seconds(0.05))
+    session = Session(
+        evolve(scenario, disturbances=stuttering),
+        1,
+        Runtime(),
+        (Variant("endless", "retries for ever", (Endless,)),),
+    )
+    ThreadEngine(session, Resources(), lambda _: None).run()
+    assert session.totals()["stutters"] == 0
+    assert {finding.report.code for finding in session.findings()} == {"hung-task"}
+
+
+@pytest.mark.parametrize(("part", "code"), [("vm", "leak-vm"), ("mm", "leak-mm")])
+def test_what_is_left_when_everything_is_closed_is_a_finding(part: str, code: str) -> None:
+    session = Session(small(), 1, Runtime())
+    session.set_up()
+    for actor in session.actors:
+        actor.end()
+    kvm = session.vm.kvm
+    (kvm.users_count if part == "vm" else kvm.mm_users).inc_not_zero()
+    session.take_down()
+    assert [finding.report.code for finding in session.findings()] == [code]
+    kvm.rcu.shutdown()

@@ -62,7 +62,7 @@ def minimised(case: Case) -> tuple[Minimiser, Minimised]:
 @pytest.fixture(scope="module")
 def stale() -> Case:
     """A vCPU maps a page in a root that was made obsolete meanwhile: it takes a preemption."""
-    return failing("fault-vs-delete", "stale-check-skipped", 4)
+    return failing("fault-vs-delete", "stale-check-skipped", 2)
 
 
 @pytest.fixture(scope="module")

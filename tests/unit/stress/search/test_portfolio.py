@@ -50,9 +50,10 @@ def test_equal_seeds_make_equal_schedules() -> None:
     assert [run.trace for run in one] != [run.trace for run in other]
 
 
-def test_the_members_are_the_strategies_that_draw() -> None:
-    names = [share.name for share in Portfolio(1, class_of).report()]
-    assert names == ["random", "pct:1", "pct:2", "pct:3", "pct:4", "pos", "surw"]
+@pytest.mark.parametrize(("sweeps", "first"), [(False, []), (True, ["sweep:1"])])
+def test_the_members_are_the_strategies_that_draw(sweeps: bool, first: list[str]) -> None:
+    names = [share.name for share in Portfolio(1, class_of, sweeps=sweeps).report()]
+    assert names == [*first, "random", "pct:1", "pct:2", "pct:3", "pct:4", "pos", "surw"]
 
 
 def test_the_budget_moves_to_who_finds_new_classes_and_nobody_starves() -> None:
@@ -81,3 +82,17 @@ def test_it_is_exhausted_when_all_members_are() -> None:
     portfolio = Portfolio(3, class_of, [PreemptionBounded(0), DepthFirst()])
     assert len(runs(independent(2, 2), portfolio, 100)) == 22
     assert portfolio.exhausted
+
+
+def test_what_one_switch_of_tasks_breaks_is_found_whatever_the_seed() -> None:
+    """The sweep has every fourth schedule, so all of it fits into the first hundred."""
+    for seed in range(20):
+        portfolio = Portfolio(seed, class_of, [Rut()], sweeps=True)
+        assert schedules_to_find(LOST_UPDATE, portfolio, 100) <= 100
+
+
+def test_a_sweep_that_has_ended_leaves_the_budget_to_the_others() -> None:
+    portfolio = Portfolio(1, class_of, [RandomWalk(1)], sweeps=True)
+    runs(independent(1, 1), portfolio, 60)
+    sweep, walk = portfolio.report()
+    assert 2 <= sweep.schedules < 30 < walk.schedules
