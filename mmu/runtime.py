@@ -321,6 +321,15 @@ class Runtime:
         """`size` shared integers, all 0."""
         return Table(size, name)
 
+    def reader_word(self, name: str, idle: int) -> Cell[int]:
+        """The word in which an RCU reader announces itself, by anything but `idle`. RCU finds its
+        readers by quiescent states and needs no barrier there, so an engine that buffers stores
+        shows an announcement at once; there each is an object of its own."""
+        return self.cell(name, idle)
+
+    def mb(self, name: str) -> None:
+        """smp_mb(), for engines that buffer stores; here every operation is ordered as it is."""
+
     def queue(self, name: str = "queue") -> Queue[Any]:  # noqa: ARG002 - for engines that show what is waited for
         """A queue between threads."""
         return Queue()

@@ -147,6 +147,7 @@ class Explorer:
         granularity: str = "atomic",
         seed: int = 0,
         limit: int = 20_000,
+        memory: str = "sc",
     ) -> Explored:
         """Run `program` once for each schedule, until one fails or a bound is reached: 1,000
         schedules unless something else is said here, on the command line or in the ini file. Raises
@@ -155,12 +156,12 @@ class Explorer:
         `exhaustive=True` asks for all schedules that differ for any task (or, with a bounded
         strategy, all within its bound) and is inconclusive, which fails, if the bounds come first.
         `granularity="library"` goes inside reader-writer locks. `limit` bounds the steps of one
-        schedule."""
+        schedule. `memory="tso"` gives every task a store buffer, as x86 does."""
         __tracebackhide__ = True
         self._calls += 1
         settings = chosen(
             defaults(self._config),
-            Settings(strategy, schedules, seconds, exhaustive, granularity, seed, limit),
+            Settings(strategy, schedules, seconds, exhaustive, granularity, seed, limit, memory),
         )
         if self._replay is None:
             return self._explore(program, settings)
@@ -241,6 +242,7 @@ def chosen(general: Settings, own: Settings) -> Settings:
         own.granularity,
         own.seed,
         own.limit,
+        own.memory,
     )
 
 

@@ -85,7 +85,7 @@ def obituary_of(obj: RcuHead) -> Obituary | None:
     return note
 
 
-class _FreedWords(Table):
+class FreedWords(Table):
     """What a freed table does instead of its class: every load or store is a report, and reads as
     non-present."""
 
@@ -129,7 +129,7 @@ def poison_table(table: Table, note: Obituary) -> None:
     live = type(table)
     dead = _freed_words.get(live)
     if dead is None:
-        dead = type("Freed" + live.__name__, (_FreedWords, live), {"__slots__": ()})
+        dead = type("Freed" + live.__name__, (FreedWords, live), {"__slots__": ()})
         _freed_words[live] = dead
     table.__class__ = dead
 

@@ -28,7 +28,8 @@ IDLE = 0
 LOOKS = 2
 """How often a barrier must miss a callback before it says so: one look may fall between the queue
 and the batch."""
-Snapshot = tuple[tuple["RcuReader", int], ...]
+Snapshot = tuple[tuple["RcuReader", int, int], ...]
+"""Readers inside a section, each with the section's number and the epoch that it announced."""
 
 
 class RcuReader:
@@ -43,7 +44,7 @@ class RcuReader:
         self.depth = 0
         self.sections = 0
         self.site: stacks.Stack = ()
-        self.epoch = domain.runtime.cell(f"{domain.name}.reader", IDLE)
+        self.epoch = domain.runtime.reader_word(f"{domain.name}.reader", IDLE)
         mine = self.task.locals
         if is_time_to_tidy(len(mine)):
             for gone in [other for other in mine if other() is None]:
@@ -115,13 +116,17 @@ class EpochDomain:
         return self.local.mine.depth
 
     def inside(self) -> Snapshot:
-        """The readers inside a section now, each with the number of its section.
+        """The readers inside a section now, each with the section's number and epoch.
 
         The number is read before the epoch: a section that is only about to be announced is not
         "inside", and a grace period need not wait for it.
         """
         numbered = [(reader, reader.sections) for reader in self._readers.value]
-        return tuple((reader, number) for reader, number in numbered if reader.epoch.value != IDLE)
+        return tuple(
+            (reader, number, epoch)
+            for reader, number in numbered
+            if (epoch := reader.epoch.value) != IDLE
+        )
 
     def wait_for_readers(self) -> None:
         """Wait until every section that was open when the call began is closed: the heart of a
@@ -137,10 +142,12 @@ class EpochDomain:
         it.
 
         The epoch is read before the number: the other way round, a section that begins in between
-        would be taken for the old one.
+        would be taken for the old one. It has to be the very object that was announced then: where
+        stores are buffered, the word may show a section that its reader has left, and for which the
+        number is already that of the next one.
         """
-        for reader, number in snapshot:
-            if reader.epoch.value != IDLE and reader.sections == number:
+        for reader, number, epoch in snapshot:
+            if reader.epoch.value is epoch and reader.sections == number:
                 self.report(
                     "grace-period-too-short",
                     f"WARNING: {self.name} grace period ended with a pre-existing reader inside",

@@ -20,6 +20,7 @@ from stress.commands.options import (
     variant_option,
 )
 from stress.commands.scenarios import changed, load_all, seed_for, small_scenario
+from stress.engines.carrier_choice import MEMORIES
 from stress.results.verdict import ExitCode
 from stress.runs.explore_request import ExploreRequest
 from stress.runs.fanout.spread import places, scheduler_option
@@ -60,6 +61,11 @@ from stress.search.strategies import EVERYTHING, is_exhaustive, strategy_for
     help="Processes, 0 is one a CPU; by default 1, and with --scheduler all its places.",
 )
 @scheduler_option
+@click.option(
+    "--memory",
+    type=click.Choice(MEMORIES),
+    help="Memory order: sc, or tso for x86's store buffers; by default the scenario's.",
+)
 @click.option("--keep-going", is_flag=True, help="Go on after a failure, to find others.")
 @set_option("vm.vcpus=1")
 @mended_option("Explore")
@@ -76,6 +82,7 @@ def explore_scenario(
     seed: int | None,
     jobs: int | None,
     scheduler: str | None,
+    memory: str | None,
     keep_going: bool,
     overrides: tuple[str, ...],
     mended: bool,
@@ -90,6 +97,8 @@ def explore_scenario(
     to a state they were in before; the key explore.states says how many states they remember.
     """
     overrides = changed(overrides, mended=mended)
+    if memory is not None:
+        overrides = (*overrides, f'explore.memory="{memory}"')
     scenario, _ = load_all(config, overrides, files)
     scenario = small_scenario(scenario, overrides)
     strategy = strategy or ("dpor" if exhaustive else scenario.explore.strategy)

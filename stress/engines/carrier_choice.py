@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final
 from stress.scenario.errors import StressError
 
 if TYPE_CHECKING:
+    from stress.engines.controlled import ControlledRuntime
     from stress.engines.scheduler import Scheduler
 
 VARIABLE: Final = "STRESS_CARRIER"
@@ -26,6 +27,24 @@ AUTO: Final = "auto"
 THREADS: Final = "threads"
 GREENLETS: Final = "greenlets"
 CARRIERS: Final = (AUTO, THREADS, GREENLETS)
+SC: Final = "sc"
+TSO: Final = "tso"
+MEMORIES: Final = (SC, TSO)
+"""Memory orders: every operation at once and in order, or x86's."""
+
+_SCHEDULERS: Final = {
+    (THREADS, SC): ("scheduler", "Scheduler"),
+    (GREENLETS, SC): ("greenlets", "GreenletScheduler"),
+    (THREADS, TSO): ("store_buffers", "StoreBuffers"),
+    (GREENLETS, TSO): ("buffered_greenlets", "BufferedGreenlets"),
+}
+
+_RUNTIMES: Final = {
+    (SC, False): ("controlled", "ControlledRuntime"),
+    (SC, True): ("timed_runtime", "TimedRuntime"),
+    (TSO, False): ("tso", "TsoRuntime"),
+    (TSO, True): ("timed_tso", "TimedTsoRuntime"),
+}
 
 
 def carrier_for(wanted: str, granularity: str) -> str:
@@ -60,12 +79,19 @@ def missing() -> str | None:
     return None
 
 
-def scheduler_class(carrier: str) -> type[Scheduler]:
-    """The scheduler for tasks on such carriers; imported here, because of greenlets that need not
-    be installed, and because the command line asks which carriers there are before it knows what it
-    needs."""
-    name, kind = (
-        ("scheduler", "Scheduler") if carrier == THREADS else ("greenlets", "GreenletScheduler")
-    )
+def scheduler_class(carrier: str, memory: str) -> type[Scheduler]:
+    """The scheduler for tasks on such carriers, with store buffers if `memory` is `tso`; imported
+    here, because of greenlets that need not be installed, and because the command line asks which
+    carriers there are before it knows what it needs."""
+    name, kind = _SCHEDULERS[carrier, memory]
     found: type[Scheduler] = getattr(importlib.import_module(f"stress.engines.{name}"), kind)
+    return found
+
+
+def runtime_class(memory: str, is_timed: bool) -> type[ControlledRuntime]:
+    """The runtime for tasks with such a memory order, with time-outs if `is_timed`."""
+    name, kind = _RUNTIMES[memory, is_timed]
+    found: type[ControlledRuntime] = getattr(
+        importlib.import_module(f"stress.engines.{name}"), kind
+    )
     return found

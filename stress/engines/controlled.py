@@ -22,6 +22,7 @@ from mmu.runtime import (
     Runtime,
     Table,
 )
+from mmu.sync.poison import FreedWords
 from mmu.task import Task
 from stress.engines.locks import ControlledLock, ControlledRwLock
 from stress.engines.scheduler import Scheduler
@@ -29,6 +30,7 @@ from stress.engines.steps import ADD, ENDING, FREE, LOAD, OWNER_SHIFT, RMW, STOR
 from stress.engines.tasks import ControlledTask
 
 T = TypeVar("T")
+Word = TypeVar("Word", bound="ControlledCell[Any]")
 STEP_NS = 1000
 EPOCHS = (".gp_seq", ".reader", ".readers")
 """The ends of names of the words that RCU's read sections are made of."""
@@ -227,7 +229,7 @@ class ControlledTable(Table):
         """The table as it is now: freed, unless the index is simply wrong."""
         if list.__len__(self) or not 0 <= index < self._size:
             raise IndexError(f"{self.name} has {self._size} words, there is no index {index}")
-        if type(self) is ControlledTable:
+        if not isinstance(self, FreedWords):
             raise RuntimeError(f"{self.name} is used after its end")
         return self
 
@@ -305,7 +307,9 @@ class LibraryRwLock:
         self.asking = runtime.counter(f"{name}.asking")
         numbers = iter(range(100))
         self._inner = RWLOCKS[preference](
-            lock_factory=lambda: ControlledLock(runtime.scheduler, f"{name}.lock{next(numbers)}"),
+            lock_factory=lambda: runtime.lock_class(
+                runtime.scheduler, f"{name}.lock{next(numbers)}"
+            ),
             time_source=runtime.seconds,
         )
 
@@ -396,6 +400,12 @@ class ControlledRuntime(Runtime):
     `atomic` (an operation on a rwlock is a step) or `library` (the steps inside `readerwriterlock`
     are)."""
 
+    cell_class: type[ControlledCell[Any]] = ControlledCell
+    counter_class: type[ControlledCounter] = ControlledCounter
+    table_class: type[ControlledTable] = ControlledTable
+    lock_class: type[ControlledLock] = ControlledLock
+    rwlock_class: type[ControlledRwLock] = ControlledRwLock
+
     def __init__(self, scheduler: Scheduler, granularity: str = "atomic") -> None:
         super().__init__()
         self.scheduler = scheduler
@@ -406,21 +416,15 @@ class ControlledRuntime(Runtime):
 
     def cell(self, name: str, value: T) -> Cell[T]:
         """A shared word that holds anything immutable."""
-        cell = ControlledCell(self.scheduler, name, value)
-        if name.endswith(EPOCHS):
-            self.scheduler.unobserved.add(cell._word)
-        return cell
+        return self._unobserved(self.cell_class(self.scheduler, name, value))
 
     def counter(self, name: str, value: int = 0) -> Counter:
         """A shared integer."""
-        counter = ControlledCounter(self.scheduler, name, value)
-        if name.endswith(EPOCHS):
-            self.scheduler.unobserved.add(counter._word)
-        return counter
+        return self._unobserved(self.counter_class(self.scheduler, name, value))
 
     def table(self, size: int, name: str = "words") -> Table:
         """`size` shared integers, all 0."""
-        return ControlledTable(self.scheduler, size, name)
+        return self.table_class(self.scheduler, size, name)
 
     def queue(self, name: str = "queue") -> Queue[Any]:
         """A queue between tasks."""
@@ -428,13 +432,13 @@ class ControlledRuntime(Runtime):
 
     def lock(self, name: str = "lock") -> RawLock:
         """A mutual-exclusion lock."""
-        return ControlledLock(self.scheduler, name)
+        return self.lock_class(self.scheduler, name)
 
     def rwlock(self, preference: str, name: str = "rwlock") -> RawRwLock:
         """A reader-writer lock, of one step an operation or of the library's own."""
         if self.granularity == "library":
             return LibraryRwLock(self, preference, name)
-        return ControlledRwLock(self.scheduler, preference, name)
+        return self.rwlock_class(self.scheduler, preference, name)
 
     def contention_of(self, lock: RawRwLock) -> Callable[[], bool] | None:
         """What tells whether a task waits for `lock`."""
@@ -523,6 +527,12 @@ class ControlledRuntime(Runtime):
         """Statistics, each made when it is first asked for: of a hundred, a schedule counts in some
         twenty."""
         return _Tallies(names)
+
+    def _unobserved(self, cell: Word) -> Word:
+        """The same cell. What observers read of the words of read sections does not count."""
+        if cell.name.endswith(EPOCHS):
+            self.scheduler.unobserved.add(cell._word)
+        return cell
 
     def _failed(self, task: ControlledTask, error: BaseException) -> None:
         if self.on_task_error is not None and task.task is not None:

@@ -126,7 +126,8 @@ class GreenletScheduler(Scheduler):
     ) -> ControlledTask:
         """A new task, on its own greenlet."""
         task = super().spawn(name, body, daemon, identity)
-        carrier = self._hub.carrier(task.index)
+        carrier = task.carrier
+        assert isinstance(carrier, GreenletCarrier)
         task.resume = carrier.greenlet.switch
         identity.find_frame = carrier.find_frame
         return task

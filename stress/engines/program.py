@@ -15,13 +15,12 @@ from mmu.probe import ErrorSink, Listener, Probe, override
 from mmu.report import Report, Section, section
 from mmu.sync.lockdep import describe_held
 from mmu.task import Task, current
-from stress.engines.carrier_choice import AUTO, carrier_for, scheduler_class
+from stress.engines.carrier_choice import AUTO, SC, carrier_for, runtime_class, scheduler_class
 from stress.engines.controlled import ControlledRuntime
 from stress.engines.scheduler import Picker, Scheduler
 from stress.engines.steps import RELAX, Access, Event, Look, looked_at
 from stress.engines.tasks import Abandoned, ControlledTask
 from stress.engines.timed import timed
-from stress.engines.timed_runtime import TimedRuntime
 
 LIMIT = 20_000
 """How many steps a schedule of a program may have that does not say."""
@@ -74,8 +73,8 @@ class Instance(Protocol):
 
 class Program(Protocol):
     """Something that can be run again and again, always from the same start. It may say how its
-    schedules are run: `limit`, `granularity` and `carrier`, as `Executor` has them, and with
-    `timed` that time-outs are virtual and blocked tasks are noticed (`stress.engines.timed`)."""
+    schedules are run: `limit`, `granularity`, `memory` and `carrier`, as `Executor` has them, and
+    with `timed` that time-outs are virtual and blocked tasks noticed (`stress.engines.timed`)."""
 
     name: str
 
@@ -116,13 +115,15 @@ class Blocked(NamedTuple):
 
 @define
 class Run:
-    """One schedule and what came of it. `trace`, `extras` and `looks` are the scheduler's, of the
-    explored phase; `cut` says that the strategy gave it up, because others like it were seen;
-    `limit_hit` that it was longer than allowed."""
+    """One schedule and what came of it. `trace`, `extras`, `looks` and `follows` are the
+    scheduler's, of the explored phase, as is `buffers`; `cut` says that the strategy gave it up,
+    because others like it were seen; `limit_hit` that it was longer than allowed."""
 
     trace: list[Event] = field(factory=list)
     extras: dict[int, list[Access]] = field(factory=dict)
     looks: dict[int, list[Look]] = field(factory=dict)
+    follows: dict[int, int] = field(factory=dict)
+    buffers: dict[int, int] = field(factory=dict)
     names: list[str] = field(factory=list)
     reports: tuple[Report, ...] = ()
     errors: tuple[str, ...] = ()
@@ -157,7 +158,8 @@ class Run:
 
 class Executor:
     """Runs schedules of one program, one at a time: of `limit` steps at most, with rwlocks of this
-    `granularity` (see `ControlledRuntime`); what is not given is as the program says. A schedule
+    `granularity` (see `ControlledRuntime`), and with the memory order that `memory` names (`sc`, or
+    `tso` for x86's store buffers); what is not given is as the program says. A schedule
     that comes to the limit gets `fair_steps` more, to end or to be a livelock; with 0 it is given
     up there, and nothing is said of how it would have gone on. `carrier` is what its tasks run on
     (see `stress.engines.carrier_choice`), which nothing but time depends on."""
@@ -168,6 +170,7 @@ class Executor:
         *,
         limit: int | None = None,
         granularity: str | None = None,
+        memory: str | None = None,
         keep_extras: bool = False,
         fair_steps: int = FAIR_STEPS,
     ) -> None:
@@ -176,13 +179,13 @@ class Executor:
         self.granularity: str = (
             granularity if granularity is not None else getattr(program, "granularity", "atomic")
         )
+        self.memory: str = memory if memory is not None else getattr(program, "memory", SC)
         self.keep_extras = keep_extras
         self.fair_steps = fair_steps
         self.carrier = carrier_for(getattr(program, "carrier", AUTO), self.granularity)
-        kind = scheduler_class(self.carrier)
-        is_timed: bool = getattr(program, "timed", False)
-        self._scheduler_class = timed(kind) if is_timed else kind
-        self._runtime_class = TimedRuntime if is_timed else ControlledRuntime
+        kind = scheduler_class(self.carrier, self.memory)
+        self._is_timed: bool = getattr(program, "timed", False)
+        self._scheduler_class = timed(kind) if self._is_timed else kind
 
     def execute(self, strategy: Strategy, seed: int = 0) -> Run:
         """Build the program, explore one schedule of it with `strategy`, close it and judge."""
@@ -212,7 +215,7 @@ class Executor:
     def _run_parts(
         self, scheduler: Scheduler, strategy: Strategy, run: Run, found: list[Report]
     ) -> Instance:
-        runtime = self._runtime_class(scheduler, self.granularity)
+        runtime = self._runtime(scheduler)
         instance = self.program.build(runtime, run.seed)
         for part in instance.parts:
             runtime.start(part.name, part.body, daemon=part.daemon)
@@ -224,6 +227,9 @@ class Executor:
             except Abandoned:  # the look at the state that was left did not end
                 found.append(unending(scheduler, "closing"))
         return instance
+
+    def _runtime(self, scheduler: Scheduler) -> ControlledRuntime:
+        return runtime_class(self.memory, self._is_timed)(scheduler, self.granularity)
 
     def _explore(
         self,
@@ -242,6 +248,7 @@ class Executor:
             instance.start()
         scheduler.run(strategy.begin(scheduler))
         run.trace, run.extras, run.looks = scheduler.trace, scheduler.extras, scheduler.looks
+        run.follows, run.buffers = scheduler.follows, scheduler.buffers
         run.blocked = [
             Blocked(task.index, task.kind, _announced(task), task.looks)
             for task in scheduler.waiting

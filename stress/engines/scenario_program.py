@@ -43,6 +43,7 @@ class ScenarioProgram:
         self.variants = tuple(variants)
         self.limit: int = scenario.explore.max_steps
         self.granularity: str = scenario.explore.lock_granularity
+        self.memory: str = scenario.explore.memory
         self.carrier = AUTO
 
     def build(self, runtime: ControlledRuntime, seed: int) -> Instance:

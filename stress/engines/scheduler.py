@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 from mmu.task import Task, current
 from stress.engines.carrier import POOL
+from stress.engines.spins import read_since_relaxed
 from stress.engines.steps import (
     LOAD,
     NO_WORD,
@@ -28,7 +29,6 @@ from stress.engines.steps import (
     Access,
     Event,
     Look,
-    read_since,
 )
 from stress.engines.stuck import await_turn
 from stress.engines.tasks import Abandoned, Carries, ControlledTask, Gate, nobody, nothing
@@ -42,6 +42,13 @@ class Scheduler:
     """Runs tasks one at a time. `pick` is the strategy's choice; `trace` the events of the current
     phase."""
 
+    unending = False
+    """What is not explored went on and on, so the schedule was given up."""
+    crash: Exception | None = None
+    """What the strategy raised."""
+    stuck = False
+    """The phase ended with nobody runnable, although somebody was not done."""
+
     def __init__(self, limit: int, fair_steps: int) -> None:
         self.limit = limit
         self.fair_steps = fair_steps
@@ -49,43 +56,36 @@ class Scheduler:
         self.runnable: list[ControlledTask] = []
         self.trace: list[Event] = []
         self.extras: dict[int, list[Access]] = {}
-        """Further words that an event touched: what observers read while it was the last, what a
-        predicate read."""
+        """Further words that an event touched: what observers read after it, or a predicate."""
         self.looks: dict[int, list[Look]] = {}
-        """How often a WAIT has looked before it went on: a write to what it saw in vain could have
-        ended it earlier. Of a latched one nothing is kept: it comes after all that it waits for,
-        whatever the schedule."""
+        """How a WAIT has looked before it went on; a latched one, which is no race, has none."""
+        self.follows: dict[int, int] = {}
+        """Of events that could not come before a certain earlier one: which. That is no race."""
+        self.buffers: dict[int, int] = {}
+        """Each task that is a store buffer with the task whose it is, by number."""
         self.registry: list[tuple[int, Any]] = []
-        """Every object with its first word, in the order in which they were made."""
+        """Every object with its first word, oldest first."""
         self.quiet = 1
-        """Not 0: operations are done at once, as part of the current step."""
+        """Not 0: operations are done at once, within the current step."""
         self.watched: dict[int, list[ControlledTask]] = {}
         self.serial = False
         """In a phase that is not explored: no steps, only waits count."""
         self.keep_extras = False
         self.unobserved: set[int] = set()
-        """Words whose loads by observers do not count: an observer's own read section is none of
-        the model's."""
+        """Words whose loads by observers do not count: their read sections are not the model's."""
         self.on_error: Callable[[ControlledTask, BaseException], None] | None = None
         self.exit_checks: list[Callable[[Task], None]] = []
         self.limit_hit = False
         self.progress: Callable[[], int] | None = None
-        """A number that changes as long as somebody gets anywhere; without it nobody's work counts
-        for anything."""
+        """A number that changes as long as somebody gets anywhere; without it no work counts."""
         self.moving = False
         """The limit was hit and the fair turns did not end it, but a task still got somewhere, or
         at least did what it had not done before, or nobody has looked."""
         self._reached = 0
         self.unexplored = 0
         """Operations so far that were no steps: of what is not explored, and of observers."""
-        self.unending = False
-        """They went on and on, so the schedule was given up."""
         self.given_up = False
         self.task_errors: list[str] = []
-        self.crash: Exception | None = None
-        """What the strategy raised."""
-        self.stuck = False
-        """The phase ended because nobody was runnable, although somebody was not done."""
         self.pick: Picker = self.first
         self.steps_before = 0
         self._noting: list[Access] | None = None
@@ -93,8 +93,8 @@ class Scheduler:
         self._outside.made = 2
         self._outside.enabled = False
         self.running = self._outside
-        """Whose turn it is. Whoever waits for a turn waits until this says so; a wake-up alone says
-        nothing, for an interrupt may swallow one, or leave one behind."""
+        """Whose turn it is. A wake-up alone says nothing: an interrupt may swallow one, or leave
+        one behind."""
         self._aborting = False
         self._halting = False
         """Interrupted: whoever runs stops at the next step."""
@@ -150,6 +150,7 @@ class Scheduler:
         self.trace = []
         self.extras = {}
         self.looks = {}
+        self.follows = {}
         for task in self.tasks:
             task.relaxed_at = 0
             task.looks = [(0, result, reads) for _, result, reads in task.looks[-1:]]
@@ -255,7 +256,6 @@ class Scheduler:
         task = self.running
         task.kind = kind
         task.word = word
-        task.gate = gate
         task.what = what
         gate.pending.append(task)
         if not gate.open_to(task):
@@ -263,6 +263,7 @@ class Scheduler:
         elif self.serial:
             gate.pending.remove(task)
             return
+        task.gate = gate
         self._hand_over(task)
         gate.pending.remove(task)
         task.gate = None
@@ -305,7 +306,7 @@ class Scheduler:
         task = self.running
         task.kind = RELAX
         task.what = "spinning"
-        changed, task.reads = read_since(self.trace, task.relaxed_at, task.index)
+        changed, task.reads = read_since_relaxed(task, self.trace)
         task.word = task.reads[0][1] if task.reads else NO_WORD
         if not changed:
             self._watch(task)

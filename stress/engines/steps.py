@@ -23,6 +23,7 @@ SPAWN: Final = 11
 START: Final = 12
 FREE: Final = 13
 ENDING: Final = 14
+MB: Final = 15
 
 KINDS = (
     "load",
@@ -40,9 +41,10 @@ KINDS = (
     "start",
     "free",
     "ending",
+    "mb",
 )
 """The kinds of operations by number. Two operations on one word commute when both are LOAD, both
-ADD, or both are a reader's (READ_*) on a lock; WAIT and RELAX are loads; YIELD and ENDING touch
+ADD, or both are a reader's (READ_*) on a lock; WAIT and RELAX are loads; YIELD, ENDING and MB touch
 nothing."""
 
 READS: Final = frozenset({LOAD, RMW, WAIT})
@@ -53,6 +55,9 @@ TASK_LIST: Final = 1
 """The list of tasks, to which every spawn adds: who spawns first has the lower number."""
 OWNER_SHIFT: Final = 32
 """A word's number is owner << OWNER_SHIFT | serial number."""
+BUFFER_SHIFT: Final = 48
+"""task << BUFFER_SHIFT | word stands for that word in the task's own store buffer: what a load that
+is forwarded from there touches."""
 
 Event = tuple[int, int, int]
 Access = tuple[int, int]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 from mmu.task import Task
 from stress.engines.carrier import Signal
@@ -51,6 +51,7 @@ class ControlledTask:
 
     __slots__ = (
         "body",
+        "buffer",
         "carrier",
         "daemon",
         "done",
@@ -99,6 +100,8 @@ class ControlledTask:
         self.relaxed_at = 0
         self.revived = 0
         self.task: Task | None = None
+        self.buffer: Any = None
+        """Its `StoreBuffer`, where tasks have some."""
 
     def __repr__(self) -> str:
         return f"<{self.name} {KINDS[self.kind]} {self.word:#x}>"

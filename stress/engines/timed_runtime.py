@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 
-from mmu.runtime import RawLock
 from mmu.task import Task
 from stress.engines.controlled import STEP_NS, ControlledRuntime
 from stress.engines.locks import ControlledLock
@@ -43,11 +42,15 @@ class TimedLock(ControlledLock):
 class TimedRuntime(ControlledRuntime):
     """Makes what tasks share on a `TimedScheduler`."""
 
+    lock_class: type[ControlledLock] = TimedLock
+
     scheduler: TimedScheduler
 
-    def lock(self, name: str = "lock") -> RawLock:
-        """A mutual-exclusion lock."""
-        return TimedLock(self.scheduler, name)
+    def lock_of(self, word: int, name: str) -> TimedLock:
+        """A mutual-exclusion lock whose word has a number already, if that is not 0."""
+        lock_class = self.lock_class
+        assert issubclass(lock_class, TimedLock)
+        return lock_class(self.scheduler, name, word)
 
     def now(self) -> int:
         """The running task's virtual clock in nanoseconds. Every look at it takes a

@@ -37,7 +37,8 @@ def lines(record: ExplorationRecord, directory: Path | None = None) -> Iterator[
     yield f"{record.name}: {record.scenario.get('title', '')}".rstrip(": ")
     variants = f", variants {', '.join(record.variants)}" if record.variants else ""
     yield f"policy {vm['policy']}, profile {vm['profile']}, kernel {vm['kernel']}{variants}"
-    yield f"strategy {record.strategy}, seed {record.seed}, {processes(record)}"
+    memory = ", memory order x86-TSO" if record.scenario["explore"]["memory"] == "tso" else ""
+    yield f"strategy {record.strategy}, seed {record.seed}, {processes(record)}{memory}"
     yield ""
     rate = max(record.wall_s, 1e-9)
     per_schedule = record.steps / max(1, record.schedules)

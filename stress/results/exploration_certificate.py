@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Final
 
 from stress.results.bounds import missed_by_pct, percent, upper_bound
 from stress.results.certificate import Bound, Certificate, Exercise, Gap, certify
@@ -12,7 +13,16 @@ from stress.scenario.types import Scenario
 from stress.search.exploration import ExplorationTally
 from stress.search.strategies import EVERYTHING, is_exhaustive
 
-SEQUENTIAL = Gap("this engine", ("time, and what hardware does beyond sequential consistency",))
+_ORDERS: Final = {"sc": "sequential consistency", "tso": "x86's store buffers (x86-TSO)"}
+_PROVED_UNDER: Final = {
+    "sc": "under sequential consistency",
+    "tso": "under x86-TSO, with store buffers of any depth",
+}
+
+
+def _gap(scenario: Scenario) -> Gap:
+    order = _ORDERS[scenario.explore.memory]
+    return Gap("this engine", (f"time, and what hardware does beyond {order}",))
 
 
 def certificate_of_exploration(
@@ -48,8 +58,8 @@ def certificate_of_exploration(
         bounds=bounds,
         assumption=_assumption(scenario, draws) if bounds else "",
         proof=proof,
-        guarantees=tuple(_guarantees(strategy, tally)) if random else (),
-        gaps=(SEQUENTIAL,),
+        guarantees=tuple(_guarantees(scenario, strategy, tally)) if random else (),
+        gaps=(_gap(scenario),),
     )
 
 
@@ -63,7 +73,7 @@ def _proof(scenario: Scenario, strategy: str) -> str:
     elif within:
         what = f"no schedule with {within} of this scenario{drawn}"
     return (
-        f"proved: {what} breaks a rule that is judged, under sequential consistency, "
+        f"proved: {what} breaks a rule that is judged, {_PROVED_UNDER[scenario.explore.memory]}, "
         f"in schedules of at most {scenario.explore.max_steps:,} steps"
     )
 
@@ -97,9 +107,10 @@ def _assumption(scenario: Scenario, draws: int) -> str:
     )
 
 
-def _guarantees(strategy: str, tally: ExplorationTally) -> Iterator[str]:
+def _guarantees(scenario: Scenario, strategy: str, tally: ExplorationTally) -> Iterator[str]:
     """PCT's own: it holds for every bug of its depth, however rare other schedules make it."""
     tasks, steps = tally.tasks, tally.longest
+    buffers = " and store buffers" if scenario.explore.memory == "tso" else ""
     depths = {
         name: int(depth or 3)
         for name, _ in _shares(strategy, tally)
@@ -116,7 +127,7 @@ def _guarantees(strategy: str, tally: ExplorationTally) -> Iterator[str]:
     if missed:
         yield (
             "a schedule of pct:d finds a bug of depth d with a probability of 1/(n k^(d-1)) or "
-            f"more, here n = {tasks} tasks and "
+            f"more, here n = {tasks} tasks{buffers} and "
             f"k = {steps:,} steps at most; so all of them miss one with a probability of "
             f"{', '.join(missed)} or less"
         )

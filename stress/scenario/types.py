@@ -403,7 +403,8 @@ class Budget:
 class Explore:
     """How the controlled engine runs the scenario: every actor makes `rounds` steps a schedule; a
     schedule of more than `max_steps` is not finished. `lock_granularity` says whether an operation
-    on mmu_lock is one step, or the steps inside `readerwriterlock` are explored, too. `scenario` is
+    on mmu_lock is one step, or the steps inside `readerwriterlock` are explored, too. `memory` is
+    the memory order: `sc`, or `tso` for x86's, with a store buffer for every task. `scenario` is
     another file whose machine, memory, actors and script are explored instead of this one's, with
     this one's profile, kernel, policy, variants and expectations. `strategy` is how schedules are
     chosen where the command line does not say. `states` is how many states dfs, delay and
@@ -416,6 +417,7 @@ class Explore:
     rounds: Positive = Positive(2)
     max_steps: Positive = Positive(20_000)
     lock_granularity: Literal["atomic", "library"] = "atomic"
+    memory: Literal["sc", "tso"] = "sc"
     states: Count = Count(1_000_000)
 
 

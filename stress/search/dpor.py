@@ -125,11 +125,12 @@ class Dpor:
         return min(1.0, share)
 
     def _find_races(self, run: Run) -> None:
-        order = HappensBefore(run.trace, run.extras, len(run.names))
+        order = HappensBefore(run.trace, run.extras, len(run.names), follows=run.follows)
         first_new = max(0, self._prefix - 1)
         waits: list[_Wait] = []
         writes: dict[int, list[int]] = {}
         for position, (task, kind, _) in enumerate(run.trace):
+            order.arrive(position)
             touched = order.touched(position)
             looks = run.looks.get(position)
             races: list[int] = []

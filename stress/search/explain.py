@@ -26,6 +26,7 @@ from stress.search.explain_laboratory import TRIES, Laboratory
 from stress.search.explain_replay import Recording, Step
 from stress.search.explain_slice import CausalSlice
 from stress.search.explain_summary import summary
+from stress.search.in_buffers import unseen_stores
 from stress.search.races import races_of
 from stress.search.schedule import Divergence, Follow, Schedule, check_of
 
@@ -72,7 +73,22 @@ def explain(
         raise NothingToExplainError("the schedule breaks no rule: there is nothing to explain")
     tries = max(2, min(tries, MOST_STEPS // max(1, len(run.trace))))
     laboratory = Laboratory(program, schedule, reports[0], races, tries)
-    return _told_of(laboratory, run, recording.steps, findings)
+    return _told_of(laboratory, run, _with_buffers(recording.steps, run), findings)
+
+
+def _with_buffers(steps: list[Step], run: Run) -> list[Step]:
+    """The steps, those with a note that read a word to which another task's store was on its
+    way."""
+    for number, stores in unseen_stores(run).items():
+        if steps[number].what:
+            what = "; ".join([steps[number].what, *(_late(steps[store]) for store in stores)])
+            steps[number] = evolve(steps[number], what=what)
+    return steps
+
+
+def _late(store: Step) -> str:
+    where = f", made in {store.where.function}," if store.where.function else ""
+    return f"{store.task}'s store to it{where} is still in its buffer"
 
 
 def _told_of(
@@ -152,7 +168,11 @@ def _step_of_race(run: Run, report: Report) -> int:
 
     def shows(length: int) -> bool:
         prefix = Run(
-            trace=run.trace[:length], extras=run.extras, names=run.names, scheduler=run.scheduler
+            trace=run.trace[:length],
+            extras=run.extras,
+            follows=run.follows,
+            names=run.names,
+            scheduler=run.scheduler,
         )
         return any(other.signature == report.signature for other in races_of(prefix))
 
@@ -168,7 +188,7 @@ def _switches(
     where = [
         number
         for number in range(1, min(len(trace), len(steps)))
-        if steps[number].free and trace[number][0] != trace[number - 1][0]
+        if steps[number].away_from and trace[number][0] != trace[number - 1][0]
     ]
     tried = where[-max(3, min(MOST_SWITCHES, MOST_STEPS // (len(run.trace) + 1))) :]
     names = run.names
@@ -176,9 +196,9 @@ def _switches(
         Switch(
             number,
             step,
-            names[trace[step - 1][0] - 1],
+            names[steps[step].away_from - 1],
             names[trace[step][0] - 1],
-            laboratory.without(step),
+            laboratory.without(step, steps[step].away_from),
         )
         for number, step in enumerate(tried, 1)
     ), len(where) - len(tried)

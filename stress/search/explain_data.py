@@ -37,6 +37,7 @@ from stress.engines.steps import (
     ENDING,
     FREE,
     LOAD,
+    MB,
     READ_ACQUIRE,
     READ_RELEASE,
     RELAX,
@@ -372,6 +373,7 @@ class Words:
             SPAWN: f"starts {it.name}",
             START: "",
             YIELD: "",
+            MB: "smp_mb()",
         }.get(it.kind)
 
     def _spte(self, it: Doing) -> str:

@@ -20,16 +20,17 @@ from stress.search.schedule import Follow, Schedule
 
 
 class _Without:
-    """The strategy that follows a schedule up to a switch, does not switch but goes on with that
-    task until it blocks or ends, and then takes the other turns in their order; what cannot be done
-    of them is left out."""
+    """The strategy that follows a schedule up to a switch, does not switch but goes on with the
+    `staying` task until it blocks or ends, and then takes the other turns in their order; what
+    cannot be done of them is left out."""
 
     name = "without"
     exhausted = False
 
-    def __init__(self, choices: Sequence[int], switch: int) -> None:
+    def __init__(self, choices: Sequence[int], switch: int, staying: int) -> None:
         self._choices = choices
         self._switch = switch
+        self._staying = staying
 
     def begin(self, scheduler: Scheduler) -> Picker:
         """From the first step on."""
@@ -48,8 +49,8 @@ class _Without:
             depth = len(scheduler.trace)
             if depth < switch:
                 return tasks[choices[depth] - 1]
-            if staying and can_run(choices[switch - 1]):
-                return tasks[choices[switch - 1] - 1]
+            if staying and can_run(self._staying):
+                return tasks[self._staying - 1]
             staying = False
             while turns:
                 turn = turns[-1]
@@ -80,9 +81,10 @@ class Laboratory:
     predicted: bool
     tries: int = field(default=TRIES)
 
-    def without(self, switch: int) -> str:
-        """What comes of the schedule without the switch before step `switch`."""
-        reports = self._reports(_Without(self.schedule.choices, switch))
+    def without(self, switch: int, task: int) -> str:
+        """What comes of the schedule without the switch before step `switch`, away from this
+        task."""
+        reports = self._reports(_Without(self.schedule.choices, switch, task))
         if not reports:
             return NO_FAILURE
         return SAME_FAILURE if self._is_same(reports) else reports[0].signature

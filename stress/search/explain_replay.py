@@ -20,6 +20,7 @@ from stress.engines.locks import ControlledLock, ControlledRwLock
 from stress.engines.program import Executor, Instance, Program, Run, Strategy
 from stress.engines.scheduler import Picker, Scheduler
 from stress.engines.steps import ENDING, FREE, OWNER_SHIFT, Event
+from stress.engines.store_buffers import StoreBuffers
 from stress.engines.tasks import ControlledTask
 from stress.search.explain_data import (
     Doing,
@@ -35,7 +36,10 @@ from stress.search.explain_data import (
     tag_text,
 )
 from stress.search.happens_before import GROUP
-from stress.search.schedule import WordNames
+from stress.search.schedule import WordNames, is_own, word_of
+
+IN_MEMORY: Final = ", now in memory"
+"""The end of the text for a store that leaves its buffer."""
 
 # Where a step happens.
 
@@ -177,8 +181,9 @@ class Objects:
 class Step:
     """A step of the replay in the kernel's words: `what` is "" for what nobody's course depends on.
     `key` names the word, `freed` the object that is freed, `change` says whether an SPTE is changed
-    (an empty one that is frozen is not), and `free` whether the task that ran before could have
-    gone on."""
+    (an empty one that is frozen is not), and `away_from` is the number of the task that ran before
+    and could have gone on, 0 for none. What a store buffer does is a step of the task whose it
+    is."""
 
     task: str
     what: str
@@ -186,7 +191,7 @@ class Step:
     key: str
     freed: str
     change: bool
-    free: bool
+    away_from: int
 
 
 @frozen
@@ -200,7 +205,7 @@ class _Pending:
     before: Any
     waits_for: str
     where: StepSite
-    free: bool
+    away_from: int
 
 
 class Recording:
@@ -218,11 +223,14 @@ class Recording:
         self.pictures: list[Picture] = []
         as_ever = Executor(program)
         self.limit, self.granularity = as_ever.limit, as_ever.granularity
+        self.memory = as_ever.memory
         self._program = program
         self._follow = follow
         self._draw_after = frozenset(draw_after)
         self._instance: Instance | None = None
         self._pending: _Pending | None = None
+        self._stored: dict[int, list[StepSite]] = {}
+        """Where the stores were made that are in each buffer."""
         self._places: dict[int, StepSite] = {}
         """Where each task stands: it is the running task itself that asks who is next when it has
         announced a step."""
@@ -244,6 +252,10 @@ class Recording:
             Words(kvm.layout, kvm.geometry.pages) if kvm is not None else Words(PRESENT_HIGH)
         )
         inner = self._follow.begin(scheduler)
+        if isinstance(scheduler, StoreBuffers):
+            scheduler.on_store = lambda buffer: self._stored.setdefault(buffer.index, []).append(
+                where_of(sys._getframe())
+            )
 
         def pick() -> ControlledTask:
             self._done()
@@ -266,12 +278,19 @@ class Recording:
     def _about(self, task: ControlledTask) -> None:
         scheduler = self._scheduler
         running = scheduler.running
-        where = self._places.get(task.index, StepSite())
+        stored = self._stored.get(task.index)
+        where = stored.pop(0) if stored else self._places.get(task.index, StepSite())
         free = bool(scheduler.trace) and running.enabled and not running.done
-        before = self._peek(task.word)
+        away_from = running.index if free and task is not running else 0
+        before = self._seen(task)
         self._pending = _Pending(
-            len(scheduler.trace), task, task.kind, task.word, before, task.what, where, free
+            len(scheduler.trace), task, task.kind, task.word, before, task.what, where, away_from
         )
+
+    def _seen(self, task: ControlledTask) -> Any:
+        """What the task would read of the word that it has announced."""
+        own = task.buffer.newest.get(task.word) if task.buffer is not None else None
+        return self._peek(task.word) if own is None else own.value
 
     def _peek(self, word: int) -> Any:
         thing, index = self._names.thing(word)
@@ -289,7 +308,10 @@ class Recording:
         is_spte = self._objects.of(self._names.thing(event[2])[0])[0] == "spt"
         change = is_spte and GROUP[event[1]] == 0 and not what.endswith(": 0 -> FROZEN")
         freed = at.where.what if event[1] in (FREE, ENDING) else ""
-        self.steps.append(Step(at.task.name, what, at.where, key, freed, change, at.free))
+        task = self._scheduler.tasks[self._scheduler.buffers.get(at.task.index, at.task.index) - 1]
+        if what and task is not at.task:
+            what += IN_MEMORY
+        self.steps.append(Step(task.name, what, at.where, key, freed, change, at.away_from))
         assert self._instance is not None
         for report in self._instance.reports():
             self.found.setdefault(report.signature, at.number)
@@ -308,7 +330,7 @@ class Recording:
             ), name
         if isinstance(thing, ControlledLock):
             role = "lock"
-        maker = word >> OWNER_SHIFT
+        maker = word_of(word) >> OWNER_SHIFT
         tasks = self._scheduler.tasks
         doing = Doing(
             kind,
@@ -320,7 +342,7 @@ class Recording:
             else name,
             index,
             at.before,
-            self._peek(word),
+            at.before if is_own(word) else self._peek(word),
             role,
             owner,
             tasks[maker - 1].name if 0 < maker <= len(tasks) else "",

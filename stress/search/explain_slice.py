@@ -55,11 +55,12 @@ class CausalSlice:
         before: dict[int, int] = {}
         judged = range(self.last, last + 1)
         for number, event in enumerate(run.trace[: last + 1]):
-            task, kind, _ = event
+            buffer, kind, _ = event
+            task = run.buffers.get(buffer, buffer)
             if task in before:
                 self._own[number] = before[task]
             before[task] = number
-            at_end = number in judged and task == run.trace[last][0]
+            at_end = number in judged and buffer == run.trace[last][0]
             reads = at_end or (
                 kind not in (STORE, ADD) and self._steps[number].where.method != "put"
             )

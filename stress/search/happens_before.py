@@ -8,6 +8,7 @@ in the model can tell them apart.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
 from stress.engines.program import Run
@@ -15,6 +16,7 @@ from stress.engines.steps import (
     ADD,
     ENDING,
     LOAD,
+    MB,
     READ_ACQUIRE,
     READ_RELEASE,
     RELAX,
@@ -39,6 +41,7 @@ GROUP: Final = tuple(
         READ_RELEASE: 3,
         YIELD: -1,
         ENDING: -1,
+        MB: -1,
     }.get(kind, EXCLUSIVE)
     for kind in range(16)
 )
@@ -232,9 +235,17 @@ class HappensBefore:
     """
 
     def __init__(
-        self, trace: list[Event], extras: dict[int, list[Access]], tasks: int, *, weak: bool = False
+        self,
+        trace: list[Event],
+        extras: dict[int, list[Access]],
+        tasks: int,
+        *,
+        weak: bool = False,
+        follows: Mapping[int, int] | None = None,
     ) -> None:
+        """`follows` is the scheduler's: which earlier event an event could not have come before."""
         self.weak = weak
+        self.follows = follows or {}
         self.trace = trace
         self.extras = extras
         self.tasks = tasks + 1
@@ -249,8 +260,17 @@ class HappensBefore:
         """What event `position` touched."""
         return accesses(self.trace[position], self.extras.get(position))
 
+    def arrive(self, position: int) -> None:
+        """Event `position` is next: its task comes after what the event follows."""
+        before = self.follows.get(position)
+        if before is not None:
+            task = self.trace[position][0]
+            self.current[task] = join(self.current[task], self.clocks[before])
+
     def advance(self, position: int, touched: list[Access]) -> Clock:
         """Take in event `position`; returns its clock. Events must come in order."""
+        if self.follows:
+            self.arrive(position)
         task = self.trace[position][0]
         clock = self.current[task].copy()
         words, weak = self.words, self.weak

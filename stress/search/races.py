@@ -45,8 +45,9 @@ class _Check:
             for word in range(first, first + len_of(thing))
         }
         self._last_write: dict[int, int] = {}
-        order = HappensBefore(run.trace, run.extras, len(run.names), weak=True)
+        order = HappensBefore(run.trace, run.extras, len(run.names), weak=True, follows=run.follows)
         for position, event in enumerate(run.trace):
+            order.arrive(position)
             touched = self._touched(position, event)
             self._judge(order, position, event, touched)
             order.advance(position, touched)

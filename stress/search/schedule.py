@@ -22,6 +22,7 @@ from attrs import frozen
 from stress.engines.program import Run
 from stress.engines.scheduler import Picker, Scheduler
 from stress.engines.steps import (
+    BUFFER_SHIFT,
     KINDS,
     LOAD,
     NO_WORD,
@@ -44,6 +45,9 @@ MOST_BITS: Final = 70
 PREFIX: Final = "tdp1-"
 _INLINE: Final = 31
 _SERIAL: Final = (1 << OWNER_SHIFT) - 1
+_WORD: Final = (1 << BUFFER_SHIFT) - 1
+OWN: Final = " in its own buffer"
+"""What is said of a load that has read its task's own store before that reached memory."""
 
 
 class ScheduleError(StressError):
@@ -253,10 +257,21 @@ class Follow:
 
 def _is(announced: str, recorded: str) -> bool:
     """Whether what is announced is what was recorded; a compare-exchange that failed was recorded
-    as a load, and whom a spawn makes is known only afterwards."""
+    as a load, and whom a spawn makes is known only afterwards, as is where a load reads from."""
+    recorded = recorded.removesuffix(OWN)
     if announced == recorded or announced == recorded.replace(KINDS[LOAD], KINDS[RMW], 1):
         return True
     return announced.startswith(KINDS[SPAWN]) and recorded.startswith(KINDS[SPAWN])
+
+
+def is_own(word: int) -> bool:
+    """Whether it stands for a word in a task's own store buffer."""
+    return word > _WORD
+
+
+def word_of(word: int) -> int:
+    """The word itself, where it may stand for one in a store buffer."""
+    return word & _WORD
 
 
 class WordNames:
@@ -277,11 +292,13 @@ class WordNames:
 
     def thing(self, word: int) -> tuple[Any, int]:
         """The object a word belongs to, and its index in it; (None, 0) for a task's own word."""
+        word = word_of(word)
         first = self._first(word)
         return (self._entries[first][1], word - first) if first else (None, 0)
 
     def word(self, word: int) -> str:
         """The name of a word."""
+        word = word_of(word)
         if word in (NO_WORD, TASK_LIST):
             return ""
         if not word & _SERIAL:
@@ -294,7 +311,10 @@ class WordNames:
     def event(self, event: Event) -> str:
         """An event without its task: "load mmu_seq"."""
         _, kind, word = event
-        return f"{KINDS[kind]} {self.word(word)}".rstrip() if kind != START else KINDS[kind]
+        if kind == START:
+            return KINDS[kind]
+        own = OWN if is_own(word) else ""
+        return f"{KINDS[kind]} {self.word(word)}".rstrip() + own
 
     def announced(self, task: ControlledTask) -> str:
         """What a task is about to do."""

@@ -19,6 +19,7 @@ from stress.engines.scheduler import Picker, Scheduler
 from stress.engines.steps import (
     ENDING,
     LOAD,
+    MB,
     OWNER_SHIFT,
     READ_ACQUIRE,
     READ_RELEASE,
@@ -31,7 +32,9 @@ from stress.engines.steps import (
 )
 from stress.engines.tasks import ControlledTask
 
-_NO_WRITES = frozenset({LOAD, READ_ACQUIRE, READ_RELEASE, WAIT, RELAX, YIELD, SPAWN, START, ENDING})
+_NO_WRITES = frozenset(
+    {LOAD, READ_ACQUIRE, READ_RELEASE, WAIT, RELAX, YIELD, SPAWN, START, ENDING, MB}
+)
 _LEARN_ALWAYS = 16
 """So many schedules are learnt from one by one; of the later ones, every so manieth is."""
 _DOUBT = 0.5

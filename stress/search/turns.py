@@ -88,6 +88,7 @@ class FindingWatch:
         self.name = program.name
         as_ever = Executor(program)
         self.limit, self.granularity = as_ever.limit, as_ever.granularity
+        self.memory = as_ever.memory
         self.failed_at: int | None = None
         self._program = program
         self._inner = inner

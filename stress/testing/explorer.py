@@ -11,6 +11,7 @@ from typing import Final
 from attrs import frozen
 
 from stress.engines.carrier import POOL, pinned
+from stress.engines.carrier_choice import MEMORIES, SC
 from stress.engines.timed import BlockedOutside
 from stress.scenario.errors import StressError
 from stress.search.exploration import ExplorationTally, Failure, SearchBudget
@@ -64,7 +65,9 @@ class Settings:
     """What to explore: `strategy` by name; at most so many `schedules` and `seconds` (None: the
     default, or no bound when the other is given); `exhaustive` demands that every schedule that the
     strategy stands for is run, which is all of them unless it has a bound of its own; `granularity`
-    is that of reader-writer locks; `limit` bounds the steps of one schedule."""
+    is that of reader-writer locks; `limit` bounds the steps of one schedule. `memory` is "sc"
+    (every operation at once and in order) or "tso", x86's order: a task's plain stores wait in a
+    buffer, and a release of a lock does, too."""
 
     strategy: str | None = None
     schedules: int | None = None
@@ -73,6 +76,7 @@ class Settings:
     granularity: str = "atomic"
     seed: int = 0
     limit: int = 20_000
+    memory: str = SC
 
     def checked(self) -> Settings:
         """The same; raises `StressError` for what makes no sense."""
@@ -86,6 +90,10 @@ class Settings:
             raise StressError(
                 f"there is no granularity {self.granularity!r}: there are "
                 f"{', '.join(GRANULARITIES)}"
+            )
+        if self.memory not in MEMORIES:
+            raise StressError(
+                f"there is no memory order {self.memory!r}: there are {', '.join(MEMORIES)}"
             )
         if (self.schedules is not None and self.schedules < 1) or (
             self.seconds is not None and self.seconds <= 0
@@ -143,7 +151,7 @@ def explore(
     to type to replay a schedule."""
     __tracebackhide__ = True
     settings = (settings or Settings()).checked()
-    program = FunctionProgram(function)
+    program = FunctionProgram(function, settings.memory)
     with _under_control(program, slot):
         exploration = program.settled(lambda: _explored(program, settings))
         tally = exploration.tally
@@ -208,7 +216,7 @@ def replay(
     __tracebackhide__ = True
     settings = (settings or Settings()).checked()
     schedule = Schedule.decode(string)
-    program = FunctionProgram(function)
+    program = FunctionProgram(function, settings.memory)
     with _under_control(program, slot):
         replayed = program.settled(
             lambda: replay_located(
@@ -263,7 +271,10 @@ def _explained(
 
 
 def _shown(replayed: LocatedReplay) -> text.Shown:
-    return text.Shown(replayed.steps, replayed.places, tuple(text.words_at_end(replayed.run)))
+    run = replayed.run
+    return text.Shown(
+        replayed.steps, replayed.places, tuple(text.words_at_end(run)), text.notes_on(run)
+    )
 
 
 def _preemptions(count: int) -> str:

@@ -13,7 +13,7 @@ from mmu.report import Report, Reporter, section
 from mmu.runtime import Cell, Counter, Queue, RawLock, Table
 from mmu.sync import Rcu, Sync
 from mmu.task import Task
-from stress.engines.carrier_choice import THREADS
+from stress.engines.carrier_choice import SC, THREADS
 from stress.engines.controlled import ControlledRuntime
 from stress.engines.program import ProgramTask
 from stress.engines.timed import BodyWaits
@@ -72,6 +72,11 @@ class ExploredSync(Sync):
         """A bare lock, like `threading.Lock`: without lockdep's rules, so that only a deadlock that
         happens is found."""
         return self.runtime.lock(name)
+
+    def mb(self) -> None:
+        """A full memory barrier, smp_mb(): with memory="tso" the task goes on when all its stores
+        have reached memory."""
+        self.runtime.mb("")
 
     def wait_until(self, predicate: Callable[[], bool], what: str = "") -> None:
         """The calling task cannot go on until `predicate`, over shared words, is true; nothing
@@ -213,7 +218,8 @@ class FunctionProgram:
     """The function, and what it calls, may keep things by thread."""
     timed = True
 
-    def __init__(self, function: ProgramFunction) -> None:
+    def __init__(self, function: ProgramFunction, memory: str = SC) -> None:
+        self.memory = memory
         self.name = name_of(function, "program")
         self.body_is_task = False
         self._function: Any = function

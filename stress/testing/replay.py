@@ -14,6 +14,7 @@ from attrs import frozen
 from mmu.report import Report
 from stress.engines.program import Executor, Program, Run
 from stress.engines.scheduler import Picker, Scheduler
+from stress.engines.store_buffers import StoreBuffers
 from stress.engines.tasks import ControlledTask
 from stress.search.bounded import PreemptionBounded
 from stress.search.exploration import named_steps
@@ -41,9 +42,13 @@ class Located:
         self._inner = inner
 
     def begin(self, scheduler: Scheduler) -> Picker:
-        """Whoever asks for a choice has just announced its next step."""
+        """Whoever asks for a choice has just announced its next step. A store was made where it
+        went into its buffer."""
         places: list[Place | None] = []
         self.places = places
+        stored: dict[int, list[Place | None]] = {}
+        if isinstance(scheduler, StoreBuffers):
+            scheduler.on_store = lambda buffer: stored.setdefault(buffer.index, []).append(_place())
         announced: dict[int, Place | None] = {}
         inner = self._inner.begin(scheduler)
 
@@ -51,7 +56,8 @@ class Located:
             announced[scheduler.running.index] = _place()
             chosen = inner()
             del places[len(scheduler.trace) :]
-            places.append(announced.get(chosen.index))
+            buffered = stored.get(chosen.index)
+            places.append(buffered.pop(0) if buffered else announced.get(chosen.index))
             return chosen
 
         return pick

@@ -3,15 +3,16 @@ order."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from attrs import frozen
+from attrs import field, frozen
 
 from mmu.report import Report
 from stress.engines.locks import ControlledLock
 from stress.engines.program import Run
+from stress.search.in_buffers import owner_of, unseen_stores
 from stress.search.schedule import WordNames
 from stress.testing.program import RULE, FunctionInstance
 from stress.testing.replay import Place
@@ -41,12 +42,13 @@ def finding(report: Report) -> list[str]:
 
 @frozen
 class Shown:
-    """A schedule to show: its steps as (task, operation), the places they come from, and the shared
-    words at its end."""
+    """A schedule to show: its steps as (task, operation), the places they come from, the shared
+    words at its end, and notes on some of the steps, by number from 0 on."""
 
     steps: tuple[tuple[str, str], ...]
     places: tuple[Place | None, ...] = ()
     words: tuple[str, ...] = ()
+    notes: Mapping[int, str] = field(factory=dict)
 
 
 def interleaving(shown: Shown) -> list[str]:
@@ -56,8 +58,8 @@ def interleaving(shown: Shown) -> list[str]:
     missing = (None,) * (len(shown.steps) - len(shown.places))
     where = [_where(place, len(files) > 1) for place in (*shown.places, *missing)]
     rows = [
-        (str(number), place, *step)
-        for number, (place, step) in enumerate(zip(where, shown.steps, strict=False), 1)
+        (str(number), place, task, what + _note(shown.notes.get(number - 1)))
+        for number, (place, (task, what)) in enumerate(zip(where, shown.steps, strict=False), 1)
     ]
     left_out = max(0, len(rows) - MOST_STEPS)
     rows = rows[left_out:]
@@ -66,6 +68,25 @@ def interleaving(shown: Shown) -> list[str]:
     return (
         [lines[0], f"... {left_out} steps are left out here ...", *lines[1:]] if left_out else lines
     )
+
+
+def _note(note: str | None) -> str:
+    return f" ({note})" if note else ""
+
+
+def notes_on(run: Run) -> dict[int, str]:
+    """What to say of steps that read a word to which another task's store was in its buffer."""
+    if not run.follows or run.scheduler is None:
+        return {}
+    names = WordNames(run.scheduler)
+    return {
+        position: "; ".join(
+            f"{owner_of(run, store)}'s store to {names.word(run.trace[position][2])} is still in "
+            "its buffer"
+            for store in stores
+        )
+        for position, stores in unseen_stores(run).items()
+    }
 
 
 def _where(place: Place | None, files_differ: bool) -> str:

@@ -202,6 +202,33 @@ def test_an_exhaustive_search_that_ends_passes(stress: Stress, tmp_path: Path) -
     assert "EXHAUSTED: every order of events" in done.out
 
 
+def test_a_scenario_is_explored_with_store_buffers(stress: Stress, tmp_path: Path) -> None:
+    config = tmp_path / "tiny.toml"
+    config.write_text(TINY)
+    results = tmp_path / "results"
+    done = stress("explore", "-c", config, "--memory", "tso", "--exhaustive", "--results", results)
+    assert done.code == 0, done.out
+    assert "memory order x86-TSO" in done.out
+    assert "under x86-TSO, with store buffers of any depth" in " ".join(done.out.split())
+    data = data_of(results / "latest" / "explore.json")
+    assert data["scenario"]["explore"]["memory"] == "tso"
+
+
+def test_a_failure_with_store_buffers_is_replayed_explained_and_minimised(
+    stress: Stress, tmp_path: Path
+) -> None:
+    where = ("--results", tmp_path, "--memory", "tso", *AT_ONCE)
+    assert stress("explore", "-c", FAULT, "-n", "300", "--seed", "1", *where).code == 1
+    file = tmp_path / "latest" / "schedule-1.json"
+    assert any("'s buffer: store" in step for step in data_of(file)["steps"])
+    assert stress("replay", file).code == 1
+    assert "now in memory" in stress("explain", file).out
+    smaller = tmp_path / "smaller.json"
+    assert stress("minimise", file, "--output", smaller).code == 1
+    assert stress("replay", smaller).code == 1
+    assert len(data_of(smaller)["steps"]) <= len(data_of(file)["steps"])
+
+
 def test_json_is_the_result_and_nothing_else(stress: Stress, tmp_path: Path) -> None:
     done = stress(
         "explore", "-c", FAULT, "-n", "30", "--seed", "1", "--json", "--results", tmp_path, *AT_ONCE

@@ -179,10 +179,14 @@ class Family:
 
 
 class LitmusProgram:
-    """A litmus program for the scheduler, possibly with further variants of the model."""
+    """A litmus program for the scheduler, possibly with further variants of the model, and with
+    the given memory order."""
 
-    def __init__(self, litmus: Litmus, variants: Sequence[Variant] = ()) -> None:
+    def __init__(
+        self, litmus: Litmus, variants: Sequence[Variant] = (), memory: str = "sc"
+    ) -> None:
         self.name = litmus.name
+        self.memory = memory
         self.litmus = litmus
         self.variants = (*litmus.variants, *variants)
 

@@ -41,7 +41,7 @@ class _Base:
         self._session = session
         self._depth = 0
         word = session.number(self, self._path)
-        self._inner = inner = TimedLock(session.scheduler, self.name, word)
+        self._inner = inner = session.runtime.lock_of(word, self.name)
         if self._real is not None and _is_locked(self._real):
             inner.owner = session.scheduler.outside
         return inner

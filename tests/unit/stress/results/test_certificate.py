@@ -342,6 +342,17 @@ def test_a_failure_leaves_no_bound() -> None:
     assert explored("random", Verdict.FAIL, failures={"O1": failure}).bounds == ()
 
 
+def test_with_store_buffers_the_certificate_speaks_of_x86() -> None:
+    buffered = evolve(SMALL, explore=evolve(SMALL.explore, memory="tso"))
+    proof = explored("dpor", scenario=buffered, exhausted=True).proof
+    assert "breaks a rule that is judged, under x86-TSO, with store buffers of any depth" in proof
+    certificate = explored("pct:2", scenario=buffered)
+    (guarantee,) = certificate.guarantees
+    assert "n = 3 tasks and store buffers and k = 40 steps" in guarantee
+    beyond = "time, and what hardware does beyond x86's store buffers (x86-TSO)"
+    assert Gap("this engine", (beyond,)) in certificate.gaps
+
+
 def test_an_exploration_says_what_it_cannot_show() -> None:
     assert (
         Gap("this engine", ("time, and what hardware does beyond sequential consistency",))
