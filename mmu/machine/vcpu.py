@@ -203,13 +203,15 @@ class Vcpu:
             self.leave_guest()
 
     def leave_guest(self) -> None:
-        """Take SRCU, empty the PML buffer, then acknowledge the exit, so that a memslot update that
-        waits for the exit finds every logged gfn in the slots that it was logged for (a mend:
-        kernels acknowledge the exit first)."""
-        self.enter_srcu()
+        """Empty the PML buffer, acknowledge the exit, then take SRCU. A memslot update that waits
+        for the exit finds every logged gfn in the slots that it was logged for (a mend: kernels
+        acknowledge the exit first)."""
         if self.pml:
+            self.enter_srcu()
             self.flush_pml_buffer()
+            self.kvm.srcu.read_unlock(self._srcu_token)
         self.acknowledge_exit()
+        self.enter_srcu()
 
     def enter_srcu(self) -> None:
         """kvm_vcpu_srcu_read_lock(), held until the guest is entered again."""

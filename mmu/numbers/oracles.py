@@ -20,8 +20,7 @@ RULES: Final = {
     "O10": "LIVENESS: no progress, or a bound on holding a lock or a read section exceeded",
     "O11": "TEARDOWN-LEAK: something outlived the VM",
     "O12": (
-        "ROOT-VALIDITY: an obsolete root was used, an exported root is invalid, or a role has two "
-        "valid roots"
+        "ROOT-VALIDITY: an obsolete root used, an exported one invalid, or two valid ones of a role"
     ),
     "O13": "MMIO-GEN: a stale MMIO SPTE was honoured although a memslot covers the gfn",
     "O14": "NX-POLICY: an executable huge leaf exists while the NX huge page mitigation is on",

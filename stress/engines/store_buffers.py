@@ -51,7 +51,7 @@ def carrier_number(index: int) -> int:
     return (index + 1) // 2
 
 
-class Place(Protocol):
+class Destination(Protocol):
     """What a store in a buffer is to."""
 
     def reach(self, store: BufferedStore) -> None:
@@ -66,7 +66,7 @@ class BufferedStore:
     __slots__ = ("after", "index", "kind", "place", "value", "word")
 
     def __init__(
-        self, kind: int, word: int, place: Place, index: int, value: Any, after: int
+        self, kind: int, word: int, place: Destination, index: int, value: Any, after: int
     ) -> None:
         self.kind = kind
         self.word = word
@@ -213,7 +213,7 @@ class StoreBuffers(Scheduler):
             self.trace[-1] = (self.running.index, kind, buffer.private(word))
         return found
 
-    def put_off(self, kind: int, word: int, place: Place, index: int, value: Any) -> None:
+    def put_off(self, kind: int, word: int, place: Destination, index: int, value: Any) -> None:
         """A plain store of the running task: into its buffer."""
         task = self.running
         buffer: StoreBuffer = task.buffer
