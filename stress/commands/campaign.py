@@ -10,11 +10,11 @@ from stress.commands import perform
 from stress.commands.options import (
     SEED,
     Seconds,
-    config_option,
     json_option,
     mended_option,
     quiet_option,
     results_option,
+    scenario_option,
     set_option,
     variant_option,
 )
@@ -25,7 +25,7 @@ from stress.runs.fanout.spread import Workers, scheduler_option
 
 
 @click.command("campaign")
-@config_option("run")
+@scenario_option("run")
 @click.option(
     "--seeds",
     "-n",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import textwrap
 import tomllib
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 from mmu.candidates import CANDIDATES
 from mmu.export.policies import POLICIES
@@ -18,6 +17,7 @@ from stress.mutants import MUTANTS
 from stress.mutants.controls import CONTROLS
 from stress.observe.oracles import ORACLES
 from stress.scenario.counters import COUNTERS
+from stress.scenario.shipped import configs_root
 from stress.search.strategies import STRATEGIES
 from stress.selftest.litmus.registry import LITMUS
 
@@ -37,7 +37,6 @@ KINDS = (
     "counters",
     "numbers",
 )
-CONFIGS = Path("configs")
 
 
 def listing(what: str) -> str:
@@ -101,14 +100,14 @@ def _models_of(kernel: Kernel) -> Iterator[str]:
 
 def _scenarios() -> dict[str, str]:
     found = {}
-    for path in sorted(CONFIGS.rglob("*.toml")):
+    root = configs_root()
+    for path in sorted(root.rglob("*.toml")):
+        name = str(path.relative_to(root).with_suffix(""))
         try:
-            found[str(path)] = str(tomllib.loads(path.read_text(encoding="utf-8")).get("title", ""))
+            found[name] = str(tomllib.loads(path.read_text(encoding="utf-8")).get("title", ""))
         except (OSError, tomllib.TOMLDecodeError) as error:
-            found[str(path)] = f"(unreadable: {error})"
-    return found or {
-        "(none)": f"no TOML file under ./{CONFIGS}: run this in the project's directory"
-    }
+            found[name] = f"(unreadable: {error})"
+    return found
 
 
 def _oracles() -> dict[str, str]:

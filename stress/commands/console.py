@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Final
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
 from stress.commands.streams import styled
 from stress.results.printable import printable
+
+WIDEST: Final = 100
+"""Text in longer lines is hard to read."""
 
 
 class SafeConsole(Console):
@@ -34,3 +37,9 @@ def console(*, stderr: bool = False, width: int | None = None, quiet: bool = Fal
     if width is not None and not made.is_terminal:
         made.width = width
     return made
+
+
+def columns() -> int | None:
+    """The width of the terminal that stdout is, at most 100; None where it is none."""
+    screen = console()
+    return min(screen.width, WIDEST) if screen.is_terminal else None

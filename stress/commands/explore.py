@@ -11,13 +11,14 @@ from stress.commands import perform
 from stress.commands.options import (
     SEED,
     Seconds,
-    config_option,
     json_option,
     mended_option,
     quiet_option,
     results_option,
+    scenario_option,
     set_option,
     variant_option,
+    verbose_option,
 )
 from stress.commands.scenarios import changed, load_all, seed_for, small_scenario
 from stress.engines.carrier_choice import MEMORIES
@@ -29,7 +30,7 @@ from stress.search.strategies import EVERYTHING, is_exhaustive, strategy_for
 
 
 @click.command("explore")
-@config_option("explore")
+@scenario_option("explore")
 @click.option(
     "--strategy",
     "-s",
@@ -72,6 +73,7 @@ from stress.search.strategies import EVERYTHING, is_exhaustive, strategy_for
 @variant_option
 @results_option()
 @quiet_option()
+@verbose_option
 @json_option("the result")
 def explore_scenario(
     config: Path,
@@ -89,6 +91,7 @@ def explore_scenario(
     files: tuple[Path, ...],
     results: Path,
     quiet: bool,
+    verbose: bool,
     as_json: bool,
 ) -> ExitCode:
     """Explore a scenario under a controlled scheduler: every failure can be replayed.
@@ -129,4 +132,6 @@ def explore_scenario(
         keep_going=keep_going,
         scheduler=scheduler,
     )
-    return perform.exploration(request, results, quiet=quiet, as_json=as_json)
+    return perform.exploration(
+        request, results, perform.printed(quiet=quiet, verbose=verbose, as_json=as_json)
+    )

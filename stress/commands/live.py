@@ -65,7 +65,7 @@ def _redrawn(
             if now >= next_s:
                 next_s = now + REDRAW_EVERY_S
                 line = line_of(progress)
-                live.update(Text(line.text, style=line.style))
+                live.update(Text(line.text, style=line.style, no_wrap=True, overflow="ellipsis"))
 
         yield show
 

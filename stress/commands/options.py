@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, Final
 import click
 
 from stress.scenario.load import MOST_SECONDS
+from stress.scenario.shipped import found
 
 Option = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -34,15 +36,44 @@ class Seconds(click.FloatRange):
         return seconds
 
 
-def config_option(does: str) -> Option:
-    """--config: the scenario, and what the verb does with it."""
-    return click.option(
-        "--config",
-        "-c",
-        required=True,
-        type=click.Path(path_type=Path),
-        help=f"Scenario to {does} (TOML).",
-    )
+class ScenarioFile(click.Path):
+    """A scenario: a file, or the name of a shipped one."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """The file."""
+        return found(Path(str(super().convert(value, param, ctx))))
+
+
+def scenario_option(does: str) -> Option:
+    """The scenario, as an argument or as --config, and what the verb does with it; the command gets
+    it as `config`."""
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(command)
+        def with_scenario(*, scenario: Path | None, config: Path | None, **others: Any) -> Any:
+            if (chosen := scenario or config) is None or (scenario and config):
+                verb = click.get_current_context().info_name
+                raise click.UsageError(
+                    f"name one scenario; try: stress {verb} quick (stress list scenarios has all)"
+                )
+            return command(config=chosen, **others)
+
+        for option in (
+            click.option(
+                "--config",
+                "-c",
+                type=ScenarioFile(),
+                help=f"Scenario to {does}: a TOML file, or the name of a shipped one.",
+            ),
+            click.argument("scenario", required=False, type=ScenarioFile()),
+        ):
+            with_scenario = option(with_scenario)
+        return with_scenario
+
+    return decorate
 
 
 def set_option(such_as: str = "") -> Option:
@@ -85,6 +116,11 @@ def results_option(what: str = "Where result directories go.") -> Option:
 def quiet_option(prints: str = "the verdict line") -> Option:
     """--quiet: what is printed all the same."""
     return click.option("--quiet", "-q", is_flag=True, help=f"Print {prints} only.")
+
+
+verbose_option: Option = click.option(
+    "--verbose", "-v", is_flag=True, help="Print everything, as console.txt has it."
+)
 
 
 def json_option(what: str) -> Option:

@@ -3,13 +3,15 @@ results, kept and told."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from enum import Enum, auto
 from pathlib import Path
 
 import click
 
-from stress.commands.console import console
+from stress.commands.console import columns, console
 from stress.commands.live import display, exploration_line, run_line
-from stress.report import exploration_console, run_console
+from stress.report import brief, exploration_console, run_console
 from stress.results.exploration_record import EXPLORATION_FORMAT
 from stress.results.run_record import RUN_FORMAT
 from stress.results.store import RunDirectory
@@ -28,36 +30,64 @@ WIDTH = 150
 """Of a table that nobody looks at in a terminal."""
 
 
-def run(request: RunRequest, *, quiet: bool = False, as_json: bool = False) -> ExitCode:
-    """Run on real threads. `quiet` prints the verdict line only, `as_json` the stored run only."""
-    with display(console(), run_line, quiet=quiet or as_json) as show:
+class Printed(Enum):
+    """How much of a result is printed when it is there."""
+
+    BRIEF = auto()
+    """A screen of text."""
+    FULL = auto()
+    """All the text there is."""
+    VERDICT_LINE = auto()
+    """The verdict line."""
+    JSON = auto()
+    """What is stored."""
+
+    @property
+    def is_text(self) -> bool:
+        """Whether progress is shown before, and where the result is after it."""
+        return self in (Printed.BRIEF, Printed.FULL)
+
+
+def printed(*, quiet: bool, verbose: bool = False, as_json: bool) -> Printed:
+    """What the options of a command ask for."""
+    if as_json:
+        return Printed.JSON
+    if quiet:
+        return Printed.VERDICT_LINE
+    return Printed.FULL if verbose else Printed.BRIEF
+
+
+def run(request: RunRequest, tell: Printed = Printed.BRIEF) -> ExitCode:
+    """Run on real threads, and print the result."""
+    with display(console(), run_line, quiet=not tell.is_text) as show:
         done = execute(request, show)
     record, directory = done.record, done.directory
     verdict, trouble = keep_run(done)
-    if as_json:
-        click.echo(RUN_FORMAT.text(record), nl=False)
-    elif quiet:
-        click.echo(run_console.verdict_line(record))
-    else:
-        click.echo(run_console.summary(record), nl=False)
-    _say_where(directory, verdict, trouble, printed=not quiet and not as_json)
+    texts: dict[Printed, Callable[[], str]] = {
+        Printed.BRIEF: lambda: brief.of_run(record, directory.path, columns()),
+        Printed.FULL: lambda: run_console.summary(record),
+        Printed.VERDICT_LINE: lambda: f"{run_console.verdict_line(record)}\n",
+        Printed.JSON: lambda: RUN_FORMAT.text(record),
+    }
+    click.echo(texts[tell](), nl=False)
+    _say_where(directory, verdict, trouble, tell)
     return verdict.exit_code
 
 
-def _say_where(directory: RunDirectory, verdict: Verdict, trouble: str, *, printed: bool) -> None:
-    """Print where the result is, and what of it could not be kept."""
-    if printed:
-        click.echo(f"{verdict.name}: {trouble}" if trouble else f"results: {directory.path}")
+def _say_where(directory: RunDirectory, verdict: Verdict, trouble: str, tell: Printed) -> None:
+    """Print where the result is, if that was not said, and what of it could not be kept."""
+    if trouble and tell.is_text:
+        click.echo(f"{verdict.name}: {trouble}")
     elif trouble:
         click.echo(f"stress: {trouble}", err=True)
+    elif tell is Printed.FULL:
+        click.echo(f"results: {directory.path}")
 
 
-def exploration(
-    request: ExploreRequest, results: Path, *, quiet: bool = False, as_json: bool = False
-) -> ExitCode:
-    """Explore under control, with the same options."""
+def exploration(request: ExploreRequest, results: Path, tell: Printed = Printed.BRIEF) -> ExitCode:
+    """Explore under control, and print the result."""
     keeper = ExplorationKeeper(request, results)
-    with display(console(), exploration_line, quiet=quiet or as_json) as show:
+    with display(console(), exploration_line, quiet=not tell.is_text) as show:
 
         def look(tally: ExplorationTally) -> None:
             keeper.look(tally)  # first: what was seen is kept
@@ -66,13 +96,14 @@ def exploration(
         explored = explore(request, look)
     record, verdict, trouble = keeper.finish(explored)
     directory = keeper.directory
-    if as_json:
-        click.echo(EXPLORATION_FORMAT.text(record), nl=False)
-    elif quiet:
-        click.echo(exploration_console.verdict_line(record))
-    else:
-        click.echo(exploration_console.summary(record, directory.path), nl=False)
-    _say_where(directory, verdict, trouble, printed=not quiet and not as_json)
+    texts: dict[Printed, Callable[[], str]] = {
+        Printed.BRIEF: lambda: brief.of_exploration(record, directory.path, columns()),
+        Printed.FULL: lambda: exploration_console.summary(record, directory.path),
+        Printed.VERDICT_LINE: lambda: f"{exploration_console.verdict_line(record)}\n",
+        Printed.JSON: lambda: EXPLORATION_FORMAT.text(record),
+    }
+    click.echo(texts[tell](), nl=False)
+    _say_where(directory, verdict, trouble, tell)
     return verdict.exit_code
 
 

@@ -136,7 +136,7 @@ def rerun_command(result: str, results: Path, quiet: bool, as_json: bool) -> Exi
         record = RunDirectory(directory).read()
         request = run_request(record, where, results)
         _announce(record.id, record.verdict, record.environment)
-        return perform.run(request, quiet=quiet, as_json=as_json)
+        return perform.run(request, perform.printed(quiet=quiet, as_json=as_json))
     if kind == "exploration":
         explored = EXPLORATION_FORMAT.load(directory / FILES[kind])
         wanted = explore_request(explored, where)
@@ -147,7 +147,7 @@ def rerun_command(result: str, results: Path, quiet: bool, as_json: bool) -> Exi
                 f"{explored.asked.seconds:g} s",
                 err=True,
             )
-        return perform.exploration(wanted, results, quiet=quiet, as_json=as_json)
+        return perform.exploration(wanted, results, perform.printed(quiet=quiet, as_json=as_json))
     raise ResultError(
         f"{directory} is a {kind}: only a run or an exploration can be rerun; give 'stress "
         f"{kind}' its options anew"

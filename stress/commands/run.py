@@ -11,13 +11,14 @@ from stress.commands import perform
 from stress.commands.options import (
     SEED,
     Seconds,
-    config_option,
     json_option,
     mended_option,
     quiet_option,
     results_option,
+    scenario_option,
     set_option,
     variant_option,
+    verbose_option,
 )
 from stress.commands.scenarios import changed, load_all, seed_for
 from stress.results.verdict import ExitCode
@@ -26,7 +27,7 @@ from stress.scenario.types import Seed
 
 
 @click.command()
-@config_option("run")
+@scenario_option("run")
 @click.option(
     "--seed",
     type=SEED,
@@ -42,6 +43,7 @@ from stress.scenario.types import Seed
 @variant_option
 @results_option()
 @quiet_option()
+@verbose_option
 @json_option("the stored run")
 def run(
     config: Path,
@@ -52,6 +54,7 @@ def run(
     files: tuple[Path, ...],
     results: Path,
     quiet: bool,
+    verbose: bool,
     as_json: bool,
 ) -> ExitCode:
     """Run a scenario and judge it."""
@@ -63,4 +66,4 @@ def run(
     request = RunRequest(
         evolve(scenario, seed=Seed(seed)), config.stem, seed, variants, results, files_used
     )
-    return perform.run(request, quiet=quiet, as_json=as_json)
+    return perform.run(request, perform.printed(quiet=quiet, verbose=verbose, as_json=as_json))

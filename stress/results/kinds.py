@@ -17,7 +17,6 @@ FILES: Final[dict[Kind, str]] = {
     "study": "study.json",
 }
 """The file that everything else in a result directory is made from."""
-LATEST: Final = "latest"
 
 
 def kind_of(directory: Path) -> Kind | None:

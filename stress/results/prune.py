@@ -14,9 +14,9 @@ from typing import Final
 
 from attrs import frozen
 
-from stress.results.kinds import FILES, LATEST
+from stress.results.kinds import FILES
 from stress.results.listing import NAME, ListedResult
-from stress.results.store import NEW, is_gone
+from stress.results.store import LATEST, NEW, is_gone
 from stress.scenario.errors import ResultError
 
 GOING: Final = ".pruned-"

@@ -26,6 +26,7 @@ from stress.results.run_record import RUN_FORMAT, RunRecord
 from stress.results.verdict import Verdict
 from stress.scenario.errors import ResultError
 
+LATEST = "latest"
 RUN_JSON = "run.json"
 CONSOLE_TXT = "console.txt"
 REPORT_HTML = "report.html"
@@ -54,7 +55,7 @@ class RunDirectory:
     @classmethod
     def named(cls, root: Path, name: str) -> RunDirectory:
         """A new directory of this name."""
-        latest = root / "latest"
+        latest = root / LATEST
         if latest.exists() and not latest.is_symlink():
             raise ResultError(
                 f"{latest} is in the way: it must be a link to the newest run; choose another "
@@ -107,7 +108,7 @@ class RunDirectory:
         if self._linked:
             link = root / f".latest-{secrets.token_hex(3)}"
             link.symlink_to(self.path.name)
-            link.replace(root / "latest")
+            link.replace(root / LATEST)
 
 
 def _replace(path: Path, content: bytes, *, durable: bool) -> None:

@@ -28,3 +28,23 @@ def configs_root() -> Path:
         f"the shipped scenarios are nowhere to be found (looked in {told}); run it in a checkout, "
         "or install the package again"
     )
+
+
+def found(path: Path) -> Path:
+    """The scenario that a path or a name stands for: the file, if there is one, or the shipped one
+    of this name, such as `quick`, `explore/two-vcpus` or `configs/quick.toml`; of two with one name
+    the one that lies higher. A path that stands for nothing is returned as it is."""
+    if path.exists() or path.is_absolute():
+        return path
+    try:
+        root = configs_root()
+    except StressError:
+        return path
+    name = path.relative_to("configs") if path.parts[:1] == ("configs",) else path
+    file = name if name.suffix == ".toml" else name.with_name(f"{name.name}.toml")
+    if (root / file).is_file():
+        return root / file
+    if len(file.parts) > 1:
+        return path
+    places = sorted(root.rglob(file.name), key=lambda place: len(place.parts))
+    return places[0] if places else path

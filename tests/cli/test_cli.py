@@ -40,7 +40,9 @@ MET = (*SMALL, *until(vcpu_faults=10))
 
 def test_a_passing_run_exits_0_and_leaves_a_complete_result(tmp_path: Path) -> None:
     happened = until(exported_zaps=1, device_accesses=1)
-    done = real("run", "--config", QUICK, "--seed", "3", "--results", tmp_path, *SMALL, *happened)
+    done = real(
+        "run", "--config", QUICK, "--seed", "3", "--results", tmp_path, "-v", *SMALL, *happened
+    )
     assert done.code == 0, done.out + done.err
     assert "PASS  quick, seed 3" in done.out
     assert " of 0.5 to 600 s on real threads" in done.out
@@ -89,7 +91,7 @@ def test_a_busted_scenario_exits_1_and_names_the_expected_rule(
     stress: Stress, tmp_path: Path
 ) -> None:
     config = ROOT / "configs" / "BUSTED" / "no-flush-after-exported-zap.toml"
-    done = stress("run", "--config", config, "--seed", "1", "--results", tmp_path, *UNTIL_MET)
+    done = stress("run", "--config", config, "--seed", "1", "-v", "--results", tmp_path, *UNTIL_MET)
     assert done.code == 1
     assert "expected O1: seen O1" in done.out
     assert "call trace:" in done.out
@@ -122,7 +124,7 @@ def test_all_mistakes_of_a_file_in_one_message_exit_4_and_nothing_left(tmp_path:
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (["run"], "Missing option"),
+        (["run"], "name one scenario; try: stress run quick"),
         (["run", "--config", "no-such-file.toml"], "No such file"),
         (["run", "--config", str(QUICK), "--duration", "0"], "--duration"),
         (["run", "--config", str(QUICK), "--seed", "x"], "--seed"),
@@ -231,7 +233,14 @@ def test_an_interrupted_run_ends_in_order_and_is_inconclusive(
 def test_list_names_everything_there_is(stress: Stress) -> None:
     done = stress("list")
     assert done.code == 0
-    for part in ("configs/quick.toml", "keep-valid", "O12", "put-before-zap", "vcpu_faults"):
+    for part in (
+        "  quick ",
+        "  explore/two-vcpus ",
+        "keep-valid",
+        "O12",
+        "put-before-zap",
+        "vcpu_faults",
+    ):
         assert part in done.out
 
 

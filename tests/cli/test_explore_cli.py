@@ -113,7 +113,7 @@ def data_of(path: Path) -> dict[str, Any]:
 
 def test_the_real_command_fails_with_everything_to_go_on(tmp_path: Path) -> None:
     config = BUSTED / "table-freed-at-once.toml"
-    done = real("explore", "-c", config, "-n", 20, "--seed", 1, "--results", tmp_path)
+    done = real("explore", "-c", config, "-n", 20, "--seed", 1, "-v", "--results", tmp_path)
     assert done.code == 1, done.out + done.err
     for part in (
         "call trace:",
@@ -132,7 +132,7 @@ def test_the_real_command_fails_with_everything_to_go_on(tmp_path: Path) -> None
 
 
 def test_a_scenario_that_passes_exits_0(stress: Stress, tmp_path: Path) -> None:
-    done = stress("explore", "-c", FAULT, "-n", "15", "--seed", "1", "--results", tmp_path)
+    done = stress("explore", "-c", FAULT, "-n", "15", "--seed", "1", "-v", "--results", tmp_path)
     assert done.code == 0, done.out
     assert "PASS  fault-vs-delete, portfolio, seed 1: all 5 obligations met, no finding" in done.out
     assert "Good-Turing" in done.out
@@ -186,7 +186,7 @@ def test_a_scenario_that_must_fail_and_does_not_is_inconclusive(
 def test_an_exhaustive_search_that_does_not_end_is_inconclusive(
     stress: Stress, tmp_path: Path
 ) -> None:
-    done = stress("explore", "-c", FAULT, "--exhaustive", "-n", "10", "--results", tmp_path)
+    done = stress("explore", "-c", FAULT, "--exhaustive", "-n", "10", "-v", "--results", tmp_path)
     assert done.code == 2
     assert "the search did not come to its end" in done.out
     assert "coverage   not exhausted; schedules left: about" in done.out
@@ -197,7 +197,7 @@ def test_an_exhaustive_search_that_does_not_end_is_inconclusive(
 def test_an_exhaustive_search_that_ends_passes(stress: Stress, tmp_path: Path) -> None:
     config = tmp_path / "tiny.toml"
     config.write_text(TINY)
-    done = stress("explore", "-c", config, "--exhaustive", "--results", tmp_path / "results")
+    done = stress("explore", "-c", config, "--exhaustive", "-v", "--results", tmp_path / "results")
     assert done.code == 0, done.out
     assert "EXHAUSTED: every order of events" in done.out
 
@@ -329,7 +329,7 @@ def test_equal_seeds_have_equal_results(stress: Stress, tmp_path: Path) -> None:
         (["-c", FAULT, "--set", 'explore.lock_granularity="bit"'], "explore.lock_granularity"),
         (["-c", FAULT, "--variant", "none.py"], "none.py"),
         (["-c", "none.toml"], "none.toml"),
-        ([], "Missing option"),
+        ([], "name one scenario; try: stress explore quick"),
     ],
 )
 def test_wrong_requests_exit_4_and_leave_nothing(

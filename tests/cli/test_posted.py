@@ -28,7 +28,7 @@ ENOUGH = ("--duration", "0.5", *until(vcpu_faults=10))
 def test_the_posted_series_fails_with_the_defects_that_may_have_done_it(
     stress: Stress, tmp_path: Path
 ) -> None:
-    done = stress("run", "-c", R5, "--seed", "1", "--results", tmp_path, *SEEN)
+    done = stress("run", "-c", R5, "--seed", "1", "-v", "--results", tmp_path, *SEEN)
     assert done.code == 1, done.out + done.err
     assert "profile rfc-v1, kernel 6.6" in done.out
     assert "known defects of this build that break rule O1:" in done.out
@@ -172,8 +172,8 @@ def test_one_defect_in_the_mended_design_is_named_alone(stress: Stress, tmp_path
         (
             "scenarios",
             [
-                "configs/full.toml",
-                *(f"configs/rfc-v1/{path.name}" for path in POSTED_CONFIGS.glob("*.toml")),
+                "full",
+                *(f"rfc-v1/{path.stem}" for path in POSTED_CONFIGS.glob("*.toml")),
             ],
         ),
     ],

@@ -13,7 +13,7 @@ def test_every_citation_that_a_failing_exploration_writes_resolves(
     stress: Stress, tmp_path: Path
 ) -> None:
     config = "configs/BUSTED/put-before-zap.toml"
-    done = stress("explore", "--config", config, "--seed", "1", "--results", tmp_path)
+    done = stress("explore", "--config", config, "--seed", "1", "-v", "--results", tmp_path)
     assert done.code == 1
     assert re.search(r"reference \d", done.out), "nothing was cited"
     written = [path for path in tmp_path.rglob("*") if path.suffix in {".json", ".html", ".xml"}]
