@@ -33,7 +33,8 @@ def configs_root() -> Path:
 def found(path: Path) -> Path:
     """The scenario that a path or a name stands for: the file, if there is one, or the shipped one
     of this name, such as `quick`, `explore/two-vcpus` or `configs/quick.toml`; of two with one name
-    the one that lies higher. A path that stands for nothing is returned as it is."""
+    the one that lies higher; or the only one whose name begins so, up to a hyphen (`R22`). A path
+    that stands for nothing is returned as it is."""
     if path.exists() or path.is_absolute():
         return path
     try:
@@ -47,4 +48,5 @@ def found(path: Path) -> Path:
     if len(file.parts) > 1:
         return path
     places = sorted(root.rglob(file.name), key=lambda place: len(place.parts))
-    return places[0] if places else path
+    begun = places or [*root.rglob(f"{path.name}-*.toml")]
+    return begun[0] if places or len(begun) == 1 else path

@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[4]
         ("explore/two-vcpus", "explore/two-vcpus.toml"),
         ("fault-vs-delete", "explore/fault-vs-delete.toml"),
         ("put-before-zap", "BUSTED/put-before-zap.toml"),
+        ("R22", "rfc-v1/R22-exported-zap-after-break.toml"),
     ],
 )
 def test_a_name_stands_for_the_shipped_scenario(
@@ -36,7 +37,7 @@ def test_a_file_of_the_user_s_comes_first(tmp_path: Path, monkeypatch: pytest.Mo
     assert found(Path("quick")) == Path("quick")
 
 
-@pytest.mark.parametrize("name", ["quik", "/quick", "BUSTED/quick", "rfc-v1"])
+@pytest.mark.parametrize("name", ["quik", "fault", "/quick", "BUSTED/quick", "rfc-v1"])
 def test_what_stands_for_nothing_stays_as_it_is(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
