@@ -11,7 +11,7 @@ from pathlib import Path
 from stress.trace.checker import Checker, CheckResult
 from stress.trace.names import FUNCTIONS
 from stress.trace.reader import TraceReader
-from stress.trace.record import PROBES, ProbeSpec
+from stress.trace.record import MORE_FUNCTIONS, PROBES, ProbeSpec
 
 DATA = Path(__file__).parent / "data" / "traces"
 NAMES = sorted(path.name.removesuffix(".trace.xz") for path in DATA.glob("*.trace.xz"))
@@ -238,8 +238,11 @@ _PROBE_LINE = re.compile(
 _ENTERED = re.compile(r": ([\w.]+) <-")
 _EVENTS_OF_LEVEL_1 = re.compile(
     r": (kvm_tdp_mmu_\w+|kvm_mmu_\w+|fast_page_fault|\w+_mmio_spte|handle_mmio_page_fault|"
-    r"kvm_entry|kvm_exit|kvm_page_fault|kvm_userspace_exit|kvm_unmap_hva_range): [^(]"
+    r"kvm_entry|kvm_exit|kvm_page_fault|kvm_userspace_exit|kvm_unmap_hva_range|"
+    r"kvm_smm_transition): [^(]"
 )
+ENTERED = frozenset({*FUNCTIONS, *MORE_FUNCTIONS})
+"""Functions whose entries the script of level 2 records."""
 
 
 def reduced(lines: list[str], level: int) -> list[str]:
@@ -258,7 +261,7 @@ def reduced(lines: list[str], level: int) -> list[str]:
             probe = probes.get((found[2], " <- " in line[: found.start(3)]))
             if probe is not None:
                 kept.append(_with_arguments_of(probe, line, found))
-        elif (entered := _ENTERED.search(line)) and level >= 2 and entered[1] in FUNCTIONS:
+        elif (entered := _ENTERED.search(line)) and level >= 2 and entered[1] in ENTERED:
             kept.append(line)
     return header_for(kept)
 

@@ -8,6 +8,7 @@ others did, 99 in 100 have to match), INCONCLUSIVE when the recording lacks what
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,6 +20,7 @@ from mmu.export.policies import SLOT_LEAVES
 from mmu.kernels import RELEASED
 from mmu.variant import Variant
 from stress.results.verdict import Verdict
+from stress.trace import conform_lacks
 from stress.trace.conform_director import OperationOutcome, ReplayTally
 from stress.trace.conform_inputs import find_inputs
 from stress.trace.conform_replay import Replay
@@ -28,23 +30,6 @@ from stress.trace.conform_values import KINDS
 
 ENOUGH: Final = 0.99
 """Of the operations that ran while others did, the share that has to match."""
-
-NEEDS: Final = (
-    ("spte", "SPTE changes", "the tracepoint kvmmmu:kvm_tdp_mmu_spte_changed"),
-    (
-        "swap",
-        "memslot calls",
-        "a probe on kvm_swap_active_memslots, and one on kvm_set_memslot with its arguments",
-    ),
-    ("put", "references of roots", "a probe on kvm_tdp_mmu_put_root with root, ref and role"),
-)
-"""Kinds without which nothing can be concluded: what they are, and how they are recorded."""
-
-ARGUMENTS: Final = (
-    ("unmap", "start, end and slot of a probe on kvm_tdp_mmu_unmap_gfn_range"),
-    ("shadow", "id, gfn and n of a probe on kvm_arch_flush_shadow_memslot"),
-)
-"""Kinds whose arguments place the memory of slots: the model needs them."""
 
 EXPECTED: Final = (
     ("request", "requests to all vCPUs", "a probe on kvm_make_all_cpus_request with req"),
@@ -117,8 +102,14 @@ def conform_script(
     origin: str, script: ConformScript, kernel: str = "", variants: Iterable[Variant] = ()
 ) -> Conformance:
     """The same for a recording that has been read."""
-    find_inputs(script)
     name = kernel or model_name(script)
+    lacks = conform_lacks.inputs(script)
+    if not lacks:
+        find_inputs(script)
+        if script.unborn:
+            lacks = [f"the recording does not begin with the VM: {script.unborn}"]
+    if lacks:  # what the model was not told, it cannot be held to: differences would show nothing
+        return Conformance(origin, name, script, ReplayTally(), Verdict.INCONCLUSIVE, tuple(lacks))
     return judge(origin, name, script, Replay(script, (*model_of(name), *variants)).run())
 
 
@@ -150,59 +141,22 @@ def model_of(name: str) -> tuple[Variant, ...]:
 
 
 def judge(origin: str, kernel: str, script: ConformScript, tally: ReplayTally) -> Conformance:
-    """The verdict, from positive evidence only."""
-    lacks, failures, gaps = _lacks(script), _failures(tally), _gaps(script, tally)
-    if lacks:
-        # what the model was not told, it cannot be held to: differences show nothing
-        verdict, reasons = Verdict.INCONCLUSIVE, [*lacks, *gaps]
+    """The verdict on a replay, from positive evidence only."""
+    failures, gaps = _failures(script, tally), _gaps(script, tally)
+    unordered = conform_lacks.order(script, tally) if failures else []
+    if failures and not unordered and not script.missing:
+        verdict, reasons = Verdict.FAIL, [*failures, *gaps]
     else:
-        verdict = Verdict.FAIL if failures else Verdict.INCONCLUSIVE if gaps else Verdict.PASS
-        reasons = [*failures, *gaps]
+        reasons = [*unordered, *gaps]
+        verdict = Verdict.INCONCLUSIVE if reasons else Verdict.PASS
     return Conformance(origin, kernel, script, tally, verdict, tuple(reasons) or (_praise(tally),))
 
 
-def _lacks(script: ConformScript) -> list[str]:
-    """The inputs of the model that the recording does not have."""
-    lacks = [
-        f"no {what} in the recording: it needs {how}"
-        for kind, what, how in NEEDS
-        if not script.recorded[kind]
-    ]
-    kinds = Counter(operation.kind for operation in script.operations)
-    if kinds["range-start"] and not kinds["range-end"]:
-        lacks.append(
-            "no end of any mmu_notifier invalidation in the recording: it needs a probe on, or the "
-            "entry of, kvm_mmu_notifier_invalidate_range_end"
-        )
-    if any("end" not in each.given for each in script.operations if each.kind == "range-start"):
-        lacks.append(
-            "mmu_notifier invalidations without their ranges: it needs start and end of a probe on "
-            "kvm_mmu_notifier_invalidate_range_start"
-        )
-    lacks += [
-        f"{kind} without arguments: it needs {how}"
-        for kind, how in ARGUMENTS
-        if script.recorded[kind]
-        and any(
-            None in done.values[:3]
-            for operation in script.operations
-            for done in operation.did
-            if done.kind == kind
-        )
-    ]
-    if script.strays:
-        more = f" and {len(script.strays) - 1} more" if len(script.strays) > 1 else ""
-        lacks.append(
-            "the kernel did something in a call that conform does not know: "
-            f"{script.strays[0]}{more}"
-        )
-    if script.unborn:
-        lacks.append(f"the recording does not begin with the VM: {script.unborn}")
-    return lacks
-
-
-def _failures(tally: ReplayTally) -> list[str]:
-    outcomes = list(tally.outcomes.values())
+def _failures(script: ConformScript, tally: ReplayTally) -> list[str]:
+    """What the model and the kernel did differently, before the kernel did something that the
+    replay does not know."""
+    limit = script.strays[0].line if script.strays else math.inf
+    outcomes = [each for each in tally.outcomes.values() if each.line < limit]
     failures = []
     for running in (False, True):
         these = [outcome for outcome in outcomes if outcome.operation.running == running]
@@ -214,13 +168,19 @@ def _failures(tally: ReplayTally) -> list[str]:
                 f"{bad} of {len(these)} operations {beside} have unexplained differences "
                 f"({share:.2%} matched)"
             )
-    if tally.stuck:
+    if tally.stuck and not script.strays:
         failures.append(f"the replay got stuck: {tally.stuck}")
     return failures
 
 
 def _gaps(script: ConformScript, tally: ReplayTally) -> list[str]:
-    gaps = [
+    gaps = [f"lines are missing: {script.missing}"] if script.missing else []
+    gaps += [
+        f"line {stray.line}: the kernel did something in a call that conform does not know: "
+        f"{stray}; nothing is concluded from here on"
+        for stray in script.strays[:1]
+    ]
+    gaps += [
         f"no {what} in the recording, but {tally.unseen[kind]:,} in the model: it needs {how}"
         for kind, what, how in EXPECTED
         if tally.unseen[kind]

@@ -16,7 +16,7 @@ from mmu.memory.requests import (
     KVM_REQ_TLB_FLUSH,
     KVM_REQ_TLB_FLUSH_CURRENT,
 )
-from mmu.paging.geometry import PG_LEVEL_1G, PG_LEVEL_2M, PG_LEVEL_4K
+from mmu.paging.geometry import PG_LEVEL_1G, PG_LEVEL_2M, PG_LEVEL_4K, Geometry
 from mmu.paging.spte import (
     ADDR_MASK,
     HOST_WRITABLE,
@@ -134,9 +134,12 @@ class Machine:
                 self.frames.add(operation.given["pfn"])
         runtime.host = RecordedHost(self.frames.add, self.run)
         runtime.wants = wants
+        runtime.mmio = {}
         runtime.entry = self.entry
         probe = Probe()
         self.layout = self._config().layout
+        self.generation_mask = (1 << self._config().mmio_gen_bits) - 1
+        """The part of the memslots' generation that MMIO SPTEs keep."""
         probe.attach(Watcher(self))
         self.vm = VirtualMachine(
             self._config(), (*variants, TELLING), runtime=runtime, reporter=reporter, probe=probe
@@ -150,6 +153,7 @@ class Machine:
     def _config(self) -> VmConfig:
         script = self.script
         return VmConfig(
+            geometry=Geometry(levels=script.levels),
             frames=self.frames.count(),
             have_exported_tdp=False,
             pml=False,
@@ -282,13 +286,35 @@ class Machine:
         token = self.vm.kvm.srcu.read_lock()
         vcpu.vcpu_load()
         self._note_level(vcpu, given)
-        judged = vcpu.handle_mmio_page_fault(given["gfn"]) if given["reserved"] else RetPf.INVALID
+        judged = self._judge_mmio(vcpu, operation) if given["reserved"] else RetPf.INVALID
         self.runtime.reach(JUDGED)
         if judged is RetPf.INVALID:
             result = vcpu.page_fault(given["gfn"], given["write"], given["present"], given["fetch"])
             self.runtime.tell("fault_done", result.name)
         vcpu.vcpu_put()
         self.vm.kvm.srcu.read_unlock(token)
+
+    def _judge_mmio(self, vcpu: Vcpu, operation: Operation) -> RetPf:
+        """handle_mmio_page_fault()."""
+        if self.is_mmio_cached(operation):
+            return RetPf.EMULATE
+        return vcpu.handle_mmio_page_fault(operation.given["gfn"])
+
+    def is_mmio_cached(self, operation: Operation) -> bool:
+        """mmio_info_in_cache(): the vCPU knows the access from the last time, and does not look at
+        the SPTE, as the kernel did not."""
+        cached = operation.given["gfn"], self.vm.memslots.peek(0).generation.value
+        return operation.given["unseen"] and self.runtime.mmio.get(operation.vcpu) == cached
+
+    def looks_stale(self, operation: Operation) -> bool:
+        """Whether an invalidation of the fault's page is under way just now."""
+        slot = self.vm.memslots.peek(self.vcpu(operation.vcpu).role.as_id).at(
+            operation.given["gfn"]
+        )
+        invalidation = self.vm.kvm.invalidation
+        return slot is not None and invalidation.retry_unsafe(
+            invalidation.seq.value, slot.hva(operation.given["gfn"])
+        )
 
     def _note_level(self, vcpu: Vcpu, given: dict[str, Any]) -> None:
         """How large the host's page is: as large as the kernel could map, unless the log kept it

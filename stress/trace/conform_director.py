@@ -4,7 +4,8 @@ lets one run at a time."""
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import islice
 
 from attrs import define, field
 
@@ -48,18 +49,33 @@ class OperationOutcome:
     """What both did last."""
     root: int = 0
     """The address of the root that the kernel is busy with, as far as it was named."""
-    in_leafs: bool = False
-    """Whether a leaf zap has begun and not ended."""
     explained: list[str] = field(factory=list)
     difference: OperationDifference | None = None
 
+    @property
+    def line(self) -> int:
+        """Where the two sides parted, or where the operation began."""
+        return self.operation.line if self.difference is None else self.difference.line
+
     def following(self) -> Happening | None:
-        """What the kernel does next in it."""
+        """What the kernel does next in it that is compared."""
+        return next(self._rest(), None)
+
+    def walks_to(self) -> int:
+        """The root to which a walk is just going, whose reference it takes before it puts the one
+        that it comes from; 0 if none."""
+        rest = list(islice(self._rest(), 2))
+        if rest and rest[0].kind == "put":
+            rest.pop(0)
+        return rest[0].values[0] or 0 if rest and rest[0].kind == "walk" else 0
+
+    def _rest(self) -> Iterator[Happening]:
+        """What the kernel still does in it."""
         done = self.operation.did
         index = next(
             (number + 1 for number in range(len(done) - 1, -1, -1) if done[number] is self.last), 0
         )
-        return done[index] if index < len(done) else None
+        return (each for each in islice(done, index, None) if each.kind != SYNC)
 
 
 @define
@@ -220,6 +236,7 @@ class Director:
                 and self._unblock(other)
             )
         before = len(other.emitted)
+        other.resched = worker.blocker is not None
         self._lockstep.resume(other)
         self.tally.ahead += len(other.emitted) - before
         return True

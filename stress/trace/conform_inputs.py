@@ -6,114 +6,21 @@ None of this is compared. It is what the model has to be given, read off the who
 
 from __future__ import annotations
 
-from typing import Any
-
-from attrs import define, field
-
-from stress.trace.conform_script import DELETE, MOVE, PAGE, ConformScript, Item, Operation
-from stress.trace.conform_values import Happening
+from stress.trace.conform_memory import Slots, find_memory
+from stress.trace.conform_script import DELETE, MOVE, ConformScript, Item, Operation
+from stress.trace.conform_values import BEGIN, Happening
 from stress.trace.layouts import span
 
 NEAR = 60
-"""How many happenings of the recording two faults can lie apart that race for an entry."""
-UNKNOWN_HVA = 1 << 40
-"""Where memory is put that no notifier has ever named, in pages; far from everything real."""
-_ALIGNED = 1 << 18
-"""Pages of 1 GiB: guest and host addresses agree below that, so that huge pages are possible where
-the host had them."""
-
-
-@define(eq=False)
-class _Slot:
-    """A slot while it lives. `hva` is the page number of its memory, once a notifier range has
-    shown it."""
-
-    made_by: Operation
-    base: int
-    npages: int
-    hva: int | None = None
-    sure: bool = False
-
-
-@define
-class _Slots:
-    """The slots as the recording goes on."""
-
-    now: dict[tuple[int, int], _Slot] = field(factory=dict)
-    all: list[_Slot] = field(factory=list)
-    covered: set[tuple[int, int]] = field(factory=set)
-    """Every range of gfns that a slot has ever had."""
-
-    def change(self, operation: Operation) -> None:
-        """kvm_set_memory_region() has returned."""
-        given = operation.given
-        key = given.get("as_id", 0), given["slot"]
-        if given.get("rc", 0) < 0 or given.get("change") is None:
-            return
-        if given["change"] != DELETE:
-            self.covered.add((given["gfn"], given["gfn"] + given["npages"]))
-        if given["change"] == DELETE:
-            self.now.pop(key, None)
-        elif key in self.now:
-            self.now[key].base = given["gfn"]
-        elif given["change"] != MOVE:
-            address = given.get("userspace_addr")
-            known = None if address is None else address >> PAGE
-            self.now[key] = _Slot(
-                operation, given["gfn"], given["npages"], known, sure=known is not None
-            )
-            self.all.append(self.now[key])
-
-    def had(self, given: dict[str, Any]) -> bool:
-        """Whether a slot with that number has ever been created."""
-        return any(slot.made_by.given["slot"] == given["slot"] for slot in self.all)
-
-    def learn(
-        self, start: int, end: int, first: int, last: int, slot_id: int, seen: set[int]
-    ) -> None:
-        """A notifier range [start, end) of host pages was gfns [first, last) of a slot."""
-        for (_, number), slot in self.now.items():
-            inside = slot.base <= first and last <= slot.base + slot.npages
-            if number == slot_id and inside and not slot.sure and id(slot) not in seen:
-                seen.add(id(slot))
-                self._place(slot, start, end, first, last)
-                return
-
-    def remember(self) -> None:
-        """A slot whose memory no notifier has placed for certain has the memory that the same slot
-        had at another time, if that is certain: user space makes its slots again as they were."""
-        sure: dict[tuple[int, int], set[int | None]] = {}
-        for slot in self.all:
-            if slot.sure:
-                sure.setdefault((slot.made_by.given["slot"], slot.npages), set()).add(slot.hva)
-        for slot in self.all:
-            known = sure.get((slot.made_by.given["slot"], slot.npages), set())
-            if not slot.sure and len(known) == 1:
-                (slot.hva,) = known
-
-    def _place(self, slot: _Slot, start: int, end: int, first: int, last: int) -> None:
-        if first > slot.base:
-            slot.hva, slot.sure = start - (first - slot.base), True
-        elif last < slot.base + slot.npages:
-            slot.hva, slot.sure = end - (last - slot.base), True
-        elif not slot.sure:
-            slot.hva = start if slot.hva is None else slot.hva
+"""How many happenings of the recording the winner's line can come after the end of the loser's
+fault."""
 
 
 def find_inputs(script: ConformScript) -> None:
     """Fill in what the operations need."""
-    slots = _Slots()
+    slots = find_memory(script)
     for operation in script.operations:
-        if operation.kind == "set-region":
-            slots.change(operation)
-        elif operation.kind == "range-start" and "end" in operation.given:
-            start, end = operation.given["start"] >> PAGE, -(-operation.given["end"] >> PAGE)
-            seen: set[int] = set()
-            for done in operation.did:
-                if done.kind == "unmap" and None not in done.values[:3]:
-                    first, last, number = done.values[:3]
-                    slots.learn(start, end, first, last, number, seen)
-        elif operation.kind == "fault":
+        if operation.kind == "fault":
             results = operation.given.get("tdp_page_fault_ret", [])
             operation.given["failed"] = any(result.get("ret", 0) < 0 for result in results)
             kinds = {done.kind for done in operation.did}
@@ -124,6 +31,7 @@ def find_inputs(script: ConformScript) -> None:
             operation.given["seq"] = next(
                 (done.values[1] for done in operation.did if done.kind == "stale"), None
             )
+            operation.given["unseen"] = operation.given["reserved"] and not operation.did
             operation.given["looks_early"] = not operation.given["reserved"] or (
                 "mmio_check" not in kinds and "fault_done" in kinds
             )
@@ -131,10 +39,8 @@ def find_inputs(script: ConformScript) -> None:
     script.unborn = next(
         filter(None, (_unborn(operation, slots) for operation in script.operations)), ""
     )
-    slots.remember()
-    for number, slot in enumerate(slots.all):
-        slot.made_by.given["hva"] = _hva(slot, number)
     _find_reset_vcpus(script)
+    _find_services(script)
     _find_races(script)
 
 
@@ -145,6 +51,25 @@ def _sees(operation: Operation, kinds: set[str], retried: bool) -> str:
         frame = operation.given.get("pfn")
         return "" if frame is None else "none" if frame >> 52 else "valid"
     return "invalid" if retried and not kinds & {"stale", "fast"} else ""
+
+
+def _find_services(script: ConformScript) -> None:
+    """Which service of a request is followed by another one that no newer request explains."""
+    last: dict[tuple[int, str], Operation] = {}
+    for item in script.items:
+        done, operation = item.what, item.operation
+        if not isinstance(done, Happening) or operation is None:
+            continue
+        if done.kind == "request":
+            for vcpu, name in list(last):
+                if name == done.values[0]:
+                    del last[vcpu, name]
+        elif done.kind == "served":
+            before = last.get((operation.vcpu, done.values[0]))
+            if before is not None:
+                before.given["served_again"] = True
+            operation.given["served_again"] = False
+            last[operation.vcpu, done.values[0]] = operation
 
 
 def _find_races(script: ConformScript) -> None:
@@ -162,12 +87,16 @@ def _find_races(script: ConformScript) -> None:
 
 
 def _winner(script: ConformScript, position: int, loser: Operation) -> Item | None:
-    """The entry on the loser's way that another fault has changed at about the same time; the
-    nearest in the recording."""
+    """The entry on the loser's way that another fault has changed while it was under way, or a
+    little later (an event follows its write); the nearest in the recording."""
     gfn = loser.given["gfn"]
     near: list[tuple[int, Item]] = []
-    for other in range(max(0, position - NEAR), min(len(script.items), position + NEAR)):
+    for other in range(position + NEAR, -1, -1):
+        if other >= len(script.items):
+            continue
         item = script.items[other]
+        if item.operation is loser and item.what == BEGIN:
+            break
         done = item.what
         if (
             item.operation is None
@@ -181,7 +110,7 @@ def _winner(script: ConformScript, position: int, loser: Operation) -> Item | No
     return min(near, key=lambda pair: pair[0])[1] if near else None
 
 
-def _unborn(operation: Operation, slots: _Slots) -> str:
+def _unborn(operation: Operation, slots: Slots) -> str:
     """What an operation presupposes although nothing in the recording has made it."""
     given = operation.given
     if operation.kind == "fault" and given["sees"] == "valid":
@@ -198,13 +127,6 @@ def _unborn(operation: Operation, slots: _Slots) -> str:
     ):
         return f"line {operation.line}: slot {given['slot']} is changed, but was not created here"
     return ""
-
-
-def _hva(slot: _Slot, number: int) -> int:
-    if slot.hva is not None:
-        return slot.hva
-    gfn: int = slot.made_by.given["gfn"]
-    return UNKNOWN_HVA + number * 64 * _ALIGNED + gfn % _ALIGNED
 
 
 def _find_reset_vcpus(script: ConformScript) -> None:

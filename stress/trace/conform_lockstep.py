@@ -29,7 +29,8 @@ class Worker:
     """A task of the recording, or one that the model has spawned (`background`).
 
     `emitted` is what it has done and nobody has looked at yet, `waiting` what it waits for ("" when
-    it can run), `blocker` the lock it waits for, `resched` whether the scheduler wants it to yield.
+    it can run), `blocker` the lock it waits for, `resched` whether it has to yield the lock that it
+    holds as soon as a walk allows.
     """
 
     def __init__(self, lockstep: Lockstep, name: str, *, background: bool = False) -> None:
@@ -166,8 +167,10 @@ class _Lock:
         """Release it; whoever waits for it is served before the caller goes on."""
         worker = self._lockstep.running()
         self.owners.remove(worker)
-        if self.wanted_by and worker is not None:
-            worker.pause()
+        if worker is not None:
+            worker.resched = False
+            if self.wanted_by:
+                worker.pause()
 
 
 class _LockstepHandle:
@@ -222,10 +225,7 @@ class _RwLock(_Lock):
     def is_contended(self) -> bool:
         """rwlock_needbreak() or need_resched()."""
         worker = self._lockstep.running()
-        if worker is not None and worker.resched:
-            worker.resched = False
-            return True
-        return bool(self.wanted_by)
+        return worker is not None and worker.resched
 
 
 def _nothing() -> None:

@@ -11,8 +11,10 @@ limits the recording's later lines decide in which order the model does things. 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import takewhile
 
 from mmu.memory.memslots import GEN_UPDATE_IN_PROGRESS
+from mmu.paging.geometry import PG_LEVEL_4K
 from mmu.paging.table import RootPage
 from mmu.variant import Variant
 from stress.trace.conform_director import Director
@@ -20,13 +22,17 @@ from stress.trace.conform_lockstep import Worker
 from stress.trace.conform_script import ConformScript, Item, Operation
 from stress.trace.conform_values import (
     FAST,
+    FAULTED_IN,
+    FROZEN,
     JUDGED,
     PUBLISHED,
     SLOT_FOUND,
+    SYNC,
     WRITING,
     EntryValue,
     Happening,
 )
+from stress.trace.layouts import span
 
 
 class RecordedOrder(Director):
@@ -38,7 +44,7 @@ class RecordedOrder(Director):
         """Faults that have not looked for their slot yet."""
         self._judged: set[int] = set()
         """Faults that have looked whether an MMIO SPTE holds."""
-        self._races = {id(winner.what): (loser, winner) for loser, winner in script.races}
+        self._races = {id(_first_of(winner)): (loser, winner) for loser, winner in script.races}
         self._races |= {
             id(done): race for race in script.races for done in race[0].did if done.kind == "mapped"
         }
@@ -47,17 +53,23 @@ class RecordedOrder(Director):
         """Before the model is asked for the recording's next happening: let happen what it
         presupposes."""
         kind = happening.kind
-        if kind == "flush" and self.tally.outcomes[id(operation)].in_leafs:
-            # the scheduler wanted the CPU in the middle of a zap, which flushes before it yields
-            worker.resched = True
-        elif kind == "mmio_check" or (kind == "spte" and happening.values[4].kind == "mmio"):
+        # the scheduler may have wanted the CPU in the middle of a walk, which flushes before it
+        # yields
+        worker.resched = kind == "flush"
+        if kind == "mmio_check" or (kind == "spte" and happening.values[4].kind == "mmio"):
             self._store_generation(operation, happening)
         elif kind in ("put", "zap_root"):
             self._settle_references(worker, happening)
-        elif id(happening) in self._races:
+        if id(happening) in self._races:
             self._race(*self._races[id(happening)])
         if kind == "spte" and happening.values[3].kind == "leaf" and not worker.emitted:
             self._prepare_leaf(worker, operation, happening)
+        elif kind == "mmio_check":
+            self._write_mmio_first(worker, operation, happening)
+        elif kind == "spte" and happening.values[3].kind == "mmio":
+            self._judge_before(worker, happening)
+        elif kind == "mapped" and happening.values[0] == "SPURIOUS":
+            self._map_first(worker, operation)
         elif kind == "fault_done" and operation.given.get("retried_early"):
             self._begin_invalidations()
             self._end_invalidations()
@@ -95,14 +107,50 @@ class RecordedOrder(Director):
         """The entry holds what another fault is about to write, whose line comes later: an event
         follows its write."""
         _, gfn, level, old, _ = happening.values
-        if self.machine.looks(root, gfn, level) == old:
+        self._write_entry_first(worker, root, (gfn, level), old)
+
+    def _write_mmio_first(self, worker: Worker, operation: Operation, happening: Happening) -> None:
+        """The same for the MMIO SPTE that a fault judges."""
+        root = self.machine.vcpu(operation.vcpu).root
+        gfn, generation = happening.values[:2]
+        if root is not None:
+            seen = EntryValue("mmio", gfn, f"{generation:#x}")
+            self._write_entry_first(worker, root, (gfn, PG_LEVEL_4K), seen)
+
+    def _write_entry_first(
+        self, worker: Worker, root: RootPage, where: tuple[int, int], old: EntryValue
+    ) -> None:
+        if self.machine.looks(root, *where) == old:
             return
+        for other, outcome in self._busy("fault"):
+            following = outcome.following()
+            if other is not worker and following is not None and _writes(following, *where, old):
+                self._next(other)
+
+    def _map_first(self, worker: Worker, operation: Operation) -> None:
+        """A fault has found a leaf that another fault has written, whose line may come later."""
+        gfn = operation.given["gfn"]
         for other, outcome in self._busy("fault"):
             following = outcome.following()
             if (
                 other is not worker
                 and following is not None
-                and _writes(following, gfn, level, old)
+                and following.kind == "spte"
+                and following.values[4].kind == "leaf"
+                and following.values[1] == gfn & -span(following.values[2])
+            ):
+                self._next(other)
+
+    def _judge_before(self, worker: Worker, happening: Happening) -> None:
+        """An MMIO SPTE is replaced. Faults that judge it, as a later line shows, have read it."""
+        _, gfn, _, old, _ = happening.values
+        for other, outcome in self._busy("fault"):
+            following = outcome.following()
+            if (
+                other is not worker
+                and following is not None
+                and following.kind == "mmio_check"
+                and (following.values[0], f"{following.values[1]:#x}") == (gfn, old.rights)
             ):
                 self._next(other)
 
@@ -119,11 +167,9 @@ class RecordedOrder(Director):
             or self._current(winning) is not winner.operation
         ):
             return  # the other one has not begun, or is over
-        self._races.pop(id(winner.what), None)
+        self._races.pop(id(_first_of(winner)), None)
         self._reach(losing, WRITING, where=(gfn, level))
-        while not winning.idle and not (
-            winning.emitted and winning.emitted[-1].values[:3] == winner.what.values[:3]
-        ):
+        while not winning.idle and all(each.kind == SYNC for each in winning.emitted):
             if winning.ready is not None and not winning.ready():
                 return
             self._lockstep.resume(winning)
@@ -152,23 +198,22 @@ class RecordedOrder(Director):
                 "put",
                 (address,),
             )
-            following = outcome.following()
-            walks = following is not None and (following.kind, following.values) == (
-                "walk",
-                (address,),
-            )
+            walks = outcome.walks_to() == address
             if (surplus > 0 and dropped) or (surplus < 0 and walks):
                 self._reach(other)
 
     def _let_request(self, operation: Operation) -> None:
-        """A request is served that somebody is just making: its bit was set before the recording
-        shows that it is."""
+        """A request is served that another task is just making: its bit was set before the
+        recording shows that it is. Where an older request is pending it may have been served for
+        that one only, but then it is served again later."""
         state = self.machine.vcpu(operation.vcpu).state
         for other in self._workers.values():
             if (
                 other.requesting
                 and not other.emitted
-                and not state.requests.value & other.requesting
+                and not (
+                    state.requests.value & other.requesting and operation.given["served_again"]
+                )
                 and other.ready is None
             ):
                 self._lockstep.resume(other)
@@ -183,8 +228,20 @@ class RecordedOrder(Director):
     def _end_invalidations(self) -> None:
         """An invalidation's end has taken effect by now, although its call has not returned."""
         for worker, outcome in self._busy("range-end"):
-            if outcome.compared:
+            if outcome.following() is None:
                 self._reach(worker)
+
+    def _fault_in(self, worker: Worker, operation: Operation) -> None:
+        """A fault that goes on to mmu_lock has found nothing against that before it: if there is
+        nothing now, this is the moment."""
+        following = self.tally.outcomes[id(operation)].following()
+        if (
+            operation.kind == "fault"
+            and following is not None
+            and following.kind == "stale"
+            and not self.machine.looks_stale(operation)
+        ):
+            self._reach(worker, FAULTED_IN)
 
     # Memslots.
 
@@ -207,12 +264,27 @@ class RecordedOrder(Director):
             ):
                 self._reach(worker)
 
+    def _judge_earlier(self) -> None:
+        """Memslots are about to be in flux, or to have a new generation. Faults that judge an MMIO
+        SPTE by the generation now have done so."""
+        for worker, outcome in self._busy("fault"):
+            following = outcome.following()
+            if following is None or following.kind != "mmio_check":
+                continue
+            slots = self.machine.vm.memslots.peek(
+                self.machine.vcpu(outcome.operation.vcpu).role.as_id
+            )
+            if slots.generation.value & self.machine.generation_mask == following.values[2]:
+                self._write_mmio_first(worker, outcome.operation, following)
+                self._next(worker)
+
     def _read_generation(self, operation: Operation) -> None:
         """Memslots get a new generation now. Faults that are about to note the one before have read
         it already."""
         last = self.tally.outcomes[id(operation)].last
         if last is None or last.kind != "generation":
             return
+        self._judge_earlier()
         for worker, outcome in self._busy("fault"):
             following = outcome.following()
             if following is None or following.kind != "spte" or following.values[4].kind != "mmio":
@@ -259,8 +331,17 @@ class RecordedOrder(Director):
         """Make a slot set visible that is just being swapped in; whether there was one."""
         publisher = self._publisher()
         if publisher is not None:
-            self._reach(publisher, PUBLISHED)
+            self._reach_publication(publisher)
         return publisher is not None
+
+    def _reach_publication(self, worker: Worker) -> None:
+        """A swap has made its slot set visible. It waits for all invalidations first: so those
+        that have nothing more to show are over."""
+        self._judge_earlier()
+        self._reach(worker, PUBLISHED)
+        if worker.ready is not None and not worker.ready():
+            self._end_invalidations()
+            self._reach(worker, PUBLISHED)
 
     def _publisher(self) -> Worker | None:
         """Who is between the begin of a swap and its publication."""
@@ -274,6 +355,20 @@ class RecordedOrder(Director):
             operation.given["gfn"]
         )
         return "none" if slot is None else "invalid" if slot.invalid else "valid"
+
+
+def _first_of(winner: Item) -> Happening:
+    """The first line of the change of an entry: kernels from 7.x on tell of the table that it has
+    removed first."""
+    assert isinstance(winner.what, Happening)
+    assert winner.operation is not None
+    first = winner.what
+    before = takewhile(lambda done: done is not winner.what, winner.operation.did)
+    for done in reversed([each for each in before if each.kind != SYNC]):
+        if done.kind != "zap_page" and not (done.kind == "spte" and done.values[4] == FROZEN):
+            break
+        first = done
+    return first if winner.what.values[3].kind == "table" else winner.what
 
 
 def _writes(happening: Happening, gfn: int, level: int, new: EntryValue) -> bool:

@@ -36,6 +36,7 @@ from stress.trace.conform_lockstep import LockstepRuntime
 from stress.trace.conform_script import Operation
 from stress.trace.conform_values import (
     FAST,
+    FAULTED_IN,
     PUBLISHED,
     REQUESTED,
     SEQ_TAKEN,
@@ -74,6 +75,8 @@ class ReplayRuntime(LockstepRuntime):
     entry: Callable[[int, int], EntryValue]
     """What an SPTE of the model means, in the recording's terms."""
     wants: Callable[[Happening], bool]
+    mmio: dict[int, tuple[int, int]]
+    """Each vCPU's own cache of its last MMIO access: the gfn, and the memslots' generation."""
 
     def tell(self, kind: str, *values: Any) -> None:
         """This is happening: stop here until the recording is as far."""
@@ -141,7 +144,8 @@ class TellingRoots(Roots):
 
 
 class TellingZapper(Zapper):
-    """Zaps, pass by pass."""
+    """Zaps, pass by pass. The kernel looks at entries that map nothing, too, where the model passes
+    over them: so it may yield behind the last that does."""
 
     def memslots_updated(self, generation: int) -> None:
         """memslots_updated."""
@@ -186,6 +190,10 @@ class TellingZapper(Zapper):
     def _zap_root_pass(self, root: RootPage, shared: bool, zap_level: int, flush: bool) -> None:
         _runtime(self.kvm).tell("zap_pass", root, zap_level, shared)
         super()._zap_root_pass(root, shared, zap_level, flush)
+        kvm = self.kvm
+        kvm.rcu.read_unlock()
+        kvm.mmu_lock.cond_resched(shared)
+        kvm.rcu.read_lock()
 
     def zap_leafs(
         self, root: RootPage, start: int, end: int, *, can_yield: bool, flush: bool
@@ -193,6 +201,11 @@ class TellingZapper(Zapper):
         """zap_leafs and its return."""
         _runtime(self.kvm).tell("zap_leafs", root, start, end, flush)
         flush = super().zap_leafs(root, start, end, can_yield=can_yield, flush=flush)
+        if can_yield and self.kvm.mmu_lock.needbreak():
+            if flush:
+                self.tlb.flush("yield")
+            self.kvm.mmu_lock.cond_resched(shared=False)
+            flush = False
         _runtime(self.kvm).tell("leafs_zapped", flush)
         return flush
 
@@ -247,8 +260,23 @@ class TellingFaults(FaultHandler):
     def find_slot(self, fault: Fault) -> Memslot | None:
         """The slot, and the moment when it was found."""
         slot = super().find_slot(fault)
+        operation = _runtime(self.kvm).operation()
+        if slot is None and operation is not None:
+            self._cache_mmio(operation.vcpu, fault.gfn)
         _runtime(self.kvm).reach(SLOT_FOUND)
         return slot
+
+    def _cache_mmio(self, vcpu: int, gfn: int) -> None:
+        """vcpu_cache_mmio_info(): not while memslots are in flux."""
+        generation = self.memslots.active(0).generation.value
+        if not generation & GEN_UPDATE_IN_PROGRESS:
+            _runtime(self.kvm).mmio[vcpu] = gfn, generation
+
+    def faultin_pfn(self, fault: Fault) -> RetPf:
+        """The moment when the frame is there, and it was seen whether to go on with it."""
+        result = super().faultin_pfn(fault)
+        _runtime(self.kvm).reach(FAULTED_IN)
+        return result
 
     def take_seq(self, fault: Fault) -> None:
         """The moment when the sequence was read."""
@@ -305,6 +333,8 @@ class TellingFaults(FaultHandler):
     def check_mmio_spte(self, gfn: int, as_id: int, spte: int, vcpu: Vcpu) -> bool:
         """check_mmio_spte."""
         valid = super().check_mmio_spte(gfn, as_id, spte, vcpu)
+        if valid:
+            self._cache_mmio(vcpu.number, gfn)
         generation = self.memslots.active(as_id).generation.value
         if not generation & GEN_UPDATE_IN_PROGRESS:
             _runtime(self.kvm).tell(

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
+from itertools import islice
 
 from mmu.memory.requests import IN_GUEST_MODE, OUTSIDE_GUEST_MODE
 from mmu.paging.geometry import PG_LEVEL_4K
+from mmu.paging.table import RootPage
 from mmu.variant import Variant
 from stress.trace.conform_director import OperationDifference, OperationOutcome, ReplayTally, Stuck
 from stress.trace.conform_lockstep import Worker
@@ -22,6 +24,7 @@ from stress.trace.conform_rules import RULES, Rule, Side
 from stress.trace.conform_script import CREATE_VCPU, ENTER, ConformScript, Item, Operation
 from stress.trace.conform_values import (
     BEGIN,
+    JUDGED,
     OVER,
     PUBLISHED,
     ROOTED,
@@ -34,6 +37,13 @@ from stress.trace.conform_values import (
 IN_FLIGHT = frozenset({"put", "invalidated"})
 """What is recorded before it takes effect, and is seen by others a little later: a reference
 dropped, an invalidation over (and a generation, which is never the last that a call does)."""
+COUNTED = frozenset({"put", "zap_root"})
+"""What shows a root's references, which others may change while the task has stopped there."""
+
+
+def _recounted(happening: Happening) -> Happening:
+    root, _, _, *rest = happening.values
+    return happening._replace(values=(root, root.refcount.read(), root.invalid.value, *rest))
 
 
 class Replay(RecordedOrder):
@@ -42,6 +52,7 @@ class Replay(RecordedOrder):
     def __init__(self, script: ConformScript, variants: Iterable[Variant] = ()) -> None:
         super().__init__(script, variants)
         self._reports = 0
+        self._position = 0
         self._parted: set[int] = set()
         self._coasting: list[Worker] = []
         """Workers whose operation has nothing more to show: they end it as soon as they can."""
@@ -56,7 +67,8 @@ class Replay(RecordedOrder):
     def run(self) -> ReplayTally:
         """All of it, or as far as it goes."""
         try:
-            for item in self.script.items:
+            for position, item in enumerate(self.script.items):
+                self._position = position
                 self._item(item)
                 if self._coasting:
                     self._coast()
@@ -121,8 +133,12 @@ class Replay(RecordedOrder):
             self._let_request(operation)
         worker.start(lambda: self.machine.run(operation))
         self._expect(worker, operation, Happening(BEGIN, (operation,), operation.line))
-        if operation.kind == "fault" and operation.given["looks_early"]:
+        if operation.kind != "fault":
+            return
+        if operation.given["looks_early"]:
             self._look(worker, operation)
+        elif self.machine.is_mmio_cached(operation):
+            self._reach(worker, JUDGED)
 
     def _enter(self, item: Item) -> None:
         """A vCPU enters the guest: it may have nothing left to serve."""
@@ -137,7 +153,7 @@ class Replay(RecordedOrder):
         ]
         self.tally.entries += 1
         if pending:
-            operation = last or Operation("enter", item.pid, item.line, "", item.vcpu)
+            operation = last or Operation("enter", item.pid, item.line, "", item.vcpu, running=True)
             self._part(
                 operation,
                 item.line,
@@ -156,22 +172,29 @@ class Replay(RecordedOrder):
             self._synchronise(worker, operation, happening.values[0])
             return
         outer = self._current(worker)
+        last = happening.kind == "put" and happening.values[1] == 1
         self._prepare(worker, operation, happening)
         if id(operation) in self._parted or (outer is not None and id(outer) in self._parted):
             self._collect(worker, operation, happening)
         else:
+            if happening.kind in COUNTED and self._is_read_late(happening):
+                happening = happening._replace(
+                    values=(happening.values[0], None, *happening.values[2:])
+                )
             while not self._compare(worker, operation, happening):
                 pass
         if operation.kind == "fault" and id(operation) in self._parted:
             self._adopt(operation, happening)
         # the last one: the root's addresses are free for another
-        if happening.kind == "put" and happening.values[1] == 1:
+        if last:
             self._physical.forget_root(self._pointers.forget(happening.values[0]))
 
     def _compare(self, worker: Worker, operation: Operation, happening: Happening) -> bool:
         """Hold the model's next happening against the recording's; whether the recording's is dealt
         with."""
         mine = self._next(worker)
+        if mine is not None and mine.kind in COUNTED and len(worker.emitted) == 1:
+            mine = worker.emitted[0] = _recounted(mine)
         if mine is not None and fits(happening, mine, self._pointers, self._physical):
             worker.emitted.popleft()
             self._matched(worker, operation, happening)
@@ -185,6 +208,25 @@ class Replay(RecordedOrder):
         self._note(operation, rule)
         return rule.side is not Side.MODEL
 
+    def _is_read_late(self, happening: Happening) -> bool:
+        """A probe reads a count of references only after its line has got its place in the
+        recording: others may have changed it until the task's next line, as later lines show."""
+        address, count = happening.values[:2]
+        root = self._pointers.root(address)
+        if not isinstance(root, RootPage) or count is None:
+            return False
+        mine, pid = root.refcount.read(), self.script.items[self._position].pid
+        if mine == count:
+            return False
+        for item in islice(self.script.items, self._position + 1, None):
+            if item.pid == pid:
+                break
+            if isinstance(item.what, Happening) and item.what.values[:1] == (address,):
+                mine += {"put": -1, "walk": 1}.get(item.what.kind, 0)
+            if mine == count:
+                return True
+        return False
+
     def _synchronise(self, worker: Worker, operation: Operation, point: str) -> None:
         """The recording tells that a task is at a point, or has just passed it."""
         if point == SEQ_TAKEN:
@@ -194,7 +236,12 @@ class Replay(RecordedOrder):
                 self._end_invalidations()
         elif point == OVER:
             self._read_generation(operation)
-        self._reach(worker, point)
+        if point == PUBLISHED:
+            self._reach_publication(worker)
+        else:
+            self._reach(worker, point)
+        if point == SEQ_TAKEN:
+            self._fault_in(worker, operation)
         if point in (PUBLISHED, OVER):
             self._coasting.append(worker)  # it may wait for readers from now on
 
@@ -217,15 +264,13 @@ class Replay(RecordedOrder):
         outcome.last = happening
         if happening.kind in ROOTED:
             outcome.root = happening.values[0] or 0
-        if happening.kind in ("zap_leafs", "leafs_zapped"):
-            outcome.in_leafs = happening.kind == "zap_leafs"
         self.tally.compared[happening.kind] += 1
         if (happening.kind, happening.values[1:2]) == ("fast", ("none",)) or (
             happening.kind == "mmio_check" and not happening.values[3]
         ):
             self._find_slot(worker, operation, False)
         if happening.kind == "swap" and not self.script.recorded[PUBLISHED]:
-            self._reach(worker, PUBLISHED)
+            self._reach_publication(worker)
         over = operation.did[-1] is happening and self._operations[worker][0] is operation
         if over and happening.kind not in IN_FLIGHT:
             self._coasting.append(worker)
@@ -278,6 +323,7 @@ class Replay(RecordedOrder):
         if doing is None:
             return
         outer = doing[0]
+        worker.resched = False
         while (mine := self._next(worker)) is not None:
             worker.emitted.popleft()
             if mine.kind in (BEGIN, SYNC):

@@ -18,10 +18,11 @@ from typing import Any, Final
 
 from attrs import define, field
 
+from mmu.memory.memslots import KVM_MEM_LOG_DIRTY_PAGES
 from stress.trace import events, layouts
 from stress.trace.conform_lines import read_lines
-from stress.trace.conform_translate import SYNCHRONISING, Translator
-from stress.trace.conform_values import BEGIN, SEQ_TAKEN, SYNC, Happening
+from stress.trace.conform_translate import Translator
+from stress.trace.conform_values import BEGIN, SYNC, Happening
 from stress.trace.events import Event, FieldError, TraceError
 from stress.trace.layouts import Detector, KernelLayout, Vendor
 from stress.trace.reader import TraceReader
@@ -124,8 +125,16 @@ class ConformScript:
     """Page-table pages that RCU freed."""
     damage: str = ""
     """Where the recording becomes useless, if it does."""
-    strays: list[str] = field(factory=list)
-    """What no operation explains, as "line N: what"."""
+    missing: str = ""
+    """How many events are missing, nobody knows where, if any are."""
+    strays: list[Happening] = field(factory=list)
+    """What no operation explains."""
+    beyond: list[str] = field(factory=list)
+    """What the machine has that the replay does not do, in sentences."""
+    vms: int = 1
+    """How many VMs show in it."""
+    levels: int = 4
+    """Levels of page tables."""
     unborn: str = ""
     """What shows that the VM is older than the recording, if anything does."""
     vcpus: int = 0
@@ -149,8 +158,8 @@ class _Task:
     vcpu: int = -1
     marked: bool = False
     """Whether the bottom operation ends with its marker."""
-    faulting: bool = False
-    """Whether a fault waits for the host."""
+    ranges: list[dict[str, Any]] = field(factory=list)
+    """The invalidations that it has begun and not ended, outermost first."""
 
 
 class Scribe:
@@ -161,6 +170,8 @@ class Scribe:
         self._translator = translator
         self._tasks: dict[int, _Task] = {}
         self._step = "start"
+        self.kvms: set[object] = set()
+        """The VMs that probes name."""
         self._inside: set[int] = set()
         self._in_smm: set[int] = set()
 
@@ -173,12 +184,25 @@ class Scribe:
             self._script.freed += 1
         elif event.name == events.MARKER:
             self._marker(event)
+        elif event.name == "kvm_mmu_get_page" and not event.fields().direct:
+            self._shadows()
         elif event.name in ("kvm_entry", "kvm_exit"):
             self._guest(event)
+        elif event.name == "kvm_userspace_exit":
+            self._leave(self._task(event.pid))
         elif event.name in ("svc_tlb", "kvm_smm_transition"):
             self._runs(event)
         else:
             self._call(event)
+
+    def _shadows(self) -> None:
+        """A page table of the guest's own is shadowed."""
+        sentence = (
+            "page tables of the guest are shadowed (a nested guest, or no nested paging), which "
+            "conform does not replay"
+        )
+        if sentence not in self._script.beyond:
+            self._script.beyond.append(sentence)
 
     def _task(self, pid: int) -> _Task:
         return self._tasks.setdefault(pid, _Task())
@@ -240,6 +264,11 @@ class Scribe:
             Item(event.line, event.pid, None, ENTER if entering else EXIT, vcpu)
         )
 
+    def _leave(self, task: _Task) -> None:
+        """The task is back in user space: what it did in KVM_RUN is over."""
+        if not task.marked:
+            task.stack.clear()
+
     def _runs(self, event: Event) -> None:
         """Which vCPU a task runs, from an event that does nothing itself."""
         found = _VCPU.search(event.text)
@@ -256,10 +285,8 @@ class Scribe:
         kind = OPENERS.get(event.name)
         if kind is not None and not self._is_part(task, event.name):
             self._begin_call(event, task, kind)
-        if SYNCHRONISING.get(event.name) == SEQ_TAKEN and task.stack:
-            task.faulting = True
-        elif event.name in ("stale", "tdp_page_fault_ret"):
-            task.faulting = False
+        if " kvm=" in event.text and event.text.startswith("("):
+            self.kvms.add(event.fields().args.get("kvm"))
         self._learn(event, task)
         happening = self._translator.happening(event)
         if happening is not None:
@@ -278,12 +305,11 @@ class Scribe:
 
     def _begin_call(self, event: Event, task: _Task, kind: str) -> None:
         given = self._given(event, kind)
-        nested = (
-            task.faulting
-            and bool(task.stack)
-            and task.stack[0].kind == "fault"
-            and kind.startswith("range-")
-        )
+        if kind == "range-start":
+            task.ranges.append(given)
+        elif kind == "range-end" and task.ranges:
+            given = {**task.ranges.pop(), **given}
+        nested = kind.startswith("range-") and bool(task.stack) and _is_faulting(task.stack[0])
         operation = self._open(event, kind, given, nested=nested)
         if kind in ("fault", "free-obsolete", "flush-tlb", "load-root"):
             operation.vcpu = task.vcpu if given.get("vcpu", -1) < 0 else given["vcpu"]
@@ -305,7 +331,7 @@ class Scribe:
             task.stack[0].nested.append(operation)
         else:
             task.stack.clear()
-            task.marked = task.faulting = False
+            task.marked = False
         task.stack.append(operation)
         self._script.operations.append(operation)
         self._script.items.append(Item(event.line, event.pid, operation, BEGIN))
@@ -348,10 +374,11 @@ class Scribe:
         which = "old" if args.get("change") == DELETE else "new"
         given.update(
             change=args.get("change"),
-            slot=args.get(f"{which}_id", given.get("slot", 0)),
-            gfn=args.get(f"{which}_gfn", given.get("gfn", 0)),
-            npages=0 if which == "old" else args.get("new_n", 0),
+            slot=args.get(f"{which}_id", given.get("slot")),
+            gfn=args.get(f"{which}_gfn", given.get("gfn")),
+            npages=0 if which == "old" else args.get("new_n", given.get("npages")),
             flags=given.get("flags", 0) if which == "old" else args.get("new_fl", 0),
+            old_flags=args.get("old_fl", 0),
         )
         if which == "new" and isinstance(args.get("new_hva"), int):
             given["userspace_addr"] = args["new_hva"]
@@ -365,7 +392,7 @@ class Scribe:
         if happening.kind == "spte" and happening.values[3:] == self._translator.freeze:
             self._script.freezes_recorded = True
         if not task.stack:
-            self._script.strays.append(f"line {event.line}: {happening}")
+            self._script.strays.append(happening)
             return
         self._did(event, task.stack[-1], happening)
 
@@ -373,6 +400,13 @@ class Scribe:
         operation.did.append(happening)
         self._script.recorded[happening.kind] += happening.kind == "refused"
         self._script.items.append(Item(event.line, event.pid, operation, happening))
+
+
+def _is_faulting(operation: Operation) -> bool:
+    """Whether it is a fault that may still wait for the host."""
+    return operation.kind == "fault" and all(
+        done.kind in ("mmio_check", "fast", SYNC) for done in operation.did
+    )
 
 
 def read_script(path: Path, kernel: str = "", vendor: str = "") -> ConformScript:
@@ -402,6 +436,9 @@ def write_script(script: ConformScript, lines: Iterable[Event]) -> None:
                 script.damage = f"line {event.line}: another recording begins here"
                 break
             continue
+        if event.name == events.MISSING:
+            script.missing = event.text
+            continue
         if event.name in events.NOTICES:
             script.damage = f"line {event.line}: {event.text}"
             break
@@ -410,32 +447,93 @@ def write_script(script: ConformScript, lines: Iterable[Event]) -> None:
         except FieldError as error:
             script.damage = f"line {event.line}: {event.name}: {error}"
             break
-    script.manual_protect = any(operation.kind == "clear-log" for operation in script.operations)
-    script.initially_set = script.manual_protect and not any(
-        _protects(operation) for operation in script.operations
+    _find_log_mode(script)
+    _find_machine(script, scribe.kvms)
+
+
+def _find_machine(script: ConformScript, kvms: set[object]) -> None:
+    """What kind of machine it is, as far as it matters to the model."""
+    destroyed = [each.line for each in script.operations if each.kind == "destroy"]
+    again = destroyed and any(
+        each.kind == "set-region" and each.line > destroyed[0] for each in script.operations
+    )
+    script.vms = max(len(kvms), 1 + bool(again))
+    changes = [
+        done for each in script.operations for done in each.did if done.kind in ("spte", "protect")
+    ]
+    script.levels = max([4, *(done.values[2] for done in changes if done.kind == "spte")])
+    if any(done.kind == "protect" and done.values[2] is False for done in changes):
+        script.beyond.append(
+            "the processor logs writes itself (PML), which conform does not replay"
+        )
+
+
+def _find_log_mode(script: ConformScript) -> None:
+    """Which of KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 was on, as far as it made a difference: with it
+    KVM_GET_DIRTY_LOG protects nothing, and if all is dirty initially, switching logging on does
+    nothing either."""
+    starts = [each for each in script.operations if _starts_log(each)]
+    gets = [each for each in script.operations if each.kind == "get-log"]
+    script.initially_set = bool(starts) and not any(map(_protects, starts))
+    script.manual_protect = (
+        any(each.kind == "clear-log" for each in script.operations)
+        or script.initially_set
+        or (bool(gets) and not any(map(_protects, gets)))
+    )
+
+
+def _starts_log(operation: Operation) -> bool:
+    """Whether a slot that did not log begins to."""
+    given = operation.given
+    return bool(
+        operation.kind == "set-region"
+        and given.get("change") == FLAGS
+        and given.get("flags", 0) & KVM_MEM_LOG_DIRTY_PAGES
+        and not given.get("old_flags", 0) & KVM_MEM_LOG_DIRTY_PAGES
+        and given.get("rc", 0) >= 0
     )
 
 
 def _protects(operation: Operation) -> bool:
-    """Whether switching logging on took rights away."""
-    on = (
-        operation.kind == "set-region"
-        and operation.given.get("change") == FLAGS
-        and operation.given.get("flags", 0) & 1
-    )
-    return bool(on) and any(done.kind in ("wrprot_slot", "flush") for done in operation.did)
+    """Whether it took rights away, or looked for whom to take them from."""
+    kinds = ("wrprot_slot", "wrprot", "protect", "spte", "walk", "flush")
+    return any(done.kind in kinds for done in operation.did)
 
 
 def _detect(lines: list[Event]) -> Detector:
+    """Which kernel made the recording, from all of it."""
     detector = Detector()
+    seen: set[str] = set()
     for event in lines:
-        if event.name == "kvm_tdp_mmu_spte_changed":
-            try:
-                change = event.fields()
-            except FieldError:
-                continue
-            for spte in (change.old, change.new):
-                wrong = detector.see(event.line, spte)
-                if wrong:
-                    raise TraceError(f"line {event.line}: {wrong}")
+        if event.name not in seen:
+            seen.add(event.name)
+            detector.see_event(event)
+        see = _SHOWING.get(event.name)
+        if see is None:
+            continue
+        try:
+            wrong = see(detector, event)
+        except FieldError:
+            continue
+        if wrong:
+            raise TraceError(f"line {event.line}: {wrong}")
     return detector
+
+
+def _see_change(detector: Detector, event: Event) -> str:
+    """A changed entry; returns what contradicts the lines before it, or ""."""
+    change = event.fields()
+    return detector.see(event.line, change.old) or detector.see(event.line, change.new)
+
+
+def _see_requested(detector: Detector, event: Event) -> str:
+    """Whether the event has the field that came with 7.x."""
+    if event.fields().access >= 0:
+        detector.see_access(event.line)
+    return ""
+
+
+_SHOWING: Final = {
+    "kvm_tdp_mmu_spte_changed": _see_change,
+    "kvm_mmu_spte_requested": _see_requested,
+}

@@ -135,6 +135,8 @@ class Translator:
 
     def _spte_changed(self, event: Event) -> Happening:
         change = event.fields()
+        if change.level not in layouts.LEVELS:
+            raise FieldError(f"there is no level {change.level}")
         old = kernel_entry(change.old, change.level, self._kernel, self._vendor)
         new = kernel_entry(change.new, change.level, self._kernel, self._vendor)
         return Happening("spte", (change.as_id, change.gfn, change.level, old, new), event.line)
@@ -175,9 +177,10 @@ class Translator:
 
     # Probes; each returns the kind and its values.
 
-    def _root(self, args: dict[str, Any]) -> int:
-        address = args.get("root", 0)
-        if not isinstance(address, int):
+    def _root(self, args: dict[str, Any]) -> int | None:
+        """A root's address; 0 for none, None if it was not recorded."""
+        address = args.get("root")
+        if isinstance(address, str):
             raise FieldError("root= is no number")
         return address
 
@@ -312,8 +315,8 @@ class Translator:
     def _on_load_pgd(self, args: dict[str, Any], _: Event) -> tuple[Any, ...]:
         return "loaded", self._physical(args), args.get("vcpu")
 
-    def _physical(self, args: dict[str, Any]) -> int:
-        """A root's physical address; 0 for INVALID_PAGE."""
+    def _physical(self, args: dict[str, Any]) -> int | None:
+        """A root's physical address; 0 for INVALID_PAGE, None if it was not recorded."""
         root = self._root(args)
         return 0 if root == (1 << 64) - 1 else root
 

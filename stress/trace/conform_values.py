@@ -84,16 +84,17 @@ BEGIN: Final = "begin"
 SYNC: Final = "sync"
 """Something else that tells where the kernel is, and is not compared: its first value names the
 `point` of the model."""
-JUDGED, FAST, SLOT_FOUND, SEQ_TAKEN, WRITING = (
+JUDGED, FAST, SLOT_FOUND, SEQ_TAKEN, FAULTED_IN, WRITING = (
     "MMIO judged",
     "fast path",
     "slot found",
     "seq taken",
+    "faulted in",
     "writing",
 )
 """Points of a fault: it has looked whether an MMIO SPTE holds; about to try the lockless path; it
-has its slot; it has its mmu_invalidate_seq; it has read an entry (gfn and level follow) and is
-about to replace it."""
+has its slot; it has its mmu_invalidate_seq; it has its frame, and has looked for invalidations
+before it takes mmu_lock; it has read an entry (gfn and level follow) and is about to replace it."""
 PUBLISHED, REQUESTED, OVER = "published", "requested", "over"
 """A slot set is visible; every vCPU has its request; the call has returned."""
 
