@@ -18,6 +18,8 @@ from stress.search.exploration import ExplorationTally, Failure, SearchBudget
 from stress.search.schedule import Divergence, Schedule
 from stress.search.strategies import EXHAUSTIVE, is_exhaustive, strategy_for
 from stress.testing import text
+from stress.testing.cause import cause_of
+from stress.testing.objects.frames import unsupported
 from stress.testing.plain.session import inside
 from stress.testing.program import FunctionProgram, NothingExplored, ProgramFunction
 from stress.testing.replay import LocatedReplay, place_of_thread, replay_located, simpler
@@ -58,6 +60,10 @@ class TaskBlocked(StressError):
 
 class ReplayDiverged(StressError):
     """A replay met something else than what was recorded: the test or what it calls has changed."""
+
+
+MARKS: Final = "+"
+"""Before what follows the schedule in a line that replays one."""
 
 
 @frozen
@@ -153,6 +159,7 @@ def explore(
     settings = (settings or Settings()).checked()
     program = FunctionProgram(function, settings.memory)
     with _under_control(program, slot):
+        _survey(program, settings)
         exploration = program.settled(lambda: _explored(program, settings))
         tally = exploration.tally
         failures = list(tally.failures.values())
@@ -168,6 +175,16 @@ def explore(
         tally.exhausted and not tally.unfinished,
         tally.seconds,
         tally.unfinished,
+    )
+
+
+def _survey(program: FunctionProgram, settings: Settings) -> None:
+    """See which plain objects are shared in a few schedules, which are always the same."""
+    if unsupported() is not None:
+        return
+    strategies = [strategy_for("dfs", 0), *(strategy_for("random", seed) for seed in range(4))]
+    program.settled(
+        lambda: program.survey(strategies, limit=settings.limit, granularity=settings.granularity)
     )
 
 
@@ -215,9 +232,12 @@ def replay(
     it cannot be followed; with `steps`, its recorded steps, at the first that is another."""
     __tracebackhide__ = True
     settings = (settings or Settings()).checked()
-    schedule = Schedule.decode(string)
+    choices, _, marks = string.partition(MARKS)
+    schedule = Schedule.decode(choices)
     program = FunctionProgram(function, settings.memory)
+    program.parts.told = frozenset(marks.split(",") if marks else ())
     with _under_control(program, slot):
+        _survey(program, settings)
         replayed = program.settled(
             lambda: replay_located(
                 program,
@@ -254,7 +274,7 @@ def _explained(
     replayed = replay_located(
         program, schedule, limit=settings.limit, granularity=settings.granularity
     )
-    string = schedule.encode()
+    string = _string(schedule, program)
     if replayed.divergence is None and signature in replayed.signatures:
         reports = sorted(replayed.reports, key=lambda report: report.signature != signature)
         return ScheduleFailed(
@@ -263,17 +283,28 @@ def _explained(
             string,
             replayed.steps,
         )
-    string = failure.schedule.encode()
+    string = _string(failure.schedule, program)
     message = text.failure(
         failure.reports, f"{summary}\n{UNSTEADY}", command(string), text.Shown(failure.steps)
     )
     return ScheduleFailed(message, signature, string, failure.steps)
 
 
+def _string(schedule: Schedule, program: FunctionProgram) -> str:
+    """The line that replays a schedule: with marks of what was found to be shared late."""
+    marks = program.parts.marks()
+    return schedule.encode() + (f"{MARKS}{','.join(marks)}" if marks else "")
+
+
 def _shown(replayed: LocatedReplay) -> text.Shown:
     run = replayed.run
+    values = text.values_in(run)
     return text.Shown(
-        replayed.steps, replayed.places, tuple(text.words_at_end(run)), text.notes_on(run)
+        replayed.steps,
+        replayed.places,
+        tuple(text.words_at_end(run)),
+        text.notes_on(run) | values,
+        cause_of(run, values),
     )
 
 

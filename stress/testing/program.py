@@ -5,9 +5,9 @@ from __future__ import annotations
 import inspect
 import linecache
 import traceback
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, TypeVar
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from typing import Any, Final, TypeVar
 
 from mmu.report import Report, Reporter, section
 from mmu.runtime import Cell, Counter, Queue, RawLock, Table
@@ -15,10 +15,13 @@ from mmu.sync import Rcu, Sync
 from mmu.task import Task
 from stress.engines.carrier_choice import SC, THREADS
 from stress.engines.controlled import ControlledRuntime
-from stress.engines.program import ProgramTask
+from stress.engines.program import Executor, ProgramTask, Strategy
 from stress.engines.timed import BodyWaits
 from stress.engines.timed_runtime import TimedRuntime
 from stress.scenario.errors import StressError
+from stress.testing.objects.frames import unsupported
+from stress.testing.objects.hooks import hooks
+from stress.testing.objects.watch import SharedParts, Watch, is_under_test
 from stress.testing.plain.before import Before
 from stress.testing.plain.checked import make_again, served
 from stress.testing.plain.patches import patched
@@ -125,6 +128,15 @@ def name_of(function: Callable[..., object], otherwise: str) -> str:
     return otherwise if name.startswith("<") else name
 
 
+MOST_BEGINNINGS: Final = 50
+"""After so many beginnings an exploration goes on although it finds more that is shared: the names
+of parts differ from schedule to schedule."""
+
+
+class MoreShared(Exception):
+    """A schedule has shared what was not known to be shared."""
+
+
 ProgramFunction = (
     Callable[[ExploredSync], "Callable[[], object] | None"]
     | Callable[[], "Callable[[], object] | None"]
@@ -146,6 +158,7 @@ class FunctionInstance:
         session: PlainSession,
         checked: Sequence[Any],
     ) -> None:
+        self.watch = session.watch
         self._reporter = Reporter(sink=None)
         self._crew = crew = crew_of(session)
         self._check: Callable[[], object] | None = None
@@ -225,11 +238,14 @@ class FunctionProgram:
         self._function: Any = function
         self._takes_sync = _takes_an_argument(function)
         self._before = Before({})
+        self.parts = SharedParts()
+        """What is known of its plain objects."""
+        self._built = self._begun = 0
 
     @contextmanager
     def under_control(self) -> Iterator[None]:
         """While the block runs, the standard library serves this program's tasks."""
-        with served(), patched() as by_name:
+        with served(), patched() as by_name, closing(hooks(is_under_test)) as self._hooks:
             self._before = before = Before(by_name)
             try:
                 before.search(self._function)
@@ -242,16 +258,44 @@ class FunctionProgram:
     def settled(self, run: Callable[[], T]) -> T:
         """The result of `run`, which runs schedules of this program: begun anew if it turns out
         that the function has to be a task."""
-        try:
-            return run()
-        except BodyWaits:
-            self.body_is_task = True
-            return run()
+        while True:
+            self._built = 0
+            self._begun += 1
+            try:
+                return run()
+            except BodyWaits:
+                self.body_is_task = True
+            except MoreShared:
+                pass  # now it is known
+
+    def survey(self, strategies: Iterable[Strategy], *, limit: int, granularity: str) -> None:
+        """Run a schedule with each of the strategies to see which parts of plain objects are
+        shared. Their failures are not looked at."""
+        executor = Executor(self, limit=limit, granularity=granularity)
+        for strategy in strategies:
+            self._built = 0
+            executor.execute(strategy).release()
+            self.parts.found()
+        self.parts.surveyed()
+
+    def looked_at(self) -> None:
+        """After a schedule: raises `MoreShared` if it has shared a part that was not known to
+        be."""
+        if self.parts.found() and self._begun < MOST_BEGINNINGS:
+            raise MoreShared
 
     def build(self, runtime: ControlledRuntime, seed: int) -> FunctionInstance:  # noqa: ARG002 - nothing here is left to chance
         """Call the function, or make a task that does."""
         assert isinstance(runtime, TimedRuntime)
         session = PlainSession(runtime, self._before.paths)
+        self._built += 1
+        # all accesses are looked at in schedules number 1, 2, 4, 8, ...
+        looking = self._built & (self._built - 1) == 0
+        if (looking or self.parts.shared) and unsupported() is None:
+            session.watch = watch = Watch(session, self.parts, self._hooks, looking=looking)
+            self._hooks.want(watch.look_at)
+        else:
+            self._hooks.want(None)
         activate(session)
         return FunctionInstance(self, runtime, session, self._before.checked)
 

@@ -13,6 +13,7 @@ from stress.search.exploration import Exploration
 from stress.search.happens_before import GROUP, LOADS, accesses
 from stress.search.schedule import Divergence, Follow, Schedule, WordNames, difference_at_end
 from stress.search.strategies import EXHAUSTIVE
+from stress.testing.program import FunctionProgram
 
 _SERIAL: Final = (1 << OWNER_SHIFT) - 1
 
@@ -31,6 +32,8 @@ class FunctionExploration(Exploration):
     _trace: list[Event] = []  # noqa: RUF012 - never changed, only replaced
 
     def _look_at(self, run: Run) -> None:
+        if isinstance(self._executor.program, FunctionProgram):
+            self._executor.program.looked_at()
         if not self.shared:
             self.shared = shares(run)
         if self.unsteady is None:

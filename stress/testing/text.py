@@ -14,6 +14,7 @@ from stress.engines.locks import ControlledLock
 from stress.engines.program import Run
 from stress.search.in_buffers import owner_of, unseen_stores
 from stress.search.schedule import WordNames
+from stress.testing.objects.watch import Watch
 from stress.testing.program import RULE, FunctionInstance
 from stress.testing.replay import Place
 
@@ -43,12 +44,14 @@ def finding(report: Report) -> list[str]:
 @frozen
 class Shown:
     """A schedule to show: its steps as (task, operation), the places they come from, the shared
-    words at its end, and notes on some of the steps, by number from 0 on."""
+    words at its end, notes on some of the steps, by number from 0 on, and the cause in a
+    sentence."""
 
     steps: tuple[tuple[str, str], ...]
     places: tuple[Place | None, ...] = ()
     words: tuple[str, ...] = ()
     notes: Mapping[int, str] = field(factory=dict)
+    cause: str = ""
 
 
 def interleaving(shown: Shown) -> list[str]:
@@ -87,6 +90,13 @@ def notes_on(run: Run) -> dict[int, str]:
         )
         for position, stores in unseen_stores(run).items()
     }
+
+
+def values_in(run: Run) -> dict[int, str]:
+    """What steps on plain objects have read or written."""
+    instance = run.instance
+    watch = instance.watch if isinstance(instance, FunctionInstance) else None
+    return dict(watch.notes) if isinstance(watch, Watch) else {}
 
 
 def _where(place: Place | None, files_differ: bool) -> str:
@@ -163,7 +173,10 @@ def _value(thing: Any) -> str | None:
 def failure(reports: Sequence[Report], summary: str, command: str, shown: Shown) -> str:
     """The whole message; its first line says what went wrong."""
     first, *others = reports
-    lines = [*finding(first), "", summary]
+    lines = [*finding(first), ""]
+    if shown.cause:
+        lines += [f"cause: {shown.cause}", ""]
+    lines.append(summary)
     lines += [
         "",
         "replay it:",

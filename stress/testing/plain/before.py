@@ -46,7 +46,7 @@ _SLOT_TYPES: Final = (type(FunctionType.__code__), type(FunctionType.__globals__
 class Before:
     """The search, its findings, and what it has changed.
 
-    `paths` has the names of objects that the scheduler must know by a name, `by_name` what stands
+    `paths` has the names of objects by id, `by_name` what stands
     in for functions and types. `put_back` undoes every change.
     """
 
@@ -70,6 +70,7 @@ class Before:
             path, thing = self._todo.popleft()
             if id(thing) not in self._seen and not isinstance(thing, _LEAVES):
                 self._seen[id(thing)] = thing
+                self.paths.setdefault(id(thing), path)
                 self._look_into(path, thing)
 
     def put_back(self) -> None:
@@ -102,6 +103,8 @@ class Before:
         for variable, cell in zip(
             function.__code__.co_freevars, function.__closure__ or (), strict=False
         ):
+            self._seen[id(cell)] = cell
+            self.paths[id(cell)] = f"{path}.{variable}"
             self._cell(f"{path}.{variable}", cell)
         wrapped = getattr(function, "__wrapped__", None)
         if wrapped is not None:

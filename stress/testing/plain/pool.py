@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -15,6 +16,7 @@ from stress.testing.plain.threads import start, thread_join
 from stress.testing.plain.waits import PlainState
 
 _INIT: Final = Future.__init__
+_UNNAMED: Final = re.compile(r"^ThreadPoolExecutor-\d+$")
 Work = tuple[Future[Any], Callable[[], object]]
 
 
@@ -30,6 +32,10 @@ class PoolState(PlainState):
         self.is_shut = False
         self.pending: list[ControlledTask] = []
         self._executor = executor
+        given: str = executor._thread_name_prefix or "pool"
+        self._prefix = _UNNAMED.sub(f"ThreadPoolExecutor-{session.pools}", given)
+        """Pools without a name are numbered in each schedule anew."""
+        session.pools += 1
 
     def peek(self, index: int = 0) -> int:  # noqa: ARG002 - one word
         """How much work waits, without a step."""
@@ -72,10 +78,9 @@ class PoolState(PlainState):
             thread_join(self.session, None, worker)
 
     def _hire(self) -> None:
-        prefix = self._executor._thread_name_prefix or "pool"
         with self.session.uncontrolled():
             # its real pool would end with the process; here, nobody waits for it
-            worker = threading.Thread(name=f"{prefix}_{len(self.workers)}", daemon=True)
+            worker = threading.Thread(name=f"{self._prefix}_{len(self.workers)}", daemon=True)
         start(self.session, worker, self._serve, daemon=True)
         self.workers.append(worker)
 

@@ -6,11 +6,11 @@ import os
 import sys
 from _thread import get_ident
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from hashlib import blake2b
 from pathlib import Path
 from types import CodeType, FrameType
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 from stress.engines.steps import OWNER_SHIFT
 from stress.engines.tasks import Abandoned
@@ -27,6 +27,14 @@ _NAMED: Final = 1 << 46
 _VALUES: Final = (int, str, bytes, bool, type(None))
 
 
+class ThreadWatch(Protocol):
+    """Looks at what a thread does."""
+
+    def on(self) -> AbstractContextManager[None]:
+        """A block in which the calling thread is looked at."""
+        ...
+
+
 class PlainSession:
     """What belongs to one schedule. `idents` are the threads that are its tasks now."""
 
@@ -38,6 +46,10 @@ class PlainSession:
         """What the program's `sync` is."""
         self.futures = 0
         """How many futures tasks have made."""
+        self.pools = 0
+        """How many pools of threads."""
+        self.watch: ThreadWatch | None = None
+        """Who looks at what tasks do to plain objects."""
         self.raw = 0
         """Not 0: what the running task makes now is the real thing."""
         self._paths = paths
@@ -59,6 +71,10 @@ class PlainSession:
         """The controlled state of an object if there is one."""
         entry = self._twins.get(id(thing))
         return entry[1] if entry is not None and isinstance(entry[1], kind) else None
+
+    def watched(self) -> AbstractContextManager[None]:
+        """A block in which the calling thread is looked at, if anybody does."""
+        return nullcontext() if self.watch is None else self.watch.on()
 
     @contextmanager
     def uncontrolled(self) -> Iterator[None]:

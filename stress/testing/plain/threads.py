@@ -50,7 +50,8 @@ class Crew:
         thread._ident = ident
         self.session.idents.add(ident)
         try:
-            yield
+            with self.session.watched():
+                yield
         finally:
             self.session.idents.discard(ident)
             thread._is_stopped = True
@@ -68,7 +69,8 @@ class Crew:
         _active[ident] = threading.main_thread()
         self.session.idents.add(ident)
         try:
-            yield
+            with self.session.watched():
+                yield
         finally:
             self.session.idents.discard(ident)
             if before is not None:

@@ -168,7 +168,8 @@ def semaphore_release(session: PlainSession, _: Any, semaphore: Any, n: int = 1)
     if n < 1:
         raise ValueError("n must be one or more")
     state = session.twin(semaphore, SemaphoreState)
-    state.step(RELEASE)
+    # where nobody could have come in before, that is what a lock is
+    state.step(RELEASE if not state.value else RMW)
     if (
         isinstance(semaphore, threading.BoundedSemaphore)
         and state.value + n > semaphore._initial_value  # type: ignore[attr-defined]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import signal
@@ -69,15 +70,14 @@ class TestUnsteady:
             explore(program, Settings(strategy=strategy, schedules=200))
 
     def test_what_an_earlier_schedule_has_left_behind(self) -> None:
-        seen: list[int] = []
+        numbers = itertools.count()  # whose number nobody can see or put back
 
         def program(sync: Any) -> None:
             word = sync.cell("word", 0)
 
             def write() -> None:
-                seen.append(1)
-                if len(seen) > 5:
-                    word.value = len(seen)
+                if next(numbers) > 14:
+                    word.value = 1
                 word.value = 0
 
             sync.spawn(write)

@@ -247,19 +247,33 @@ class TestWaits:
 
     def test_a_semaphore_lets_two_in(self) -> None:
         def program() -> None:
-            semaphore, most = threading.Semaphore(2), [0, 0]
+            semaphore, lock, inside = threading.Semaphore(2), threading.Lock(), set()
 
             def enter() -> None:
+                me = threading.get_ident()
                 with semaphore:
-                    most[0] += 1
-                    most[1] = max(most)
-                    assert most[0] <= 2
-                    time.sleep(0)
-                    most[0] -= 1
+                    with lock:
+                        inside.add(me)
+                    assert len(inside) <= 2
+                    with lock:
+                        inside.discard(me)
 
             together(enter, enter, enter)
 
         proved(program)
+
+    def test_two_that_a_semaphore_has_let_in_are_not_alone(self) -> None:
+        def program() -> None:
+            semaphore, count = threading.Semaphore(2), [0]
+
+            def enter() -> None:
+                with semaphore:
+                    count[0] += 1
+
+            together(enter, enter)
+            assert count[0] == 2
+
+        assert failure_of(program).startswith("AssertionError in main")
 
     def test_a_bounded_semaphore_is_not_released_too_often(self) -> None:
         def program() -> None:
@@ -384,13 +398,14 @@ class TestThreads:
         names = set()
 
         def program() -> None:
-            lock = threading.Lock()
+            lock, own = threading.Lock(), []
 
             def work() -> None:
                 with lock:
-                    names.add(threading.current_thread().name)
+                    own.append(threading.current_thread().name)
 
             together(work, work)
+            names.update(own)
 
         proved(program)
         assert names == {"Thread-1 (work)", "Thread-2 (work)"}
@@ -533,16 +548,17 @@ class TestTime:
         seen = set()
 
         def program() -> None:
-            lock = threading.Lock()
+            lock, own = threading.Lock(), []
 
             def work() -> None:
                 with lock:
                     start = time.monotonic()
                     time.sleep(0.5)
                     assert 0.5 < time.monotonic() - start < 0.6
-                    seen.add(time.time())
+                    own.append(time.time())
 
             together(work, work)
+            seen.update(own)
 
         began = time.monotonic()
         proved(program)
