@@ -15,7 +15,7 @@ _TOOLS: Final = (4, 3)
 """Numbers of tools that are not meant for debuggers, coverage and profilers."""
 
 
-class Hooks(Protocol):
+class InstructionHooks(Protocol):
     """What calls `look_at` of code that is under test."""
 
     def want(self, look_at: LookAt | None) -> None:
@@ -31,7 +31,7 @@ class Hooks(Protocol):
         ...
 
 
-class Tracing:
+class TracingHooks:
     """Hooks that trace the threads."""
 
     def __init__(self, is_wanted: Callable[[CodeType], bool]) -> None:
@@ -72,8 +72,8 @@ class Tracing:
         return self._on_instruction
 
 
-class Monitoring:
-    """Hooks that the interpreter itself has. They cost nothing while nobody wants them."""
+class MonitoringHooks:
+    """The interpreter's own hooks, which cost nothing while nobody wants them."""
 
     def __init__(self, is_wanted: Callable[[CodeType], bool]) -> None:
         self._is_wanted = is_wanted
@@ -120,9 +120,9 @@ class Monitoring:
             self._look_at(frame)
 
 
-def hooks(is_wanted: Callable[[CodeType], bool]) -> Hooks:
+def hooks(is_wanted: Callable[[CodeType], bool]) -> InstructionHooks:
     """The best that there are here: `is_wanted` says which code is looked at."""
     monitoring: Any = getattr(sys, "monitoring", None)
     if monitoring is not None and any(monitoring.get_tool(tool) is None for tool in _TOOLS):
-        return Monitoring(is_wanted)
-    return Tracing(is_wanted)
+        return MonitoringHooks(is_wanted)
+    return TracingHooks(is_wanted)

@@ -24,7 +24,7 @@ from stress.search.happens_before import GROUP
 from stress.testing.objects import spots
 from stress.testing.objects.decode import Instruction, decoded
 from stress.testing.objects.frames import Operands
-from stress.testing.objects.hooks import Hooks
+from stress.testing.objects.hooks import InstructionHooks
 from stress.testing.objects.spots import ATTRIBUTE, ITEM, Spot
 from stress.testing.objects.undo import Undo
 from stress.testing.plain.names import SITE, is_stdlib
@@ -122,7 +122,7 @@ class Watch:
     without it only those of parts that are known to be shared are steps."""
 
     def __init__(
-        self, session: PlainSession, parts: SharedParts, hooks: Hooks, *, looking: bool
+        self, session: PlainSession, parts: SharedParts, hooks: InstructionHooks, *, looking: bool
     ) -> None:
         self.notes: dict[int, str] = {}
         """Of steps, by number, what was read or written."""

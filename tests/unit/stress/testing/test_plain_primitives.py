@@ -262,19 +262,6 @@ class TestWaits:
 
         proved(program)
 
-    def test_two_that_a_semaphore_has_let_in_are_not_alone(self) -> None:
-        def program() -> None:
-            semaphore, count = threading.Semaphore(2), [0]
-
-            def enter() -> None:
-                with semaphore:
-                    count[0] += 1
-
-            together(enter, enter)
-            assert count[0] == 2
-
-        assert failure_of(program).startswith("AssertionError in main")
-
     def test_a_bounded_semaphore_is_not_released_too_often(self) -> None:
         def program() -> None:
             semaphore = threading.BoundedSemaphore(1)
