@@ -45,6 +45,9 @@ VERBS: Final = {
         "explore_scenario",
         "Explore a scenario under a controlled scheduler.",
     ),
+    "hunt": Command(
+        "stress.commands.hunt", "hunt_command", "Try a design on every scenario there is."
+    ),
     "replay": Command(
         "stress.commands.replay", "replay", "Run a recorded schedule again, step by step."
     ),
