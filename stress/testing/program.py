@@ -20,8 +20,8 @@ from stress.engines.timed import BodyWaits
 from stress.engines.timed_runtime import TimedRuntime
 from stress.scenario.errors import StressError
 from stress.testing.objects.frames import unsupported
-from stress.testing.objects.hooks import hooks
-from stress.testing.objects.watch import SharedParts, Watch, is_under_test
+from stress.testing.objects.hooks import InstructionHooks, hooks
+from stress.testing.objects.watch import SharedParts, Watch, is_watched
 from stress.testing.plain.before import Before
 from stress.testing.plain.checked import make_again, served
 from stress.testing.plain.patches import patched
@@ -241,11 +241,13 @@ class FunctionProgram:
         self.parts = SharedParts()
         """What is known of its plain objects."""
         self._built = self._begun = 0
+        self._hooks: InstructionHooks | None = None
 
     @contextmanager
     def under_control(self) -> Iterator[None]:
         """While the block runs, the standard library serves this program's tasks."""
-        with served(), patched() as by_name, closing(hooks(is_under_test)) as self._hooks:
+        with served(), patched() as by_name, closing(hooks(is_watched)) as found:
+            self._hooks = found
             self._before = before = Before(by_name)
             try:
                 before.search(self._function)
@@ -254,6 +256,7 @@ class FunctionProgram:
                 activate(None)
                 before.put_back()
                 self._before = Before({})
+                self._hooks = None
 
     def settled(self, run: Callable[[], T]) -> T:
         """The result of `run`, which runs schedules of this program: begun anew if it turns out
@@ -289,15 +292,20 @@ class FunctionProgram:
         assert isinstance(runtime, TimedRuntime)
         session = PlainSession(runtime, self._before.paths)
         self._built += 1
-        # all accesses are looked at in schedules number 1, 2, 4, 8, ...
-        looking = self._built & (self._built - 1) == 0
-        if (looking or self.parts.shared) and unsupported() is None:
-            session.watch = watch = Watch(session, self.parts, self._hooks, looking=looking)
-            self._hooks.want(watch.look_at)
-        else:
-            self._hooks.want(None)
+        if self._hooks is not None:
+            self._watch(session, self._hooks)
         activate(session)
         return FunctionInstance(self, runtime, session, self._before.checked)
+
+    def _watch(self, session: PlainSession, hooks: InstructionHooks) -> None:
+        """Look at plain objects if there is a reason to: all accesses are looked at in schedules
+        number 1, 2, 4, 8, ..."""
+        looking = self._built & (self._built - 1) == 0
+        if unsupported() is not None or not (looking or self.parts.shared):
+            hooks.want(None)
+            return
+        session.watch = watch = Watch(session, self.parts, hooks, looking=looking)
+        hooks.want(watch.look_at)
 
     def call(self, sync: ExploredSync) -> Callable[[], object] | None:
         """Call the function; its check, if it returns one."""

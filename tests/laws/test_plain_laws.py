@@ -18,7 +18,7 @@ from stress.search.dpor import Dpor
 from stress.search.exploration import Exploration, ExplorationTally, SearchBudget
 from stress.testing.program import FunctionProgram
 
-MOST = 2_000
+MOST = 300
 """A program with more interleavings is left out."""
 
 
@@ -159,11 +159,7 @@ def test_dpor_sees_what_every_interleaving_shows(first: int) -> None:
         assert reduced is not None
         assert drawn.outcomes == outcomes, number
         assert set(reduced.failures) == set(every.failures), number
-        if "semaphore" in drawn.kinds:
-            # of an acquisition and a release that are possible in both orders, one is enough
-            assert set(reduced.seen) <= set(every.seen), number
-        else:
-            assert set(reduced.seen) == set(every.seen), number
+        assert set(reduced.seen) == set(every.seen), number
         assert reduced.schedules <= every.schedules
         compared += 1
     assert compared

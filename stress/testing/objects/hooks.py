@@ -78,7 +78,7 @@ class MonitoringHooks:
     def __init__(self, is_wanted: Callable[[CodeType], bool]) -> None:
         self._is_wanted = is_wanted
         self._look_at: LookAt | None = None
-        self._codes: set[CodeType] = set()
+        self._codes: dict[int, CodeType] = {}
         self._monitoring: Any = getattr(sys, "monitoring")  # noqa: B009 - 3.11 has none
         self._tool = next(tool for tool in _TOOLS if self._monitoring.get_tool(tool) is None)
         events = self._monitoring.events
@@ -94,7 +94,7 @@ class MonitoringHooks:
             return
         on = look_at is not None
         self._monitoring.set_events(self._tool, self._start if on else 0)
-        for code in self._codes:
+        for code in self._codes.values():
             self._monitoring.set_local_events(self._tool, code, self._instruction if on else 0)
 
     def thread(self) -> AbstractContextManager[None]:
@@ -109,8 +109,8 @@ class MonitoringHooks:
         self._monitoring.free_tool_id(self._tool)
 
     def _on_start(self, code: CodeType, _: int) -> object:
-        if self._is_wanted(code) and code not in self._codes:
-            self._codes.add(code)
+        if self._is_wanted(code) and id(code) not in self._codes:
+            self._codes[id(code)] = code
             self._monitoring.set_local_events(self._tool, code, self._instruction)
         return self._monitoring.DISABLE
 

@@ -35,6 +35,7 @@ _KEYS: Final = (int, str, bytes, bool, type(None), float)
 _ALL: Final = "*"
 """The part of a container that every change of all of it writes, and every access of one item
 reads."""
+_MOST_KNOWN: Final = 20_000
 _ANY: Final = "#"
 """The part of a container that every change of one item writes, and every look at all of it
 reads."""
@@ -50,7 +51,6 @@ class SharedParts:
         """Marks of parts that are shared, too: of what an exploration has found on its way."""
         self._surveyed: set[str] = set()
         self._users: dict[str, set[tuple[int, int]]] = {}
-        self._code: dict[CodeType, dict[int, Instruction] | None] = {}
 
     def note(self, part: str, task: int, kind: int) -> None:
         """A task touches a part."""
@@ -75,12 +75,6 @@ class SharedParts:
         """Whether operations on a part are steps."""
         return part in self.shared or (bool(self.told) and mark_of(part) in self.told)
 
-    def of(self, code: CodeType) -> dict[int, Instruction] | None:
-        """The instructions of `code` that matter; None for code that is not under test."""
-        if code not in self._code:
-            self._code[code] = decoded(code) if is_under_test(code) else None
-        return self._code[code]
-
 
 @functools.lru_cache(65536)
 def mark_of(part: str) -> str:
@@ -94,6 +88,25 @@ def _conflict(users: set[tuple[int, int]]) -> bool:
         for task, group in users
         for other, another in users
     )
+
+
+_known: dict[int, tuple[CodeType, dict[int, Instruction] | None]] = {}
+"""The instructions of code, by its id: its own hash takes all of it in."""
+
+
+def instructions_of(code: CodeType) -> dict[int, Instruction] | None:
+    """The instructions of `code` that matter; None for code that is not under test."""
+    known = _known.get(id(code))
+    if known is None:
+        if len(_known) > _MOST_KNOWN:
+            _known.clear()
+        known = _known[id(code)] = (code, decoded(code) if is_under_test(code) else None)
+    return known[1]
+
+
+def is_watched(code: CodeType) -> bool:
+    """Whether any instruction of `code` matters."""
+    return bool(instructions_of(code))
 
 
 def is_under_test(code: CodeType) -> bool:
@@ -145,7 +158,7 @@ class Watch:
     def look_at(self, frame: FrameType) -> None:
         """A frame is about to carry out an instruction."""
         if inside() is self._session:
-            instructions = self._parts.of(frame.f_code)
+            instructions = instructions_of(frame.f_code)
             instruction = instructions.get(frame.f_lasti) if instructions is not None else None
             if instruction is not None:
                 self._look(frame, instruction)

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from stress.engines.steps import ACQUIRE, LOAD, RELEASE, RMW, STORE
+from stress.engines.steps import ACQUIRE, LOAD, RMW, STORE
 from stress.engines.tasks import ControlledTask
 from stress.testing.plain.locks import PlainLock
 from stress.testing.plain.names import name_at
@@ -168,8 +168,8 @@ def semaphore_release(session: PlainSession, _: Any, semaphore: Any, n: int = 1)
     if n < 1:
         raise ValueError("n must be one or more")
     state = session.twin(semaphore, SemaphoreState)
-    # where nobody could have come in before, that is what a lock is
-    state.step(RELEASE if not state.value else RMW)
+    # no RELEASE: that would mean that nobody could have come in before
+    state.step(RMW)
     if (
         isinstance(semaphore, threading.BoundedSemaphore)
         and state.value + n > semaphore._initial_value  # type: ignore[attr-defined]

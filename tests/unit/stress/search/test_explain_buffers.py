@@ -106,7 +106,7 @@ def test_leaving_out_a_switch_leaves_the_store_where_it_was() -> None:
 
 def _program(sync: ExploredSync):  # type: ignore[no-untyped-def]  # as a user writes it
     x, y = sync.cell("x", 0), sync.cell("y", 0)
-    seen: dict[str, int] = {}
+    seen = {"left": 1, "right": 1}
 
     def left() -> None:
         x.value = 1
@@ -123,7 +123,7 @@ def _program(sync: ExploredSync):  # type: ignore[no-untyped-def]  # as a user w
 
 def _with_barriers(sync: ExploredSync):  # type: ignore[no-untyped-def]
     x, y = sync.cell("x", 0), sync.cell("y", 0)
-    seen: dict[str, int] = {}
+    seen = {"left": 1, "right": 1}
 
     def left() -> None:
         x.value = 1
