@@ -35,8 +35,9 @@ _NAMED: Final = (
     queue.Queue,
     PlainSimpleQueue,
 )
-OWN: Final = ("mmu.", "stress.")
-"""Packages whose objects are under control already, or never."""
+OWN: Final = ("mmu.", "stress.", "pytest.", "_pytest.", "pluggy.", "hypothesis.")
+"""Packages whose objects are under control already, or never: a test's runner leads to all of its
+tests."""
 LIBRARIES: Final = ("readerwriterlock.rwlock",)
 """Installed modules that are looked through in any case."""
 _LEAVES: Final = (str, bytes, bytearray, int, float, complex, type(None), threading.Thread)
@@ -140,7 +141,7 @@ class Before:
 
     def _module(self, module: ModuleType) -> None:
         file = getattr(module, "__file__", None) or "<frozen "
-        if file.startswith(HARNESS) or is_stdlib(file):
+        if file.startswith(HARNESS) or is_stdlib(file) or f"{module.__name__}.".startswith(OWN):
             return
         if not file.startswith(SITE):
             self._todo.append((f"{module.__name__}:", vars(module)))
@@ -174,7 +175,7 @@ class Before:
         if isinstance(thing, CHECKED):
             self.checked.append(thing)
             return
-        if type(thing).__module__.startswith(OWN):
+        if f"{type(thing).__module__}.".startswith(OWN):
             return
         self._todo.append((path, type(thing)))
         contents = getattr(thing, "__dict__", None)
