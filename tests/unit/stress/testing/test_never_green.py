@@ -163,11 +163,13 @@ class TestBlocked:
         failure_of(lost_update)
 
     def test_a_task_that_computes_is_not_blocked(self) -> None:
+        calls = itertools.count()
+
         def program(sync: Any) -> None:
             word = sync.counter("word")
 
             def compute() -> None:
-                end = time.thread_time() + 1.5
+                end = time.thread_time() + (1.5 if next(calls) == 5 else 0)
                 while time.thread_time() < end:
                     pass
                 word.add(1)
@@ -176,6 +178,7 @@ class TestBlocked:
             sync.spawn(word.add, 1)
 
         explore(program, Settings(schedules=1))
+        assert next(calls) > 5
 
     @pytest.mark.parametrize("how", ["computes", "blocks"])
     def test_ctrl_c_works_at_once(self, how: str) -> None:
