@@ -13,7 +13,7 @@ from typing import Final
 
 from mmu.kvm import Kvm
 from mmu.memory.host import HostMemory, tag_of
-from mmu.memory.tlb import WHOLE, HardwareWalker, TranslationCache
+from mmu.memory.tlb import WHOLE, HardwareWalker, TranslationCache, span_key
 from mmu.paging.spte import ADDR_MASK, PFN_SHIFT, SPTE_PS, SPTE_R, SPTE_W
 from mmu.paging.table import RootPage
 from mmu.runtime import Cell
@@ -123,14 +123,24 @@ class Device:
         devtlb = self.devtlb
         if devtlb is None:
             return self._translation_request(gfn, needed)
-        spte = devtlb.entries.get(gfn)
-        if spte is not None and spte & needed:
+        spte = devtlb.entries.get(gfn) or devtlb.find_huge(gfn, self._shifts)
+        if spte & needed:
             self.devtlb_hits += 1
             return spte
-        spte = self._translation_request(gfn, needed)
-        if spte is not None:
+        answer = self._translation_request(gfn, needed)
+        if answer is not None:
+            self._keep(devtlb, gfn, answer)
+        return answer
+
+    def _keep(self, devtlb: TranslationCache, gfn: int, spte: int) -> None:
+        """Put an answer of the IOMMU into the device TLB, a huge leaf as the one entry that it is:
+        an invalidation of any of its pages drops all of it."""
+        if not spte & SPTE_PS:
             devtlb.entries[gfn] = spte
-        return spte
+            return
+        keys = (span_key(gfn, shift) for shift in self._shifts)
+        key = next(key for key in keys if key in self.iotlb.huge)
+        devtlb.huge[key] = self.iotlb.huge[key]
 
     def _translation_request(self, gfn: int, needed: int) -> int | None:
         """What the IOMMU answers: from its IOTLB, or by a walk. None without the right."""

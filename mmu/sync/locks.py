@@ -282,6 +282,10 @@ class RwLock:
         """0, READ or WRITE: how the calling thread holds the lock."""
         return self.local.mine.mode
 
+    def has_writer(self) -> bool:
+        """Whether any thread holds the lock for write just now."""
+        return any(hold.mode == WRITE for hold in self._holds)
+
     def assert_held(self) -> None:
         """lockdep_assert_held: in any mode."""
         if not self.local.mine.mode:

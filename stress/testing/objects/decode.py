@@ -37,6 +37,7 @@ class Instruction:
     passes: Pass | None
     name: str
     line: int
+    is_call: bool
 
 
 def decoded(code: CodeType) -> dict[int, Instruction]:
@@ -53,7 +54,9 @@ def decoded(code: CodeType) -> dict[int, Instruction]:
         passes = _pass_of(each)
         if touches is not None or passes is not None:
             name = each.argval if isinstance(each.argval, str) else ""
-            found[each.offset] = Instruction(depth, touches, passes, name, line)
+            found[each.offset] = Instruction(
+                depth, touches, passes, name, line, each.opname in _CALLS
+            )
     return found
 
 

@@ -12,6 +12,7 @@ from types import (
     BuiltinFunctionType,
     BuiltinMethodType,
     CellType,
+    CodeType,
     FunctionType,
     MethodType,
     ModuleType,
@@ -19,8 +20,8 @@ from types import (
 )
 from typing import Any, Final, NamedTuple
 
-from stress.testing.plain.names import is_stdlib
-from stress.testing.plain.session import HARNESS
+from stress.testing.plain.names import SITE, is_stdlib
+from stress.testing.plain.session import HARNESS, is_harness
 
 READ: Final = "read"
 WRITE: Final = "write"
@@ -160,7 +161,8 @@ def contained(container: Any, key: Any) -> Iterator[Spot]:
 
 def called(function: Any, arguments: list[Any]) -> Iterator[Spot]:
     """What a call does itself: the code of functions under test speaks for itself."""
-    if isinstance(function, FunctionType | MethodType):
+    code = getattr(getattr(function, "__func__", function), "__code__", None)
+    if code is not None and is_under_test(code):
         return
     owner, name = _method(function, arguments)
     if owner is not None:
@@ -186,7 +188,7 @@ def _only_reads(function: Any) -> bool:
 
 def _method(function: Any, arguments: list[Any]) -> tuple[Any, str]:
     """The container whose method is called, and the method's name; None if it is none."""
-    if isinstance(function, BuiltinMethodType | BuiltinFunctionType):
+    if isinstance(function, BuiltinMethodType | BuiltinFunctionType | MethodType):
         owner = function.__self__
     elif type(function) is _METHOD_DESCRIPTOR and arguments:
         owner = arguments[0]
@@ -212,7 +214,14 @@ def _method_call(owner: Any, name: str, arguments: list[Any]) -> Iterator[Spot]:
         yield Spot(ITEM, owner, None, WRITE_ALL)
 
 
-# Whose objects they are, and how they are shown.
+# Whose code and whose objects they are, and how they are shown.
+
+
+def is_under_test(code: CodeType) -> bool:
+    """Whether code is the user's: neither of the harness nor of the standard library nor of an
+    installed package."""
+    name = code.co_filename
+    return not (is_harness(code) or is_stdlib(name) or name.startswith(SITE))
 
 
 def is_nameable(thing: Any) -> bool:

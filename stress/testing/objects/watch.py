@@ -13,7 +13,7 @@ which its task did the same: task, function, line, and how many before it.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import AbstractContextManager
 from hashlib import blake2b
 from types import CodeType, FrameType
@@ -27,14 +27,15 @@ from stress.testing.objects.frames import Operands
 from stress.testing.objects.hooks import InstructionHooks
 from stress.testing.objects.spots import ATTRIBUTE, ITEM, Spot
 from stress.testing.objects.undo import Undo
-from stress.testing.plain.names import SITE, is_stdlib
-from stress.testing.plain.session import PlainSession, inside, is_harness
+from stress.testing.plain.session import PlainSession, inside, state_of_caller
 
 _KEYS: Final = (int, str, bytes, bool, type(None), float)
 """Types of keys that tell items apart by their values, in every process."""
 _ALL: Final = "*"
 """The part of a container that every change of all of it writes, and every access of one item
 reads."""
+SPINNING: Final = 3
+"""A task that looks at one place so often may be spinning."""
 _MOST_KNOWN: Final = 20_000
 _ANY: Final = "#"
 """The part of a container that every change of one item writes, and every look at all of it
@@ -100,20 +101,13 @@ def instructions_of(code: CodeType) -> dict[int, Instruction] | None:
     if known is None:
         if len(_known) > _MOST_KNOWN:
             _known.clear()
-        known = _known[id(code)] = (code, decoded(code) if is_under_test(code) else None)
+        known = _known[id(code)] = (code, decoded(code) if spots.is_under_test(code) else None)
     return known[1]
 
 
 def is_watched(code: CodeType) -> bool:
     """Whether any instruction of `code` matters."""
     return bool(instructions_of(code))
-
-
-def is_under_test(code: CodeType) -> bool:
-    """Whether code is the user's: neither of the harness nor of the standard library nor of an
-    installed package."""
-    name = code.co_filename
-    return not (is_harness(code) or is_stdlib(name) or name.startswith(SITE))
 
 
 class Part:
@@ -149,6 +143,10 @@ class Watch:
         the object, which must live as long as its id is used."""
         self._counts: dict[tuple[int, str], int] = {}
         self._words: dict[str, int] = {}
+        self._deeds: dict[int, int] = {}
+        """How often each task has done what may have changed something."""
+        self._visits: dict[tuple[int, int, int], int] = {}
+        self._states: dict[tuple[int, int, int], Hashable] = {}
         self._undo = Undo(session, parts.is_shared)
 
     def on(self) -> AbstractContextManager[None]:
@@ -165,6 +163,8 @@ class Watch:
 
     def _look(self, frame: FrameType, instruction: Instruction) -> None:
         operands = Operands(frame, instruction.depth)
+        if instruction.is_call:
+            self._did_something()
         if instruction.passes is not None:
             for value in instruction.passes(frame, operands):
                 if spots.is_nameable(value):
@@ -187,22 +187,49 @@ class Watch:
                 parts = [part for part, _ in self._accesses(spot, frame, instruction)]
                 self._undo.before(spot, parts)
             return
-        task = scheduler.running.index
-        accesses: dict[int, int] = {}
+        if any(spot.mode not in (spots.READ, spots.READ_ALL) for spot in touched):
+            self._did_something()
         found = [(spot, [*self._accesses(spot, frame, instruction)]) for spot in touched]
-        for spot, parts_of_spot in found:
-            for part, kind in parts_of_spot:
-                if self._looking:
-                    self._parts.note(part, task, kind)
-                if self._parts.is_shared(part):
-                    word = self._word(part, spot)
-                    accesses[word] = _both(accesses.get(word), kind)
+        accesses = self._shared_of(found)
         if accesses:
+            self._wait_if_spinning(frame, accesses)
             self._step(accesses)
         for spot, parts_of_spot in found:
             self._undo.before(spot, [part for part, _ in parts_of_spot])
         if accesses:
             self._note(touched, instruction, operands)
+
+    def _shared_of(self, found: list[tuple[Spot, list[tuple[str, int]]]]) -> dict[int, int]:
+        """The words of the shared parts among those that are touched, with how; all parts are noted
+        while they are looked at."""
+        task = self._scheduler.running.index
+        accesses: dict[int, int] = {}
+        for spot, parts in found:
+            for part, kind in parts:
+                if self._looking:
+                    self._parts.note(part, task, kind)
+                if self._parts.is_shared(part):
+                    word = self._word(part, spot)
+                    accesses[word] = _both(accesses.get(word), kind)
+        return accesses
+
+    def _did_something(self) -> None:
+        """The running task writes, or calls something that may: from here on it is another."""
+        index = self._scheduler.running.index
+        self._deeds[index] = self._deeds.get(index, 0) + 1
+
+    def _wait_if_spinning(self, frame: FrameType, accesses: dict[int, int]) -> None:
+        """A task that comes to the same look again and again, in the same state and without having
+        done anything, waits until something that it has read is written."""
+        index = self._scheduler.running.index
+        where = (index, id(frame), frame.f_lasti)
+        visits = self._visits[where] = self._visits.get(where, 0) + 1
+        if visits < SPINNING or any(kind != LOAD for kind in accesses.values()):
+            return
+        state = (self._deeds.get(index, 0), state_of_caller())
+        if self._states.get(where) == state:
+            self._scheduler.relax()
+        self._states[where] = state
 
     def _step(self, accesses: dict[int, int]) -> None:
         scheduler = self._scheduler

@@ -80,6 +80,7 @@ FUNCTIONS: list[tuple[Any, str, Control]] = [
 FACTORIES: list[tuple[Any, str, Any]] = [
     (threading, "Lock", LockName),
     (threading, "RLock", RLockName),
+    (functools, "RLock", RLockName),
     (queue, "SimpleQueue", queues.SimpleQueue),
 ]
 """Types to replace by name."""

@@ -3,6 +3,7 @@ semaphores, and the programs of the benchmarks SCTBench and CHESS, written afres
 
 from __future__ import annotations
 
+import itertools
 import queue
 import threading
 from typing import ClassVar
@@ -43,6 +44,57 @@ def data_before_its_flag() -> None:
     def read() -> None:
         if Box.ready:
             assert Box.value == 42
+
+    together(publish, read)
+
+
+@right
+def by_a_flag_that_is_spun_on() -> None:
+    class Box:
+        ready = False
+        value = 0
+
+    def publish() -> None:
+        Box.value = 42
+        Box.ready = True
+
+    def read() -> None:
+        while not Box.ready:
+            pass
+        assert Box.value == 42
+
+    together(publish, read)
+
+
+@wrong
+def by_a_flag_that_nobody_sets() -> None:
+    class Box:
+        ready = False
+
+    def publish() -> None:
+        if Box.ready:
+            Box.ready = True
+
+    def read() -> None:
+        while not Box.ready:
+            pass
+
+    together(publish, read)
+
+
+@right
+def by_a_flag_that_is_not_waited_for_long() -> None:
+    class Box:
+        ready = False
+
+    def publish() -> None:
+        Box.ready = True
+
+    def read() -> None:
+        patience = itertools.count()
+        while not Box.ready:
+            if next(patience) > 2:
+                return
 
     together(publish, read)
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import heapq
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -284,6 +285,24 @@ def setdefault() -> None:
 
     together(get, get)
     assert found[0] is found[1]
+
+
+@right
+def counter_updated_by_its_method() -> None:
+    counts: collections.Counter[str] = collections.Counter()
+    together(lambda: counts.update("a"), lambda: counts.update("a"))
+    assert counts["a"] == 2
+
+
+@wrong
+def list_changed_by_a_function_of_the_library() -> None:
+    heap: list[int] = []
+
+    def push(item: int) -> None:
+        heapq.heappush(heap, item)
+        assert heap[0] == item
+
+    together(lambda: push(1), lambda: push(2))
 
 
 # A check, and then an act.

@@ -212,6 +212,21 @@ def test_a_part_of_a_huge_leaf_that_was_split_may_not_be_kept(watch: Watch) -> N
     machine.abandon()
 
 
+def test_a_device_tlb_has_a_huge_leaf_as_one_entry(watch: Watch) -> None:
+    """A flush of a few of its pages drops all of it, in every cache alike."""
+    machine = watch(huge_2m=8)
+    machine.add_slot(0, 16, max_level=2)
+    device, hwpt = machine.attach(machine.export(), ats=True)
+    assert hwpt.io_fault(5, write=True)
+    assert [device.transact(gfn, write=True) for gfn in (6, 7)] == [Dma.DONE] * 2
+    assert device.devtlb is not None
+    assert len(device.devtlb.huge) == 1
+    assert device.devtlb_hits == 1
+    machine.vm.change_attributes(5, 6)
+    assert not device.devtlb.huge
+    machine.assert_sound()
+
+
 # Who is owed.
 
 
