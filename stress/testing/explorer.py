@@ -142,6 +142,9 @@ class Explored:
         end = "all there are" if proved else "not all there are"
         if self.unfinished:
             end += f", {self.unfinished:,} longer than the limit of steps"
+        blind = unsupported()
+        if blind is not None:
+            end += f" (plain objects are not seen on {blind})"
         return f"{self.schedules:,} schedules by {self.strategy}, {self.classes:,} different, {end}"
 
 

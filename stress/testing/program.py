@@ -301,7 +301,7 @@ class FunctionProgram:
         """Look at plain objects if there is a reason to: all accesses are looked at in schedules
         number 1, 2, 4, 8, ..."""
         looking = self._built & (self._built - 1) == 0
-        if unsupported() is not None or not (looking or self.parts.shared):
+        if unsupported() is not None or not (looking or self.parts.shared or self.parts.spins):
             hooks.want(None)
             return
         session.watch = watch = Watch(session, self.parts, hooks, looking=looking)

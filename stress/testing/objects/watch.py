@@ -36,6 +36,8 @@ _ALL: Final = "*"
 reads."""
 SPINNING: Final = 3
 """A task that looks at one place so often may be spinning."""
+SPINNING_UNSEEN: Final = 1_000
+"""The same for a place that nobody else has ever touched."""
 _MOST_KNOWN: Final = 20_000
 _ANY: Final = "#"
 """The part of a container that every change of one item writes, and every look at all of it
@@ -50,6 +52,8 @@ class SharedParts:
         """The names of parts that two tasks touch, not only to read."""
         self.told: frozenset[str] = frozenset()
         """Marks of parts that are shared, too: of what an exploration has found on its way."""
+        self.spins = False
+        """Whether a task has spun: that has to be seen in every schedule, as it never ends."""
         self._surveyed: set[str] = set()
         self._users: dict[str, set[tuple[int, int]]] = {}
 
@@ -191,8 +195,10 @@ class Watch:
             self._did_something()
         found = [(spot, [*self._accesses(spot, frame, instruction)]) for spot in touched]
         accesses = self._shared_of(found)
+        only_looks = all(kind == LOAD for kind in accesses.values())
+        if only_looks:
+            self._wait_if_spinning(frame, SPINNING if accesses else SPINNING_UNSEEN)
         if accesses:
-            self._wait_if_spinning(frame, accesses)
             self._step(accesses)
         for spot, parts_of_spot in found:
             self._undo.before(spot, [part for part, _ in parts_of_spot])
@@ -218,16 +224,17 @@ class Watch:
         index = self._scheduler.running.index
         self._deeds[index] = self._deeds.get(index, 0) + 1
 
-    def _wait_if_spinning(self, frame: FrameType, accesses: dict[int, int]) -> None:
+    def _wait_if_spinning(self, frame: FrameType, often: int) -> None:
         """A task that comes to the same look again and again, in the same state and without having
         done anything, waits until something that it has read is written."""
         index = self._scheduler.running.index
         where = (index, id(frame), frame.f_lasti)
         visits = self._visits[where] = self._visits.get(where, 0) + 1
-        if visits < SPINNING or any(kind != LOAD for kind in accesses.values()):
+        if visits < often:
             return
         state = (self._deeds.get(index, 0), state_of_caller())
         if self._states.get(where) == state:
+            self._parts.spins = True
             self._scheduler.relax()
         self._states[where] = state
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from stress.testing import NothingExplored, ScheduleFailed, Settings, explore, replay
+from stress.testing import NothingExplored, ScheduleFailed, Settings, explore, explorer, replay
+from stress.testing import program as testing_program
 from stress.testing.objects import hooks
 from tests.unit.stress.testing import plain_classics, plain_programs
 from tests.unit.stress.testing.plain_programs import RIGHT, WRONG, Count
@@ -175,6 +176,24 @@ def test_iterators_of_the_library_are_not_seen() -> None:
 
     with pytest.raises(NothingExplored):
         explore(program, EVERYTHING)
+
+
+def test_where_plain_objects_cannot_be_seen_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def program(sync: Any) -> None:
+        count, word = Count(), sync.counter("word")
+
+        def work() -> None:
+            word.fetch_add(1)
+            count.n += 1
+
+        sync.spawn(work)
+        sync.spawn(work)
+
+    for module in (explorer, testing_program):
+        monkeypatch.setattr(module, "unsupported", lambda: "another Python")
+    explored = explore(program, EVERYTHING)
+    assert explored.schedules == 2
+    assert str(explored).endswith("all there are (plain objects are not seen on another Python)")
 
 
 def test_threads_that_are_no_tasks_are_left_alone() -> None:
