@@ -148,15 +148,18 @@ class FlushOracle(Oracle):
 
     @override
     def importers_notified(self, exported: ExportedTdp, gfn: int, pages: int, ns: int) -> None:
-        root = exported.root.value
         debts = self._debts.mine.importers
-        span = debts.get(root) if root is not None else None
-        if root is None or span is None:
+        if not debts:
             return
-        self.judged["O16"].add(1)
-        if span.is_paid_by(gfn, pages):
-            del debts[root]
-            self._check_caches(root, span)
+        # while importers switch to another root, their devices walk either
+        told = (getattr(importer, "device", None) for importer in exported.importers())
+        walked = {device.root.value for device in told if device is not None}
+        for root in [root for root in debts if root is exported.root.value or root in walked]:
+            span = debts[root]
+            self.judged["O16"].add(1)
+            if span.is_paid_by(gfn, pages):
+                del debts[root]
+                self._check_caches(root, span)
 
     def _check_caches(self, root: RootPage, span: _Span) -> None:
         """The importers have returned: what was removed must be gone from the hardware by now.
