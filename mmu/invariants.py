@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 
 from attrs import frozen
 
+from mmu.machine.vcpu import Vcpu
 from mmu.machine.vm import VirtualMachine
 from mmu.memory.host import tag_of
 from mmu.memory.memslots import GEN_UPDATE_IN_PROGRESS, Memslot
@@ -404,13 +405,21 @@ def i9_caches_are_justified(state: State) -> Iterator[Found]:
     """A cached translation, whole or partial, that will be used without a flush is still what the
     tables say."""
     for vcpu in state.vm.vcpus() if not state.vm.kvm.mm_gone.value else ():
-        if vcpu.root is not None and not vcpu.state.requests.value:
-            yield from _stale_caches(state, str(vcpu), vcpu.tlb, vcpu.root)
+        for kept in _roots_without_flush(vcpu):
+            yield from _stale_caches(state, str(vcpu), vcpu.cpu.cache_of(kept), kept)
     for device in state.vm.devices():
         root = device.root.value
         if root is not None:
             for name, cache in device.caches():
                 yield from _stale_caches(state, name, cache, root)
+
+
+def _roots_without_flush(vcpu: Vcpu) -> Iterator[RootPage]:
+    """The roots on which the vCPU will run on its CPU without a flush."""
+    if vcpu.root is not None and not vcpu.state.requests.value and vcpu.loaded_cpu is vcpu.cpu:
+        yield vcpu.root
+        if vcpu.cpu.tagged:
+            yield from (root for root in vcpu.prev_roots if not root.invalid.value)
 
 
 def _stale_caches(

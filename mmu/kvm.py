@@ -67,6 +67,7 @@ class VmConfig:
     manual_protect: bool = False
     dirty_initially_set: bool = False
     iommu_hint: bool = False
+    pcpus: int = 0
     rcu_stall_seconds: float = 10.0
 
     @property
@@ -207,7 +208,12 @@ class Kvm:
         self.mm_gone: Cell[bool] = runtime.cell("kvm.mm_gone", False)
         self.dying: Cell[bool] = runtime.cell("kvm.dying", False)
         self.tables = parts[PageTableMemory](
-            runtime, self.rcu, reporter, config.layout, config.geometry.entries
+            runtime,
+            self.rcu,
+            reporter,
+            config.layout,
+            config.geometry.entries,
+            config.pcpus > 0,
         )
 
     def should_fail(self, step: str) -> bool:

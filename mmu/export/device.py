@@ -13,7 +13,7 @@ from typing import Final
 
 from mmu.kvm import Kvm
 from mmu.memory.host import HostMemory, tag_of
-from mmu.memory.tlb import WHOLE, HardwareWalker, TranslationCache
+from mmu.memory.tlb import WHOLE, TranslationCache, walker
 from mmu.paging.spte import ADDR_MASK, PFN_SHIFT, SPTE_PS, SPTE_R, SPTE_W
 from mmu.paging.table import RootPage
 from mmu.runtime import Cell
@@ -49,7 +49,7 @@ class Device:
         self.hits = 0
         self.walks = 0
         self._shifts = kvm.geometry.shifts()[2:]
-        self._walker = HardwareWalker(kvm, keeps_huge=True)
+        self._walker = walker(kvm, keeps_huge=True)
 
     def transact(self, gfn: int, write: bool) -> Dma | None:
         """One DMA access; None when there is no translation (an IO page fault)."""

@@ -1,4 +1,4 @@
-"""A vCPU: the run loop, requests, guest mode, its TLB, and the roots it holds (arch/x86/kvm/x86.c,
+"""A vCPU: the run loop, requests, guest mode, and the roots that it holds (arch/x86/kvm/x86.c,
 mmu.c)."""
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from typing import Final, Protocol
 
 from mmu.errors import KvmError
 from mmu.kvm import Kvm
+from mmu.machine.pcpu import OwnCpu
 from mmu.memory.host import HostMemory, tag_of
 from mmu.memory.requests import (
     EXITING_GUEST_MODE,
@@ -22,7 +23,7 @@ from mmu.memory.requests import (
     Requests,
     RunState,
 )
-from mmu.memory.tlb import HardwareWalker, TranslationCache
+from mmu.memory.tlb import walker
 from mmu.paging.geometry import PG_LEVEL_4K
 from mmu.paging.spte import ADDR_MASK, PFN_SHIFT, SPTE_D, SPTE_MMIO, SPTE_R, SPTE_W, SPTE_X
 from mmu.paging.table import RootPage, RootRole
@@ -74,6 +75,7 @@ class VcpuStats:
         "accesses",
         "entries",
         "kicks",
+        "migrations",
         "mmio_exits",
         "pf_emulate",
         "pf_fixed",
@@ -96,6 +98,7 @@ class VcpuStats:
     accesses: int
     entries: int
     kicks: int
+    migrations: int
     mmio_exits: int
     pf_emulate: int
     pf_fixed: int
@@ -117,7 +120,7 @@ class Vcpu:
 
     STANDS_FOR: Final = (
         "arch/x86/kvm/x86.c: vcpu_enter_guest(); arch/x86/kvm/mmu/mmu.c: kvm_mmu_load(), "
-        "kvm_mmu_unload()"
+        "kvm_mmu_unload(); arch/x86/kvm/vmx/vmx.c: vmx_vcpu_load_vmcs()"
     )
 
     def __init__(
@@ -129,12 +132,18 @@ class Vcpu:
         faults: FaultHandler,
         host: HostMemory,
         mmput: Callable[[], None],
+        cpu: OwnCpu,
     ) -> None:
         self.kvm = kvm
         self.number = number
         self.state = RunState(kvm.runtime, f"vcpu{number}")
         self.stat = VcpuStats()
-        self.tlb = kvm.parts[TranslationCache]()
+        self.cpu = cpu
+        """The physical CPU that the thread runs on."""
+        self.loaded_cpu: OwnCpu | None = None if cpu.tagged else cpu
+        """The one that has the vCPU's VMCS (loaded_vmcs->cpu)."""
+        self.tlb = cpu.cache_of(None)
+        """The cache of its CPU for the root that is loaded."""
         self.root: RootPage | None = None
         self.prev_roots: list[RootPage] = []
         self.role = RootRole(0)
@@ -154,7 +163,7 @@ class Vcpu:
         self._nx = kvm.nx_huge_pages
         self.pml: list[int] = []
         """Gfns that hardware has logged and nobody has seen yet."""
-        self._walker = HardwareWalker(kvm, self._set_dirty_bit)
+        self._walker = walker(kvm, self._set_dirty_bit)
         self._needed = (SPTE_R, SPTE_W | SPTE_D if kvm.config.ad_bits else SPTE_W)
         requests.add(self.state)
         self.update_cpu_dirty_logging()
@@ -178,8 +187,12 @@ class Vcpu:
         self._srcu_token = srcu.read_lock()
         try:
             while left > 0 and not self.immediate_exit.value:
-                self.service_requests()
-                left, miss = self._enter_guest(guest, left)
+                self.sched_in()
+                try:
+                    self.service_requests()
+                    left, miss = self._enter_guest(guest, left)
+                finally:
+                    self.cpu.leave()
                 if miss is not None and not self._handle_violation(*miss):
                     return Exit.MMIO
         finally:
@@ -198,6 +211,7 @@ class Vcpu:
         try:
             if self.exit_request():
                 return left, None
+            self.cpu.enter(self.root)
             return self._run_guest(guest, left)
         finally:
             self.leave_guest()
@@ -250,6 +264,25 @@ class Vcpu:
         self._fault.reader = None
         self._fault.srcu_reader = None
 
+    def sched_in(self) -> None:
+        """kvm_sched_in(): run on the physical CPU as soon as no other vCPU does."""
+        self.cpu.occupy()
+        if self.loaded_cpu is not self.cpu:
+            self.stat.migrations += self.loaded_cpu is not None
+            self.loaded_cpu = self.cpu
+            self.flush_migrated()
+
+    def flush_migrated(self) -> None:
+        """The request of vmx_vcpu_load_vmcs(): the CPU may have stale translations from when the
+        vCPU was there last, whatever it has flushed elsewhere since."""
+        self.state.requests.fetch_or(KVM_REQ_TLB_FLUSH)
+
+    def move_to(self, cpu: OwnCpu) -> None:
+        """The scheduler has the vCPU's thread continue on another physical CPU. Called by that
+        thread, outside `run`."""
+        self.cpu = cpu
+        self.tlb = cpu.cache_of(self.root)
+
     def exit_request(self) -> bool:
         """kvm_vcpu_exit_request(): after guest mode is announced, is there anything to do first?"""
         return bool(self.state.requests.value) or self.state.mode.value == EXITING_GUEST_MODE
@@ -262,8 +295,10 @@ class Vcpu:
                 self.free_obsolete_roots()
             if pending & KVM_REQ_UPDATE_CPU_DIRTY_LOGGING:
                 self.update_cpu_dirty_logging()
-            if pending & (KVM_REQ_TLB_FLUSH | KVM_REQ_TLB_FLUSH_CURRENT):
+            if pending & KVM_REQ_TLB_FLUSH:
                 self.flush_local()
+            elif pending & KVM_REQ_TLB_FLUSH_CURRENT:
+                self.flush_current()
         if self.root is None:
             self.load_root()
 
@@ -307,6 +342,7 @@ class Vcpu:
                 spte = self.walk(gfn, bool(write))
                 if spte & needed != needed or spte & SPTE_MMIO:
                     self._pending = wanted
+                    self.cpu.drop_violated(self.root, gfn)
                     return left, (wanted, spte)
                 entries[gfn] = spte
             self._pending = NO_ACCESS
@@ -426,12 +462,14 @@ class Vcpu:
     # Roots.
 
     def load_root(self) -> None:
-        """kvm_mmu_load(): find or make the root of the vCPU's role, then flush the local TLB."""
+        """kvm_mmu_load(): find or make the root of the vCPU's role, then flush what its CPU has for
+        that root."""
         start = self.kvm.runtime.now()
         self.cache.topup()
         self._roots.load_lock()
         self.root = self._roots.get_vcpu_root(self.role)
         self._roots.load_unlock()
+        self.tlb = self.cpu.cache_of(self.root)
         self.stat.root_loads += 1
         self.flush_loaded()
         if self.kvm.probe.root_loaded is not None:
@@ -439,11 +477,12 @@ class Vcpu:
 
     def flush_loaded(self) -> None:
         """The flush at the end of kvm_mmu_load(): it is why zapping an invalid root needs none."""
-        self.flush_local()
+        self.flush_current()
 
     def switch_role(self, role: RootRole) -> None:
         """kvm_mmu_new_pgd(): run on another root, one from the cache of previous roots if it is
-        there and still valid; the current one goes into the cache."""
+        there and still valid; the current one goes into the cache. Nothing is flushed, where TLBs
+        are tagged."""
         if role == self.role:
             return
         if self.root is not None:
@@ -455,7 +494,9 @@ class Vcpu:
             self.stat.prev_root_hits += 1
         if len(self.prev_roots) > NUM_PREV_ROOTS:
             self._drop([self.prev_roots.pop()])
-        self.flush_local()
+        self.tlb = self.cpu.cache_of(self.root)
+        if not self.cpu.tagged:
+            self.flush_local()
 
     def cached_root(self, role: RootRole) -> RootPage | None:
         """cached_root_find_without_current(): an invalid root never matches, because `invalid` is
@@ -508,13 +549,18 @@ class Vcpu:
         self.switch_role(RootRole(self.role.as_id, guest_mode=nested))
 
     def flush_local(self) -> None:
-        """kvm_vcpu_flush_tlb_*(): this vCPU's translations only."""
+        """kvm_vcpu_flush_tlb_all(): everything that this vCPU's CPU has cached, below any root."""
         self.stat.tlb_flush += 1
-        self.tlb.flush()
+        self.cpu.flush_all()
+
+    def flush_current(self) -> None:
+        """kvm_vcpu_flush_tlb_current(): what this vCPU's CPU has cached below the loaded root."""
+        self.stat.tlb_flush += 1
+        self.cpu.flush_context(self.root)
 
     def destroy(self) -> None:
         """kvm_arch_vcpu_destroy(): off the VM's list, roots dropped, caches emptied."""
         self._requests.remove(self.state)
         self.unload()
-        self.tlb.flush()
+        self.cpu.flush_all()
         self.cache.drain()

@@ -12,6 +12,7 @@ from mmu.export.tdp_fd import Exporter, TdpFd
 from mmu.export.vtd import VtdDomain
 from mmu.kvm import FailFunction, Invalidation, Kvm, VmConfig
 from mmu.lock_order import document
+from mmu.machine.pcpu import OwnCpu, PhysicalCpu
 from mmu.machine.vcpu import Vcpu
 from mmu.memory.host import HostMemory
 from mmu.memory.memslots import Change, MemoryRegion, Memslots
@@ -133,6 +134,8 @@ class VirtualMachine:
             self.mmput,
         )
         document(sync.lockdep)
+        self.pcpus = tuple(PhysicalCpu(kvm, number) for number in range(config.pcpus))
+        """The physical CPUs that vCPUs take turns on; none if each has one for itself."""
         self._vcpus: Cell[tuple[Vcpu, ...]] = kvm.runtime.cell("vm.vcpus", ())
         self._devices: Cell[tuple[Device, ...]] = kvm.runtime.cell("vm.devices", ())
         self.destroyed: Cell[bool] = kvm.runtime.cell("vm.destroyed", False)
@@ -161,10 +164,17 @@ class VirtualMachine:
         return self._vcpus.value
 
     def create_vcpu(self) -> Vcpu:
-        """KVM_CREATE_VCPU."""
+        """KVM_CREATE_VCPU. Its thread starts on the next physical CPU, round and round."""
         number = self.kvm.created_vcpus.fetch_add(1)
         vcpu = self.parts[Vcpu](
-            self.kvm, number, self.requests, self.roots, self.faults, self.host, self.mmput
+            self.kvm,
+            number,
+            self.requests,
+            self.roots,
+            self.faults,
+            self.host,
+            self.mmput,
+            self.pcpus[number % len(self.pcpus)] if self.pcpus else OwnCpu(self.kvm),
         )
         while True:
             seen = self._vcpus.value

@@ -45,11 +45,11 @@ def within(huge: int, gfn: int, shift: int) -> int:
 
 
 class TranslationCache:
-    """A TLB with its paging-structure cache. Owned by one vCPU, or by a device's hardware under its
-    transaction lock.
+    """A TLB with its paging-structure cache. Owned by one vCPU, by the physical CPU that vCPUs take
+    turns on, or by a device's hardware under its transaction lock.
 
     `entries` maps a gfn to the leaf SPTE that was walked. `huge` has huge leaves and `tables` the
-    last-level tables that partial walks ended at, both by the block that they map (`span_key`).
+    tables that partial walks ended at, both by the block that they map (`span_key`).
     """
 
     STANDS_FOR: Final = "hardware: the TLB of a CPU, the IOTLB of an IOMMU"
@@ -109,7 +109,7 @@ class HardwareWalker:
     """What walks page tables without software: a CPU's or an IOMMU's page walker.
 
     It looks at the R, W and X bits, whatever KVM means by an entry (reference 1.11 R18), takes no
-    lock and no RCU section, and caches partial walks, and huge leaves if `keeps_huge`. A CPU's
+    lock and no RCU section, and caches last-level tables, and huge leaves if `keeps_huge`. A CPU's
     walker also sets accessed and dirty bits, atomically; `on_dirty(gfn, pfn, tick)` hears of every
     D bit it sets, `tick` being the dirty clock's time before it did.
     """
@@ -189,6 +189,65 @@ class HardwareWalker:
             pfn = (spte & ADDR_MASK) >> PFN_SHIFT
             self._on_dirty(gfn, pfn + (gfn & ((1 << shift) - 1)), tick)
         return spte | wanted
+
+
+class EveryLevelWalker(HardwareWalker):
+    """A page walker that caches the table of every level below the root, also on the way to a huge
+    leaf, and follows the address of a cached table to whatever table is there by now (D14, D16)."""
+
+    def walk(
+        self, cache: TranslationCache, root: ShadowPage | None, gfn: int, write: bool = False
+    ) -> int:
+        """As `HardwareWalker.walk`, from the lowest cached table on."""
+        if gfn > self._max_gfn or root is None:
+            return 0
+        sp, descent = self._lowest(cache, root, gfn)
+        for shift in descent:
+            index = (gfn >> shift) & self._mask
+            spte = sp.spt[index]
+            if not spte & SPTE_RWX:
+                return spte
+            if spte & SPTE_PS:
+                return self._huge_leaf(cache, sp, spte, gfn, shift, write)
+            sp = self._tables.at(spte & ADDR_MASK)
+            if sp.root is not None:
+                cache.tables[span_key(gfn, shift)] = sp
+        spte = sp.spt[gfn & self._mask]
+        if self._on_dirty is not None and spte & SPTE_RWX and not spte & SPTE_MMIO:
+            return self._set_bits(sp, gfn & self._mask, spte, gfn, 0, write)
+        return spte
+
+    def _lowest(
+        self, cache: TranslationCache, root: ShadowPage, gfn: int
+    ) -> tuple[ShadowPage, tuple[int, ...]]:
+        """The lowest table on the way to `gfn` that is cached, else the root, and the shifts of
+        the entries from there down to a last-level table."""
+        for steps in range(len(self._descent), 0, -1):
+            sp = cache.tables.get(span_key(gfn, self._descent[steps - 1]))
+            if sp is not None:
+                return self._tables.now_at(sp), self._descent[steps:]
+        return root, self._descent
+
+    def _huge_leaf(
+        self, cache: TranslationCache, sp: ShadowPage, spte: int, gfn: int, shift: int, write: bool
+    ) -> int:
+        """What `walk` returns where it meets a huge leaf, `spte` in table `sp`."""
+        if self._on_dirty is not None:
+            spte = self._set_bits(sp, (gfn >> shift) & self._mask, spte, gfn, shift, write)
+        if spte and self._keeps_huge:
+            cache.huge[span_key(gfn, shift)] = spte
+        return spte and within(spte, gfn, shift)
+
+
+def walker(
+    kvm: Kvm,
+    on_dirty: Callable[[int, int, int], None] | None = None,
+    *,
+    keeps_huge: bool = False,
+) -> HardwareWalker:
+    """The walker of a CPU or an IOMMU, which caches as much as the VM is configured for."""
+    make = EveryLevelWalker if kvm.config.pcpus else HardwareWalker
+    return make(kvm, on_dirty, keeps_huge=keeps_huge)
 
 
 class FlushListener(Protocol):

@@ -9,7 +9,7 @@ from typing import Final
 from mmu.paging.geometry import PG_LEVEL_4K
 from mmu.paging.spte import PFN_SHIFT, SpteLayout
 from mmu.report import Report, Reporter, section
-from mmu.runtime import Cell, Runtime, Table
+from mmu.runtime import Cell, Queue, Runtime, Table
 from mmu.stack import capture, innermost, render
 from mmu.sync.poison import RcuHead, is_poisoned, obituary_of, poison, poison_table
 from mmu.sync.rcu import Rcu
@@ -131,6 +131,10 @@ class PageTableMemory:
 
     Frees go through RCU: `free` reports when it is called outside a callback, because a page that
     was ever visible may still have a reader in it (reference 2.6, B31).
+
+    With `reuses` the address of a freed page comes back: the next root gets that of the root that
+    was freed first, if there is one, and other tables likewise. A page allocator promises no order;
+    this one makes aliases frequent.
     """
 
     STANDS_FOR: Final = "arch/x86/kvm/mmu/tdp_mmu.c: tdp_mmu_alloc_sp(), tdp_mmu_free_sp()"
@@ -144,6 +148,7 @@ class PageTableMemory:
         reporter: Reporter,
         layout: SpteLayout,
         entries: int,
+        reuses: bool = False,
     ) -> None:
         self._runtime = runtime
         self._rcu = rcu
@@ -151,6 +156,11 @@ class PageTableMemory:
         self._layout = layout
         self._entries = entries
         self._next = runtime.counter("page_table_memory.next", 0x100)
+        self._free_tables: Queue[int] | None = None
+        self._free_roots: Queue[int] | None = None
+        if reuses:
+            self._free_tables = runtime.queue("free page-table pages")
+            self._free_roots = runtime.queue("free root pages")
         self.by_spte: dict[int, ShadowPage] = {}
         """Every page by the non-leaf SPTE that points to it (their value is canonical): one look-up
         tells whether an entry is a table and which."""
@@ -166,13 +176,13 @@ class PageTableMemory:
 
     def allocate(self) -> ShadowPage:
         """tdp_mmu_alloc_sp(): a zeroed page, not yet visible to anybody."""
-        page = ShadowPage(self._address(), self._runtime.table(self._entries, "SPTE"))
-        return self._enter(page)
+        address = self._address(self._free_tables)
+        return self._enter(ShadowPage(address, self._runtime.table(self._entries, "SPTE")))
 
     def allocate_root(self, role: RootRole, level: int) -> RootPage:
         """A zeroed root page with two references: the caller's and the TDP MMU's own."""
         root = RootPage(
-            self._address(),
+            self._address(self._free_roots),
             self._runtime.table(self._entries, "SPTE"),
             self._runtime,
             self._reporter,
@@ -198,11 +208,27 @@ class PageTableMemory:
             page.level = PG_LEVEL_4K
         return page
 
+    def now_at(self, page: ShadowPage) -> ShadowPage:
+        """The page at the address of `page`, to which hardware has cached a pointer. Reports it if
+        that is another page by now."""
+        address = _address_of(page)
+        now = self.by_spte.get(self._layout.table(address), page)
+        if now is not page:
+            self._report(
+                "walk-into-reused-table",
+                "O2",
+                f"hardware walks through a cached pointer to page-table page {address:#x}, whose "
+                "memory holds another table by now",
+                f"page-table page {address:#x}",
+            )
+        return now
+
     def discard(self, page: ShadowPage) -> None:
         """Free a page that never became visible."""
         self.by_spte.pop(self._layout.table(page.address), None)
         self.discarded.add(1)
         self.released.add(1)
+        self.recycle(page)
 
     def retire(self, page: ShadowPage) -> None:
         """Take an unlinked page out of sight; it is freed after a grace period (call_rcu)."""
@@ -223,7 +249,7 @@ class PageTableMemory:
             self._freed.append(page)
             oldest = self._freed.popleft() if len(self._freed) > self.QUARANTINE else None
         if oldest is not None:
-            self.by_spte.pop(self._layout.table(_address_of(oldest)), None)
+            self._forget(oldest)
         if page.obituary is None:
             page.retire(page.describe(), self._reporter)
         spt = page.spt
@@ -231,13 +257,28 @@ class PageTableMemory:
         note = obituary_of(page)
         assert note is not None
         poison_table(spt, note)
+        self.recycle(page)
+
+    def recycle(self, page: ShadowPage) -> None:
+        """From now on the address of `page` may be given to another one."""
+        free = self._free_roots if isinstance(page, RootPage) else self._free_tables
+        if free is not None:
+            free.put(_address_of(page))
 
     def live(self) -> int:
         """Pages allocated and not freed."""
         return self.allocated.value - self.released.value
 
-    def _address(self) -> int:
-        return self._next.fetch_add(1) << PFN_SHIFT
+    def _address(self, free: Queue[int] | None) -> int:
+        """An address out of `free`, else one that was never used."""
+        address = free.take() if free is not None else None
+        return self._next.fetch_add(1) << PFN_SHIFT if address is None else address
+
+    def _forget(self, page: ShadowPage) -> None:
+        """Nobody can find a freed page by its address any more."""
+        key = self._layout.table(_address_of(page))
+        if self.by_spte.get(key) is page:
+            del self.by_spte[key]
 
     def _enter(self, page: ShadowPage) -> ShadowPage:
         self.by_spte[self._layout.table(page.address)] = page

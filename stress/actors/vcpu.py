@@ -39,6 +39,7 @@ class VcpuActor(Actor):
         self._smm_share = config.smm_share if stage.scenario.memory.smm_pages else 0.0
         self._nested_share = config.nested_share
         self._shadow_pages = config.shadow_pages
+        self._migrate_share = config.migrate_share
         self._idle_share, self._idle_s = config.idle_share, config.idle_s
         self._batch = min(config.accesses_per_run, PATTERN)
         self._laps = 1 if self.script is not None else max(1, config.accesses_per_run // PATTERN)
@@ -64,13 +65,16 @@ class VcpuActor(Actor):
             "smm": self.smm,
             "nested": self.nested,
             "shadow": self.vcpu.shadow,
+            "cpu": self.move,
             "idle": self.idle,
         }
 
     def choose(self) -> Iterator[Op]:
-        """One KVM_RUN; now and then enter or leave SMM before it, or rest in user space after
-        it."""
+        """One KVM_RUN; now and then enter or leave SMM or move to another physical CPU before it,
+        or rest in user space after it."""
         dice, role = self._dice, self.vcpu.role
+        if self._migrate_share and dice.random() < self._migrate_share:
+            yield Op("cpu", (dice.randrange(len(self.stage.vm.pcpus)),))
         smm = role.as_id == 1
         if self._smm_share and dice.random() < (0.3 if smm else self._smm_share):
             yield Op("smm", (int(not smm),))
@@ -108,6 +112,10 @@ class VcpuActor(Actor):
         if role.as_id == 0 and role.guest_mode != bool(on):
             self.vcpu.set_guest_mode(bool(on))
 
+    def move(self, cpu: int) -> None:
+        """Go on on another physical CPU."""
+        self.vcpu.move_to(self.stage.vm.pcpus[cpu])
+
     def idle(self) -> None:
         """Rest in user space for a random time, with the root loaded."""
         self.stage.vm.kvm.runtime.sleep(self._dice.random() * self._idle_s)
@@ -135,6 +143,7 @@ class VcpuActor(Actor):
             "vcpu_mmio_exits": stat.mmio_exits,
             "vcpu_kicks": stat.kicks,
             "vcpu_root_loads": stat.root_loads,
+            "vcpu_migrations": stat.migrations,
             "vcpu_prev_root_hits": stat.prev_root_hits,
             "vcpu_pml_logged": stat.pml_logged,
             "vcpu_shadow_pages": stat.shadow_pages,

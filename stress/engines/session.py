@@ -297,5 +297,6 @@ def vm_config(scenario: Scenario) -> VmConfig:
         manual_protect=vm.manual_protect,
         dirty_initially_set=vm.dirty_initially_set,
         iommu_hint=vm.iommu_hint,
+        pcpus=vm.pcpus,
         rcu_stall_seconds=scenario.limits.rcu_stall_s,
     )

@@ -13,6 +13,7 @@ class TopUpLate(Vcpu):
         self.cache.topup()
         self.root = self._roots.get_vcpu_root(self.role)
         self._roots.load_unlock()
+        self.tlb = self.cpu.cache_of(self.root)
         self.stat.root_loads += 1
         self.flush_loaded()
 

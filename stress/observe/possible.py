@@ -62,6 +62,7 @@ _NEEDS: dict[str, tuple[str, ...]] = {
     "wraps": ("mmio_wraps",),
     "roles": ("vcpu_prev_root_hits",),
     "shadow": ("vcpu_shadow_pages",),
+    "cpu": ("vcpu_migrations",),
     "zaps of shadow pages": ("shadow_pages_zapped", "flushes_obsolete_pages"),
     "breaks": ("obsolete_zap_breaks",),
     "logging": ("flushes_dirty_log", "vcpu_pml_logged"),
@@ -179,6 +180,7 @@ def _verbs(scenario: Scenario) -> set[str]:
         "recover": nx.enabled and nx.recovers,
         "smm": actors.vcpu.smm_share > 0 and scenario.memory.smm_pages > 0,
         "nested": actors.vcpu.nested_share > 0,
+        "cpu": actors.vcpu.migrate_share > 0,
         "shadow": actors.vcpu.nested_share > 0 and actors.vcpu.shadow_pages > 0,
     }
     return {name for name, is_so in weights.items() if is_so}

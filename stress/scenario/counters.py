@@ -12,6 +12,7 @@ COUNTERS: dict[str, str] = {
     "vcpu_mmio_exits": "accesses that user space had to emulate",
     "vcpu_kicks": "exits forced by a request from another task",
     "vcpu_root_loads": "roots loaded by vCPUs",
+    "vcpu_migrations": "times that a vCPU was loaded on another physical CPU",
     "vcpu_prev_root_hits": "switches to a root that the vCPU had kept",
     "vcpu_pml_logged": "pages logged by hardware (PML)",
     "vcpu_mmio_cached": "of the emulated accesses, those that an MMIO SPTE answered",

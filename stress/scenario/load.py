@@ -223,6 +223,10 @@ def _cross_checks(scenario: Scenario, places: dict[str, str], source: str) -> It
             f"{vcpu.shadow_pages} page tables of nested guests, and no nested guest",
             "actors.vcpu.nested_share above 0",
         )
+    if vcpu.migrate_share and vm.pcpus < 2:
+        key = "actors.vcpu.migrate_share"
+        found = f"{vcpu.migrate_share:g} of the runs, on {vm.pcpus} physical CPUs"
+        yield Problem(at(key), key, found, "vm.pcpus from 2 on")
     worker = scenario.actors.memslot_worker
     if worker.enabled and not worker.delete_weight + worker.move_weight + worker.flags_weight:
         key = "actors.memslot_worker.delete_weight"

@@ -91,6 +91,7 @@ SWITCH: Final = Argument("on|off", words=("off", "on"))
 HOW: Final = Argument("HOW", words=("flush", "clear", "test"))
 PAGES: Final = Argument("N")
 SLOT: Final = Argument("I")
+CPU: Final = Argument("C")
 REGION: Final = Argument("R")
 FIRST: Final = Argument("FIRST")
 LAST: Final = Argument("LAST")
@@ -116,6 +117,7 @@ VOCABULARY: Final[dict[str, dict[str, ScriptVerb]]] = {
             (PAGES,),
             "a nested guest's own page tables, N of them, are shadowed, unless they are already",
         ),
+        "cpu": ScriptVerb((CPU,), "the vCPU's thread goes on on physical CPU C"),
         "idle": ScriptVerb(
             (), "rest in user space with the root loaded, for up to actors.vcpu.idle_s"
         ),

@@ -11,6 +11,7 @@ from attrs import frozen
 from stress.scenario.errors import Problem
 from stress.scenario.names import nearest
 from stress.scenario.operations import (
+    CPU,
     FIRST_GFN,
     REGION,
     SLOT,
@@ -165,6 +166,8 @@ def _beyond(scenario: Scenario, op: Op) -> Iterable[tuple[str, str]]:
                 f"there is no churn slot {op.args[0]}",
                 f"a churn slot below {memory.churn_count()}",
             )
+        case (argument,) if argument is CPU and op.args[0] >= scenario.vm.pcpus:
+            yield f"there is no physical CPU {op.args[0]}", f"vm.pcpus above {op.args[0]}"
         case (argument,) if argument is REGION:
             regions = [*memory.fixed_regions(), *memory.churn_regions()]
             yield from _beyond_region(regions, *op.args[:3])

@@ -76,9 +76,13 @@ class VmSettings:
     largest leaf. `pml`, `mmio_gen_bits`, `nx_huge_pages`, `nx_recovery_ratio`, `manual_protect`,
     `dirty_initially_set` (which needs it) and `eager_page_split` are KVM's own knobs. `iommu_hint`
     says whether the VT-d driver hands the invalidation hint to the hardware, as it does from 6.19
-    on, and in 6.18.y and 6.12.y from December 2025 (6b38a108eeb3). `profile` is the mended design
-    or the series as posted, `kernel` what surrounds it, `policy` what happens to the exported root.
-    `variants` names shipped variants, `variant_files` Python files with variants of one's own.
+    on, and in 6.18.y and 6.12.y from December 2025 (6b38a108eeb3). `pcpus` is the number of
+    physical CPUs that the vCPUs take turns on: their TLBs are tagged by root and keep what a vCPU
+    leaves behind when it switches roots or CPUs, and page-table memory is used again. With 0 each
+    vCPU has a CPU for itself, whose TLB every switch of root empties. `profile` is the mended
+    design or the series as posted, `kernel` what surrounds it, `policy` what happens to the
+    exported root. `variants` names shipped variants, `variant_files` Python files with variants of
+    one's own.
     """
 
     vcpus: Positive = Positive(3)
@@ -99,6 +103,7 @@ class VmSettings:
     dirty_initially_set: Flag = Flag(False)
     eager_page_split: Flag = Flag(True)
     iommu_hint: Flag = Flag(False)
+    pcpus: Count = Count(0)
     profile: Literal["hardened", "rfc-v1"] = "hardened"
     kernel: KernelName = KernelName("6.6")
     policy: PolicyName = PolicyName("keep-valid")
@@ -186,7 +191,8 @@ class VcpuSettings:
     SMM or in a nested guest, and `unmapped_share` go where no slot ever is (MMIO). After
     `idle_share` of its runs a vCPU rests for up to `idle_s` with its root loaded; guests work on
     `window_pages` at a time. A nested guest has `shadow_pages` page tables of its own, which KVM
-    shadows; from 11 on kvm_mmu_zap_all_fast() may drop mmu_lock while it zaps them."""
+    shadows; from 11 on kvm_mmu_zap_all_fast() may drop mmu_lock while it zaps them. Before
+    `migrate_share` of its runs a vCPU is moved to a random physical CPU."""
 
     write_share: Share = Share(0.5)
     churn_share: Share = Share(0.5)
@@ -194,6 +200,7 @@ class VcpuSettings:
     smm_share: Share = Share(0.05)
     nested_share: Share = Share(0.0)
     shadow_pages: Count = Count(0)
+    migrate_share: Share = Share(0.0)
     fetch_share: Share = Share(0.0)
     idle_share: Share = Share(0.01)
     idle_s: Share = Share(0.03)

@@ -469,7 +469,10 @@ class _Drawing:
         return f"pfn {pfn:#x} {rights_text(spte, self._layout)}{wrong}"
 
     def _tlbs(self) -> Iterator[tuple[str, dict[int, int]]]:
-        for vcpu in self._vm._vcpus.peek():
+        for cpu in self._vm.pcpus:
+            for address, cache in cpu.contexts().items():
+                yield f"TLB of {cpu} for root {address:#x}", cache.entries
+        for vcpu in self._vm._vcpus.peek() if not self._vm.pcpus else ():
             yield f"TLB of {vcpu}", vcpu.tlb.entries
         for device in self._vm._devices.peek():
             for name, cache in device.caches():
