@@ -115,14 +115,15 @@ class Blocked(NamedTuple):
 
 @define
 class Run:
-    """One schedule and what came of it. `trace`, `extras`, `looks` and `follows` are the
-    scheduler's, of the explored phase, as is `buffers`; `cut` says that the strategy gave it up,
+    """One schedule and what came of it. `trace`, `extras`, `looks`, `follows`, `barriers` and
+    `buffers` are the scheduler's, of the explored phase; `cut` says that the strategy gave it up,
     because others like it were seen; `limit_hit` that it was longer than allowed."""
 
     trace: list[Event] = field(factory=list)
     extras: dict[int, list[Access]] = field(factory=dict)
     looks: dict[int, list[Look]] = field(factory=dict)
     follows: dict[int, int] = field(factory=dict)
+    barriers: dict[int, int] = field(factory=dict)
     buffers: dict[int, int] = field(factory=dict)
     names: list[str] = field(factory=list)
     reports: tuple[Report, ...] = ()
@@ -249,6 +250,7 @@ class Executor:
         scheduler.run(strategy.begin(scheduler))
         run.trace, run.extras, run.looks = scheduler.trace, scheduler.extras, scheduler.looks
         run.follows, run.buffers = scheduler.follows, scheduler.buffers
+        run.barriers = scheduler.barriers
         run.blocked = [
             Blocked(task.index, task.kind, _announced(task), task.looks)
             for task in scheduler.waiting

@@ -61,6 +61,8 @@ class Scheduler:
         """How a WAIT has looked before it went on; a latched one, which is no race, has none."""
         self.follows: dict[int, int] = {}
         """Of events that could not come before a certain earlier one: which. That is no race."""
+        self.barriers: dict[int, int] = {}
+        """Of events that come only when no task can run: after how many events that was."""
         self.buffers: dict[int, int] = {}
         """Each task that is a store buffer with the task whose it is, by number."""
         self.registry: list[tuple[int, Any]] = []
@@ -150,7 +152,7 @@ class Scheduler:
         self.trace = []
         self.extras = {}
         self.looks = {}
-        self.follows = {}
+        self.follows, self.barriers = {}, {}
         for task in self.tasks:
             task.relaxed_at = 0
             task.looks = [(0, result, reads) for _, result, reads in task.looks[-1:]]

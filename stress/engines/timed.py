@@ -4,8 +4,10 @@ virtual, and tasks that block where the scheduler cannot see it.
 Time. Any task may be delayed for less than `PROMPT_S` seconds of virtual time. A time-out, or a
 sleep, that is shorter may therefore end at any moment, and is an ordinary step. One that is longer
 ends only when no task can run, the earliest deadline first: nothing else could make it end before
-what the others still do. A task that polls, which means that it comes to the same short wait in
-the same state, goes on when something that it has read is written, or when no task can run.
+what the others still do. Several whose deadlines are less than `PROMPT_S` apart may end in any
+order, for each of their tasks may be delayed. A task that polls, which means that it comes to the
+same short wait in the same state, goes on when something that it has read is written, or when no
+task can run.
 """
 
 from __future__ import annotations
@@ -62,32 +64,38 @@ class Timers:
     def __init__(self) -> None:
         self.floor_ns = 0
         """The latest deadline that has passed."""
-        self._heap: list[tuple[int, int, ControlledTask]] = []
+        self._heap: list[tuple[int, int, ControlledTask, bool]] = []
         self._seen = 0
         self._idle = 0
 
-    def set(self, task: ControlledTask, deadline_ns: int) -> None:
-        """`task` goes on at `deadline_ns` at the latest; of two with one deadline, the one with the
-        lower number first."""
-        heapq.heappush(self._heap, (deadline_ns, task.index, task))
+    def set(self, task: ControlledTask, deadline_ns: int, *, polls: bool = False) -> None:
+        """`task` goes on at `deadline_ns` at the latest. One that `polls` goes on alone: it would
+        only look again."""
+        heapq.heappush(self._heap, (deadline_ns, task.index, task, polls))
 
     def cancel(self, task: ControlledTask) -> None:
         """`task` goes on."""
-        if any(each is task for _, _, each in self._heap):
+        if any(entry[2] is task for entry in self._heap):
             self._heap = [entry for entry in self._heap if entry[2] is not task]
             heapq.heapify(self._heap)
 
-    def pop(self, trace: list[tuple[int, int, int]]) -> ControlledTask | None:
-        """The task with the earliest deadline; None if there is none, or if tasks have woken up
-        often enough for nothing."""
+    def pop(self, trace: list[tuple[int, int, int]]) -> list[ControlledTask]:
+        """The task with the earliest deadline, and those that may come before it because theirs
+        are less than `PROMPT_S` later; none if tasks have woken up often enough for nothing."""
         news = any(kind in _NEWS for _, kind, _ in trace[self._seen :])
         self._seen = len(trace)
         self._idle = 0 if news else self._idle + 1
         if not self._heap or self._idle > IDLE:
-            return None
-        deadline, _, task = heapq.heappop(self._heap)
-        self.floor_ns = max(self.floor_ns, deadline)
-        return task
+            return []
+        first, _, task, polls = heapq.heappop(self._heap)
+        self.floor_ns = max(self.floor_ns, first)
+        if polls:
+            return [task]
+        last = first + int(PROMPT_S * 1e9)
+        others = sorted(entry for entry in self._heap if entry[0] < last and not entry[3])
+        for _, _, other, _ in others:
+            self.cancel(other)
+        return [task, *(other for _, _, other, _ in others)]
 
 
 class TimedScheduler(Scheduler):
@@ -99,6 +107,9 @@ class TimedScheduler(Scheduler):
         self.body_waits = False
         """The program's body should have been a task."""
         self._clocks: dict[int, int] = {}
+        self._late: dict[int, int] = {}
+        """Of tasks that go on because their time is over, by number: how many events there were
+        when no task could run."""
         self._polls: dict[int, dict[Hashable, int]] = {}
         """By task, the states in which it has come to a short wait since it last waited for news,
         each with the number of events before."""
@@ -143,17 +154,19 @@ class TimedScheduler(Scheduler):
             self.was_load()
             self.clock(int(seconds * 1e9))
             return False
-        self.timers.set(task, self.clock(int(seconds * 1e9)))
+        deadline = self.clock(int(seconds * 1e9))
+        self.timers.set(task, deadline)
+        late = None
         try:
             self.pass_gate(kind, word, gate, what)
         finally:
-            self.timers.cancel(task)
+            late = self._on_time(task)
         if gate.open_to(task):
             return True
         if not self.quiet:
             at = len(self.trace) - 1
             self.looks[at] = [(at, False, [(kind, word)])]
-        self._is_late()
+        self._is_late(late, deadline)
         return False
 
     def wait_in_time(
@@ -197,15 +210,22 @@ class TimedScheduler(Scheduler):
 
     def _until_late(self, predicate: Callable[[], bool], what: str, seconds: float) -> bool:
         task = self.running
-        self.timers.set(task, self.clock(0) + int(seconds * 1e9))
+        deadline = self.clock(0) + int(seconds * 1e9)
+        self.timers.set(task, deadline)
+        late = None
         try:
             self.wait(what, predicate)
         finally:
-            self.timers.cancel(task)
+            late = self._on_time(task)
         if self._quietly(predicate):
             return True
-        self._is_late()
+        self._is_late(late, deadline)
         return False
+
+    def _on_time(self, task: ControlledTask) -> int | None:
+        """`task` goes on and has no deadline any more; where in the schedule it was woken by it."""
+        self.timers.cancel(task)
+        return self._late.pop(task.index, None)
 
     def _poll(self, seconds: float, state: Hashable) -> bool:
         """Before a short wait: whether the task has come to it in the same state as last time, and
@@ -218,11 +238,11 @@ class TimedScheduler(Scheduler):
         polls[state] = len(self.trace)
         if before is None or self._has_written(task, before):
             return False
-        self.timers.set(task, self.clock(0) + int(seconds * 1e9))
+        self.timers.set(task, self.clock(0) + int(seconds * 1e9), polls=True)
         try:
             self.relax()
         finally:
-            self.timers.cancel(task)
+            self._on_time(task)
         polls.clear()
         polls[state] = len(self.trace)
         return True
@@ -247,24 +267,31 @@ class TimedScheduler(Scheduler):
         finally:
             self.quiet -= 1
 
-    def _is_late(self) -> None:
-        """The step just done came because no task could run. What the task waited for could have
-        come sooner; this could not: it comes after all that was before, in every schedule."""
+    def _is_late(self, since: int | None, deadline_ns: int) -> None:
+        """The step just done came because no task could run, `since` so many events. What the task
+        waited for could have come sooner; this could not: it comes after all that was before, in
+        every schedule."""
+        index = self.running.index
+        self._clocks[index] = max(self._clocks.get(index, 0), deadline_ns)
         if self.quiet:
             return
         at = len(self.trace) - 1
         task, _, word = self.trace[at]
         self.trace[at] = (task, LOAD, word)
-        latest = {who: where for who, _, where in self.trace[:at] if where}
-        latest.pop(task, None)
-        self.extras[at] = [(RMW, where) for where in sorted(set(latest.values()))]
+        self.barriers[at] = at if since is None else since
 
     def _revive(self) -> bool:
         late = self.timers.pop(self.trace)
-        if late is None:
+        if not late:
             return super()._revive()
-        self._set_enabled(late, True)
+        for task in late:
+            self._late[task.index] = len(self.trace)
+            self._set_enabled(task, True)
         return True
+
+    def _set_enabled(self, task: ControlledTask, enabled: bool) -> None:
+        # what it waits for may change in vain once its time is over
+        super()._set_enabled(task, enabled or task.index in self._late)
 
     # Tasks that do not come to a step.
 

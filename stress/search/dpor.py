@@ -28,7 +28,15 @@ from stress.engines.steps import (
     looked_at,
 )
 from stress.engines.tasks import ControlledTask
-from stress.search.happens_before import GROUP, LOADS, Clock, HappensBefore, accesses, conflict
+from stress.search.happens_before import (
+    GROUP,
+    LOADS,
+    Clock,
+    HappensBefore,
+    accesses,
+    conflict,
+    order_of,
+)
 
 _RELEASES = frozenset({RELEASE, READ_RELEASE})
 _GATED = frozenset({ACQUIRE, READ_ACQUIRE})
@@ -125,7 +133,7 @@ class Dpor:
         return min(1.0, share)
 
     def _find_races(self, run: Run) -> None:
-        order = HappensBefore(run.trace, run.extras, len(run.names), follows=run.follows)
+        order = order_of(run)
         first_new = max(0, self._prefix - 1)
         waits: list[_Wait] = []
         writes: dict[int, list[int]] = {}

@@ -171,6 +171,7 @@ def _step_of_race(run: Run, report: Report) -> int:
             trace=run.trace[:length],
             extras=run.extras,
             follows=run.follows,
+            barriers=run.barriers,
             names=run.names,
             scheduler=run.scheduler,
         )

@@ -242,10 +242,13 @@ class HappensBefore:
         *,
         weak: bool = False,
         follows: Mapping[int, int] | None = None,
+        barriers: Mapping[int, int] | None = None,
     ) -> None:
-        """`follows` is the scheduler's: which earlier event an event could not have come before."""
+        """`follows` and `barriers` are the scheduler's: which earlier event an event could not have
+        come before, and how many events come before one whatever it touches."""
         self.weak = weak
         self.follows = follows or {}
+        self.barriers = barriers or {}
         self.trace = trace
         self.extras = extras
         self.tasks = tasks + 1
@@ -273,6 +276,8 @@ class HappensBefore:
             self.arrive(position)
         task = self.trace[position][0]
         clock = self.current[task].copy()
+        if position in self.barriers:
+            clock = self._after_all(self.barriers[position], clock)
         words, weak = self.words, self.weak
         records = []
         for kind, word in touched:
@@ -301,6 +306,14 @@ class HappensBefore:
         self.numbers.append(clock[task])
         return clock
 
+    def _after_all(self, count: int, clock: Clock) -> Clock:
+        """The clock after the first `count` events."""
+        for task in range(1, self.tasks):
+            last = next((at for at in range(count - 1, -1, -1) if self.trace[at][0] == task), None)
+            if last is not None:
+                clock = join(clock, self.clocks[last])
+        return clock
+
     def clock_of(self, task: int, touched: list[Access]) -> Clock:
         """The clock of an operation that `task` would do now, without taking it in; its own event
         not counted."""
@@ -320,3 +333,15 @@ class HappensBefore:
     def before(self, first: int, second: int) -> bool:
         """Whether event `first` happens before event `second`."""
         return self.clocks[second][self.trace[first][0]] >= self.numbers[first]
+
+
+def order_of(run: Run, *, weak: bool = False) -> HappensBefore:
+    """The happens-before order of a schedule in which no event has been taken in yet."""
+    return HappensBefore(
+        run.trace,
+        run.extras,
+        len(run.names),
+        weak=weak,
+        follows=run.follows,
+        barriers=run.barriers,
+    )

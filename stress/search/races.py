@@ -13,7 +13,7 @@ from __future__ import annotations
 from mmu.report import Report, section
 from stress.engines.program import Run
 from stress.engines.steps import ENDING, FREE, RELAX, RMW, SPAWN, STORE, WAIT, Access, Event
-from stress.search.happens_before import Clock, HappensBefore, accesses
+from stress.search.happens_before import Clock, HappensBefore, accesses, order_of
 from stress.search.schedule import WordNames
 
 _WRITES = frozenset({STORE, RMW, FREE})
@@ -45,7 +45,7 @@ class _Check:
             for word in range(first, first + len_of(thing))
         }
         self._last_write: dict[int, int] = {}
-        order = HappensBefore(run.trace, run.extras, len(run.names), weak=True, follows=run.follows)
+        order = order_of(run, weak=True)
         for position, event in enumerate(run.trace):
             order.arrive(position)
             touched = self._touched(position, event)
