@@ -22,6 +22,7 @@ from attrs import frozen
 from stress.engines.program import Run
 from stress.engines.scheduler import Picker, Scheduler
 from stress.engines.steps import (
+    ACQUIRE,
     BUFFER_SHIFT,
     KINDS,
     LOAD,
@@ -31,6 +32,7 @@ from stress.engines.steps import (
     SPAWN,
     START,
     TASK_LIST,
+    WAIT,
     Event,
 )
 from stress.engines.tasks import ControlledTask
@@ -255,12 +257,19 @@ class Follow:
         """Nothing is learnt."""
 
 
+_IN_VAIN: Final = (RMW, WAIT, ACQUIRE)
+"""Operations that are recorded as loads when they have changed nothing."""
+
+
 def _is(announced: str, recorded: str) -> bool:
     """Whether what is announced is what was recorded; a compare-exchange that failed was recorded
-    as a load, and whom a spawn makes is known only afterwards, as is where a load reads from."""
+    as a load, as was a wait that ended by time, and whom a spawn makes is known only afterwards, as
+    is where a load reads from."""
     recorded = recorded.removesuffix(OWN)
-    if announced == recorded or announced == recorded.replace(KINDS[LOAD], KINDS[RMW], 1):
+    if announced == recorded:
         return True
+    if recorded.startswith(KINDS[LOAD]):
+        return announced in {recorded.replace(KINDS[LOAD], KINDS[kind], 1) for kind in _IN_VAIN}
     return announced.startswith(KINDS[SPAWN]) and recorded.startswith(KINDS[SPAWN])
 
 

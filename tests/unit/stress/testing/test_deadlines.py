@@ -3,10 +3,14 @@ order."""
 
 from __future__ import annotations
 
+import queue
 import threading
 import time
+from collections.abc import Callable
 
-from stress.testing import explore
+import pytest
+
+from stress.testing import ScheduleFailed, explore, replay
 from tests.unit.stress.testing.programs import EVERYTHING, failure_of, proved, together
 
 
@@ -100,3 +104,47 @@ def test_a_lock_is_waited_for_in_vain_or_not_where_both_are_at_the_same_time() -
 
     proved(program)
     assert results == {True, False}
+
+
+def acquire_in_vain() -> None:
+    lock = threading.Lock()
+    with lock:
+        together(lambda: fail_unless(lock.acquire(timeout=2)))
+
+
+def wait_in_vain() -> None:
+    event = threading.Event()
+    together(lambda: fail_unless(event.wait(2)), lambda: event.wait(1))
+
+
+def get_in_vain() -> None:
+    items: queue.Queue[int] = queue.Queue()
+    together(lambda: items.get(timeout=2), lambda: items.get(timeout=1))
+
+
+def sleep_too_long() -> None:
+    done: list[int] = []
+
+    def sleep() -> None:
+        done.append(1)
+        time.sleep(3)
+        fail_unless(len(done) < 2)
+
+    together(sleep, sleep)
+
+
+def fail_unless(good: bool) -> None:
+    assert good
+
+
+@pytest.mark.parametrize(
+    "program",
+    [acquire_in_vain, wait_in_vain, get_in_vain, sleep_too_long],
+    ids=lambda p: p.__name__,
+)
+def test_a_failure_after_a_time_out_can_be_replayed(program: Callable[[], None]) -> None:
+    with pytest.raises(ScheduleFailed) as failed:
+        explore(program, EVERYTHING)
+    with pytest.raises(ScheduleFailed) as again:
+        replay(program, failed.value.schedule, steps=failed.value.steps)
+    assert again.value.signature == failed.value.signature
